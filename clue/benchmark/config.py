@@ -1,0 +1,176 @@
+"""Read the configuration: run, data sets and methods, checked against closed schemas; plan the grid.
+
+Defaults of workflow keys live in ``config/schemas`` and hyper-parameters in ``config/methods``;
+nothing here has a default of its own.
+"""
+
+import copy
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from clue.benchmark.errors import BenchmarkError
+
+ORACLE = "oracle"
+"""The one method that reads the solution; a metrics rule writes it, no method does."""
+
+
+class ConfigError(BenchmarkError):
+    """A configuration file is wrong."""
+
+
+# ---- files and schemas ---------------------------------------------------------------------------
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one YAML file whose top level is a map."""
+    if not path.exists():
+        raise ConfigError(f"{path}: no such file")
+    try:
+        data = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must hold a map of keys, not {type(data).__name__}")
+    return data
+
+
+def check(data: dict[str, Any], schema: Path, where: str) -> dict[str, Any]:
+    """Return `data` with the defaults of `schema` filled in; the first error becomes one line."""
+    rules = read_yaml(schema)
+    checked = copy.deepcopy(data)
+    _fill_defaults(checked, rules)
+    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(rules).iter_errors(checked))
+    if error is not None:
+        raise ConfigError(f"{where}: {_one_line(error)}")
+    return checked
+
+
+def _fill_defaults(data: Any, rules: dict[str, Any]) -> None:
+    if not isinstance(data, dict):
+        return
+    for key, rule in rules.get("properties", {}).items():
+        if "default" in rule:
+            data.setdefault(key, copy.deepcopy(rule["default"]))
+        if key in data:
+            _fill_defaults(data[key], rule)
+
+
+def _one_line(error: jsonschema.ValidationError) -> str:
+    key = ".".join(str(part) for part in error.absolute_path) or "top level"
+    if error.validator == "additionalProperties":
+        known = sorted(error.schema.get("properties", {}))
+        unknown = sorted(set(error.instance) - set(known))
+        return f"{key}: unknown key {', '.join(map(repr, unknown))}{_suggest(unknown[0], known)}"
+    return f"{key}: {error.message}"
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
+
+
+# ---- the benchmark -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One cell of the planned grid: a method variant with a seed on one split of a data set."""
+
+    run: str
+    dataset: str
+    split: str
+    method: str
+    variant: str
+    seed: int
+    transductive: bool
+    reason: str
+    """Why it cannot run; empty where it can."""
+
+    @property
+    def folder(self) -> str:
+        """Where its outputs are, relative to the project."""
+        return f"results/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
+
+
+class Benchmark:
+    """The checked configuration of one run and all that follows from it.
+
+    Parameters
+    ----------
+    config
+        The run's configuration, for instance ``config/quick.yaml`` as a map.
+    root
+        The project folder.
+    where
+        The name of the configuration in error messages.
+    """
+
+    def __init__(self, config: dict[str, Any], root: str | Path = ".", where: str = "config"):
+        self.root = Path(root)
+        self.config = check(config, self._schema("config"), where)
+        self.datasets = self._select("datasets", "splits", where)
+        self.methods = self._select("methods", "variants", where)
+
+    def _schema(self, kind: str) -> Path:
+        return self.root / "config" / "schemas" / f"{kind}.schema.yaml"
+
+    def load(self, kind: str, name: str) -> dict[str, Any]:
+        """Return the checked ``config/<kind>/<name>.yaml``; `kind` is ``datasets`` or ``methods``."""
+        folder = self.root / "config" / kind
+        path = folder / f"{name}.yaml"
+        if not path.exists():
+            known = sorted(file.stem for file in folder.glob("*.yaml"))
+            raise ConfigError(f"unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
+        spec = check(read_yaml(path), self._schema(kind[:-1]), str(path))
+        if kind == "methods":
+            spec["variants"] = {"default": {}, **spec["variants"]}
+            if not (self.root / "scripts" / "methods" / spec["script"]).exists():
+                raise ConfigError(f"{path}: script: no file scripts/methods/{spec['script']}")
+        return spec
+
+    def _select(self, kind: str, parts: str, where: str) -> dict[str, dict[str, Any]]:
+        """Load what a list like ``[clue, cca/default]`` names, with only the parts it names."""
+        chosen: dict[str, dict[str, Any]] = {}
+        for entry in self.config[kind]:
+            name, _, part = entry.partition("/")
+            spec = self.load(kind, name)
+            if part and part not in spec[parts]:
+                raise ConfigError(
+                    f"{where}: {kind}: {name!r} has no {parts[:-1]} {part!r}{_suggest(part, sorted(spec[parts]))}"
+                )
+            wanted = {part: spec[parts][part]} if part else spec[parts]
+            known = chosen.setdefault(name, {**spec, parts: {}})
+            known[parts].update(wanted)
+        return chosen
+
+    def params(self, method: str, variant: str, modalities: list[str]) -> dict[str, Any]:
+        """Return the hyper-parameters: params < preset < budget < variant."""
+        spec = self.methods[method]
+        return {
+            **spec["params"],
+            **spec["presets"].get("+".join(modalities), {}),
+            **spec["budgets"].get(self.config["budget"], {}),
+            **spec["variants"][variant],
+        }
+
+    def plan(self) -> list[Job]:
+        """Return every planned job, those that cannot run included, with the reason."""
+        jobs = []
+        for dataset, data in self.datasets.items():
+            modalities = data["modalities"]
+            for split in data["splits"]:
+                for method, spec in self.methods.items():
+                    reason = "" if modalities in spec["modalities"] else f"does not support {'+'.join(modalities)}"
+                    for variant in spec["variants"]:
+                        transductive = bool(self.params(method, variant, modalities).get("transductive", False))
+                        jobs += [
+                            Job(self.config["run"], dataset, split, method, variant, seed, transductive, reason)
+                            for seed in self.config["seeds"]
+                        ]
+                jobs.append(Job(self.config["run"], dataset, split, ORACLE, "default", 0, False, ""))
+        return jobs

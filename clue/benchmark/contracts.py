@@ -1,0 +1,249 @@
+"""What each file of the benchmark holds, checked on every write and every read.
+
+========================  ==========================================================================
+``dataset.h5mu``          all cells of a data set: raw counts per modality, labels, batches
+``train.h5mu``            training cells: paired, or seen in some modalities only; no cell types
+``test_<modality>.h5ad``  test cells of one modality, shuffled and renamed; ``obs`` is ``batch`` alone
+``solution.h5ad``         one row per test cell: its name in each modality's file, batch, labels
+``embedding.h5ad``        one row per cell of each test file, in file order
+========================  ==========================================================================
+
+Cells of one name in two modalities of a MuData are one cell. Annotations live in each modality's
+``obs``; the MuData's own ``obs`` stays empty.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.files import atomic
+
+MODALITIES = ("rna", "atac", "adt")
+SEALED_COLUMNS = ("cell_type", "label")
+"""Columns of ``obs`` that no method may see."""
+
+md.set_options(pull_on_update=False)
+
+
+class ContractError(BenchmarkError):
+    """A file does not hold what its contract says."""
+
+
+# ---- one modality --------------------------------------------------------------------------------
+
+
+def _check_counts(adata: ad.AnnData, where: str) -> None:
+    counts = adata.X
+    if not sp.issparse(counts) or counts.format != "csr" or counts.dtype != np.float32:
+        raise ContractError(f"{where}: X must be a float32 CSR matrix of raw counts")
+    if not np.isfinite(counts.data).all():
+        bad = int((~np.isfinite(counts.data)).sum())
+        raise ContractError(f"{where}: X holds {bad} counts that are NaN or infinite; give raw counts")
+    if (counts.data < 0).any():
+        bad = int((counts.data < 0).sum())
+        raise ContractError(f"{where}: X holds {bad} negative counts; give raw counts")
+    if (counts.data != np.round(counts.data)).any():
+        raise ContractError(f"{where}: X holds counts that are not whole numbers; give raw counts")
+
+
+def _check_names(adata: ad.AnnData, where: str) -> None:
+    for axis, names in (("cell", adata.obs_names), ("feature", adata.var_names)):
+        if not names.is_unique:
+            twice = names[names.duplicated()][0]
+            raise ContractError(f"{where}: {axis} name {twice!r} occurs more than once; make names unique")
+
+
+def _check_obs(adata: ad.AnnData, columns: Sequence[str], where: str) -> None:
+    missing = [column for column in columns if column not in adata.obs]
+    if missing:
+        raise ContractError(f"{where}: obs lacks {missing}; add the column")
+    for column in columns:
+        if adata.obs[column].isna().any():
+            raise ContractError(f"{where}: obs[{column!r}] has missing values; fill them")
+
+
+def check_modality(adata: ad.AnnData, where: str, columns: Sequence[str] = ("batch",)) -> None:
+    """Check raw counts, unique names and the `columns` of ``obs`` of one modality."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        raise ContractError(f"{where}: holds {adata.n_obs} cells and {adata.n_vars} features")
+    _check_names(adata, where)
+    _check_obs(adata, columns, where)
+    _check_counts(adata, where)
+
+
+def _check_sealed(adata: ad.AnnData, where: str) -> None:
+    sealed = [column for column in adata.obs if column in SEALED_COLUMNS]
+    if sealed:
+        raise ContractError(f"{where}: obs holds {sealed}, which no method may see")
+
+
+def _check_modality_names(mdata: md.MuData, where: str) -> None:
+    names = list(mdata.mod)
+    if len(names) < 2:
+        raise ContractError(f"{where}: holds {names}; at least two modalities are needed")
+    if names != [name for name in MODALITIES if name in names]:
+        raise ContractError(f"{where}: modalities {names} must be of {list(MODALITIES)}, in that order")
+
+
+# ---- the files -----------------------------------------------------------------------------------
+
+
+def check_dataset(mdata: md.MuData, where: str) -> None:
+    """Check a prepared data set: every cell in every modality, in the same order."""
+    _check_modality_names(mdata, where)
+    first = next(iter(mdata.mod.values()))
+    for name, adata in mdata.mod.items():
+        check_modality(adata, f"{where}[{name}]")
+        if not adata.obs_names.equals(first.obs_names):
+            raise ContractError(f"{where}[{name}]: cells differ from those of the first modality")
+    for key in ("dataset", "source", "sha256"):
+        if key not in mdata.uns:
+            raise ContractError(f"{where}: uns lacks {key!r}")
+
+
+def check_train(mdata: md.MuData, where: str) -> None:
+    """Check training cells; some cells must be seen in two modalities, and none carries a label."""
+    _check_modality_names(mdata, where)
+    for name, adata in mdata.mod.items():
+        check_modality(adata, f"{where}[{name}]")
+        _check_sealed(adata, f"{where}[{name}]")
+    seen = pd.Index(np.concatenate([adata.obs_names for adata in mdata.mod.values()]))
+    if not seen.duplicated().any():
+        raise ContractError(f"{where}: no cell is seen in two modalities; training needs paired cells")
+
+
+def check_test(adata: ad.AnnData, where: str) -> None:
+    """Check the censored test cells of one modality: nothing in ``obs`` but ``batch``."""
+    check_modality(adata, where)
+    modality = adata.uns.get("modality")
+    if modality not in MODALITIES:
+        raise ContractError(f"{where}: uns['modality'] is {modality!r}, not one of {list(MODALITIES)}")
+    if list(adata.obs.columns) != ["batch"]:
+        raise ContractError(f"{where}: obs holds {list(adata.obs.columns)}; only 'batch' may be seen")
+    expected = test_cell_names(modality, adata.n_obs)
+    if list(adata.obs_names) != expected:
+        raise ContractError(f"{where}: cells must be named {expected[0]} to {expected[-1]}")
+
+
+def check_solution(adata: ad.AnnData, where: str) -> None:
+    """Check the sealed solution: ``obs`` has a column of test-file names per modality and the labels."""
+    _check_names(adata, where)
+    modalities = list(adata.uns.get("modalities", []))
+    if len(modalities) < 2:
+        raise ContractError(f"{where}: uns['modalities'] is {modalities}; at least two are needed")
+    _check_obs(adata, ["batch", "cell_type", *modalities], where)
+    for modality in modalities:
+        expected = test_cell_names(modality, adata.n_obs)
+        if sorted(adata.obs[modality].astype(str)) != expected:
+            raise ContractError(f"{where}: obs[{modality!r}] is not a permutation of the test cells")
+
+
+def check_embedding(adata: ad.AnnData, where: str) -> None:
+    """Check an embedding on its own: float32, finite, named by modality."""
+    _check_names(adata, where)
+    _check_obs(adata, ["cell", "modality", "batch"], where)
+    if not isinstance(adata.X, np.ndarray) or adata.X.dtype != np.float32:
+        raise ContractError(f"{where}: X must be a dense float32 array")
+    bad = int((~np.isfinite(adata.X)).any(axis=1).sum())
+    if bad:
+        run = " ".join(f"{key} {adata.uns[key]}" for key in ("method", "variant", "seed") if key in adata.uns)
+        raise ContractError(f"{where}: {bad} of {adata.n_obs} rows are not finite ({run})")
+    missing = [key for key in ("method", "variant", "seed", "params") if key not in adata.uns]
+    if missing:
+        raise ContractError(f"{where}: uns lacks {missing}")
+
+
+def check_embedding_fits(adata: ad.AnnData, tests: dict[str, pd.Index], where: str) -> None:
+    """Check that an embedding has one row per test cell, in file order, modality after modality."""
+    for modality, names in tests.items():
+        rows = adata.obs_names[(adata.obs["modality"] == modality).to_numpy()]
+        if len(rows) != len(names):
+            raise ContractError(f"{where}: {len(rows)} rows of {modality} for {len(names)} test cells")
+        if not rows.equals(pd.Index(names)):
+            raise ContractError(f"{where}: rows of {modality} are not the test cells in file order")
+    extra = set(adata.obs["modality"]) - set(tests)
+    if extra:
+        raise ContractError(f"{where}: modality {sorted(extra)} is not part of this task")
+
+
+def test_cell_names(modality: str, n_cells: int) -> list[str]:
+    """Names of the censored test cells: equal names in two files would be read as pairs."""
+    return [f"{modality}_{i:06d}" for i in range(1, n_cells + 1)]
+
+
+# ---- reading and writing -------------------------------------------------------------------------
+
+
+def _read(path: str | Path, reader: Callable, check: Callable[..., None]):
+    path = Path(path)
+    if not path.exists():
+        raise ContractError(f"{path}: no such file")
+    try:
+        data = reader(path)
+    except (OSError, KeyError, ValueError, ad._io.utils.AnnDataReadError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ContractError(f"{path}: cannot be read ({reason}); delete it and run again") from error
+    check(data, str(path))
+    return data
+
+
+def _write(data: ad.AnnData | md.MuData, path: str | Path, check: Callable[..., None]) -> None:
+    check(data, str(path))
+    with atomic(path) as temporary:
+        data.write(temporary)
+
+
+def read_dataset(path: str | Path) -> md.MuData:
+    """Read and check ``dataset.h5mu``."""
+    return _read(path, md.read_h5mu, check_dataset)
+
+
+def write_dataset(mdata: md.MuData, path: str | Path) -> None:
+    """Check and write ``dataset.h5mu``."""
+    _write(mdata, path, check_dataset)
+
+
+def read_train(path: str | Path) -> md.MuData:
+    """Read and check ``train.h5mu``."""
+    return _read(path, md.read_h5mu, check_train)
+
+
+def write_train(mdata: md.MuData, path: str | Path) -> None:
+    """Check and write ``train.h5mu``."""
+    _write(mdata, path, check_train)
+
+
+def read_test(path: str | Path) -> ad.AnnData:
+    """Read and check ``test_<modality>.h5ad``."""
+    return _read(path, ad.read_h5ad, check_test)
+
+
+def write_test(adata: ad.AnnData, path: str | Path) -> None:
+    """Check and write ``test_<modality>.h5ad``."""
+    _write(adata, path, check_test)
+
+
+def read_solution(path: str | Path) -> ad.AnnData:
+    """Read and check ``solution.h5ad``."""
+    return _read(path, ad.read_h5ad, check_solution)
+
+
+def write_solution(adata: ad.AnnData, path: str | Path) -> None:
+    """Check and write ``solution.h5ad``."""
+    _write(adata, path, check_solution)
+
+
+def read_embedding(path: str | Path) -> ad.AnnData:
+    """Read and check ``embedding.h5ad``."""
+    return _read(path, ad.read_h5ad, check_embedding)
+
+
+def write_embedding(adata: ad.AnnData, path: str | Path) -> None:
+    """Check and write ``embedding.h5ad``."""
+    _write(adata, path, check_embedding)

@@ -1,0 +1,16 @@
+"""Errors that a user can mend: each is one line that names the file, the key and the mend."""
+
+import sys
+from collections.abc import Callable
+
+
+class BenchmarkError(Exception):
+    """What a user gave is wrong; the message names the file, the key and the mend."""
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a command-line program; a `BenchmarkError` becomes one line on stderr and exit status 1."""
+    try:
+        main()
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,165 @@
+"""Networks of CLUE: encoders into every subspace, decoders to counts, the modality discriminator.
+
+Layer order and initialisation follow the authors' code (scglue 0.4.1), so that weights can be
+copied between the two (`tests/unit/test_fidelity.py`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clue.likelihood import EPSILON, SparseCounts, negative_binomial
+
+
+class Encoder(nn.Module):
+    """Gaussian posterior of one subspace z_j given one modality x_k.
+
+    Parameters
+    ----------
+    n_input
+        Width of the encoder input (principal components).
+    n_latent
+        Width of the subspace.
+    n_layers, n_hidden, dropout
+        Hidden layers: linear, leaky ReLU, batch normalisation, dropout.
+    """
+
+    def __init__(self, n_input: int, n_latent: int, n_layers: int, n_hidden: int, dropout: float):
+        super().__init__()
+        layers: list[nn.Module] = []
+        width = n_input
+        for _ in range(n_layers):
+            layers += [nn.Linear(width, n_hidden), nn.LeakyReLU(0.2), nn.BatchNorm1d(n_hidden), nn.Dropout(dropout)]
+            width = n_hidden
+        self.hidden = nn.Sequential(*layers)
+        self.mean = nn.Linear(width, n_latent)
+        self.std = nn.Linear(width, n_latent)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation, each of shape (n_cells, n_latent)."""
+        hidden = self.hidden(x)
+        return self.mean(hidden), F.softplus(self.std(hidden)) + EPSILON
+
+
+class ModalityEncoder(nn.Module):
+    """All encoders of one modality x_k: into its own subspace (self) and the others' (cross)."""
+
+    def __init__(self, n_modalities: int, n_input: int, n_latent: int, n_layers: int, n_hidden: int, dropout: float):
+        super().__init__()
+        self.subspaces = nn.ModuleList(
+            Encoder(n_input, n_latent, n_layers, n_hidden, dropout) for _ in range(n_modalities)
+        )
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return mean and standard deviation of z = (z_1 … z_K), each (n_cells, K · n_latent)."""
+        means, stds = zip(*(encoder(x) for encoder in self.subspaces), strict=True)
+        return torch.cat(means, dim=1), torch.cat(stds, dim=1)
+
+
+class LearnedLibrary(nn.Module):
+    """Library size as the authors' code has it: one non-negative linear read-out of the counts per subspace."""
+
+    def __init__(self, n_features: int, n_modalities: int):
+        super().__init__()
+        self.linear = nn.Linear(n_features, n_modalities)
+
+    def forward(self, counts: SparseCounts) -> torch.Tensor:
+        """Return library sizes, shape (n_cells, n_modalities)."""
+        contributions = self.linear.weight.T[counts.feature] * counts.value.unsqueeze(1)
+        zeros = contributions.new_zeros(counts.shape[0], contributions.shape[1])
+        return F.relu(zeros.index_add(0, counts.cell, contributions) + self.linear.bias)
+
+
+class ObservedLibrary(nn.Module):
+    """Library size as the sum of the cell's counts."""
+
+    def __init__(self, n_modalities: int):
+        super().__init__()
+        self.n_modalities = n_modalities
+
+    def forward(self, counts: SparseCounts) -> torch.Tensor:
+        """Return library sizes, shape (n_cells, n_modalities)."""
+        zeros = counts.value.new_zeros(counts.shape[0])
+        total = zeros.index_add(0, counts.cell, counts.value)
+        return total.unsqueeze(1).expand(-1, self.n_modalities)
+
+
+class Decoder(nn.Module):
+    """Negative binomial decoder of one modality, conditioned on the batch.
+
+    The batch is appended to the input of every layer; scale, bias and dispersion of the counts are
+    parameters of each batch.
+    """
+
+    def __init__(self, n_latent: int, n_features: int, n_batches: int, n_layers: int, n_hidden: int, dropout: float):
+        super().__init__()
+        self.n_batches = n_batches
+        self.layers = nn.ModuleList()
+        width = n_latent
+        for _ in range(n_layers):
+            self.layers.append(
+                nn.Sequential(
+                    nn.Linear(width + n_batches, n_hidden),
+                    nn.LeakyReLU(0.2),
+                    nn.BatchNorm1d(n_hidden),
+                    nn.Dropout(dropout),
+                )
+            )
+            width = n_hidden
+        self.loc = nn.Linear(width + n_batches, n_features)
+        self.scale = nn.Parameter(torch.zeros(n_batches, n_features))
+        self.bias = nn.Parameter(torch.zeros(n_batches, n_features))
+        self.log_theta = nn.Parameter(torch.zeros(n_batches, n_features))
+
+    def hidden(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Return the input of the last layer, shape (n_cells, n_hidden + n_batches)."""
+        batch = F.one_hot(batch, self.n_batches).to(z.dtype)
+        x = torch.cat([z, batch], dim=1)
+        for layer in self.layers:
+            x = torch.cat([layer(x), batch], dim=1)
+        return x
+
+    def log_likelihood(
+        self,
+        codes: list[torch.Tensor],
+        batch: torch.Tensor,
+        library: list[torch.Tensor],
+        counts: SparseCounts,
+    ) -> torch.Tensor:
+        """Log-likelihood of the same counts under several latent codes.
+
+        The hidden layers see one code at a time, since batch normalisation must not mix them; the
+        last layer, where nearly all the work is, sees them together.
+
+        Returns
+        -------
+        Shape (n_codes, n_cells).
+        """
+        loc = self.loc(torch.stack([self.hidden(z, batch) for z in codes]))
+        group = torch.bincount(batch, minlength=self.n_batches).tolist()
+        return negative_binomial(
+            loc, F.softplus(self.scale), self.bias, self.log_theta, torch.stack(library), counts, group
+        )
+
+    def expected(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Return the expected share of each feature in the library, shape (n_cells, n_features)."""
+        loc = self.loc(self.hidden(z, batch))
+        return (F.softplus(self.scale)[batch] * loc + self.bias[batch]).softmax(dim=1)
+
+
+class Discriminator(nn.Module):
+    """Tells the modality that an embedding came from, given the batch."""
+
+    def __init__(self, n_input: int, n_modalities: int, n_batches: int, n_layers: int, n_hidden: int, dropout: float):
+        super().__init__()
+        self.n_batches = n_batches
+        layers: list[nn.Module] = []
+        width = n_input + n_batches
+        for _ in range(n_layers):
+            layers += [nn.Linear(width, n_hidden), nn.LeakyReLU(0.2), nn.Dropout(dropout)]
+            width = n_hidden
+        self.net = nn.Sequential(*layers, nn.Linear(width, n_modalities))
+
+    def forward(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        """Return logits, shape (n_cells, n_modalities)."""
+        return self.net(torch.cat([z, F.one_hot(batch, self.n_batches).to(z.dtype)], dim=1))
