@@ -47,6 +47,12 @@ class SparseCounts:
             self.cell[part] - start, self.feature[part], self.value[part], (stop - start, self.shape[1])
         )
 
+    def take(self, keep: torch.Tensor) -> "SparseCounts":
+        """Return the cells where the mask `keep` is true."""
+        entry = keep[self.cell]
+        cell = (keep.cumsum(0) - 1)[self.cell[entry]]
+        return SparseCounts(cell, self.feature[entry], self.value[entry], (int(keep.sum()), self.shape[1]))
+
 
 class _SoftmaxNegativeBinomial(torch.autograd.Function):
     """Log-likelihood per pass and cell, without the constant log(count!).

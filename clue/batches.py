@@ -1,0 +1,164 @@
+"""Mini-batches of sparse counts, where each cell is seen in any subset of the modalities."""
+
+from dataclasses import dataclass
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+
+from clue.likelihood import SparseCounts
+from clue.preprocess import Preprocessor
+
+
+@dataclass
+class Seen:
+    """What a mini-batch holds of one modality.
+
+    Attributes
+    ----------
+    cell
+        Position of each row in the mini-batch, shape (n_seen,).
+    x
+        Encoder input, shape (n_seen, width).
+    counts
+        Raw counts of the decoded features.
+    batch
+        Batch label of each row, ascending, shape (n_seen,).
+    """
+
+    cell: torch.Tensor
+    x: torch.Tensor
+    counts: SparseCounts
+    batch: torch.Tensor
+
+
+@dataclass
+class MiniBatch:
+    """A mini-batch: which cells it holds, and what is seen of them in each modality."""
+
+    index: torch.Tensor
+    seen: dict[str, Seen]
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return len(self.index)
+
+
+class Counts:
+    """A compressed sparse row matrix whose rows are gathered on the tensors' own device."""
+
+    def __init__(self, matrix: sp.csr_matrix, device: str):
+        matrix = sp.csr_matrix(matrix)
+        matrix.eliminate_zeros()
+        self.start = torch.from_numpy(matrix.indptr.astype(np.int64)).to(device)
+        # int32 halves the memory of the largest array; indices become int64 in the mini-batch only
+        self.feature = torch.from_numpy(matrix.indices.astype(np.int32)).to(device)
+        self.value = torch.from_numpy(matrix.data.astype(np.float32)).to(device)
+        self.n_features = matrix.shape[1]
+
+    def rows(self, index: torch.Tensor) -> SparseCounts:
+        """Return the cells `index` in that order."""
+        start = self.start[index]
+        length = self.start[index + 1] - start
+        cell = torch.repeat_interleave(torch.arange(len(index), device=index.device), length)
+        first = torch.repeat_interleave(start - (length.cumsum(0) - length), length)
+        entry = first + torch.arange(len(cell), device=index.device)
+        return SparseCounts(cell, self.feature[entry].long(), self.value[entry], (len(index), self.n_features))
+
+
+class Cells:
+    """All cells to train on, resident on the device, and the mask of what is seen of each.
+
+    Parameters
+    ----------
+    adatas
+        Cells of each modality; equal names are one cell.
+    preprocessors
+        Fitted, one per modality.
+    batches
+        All batch labels, in the model's order.
+    batch_key
+        Column of ``obs`` with the batch; None where there are no batches.
+    """
+
+    def __init__(
+        self,
+        adatas: dict[str, ad.AnnData],
+        preprocessors: dict[str, Preprocessor],
+        batches: list[str],
+        batch_key: str | None,
+        device: str,
+    ):
+        self.names = pd.Index([])
+        for adata in adatas.values():
+            self.names = self.names.append(adata.obs_names.difference(self.names, sort=False))
+        self.device = device
+        self.row: dict[str, torch.Tensor] = {}
+        self.x: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, Counts] = {}
+        label = np.zeros(len(self.names), dtype=np.int64)
+        for modality, adata in adatas.items():
+            preprocessor = preprocessors[modality]
+            row = adata.obs_names.get_indexer(self.names)
+            label[row >= 0] = batch_labels(adata, batches, batch_key)[row[row >= 0]]
+            self.row[modality] = torch.from_numpy(row.astype(np.int64)).to(device)
+            self.x[modality] = torch.from_numpy(preprocessor.transform(adata)).to(device)
+            counts = preprocessor.align(adata)[:, preprocessor.selected]
+            self.counts[modality] = Counts(counts, device)
+        self.batch = torch.from_numpy(label).to(device)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def paired(self) -> np.ndarray:
+        """Return which cells are seen in two modalities or more, shape (n_cells,)."""
+        return (torch.stack(list(self.row.values())) >= 0).sum(0).cpu().numpy() > 1
+
+    def take(self, index: torch.Tensor) -> MiniBatch:
+        """Return the mini-batch of the cells `index`, ordered by batch."""
+        index = index.to(self.device)
+        index = index[torch.argsort(self.batch[index], stable=True)]
+        seen = {}
+        for modality, row in self.row.items():
+            position = row[index]
+            cell = torch.nonzero(position >= 0).squeeze(1)
+            # batch normalisation needs two cells
+            if len(cell) < 2:
+                continue
+            position = position[cell]
+            seen[modality] = Seen(
+                cell, self.x[modality][position], self.counts[modality].rows(position), self.batch[index[cell]]
+            )
+        return MiniBatch(index, seen)
+
+
+def batch_labels(adata: ad.AnnData, batches: list[str], batch_key: str | None) -> np.ndarray:
+    """Return the position of each cell's batch in `batches`, −1 for a batch not among them."""
+    if batch_key is None:
+        return np.zeros(adata.n_obs, dtype=np.int64)
+    return pd.Index(batches).get_indexer(adata.obs[batch_key].astype(str)).astype(np.int64)
+
+
+class Sampler:
+    """An endless stream of shuffled passes over cells, with a state that can be saved.
+
+    The last, smaller mini-batch of a pass is dropped where there is a full one.
+    """
+
+    def __init__(self, cells: np.ndarray, batch_size: int, seed: int):
+        self.cells = torch.from_numpy(np.asarray(cells, dtype=np.int64))
+        self.batch_size = min(batch_size, len(self.cells))
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        """Mini-batches in one pass."""
+        return len(self.cells) // self.batch_size
+
+    def one_pass(self):
+        """Yield the cells of each mini-batch of one pass."""
+        order = self.cells[torch.randperm(len(self.cells), generator=self.generator)]
+        for i in range(len(self)):
+            yield order[i * self.batch_size : (i + 1) * self.batch_size]

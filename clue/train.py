@@ -1,0 +1,346 @@
+"""The min-max loop: discriminator against encoders and decoders, with early stopping and resume.
+
+One step encodes a mini-batch once. The discriminator learns from the detached embeddings; then
+encoders and decoders learn from all losses and against the updated discriminator. (The authors'
+code encodes twice; the second encoding differs by its dropout mask alone.)
+"""
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import monotonic
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from clue.batches import Cells, Sampler
+
+
+@dataclass(frozen=True)
+class Training:
+    """How to train. Lengths are in steps, so that they mean the same for any number of cells.
+
+    Attributes
+    ----------
+    max_steps
+        Steps at most.
+    batch_size
+        Cells in a mini-batch.
+    learning_rate, optimizer, weight_decay
+        ``rmsprop`` (the authors' choice) or ``adam``, for both sides of the game.
+    validation
+        Fraction of the cells that is held out for early stopping.
+    check_steps
+        Validate after at least this many steps; always after whole passes over the cells.
+    warmup_steps
+        Steps over which noise on the discriminator's input is annealed to 0; early stopping and
+        learning-rate reduction begin after them.
+    kl_warmup_steps
+        Steps over which the KL weight grows from 0 to its value.
+    patience_steps
+        Stop after this many steps without a better validation loss.
+    reduce_steps
+        Divide the learning rate by 10 after this many steps without a better one.
+    monitor
+        What early stopping watches on the held-out cells: ``loss``, the objective (the authors'
+        choice), or ``foscttm``, the fraction of cells closer than the true match.
+    checkpoint_seconds
+        Write a checkpoint at most this often.
+    """
+
+    max_steps: int = 10_000
+    batch_size: int = 128
+    learning_rate: float = 2e-3
+    optimizer: str = "rmsprop"
+    weight_decay: float = 0.0
+    validation: float = 0.1
+    check_steps: int = 50
+    warmup_steps: int = 2_000
+    kl_warmup_steps: int = 0
+    patience_steps: int = 4_000
+    reduce_steps: int = 1_500
+    monitor: str = "loss"
+    checkpoint_seconds: float = 30.0
+
+
+def train(
+    network, cells: Cells, objective, settings: Training, *, seed: int, checkpoints, progress: bool
+) -> list[dict]:
+    """Train `network` in place; return one row per validation.
+
+    Parameters
+    ----------
+    network
+        A `clue.model.Network`.
+    cells
+        All cells to train on.
+    objective
+        A `clue.model.Objective`.
+    seed
+        Seed of the validation split, the order of cells, noise and dropout.
+    checkpoints
+        Folder for checkpoints, or None.
+    """
+    loop = _Loop(network, cells, objective, settings, seed)
+    path = None
+    if checkpoints is not None:
+        path = Path(checkpoints) / f"{loop.key()}.pt"
+        if path.exists():
+            loop.load_state(torch.load(path, map_location=cells.device, weights_only=False))
+            print(f"resuming at step {loop.step} from {path}", flush=True)
+    with (
+        _checkpoint_on_signal() as wanted,
+        tqdm(total=settings.max_steps, initial=loop.step, unit="step", disable=not progress, mininterval=5) as bar,
+    ):
+        saved = monotonic()
+        while not loop.done():
+            loop.advance()
+            bar.update(loop.step - bar.n)
+            bar.set_postfix(loop.summary(), refresh=False)
+            due = monotonic() - saved > settings.checkpoint_seconds
+            if path is not None and (wanted or due):
+                save_atomically(loop.state(), path)
+                saved = monotonic()
+            if wanted:
+                raise SystemExit(128 + wanted[0])
+    network.load_state_dict(loop.best_weights)
+    if path is not None:
+        save_atomically(loop.state(), path)
+    return loop.history
+
+
+class _Loop:
+    """Everything that changes while training, so that it can be saved and restored at once."""
+
+    def __init__(self, network, cells: Cells, objective, settings: Training, seed: int):
+        self.network, self.cells, self.objective, self.settings, self.seed = network, cells, objective, settings, seed
+        torch.manual_seed(seed)
+        order = np.random.default_rng(seed).permutation(len(cells))
+        n_held_out = max(2, round(settings.validation * len(cells))) if settings.validation else 0
+        self.held_out = torch.from_numpy(np.sort(order[:n_held_out]))
+        self.sampler = Sampler(np.sort(order[n_held_out:]), settings.batch_size, seed)
+        self.generator_side = _optimizer(network.generator_parameters(), settings)
+        self.discriminator_side = _optimizer(network.discriminator.parameters(), settings)
+        self.step = 0
+        self.best = float("inf")
+        self.best_step = 0
+        self.reduced_step = 0
+        self.best_weights = _copy(network.state_dict())
+        self.history: list[dict] = []
+
+    # ---- one stretch between two validations -----------------------------------------------------
+
+    def done(self) -> bool:
+        """Whether steps or patience have run out."""
+        idle = self.step - max(self.best_step, self.settings.warmup_steps)
+        return self.step >= self.settings.max_steps or idle >= self.settings.patience_steps
+
+    def advance(self) -> None:
+        """Train for whole passes over the cells, at least `check_steps` steps, then validate."""
+        target = self.step + self.settings.check_steps
+        while self.step < target:
+            for index in self.sampler.one_pass():
+                self._train_step(index)
+        self._validate()
+
+    def _weights(self):
+        """Share of discriminator noise and of the KL weight at this step."""
+        s = self.settings
+        noise = max(1 - self.step / s.warmup_steps, 0.0) if s.warmup_steps else 0.0
+        kl = min(self.step / s.kl_warmup_steps, 1.0) if s.kl_warmup_steps else 1.0
+        return noise, kl
+
+    def _train_step(self, index: torch.Tensor) -> None:
+        network, objective = self.network, self.objective
+        network.train()
+        noise, kl = self._weights()
+        batch = self.cells.take(index)
+        posteriors = network.posteriors(batch)
+        means = {k: mean for k, (mean, _) in posteriors.items()}
+        adversarial = torch.zeros((), device=self.cells.device)
+        if objective.adversarial:
+            loss = network.discriminator_loss(batch, {k: m.detach() for k, m in means.items()}, noise, None)
+            self.discriminator_side.zero_grad(set_to_none=True)
+            (objective.adversarial * loss).backward()
+            self.discriminator_side.step()
+            adversarial = network.discriminator_loss(batch, means, noise, None)
+        losses = network.generator_losses(batch, posteriors, objective)
+        total = network.total(losses, adversarial, objective, kl)
+        self.generator_side.zero_grad(set_to_none=True)
+        total.backward()
+        self.generator_side.step()
+        self.step += 1
+
+    # ---- validation ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        row = {"step": self.step, "learning_rate": self.generator_side.param_groups[0]["lr"], **self._held_out_losses()}
+        self.history.append(row)
+        if not np.isfinite(row.get("loss", 0.0)):
+            raise FloatingPointError(
+                f"training diverged at step {self.step}: loss {row['loss']}; lower the learning rate"
+            )
+        if not len(self.held_out):
+            self.best_weights, self.best_step = _copy(self.network.state_dict()), self.step
+            return
+        watched = row[self.settings.monitor]
+        if self.step <= self.settings.warmup_steps and self.step < self.settings.max_steps:
+            # Losses during warm-up are not comparable with later ones: noise hides the modality.
+            self.best_weights, self.best_step = _copy(self.network.state_dict()), self.step
+        elif watched < self.best:
+            self.best, self.best_step, self.reduced_step = watched, self.step, self.step
+            self.best_weights = _copy(self.network.state_dict())
+        elif self.step - max(self.reduced_step, self.settings.warmup_steps) >= self.settings.reduce_steps:
+            self.reduced_step = self.step
+            for side in (self.generator_side, self.discriminator_side):
+                for group in side.param_groups:
+                    group["lr"] /= 10
+
+    def _held_out_losses(self) -> dict[str, float]:
+        """Every loss on the held-out cells, weighted by cells, and how well they match."""
+        if not len(self.held_out):
+            return {}
+        network, objective = self.network, self.objective
+        network.eval()
+        # The same noise at every validation: losses differ by the weights alone.
+        noise = torch.Generator(self.cells.device).manual_seed(self.seed)
+        sums: dict[str, float] = {}
+        means: dict[str, list] = {k: [] for k in network.modalities}
+        names: dict[str, list] = {k: [] for k in network.modalities}
+        for index in self.held_out.split(1024):
+            batch = self.cells.take(index)
+            if not batch.seen:
+                continue
+            posteriors = network.posteriors(batch)
+            losses = network.generator_losses(batch, posteriors, objective, noise)
+            adversarial = network.discriminator_loss(batch, {k: m for k, (m, _) in posteriors.items()}, 0.0, None)
+            losses |= {"adversarial": adversarial, "loss": network.total(losses, adversarial, objective, 1.0)}
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(index)
+            for k, seen in batch.seen.items():
+                means[k].append(posteriors[k][0])
+                names[k].append(batch.index[seen.cell])
+        result = {name: value / len(self.held_out) for name, value in sums.items()}
+        result["foscttm"] = _foscttm({k: (torch.cat(n), torch.cat(means[k])) for k, n in names.items() if n})
+        return result
+
+    def summary(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        row = self.history[-1]
+        return {name: f"{row[name]:.4g}" for name in ("loss", "foscttm") if name in row}
+
+    # ---- checkpoints -----------------------------------------------------------------------------
+
+    def key(self) -> str:
+        """Digest of settings, seed and data: a checkpoint of anything else is never loaded."""
+        digest = hashlib.sha256()
+        digest.update(json.dumps([asdict(self.objective), asdict(self.settings), self.seed], sort_keys=True).encode())
+        digest.update(str(self.network).encode())
+        for value in self.network.state_dict().values():
+            digest.update(value.detach().cpu().numpy().tobytes())
+        for k in self.cells.row:
+            for tensor in (
+                self.cells.row[k],
+                self.cells.x[k],
+                self.cells.counts[k].value,
+                self.cells.counts[k].feature,
+            ):
+                digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def state(self) -> dict:
+        """Return all that is needed to go on as if nothing had happened."""
+        return {
+            "network": self.network.state_dict(),
+            "generator_side": self.generator_side.state_dict(),
+            "discriminator_side": self.discriminator_side.state_dict(),
+            "sampler": self.sampler.generator.get_state(),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            **{name: getattr(self, name) for name in self._PLAIN},
+        }
+
+    _PLAIN = ("step", "best", "best_step", "reduced_step", "best_weights", "history")
+
+    def load_state(self, state: dict) -> None:
+        """Restore what `state` returned."""
+        self.network.load_state_dict(state["network"])
+        self.generator_side.load_state_dict(state["generator_side"])
+        self.discriminator_side.load_state_dict(state["discriminator_side"])
+        self.sampler.generator.set_state(state["sampler"].cpu())
+        torch.set_rng_state(state["torch"].cpu())
+        if state["cuda"]:
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        for name in self._PLAIN:
+            setattr(self, name, state[name])
+
+
+def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
+    choices = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam}
+    if settings.optimizer not in choices:
+        raise ValueError(f"optimizer {settings.optimizer!r} is not one of {sorted(choices)}")
+    return choices[settings.optimizer](
+        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
+    )
+
+
+def _copy(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in weights.items()}
+
+
+def _foscttm(embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """FOSCTTM (cosine; ties count half) of the held-out cells, averaged over pairs of modalities."""
+    values = []
+    modalities = list(embeddings)
+    for i, a in enumerate(modalities):
+        for b in modalities[i + 1 :]:
+            (cell_a, z_a), (cell_b, z_b) = embeddings[a], embeddings[b]
+            shared = cell_a[torch.isin(cell_a, cell_b)]
+            if len(shared) < 2:
+                continue
+            x = torch.nn.functional.normalize(z_a[_position(cell_a, shared)], dim=1)
+            y = torch.nn.functional.normalize(z_b[_position(cell_b, shared)], dim=1)
+            similarity = x @ y.T
+            true = similarity.diagonal()
+            for axis, reference in ((1, true[:, None]), (0, true[None, :])):
+                closer = (similarity > reference).float() + 0.5 * (similarity == reference).float()
+                values.append(float((closer.sum(axis) - 0.5).mean() / len(shared)))
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _position(names: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    order = torch.argsort(names)
+    return order[torch.searchsorted(names[order], wanted)]
+
+
+def save_atomically(state: dict, path: Path) -> None:
+    """Write with `torch.save` under a temporary name, then rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        torch.save(state, temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _checkpoint_on_signal() -> Iterator[list[int]]:
+    """Note SIGTERM (a cluster's preemption) instead of dying, so that a checkpoint can be written."""
+    received: list[int] = []
+    try:
+        previous = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    except ValueError:  # not in the main thread, where signals cannot be handled
+        yield received
+        return
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGTERM, previous)
