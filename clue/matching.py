@@ -1,0 +1,308 @@
+"""From two embeddings to a sparse match matrix: entry (i, j) is the weight that cell i of x is cell j of y.
+
+All matchings look at directions only (embeddings are L2-normalised, so that Euclidean and cosine
+neighbours agree) and stay within a batch where batches are given. Every row sums to 1.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import scipy.sparse as sp
+
+MAX_TRANSPORT_ENTRIES = 400_000_000
+"""Largest dense plan of `match_ot`, in entries of one batch (about 5 GB while it is made)."""
+
+MAX_MATCHES_PER_CELL = 1000
+"""The competition allows this many entries per row on average."""
+
+
+_REBUILD_EVERY = 10  # iterations of Sinkhorn's algorithm
+_SMALLEST = np.float32(1e-30)
+
+
+class BatchTooLarge(ValueError):
+    """A batch has too many cells for a matching that needs a dense matrix."""
+
+
+# ---- the matchings -------------------------------------------------------------------------------
+
+
+def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None) -> sp.csr_matrix:
+    """Match by shared nearest neighbours.
+
+    Two cells match by the Jaccard index of their `k` nearest neighbours in x and in y together. With
+    ``k=1`` mutual nearest neighbours weigh 1 and one-sided ones 1/3 before rows are normalised. A cell
+    is always the first of its own neighbours, also where another cell coincides with it.
+
+    Parameters
+    ----------
+    x, y
+        Embeddings, cells x dimensions; the numbers of cells may differ.
+    k
+        Number of neighbours; capped at the cells of the smaller side of a batch.
+    batch_x, batch_y
+        Batch of each cell. Without them any cell may match any other.
+
+    Returns
+    -------
+    Float32 CSR matrix, cells of x by cells of y; no row is empty and each sums to 1.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit, or if a batch of x has no cell in y.
+
+    Notes
+    -----
+    The matching of the winner of the NeurIPS 2021 multimodal competition (modality matching), who
+    used ``k=1`` within batch.
+    """
+    _check_k(k)
+    return _match_by_batch(x, y, batch_x, batch_y, lambda a, b: shared_neighbours(a, b, k))
+
+
+def match_gaussian(x, y, k: int = 20, batch_x=None, batch_y=None) -> sp.csr_matrix:
+    """Match each cell of x to its `k` nearest cells of y by a Gaussian kernel.
+
+    The weight is ``exp(-(d**2 - d_1**2) / (2 h**2))`` with d the distance between directions and d_1, d_2
+    those of the nearest and the second cell. The bandwidth h is set per batch so that ``2 h**2`` is the
+    median of ``d_2**2 - d_1**2`` over the cells of x: a typical runner-up weighs 1/e of the nearest.
+
+    Parameters and returned matrix are those of `match_snn`; `k` is capped at the cells of y in a batch.
+    """
+    _check_k(k)
+    return _match_by_batch(x, y, batch_x, batch_y, lambda a, b: _gaussian(a, b, k))
+
+
+def match_ot(
+    x,
+    y,
+    epsilon: float = 0.01,
+    batch_x=None,
+    batch_y=None,
+    max_iterations: int = 100,
+    tolerance: float = 1e-3,
+    max_matches: int = MAX_MATCHES_PER_CELL,
+) -> sp.csr_matrix:
+    """Match by entropic optimal transport between all cells of a batch, each of equal mass.
+
+    Sinkhorn's algorithm in the log domain, with the cosine distance as the cost. It stops when no
+    potential moves by more than `tolerance` (in units of `epsilon`) or after `max_iterations`: rows
+    then sum to 1, columns nearly so. The `max_matches` largest entries of each row are kept.
+
+    Parameters
+    ----------
+    x, y, batch_x, batch_y
+        As for `match_snn`.
+    epsilon
+        Strength of the entropy; smaller is sharper and slower.
+    max_iterations, tolerance
+        When to stop.
+    max_matches
+        Entries to keep per row.
+
+    Returns
+    -------
+    Float32 CSR matrix, cells of x by cells of y; no row is empty and each sums to 1.
+
+    Raises
+    ------
+    BatchTooLarge
+        If a batch would need a plan of more than `MAX_TRANSPORT_ENTRIES`.
+    ValueError
+        As for `match_snn`.
+
+    References
+    ----------
+    Cuturi, Sinkhorn distances, NeurIPS 2013.
+    """
+
+    def transport(a: np.ndarray, b: np.ndarray) -> sp.csr_matrix:
+        if len(a) * len(b) > MAX_TRANSPORT_ENTRIES:
+            raise BatchTooLarge(f"optimal transport between {len(a)} and {len(b)} cells of one batch is too large")
+        plan = _sinkhorn(_squared_distances(a, b) / 2, epsilon, max_iterations, tolerance)
+        return _largest_per_row(plan, max_matches)
+
+    return _match_by_batch(x, y, batch_x, batch_y, transport)
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def l2_normalise(embedding) -> np.ndarray:
+    """Scale each row to unit length, in float64; a row of zeros stays zero."""
+    embedding = np.asarray(embedding, dtype=np.float64)
+    length = np.linalg.norm(embedding, axis=1, keepdims=True)
+    return embedding / np.where(length > 0, length, 1)
+
+
+def directions(x, y) -> tuple[np.ndarray, np.ndarray]:
+    """L2-normalise two embeddings and move their common mean to the origin, in float64.
+
+    Distances are those of the unit vectors; without the mean they lose fewer digits where all
+    directions are nearly the same.
+    """
+    x, y = l2_normalise(x), l2_normalise(y)
+    centre = (x.sum(axis=0) + y.sum(axis=0)) / (len(x) + len(y))
+    return x - centre, y - centre
+
+
+def nearest(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return squared Euclidean distances and indices of the exact `k` nearest rows of `base`."""
+    import faiss  # late: it starts threads and takes time that most of the library does not need
+
+    index = faiss.IndexFlatL2(base.shape[1])
+    index.add(np.ascontiguousarray(base, dtype=np.float32))
+    return index.search(np.ascontiguousarray(queries, dtype=np.float32), k)
+
+
+def shared_neighbours(x: np.ndarray, y: np.ndarray, k: int) -> sp.csr_matrix:
+    """Return the Jaccard index of the `k` nearest neighbours of cells of x and cells of y.
+
+    `x` and `y` are points whose Euclidean distances count, as `directions` returns them.
+    """
+    k = min(k, len(x), len(y))
+    x2y, y2x = _neighbour_graph(x, y, k), _neighbour_graph(y, x, k)
+    x2x, y2y = _own_neighbour_graph(x, k), _own_neighbour_graph(y, k)
+    shared = (x2y @ y2y.T + x2x @ y2x.T).tocsr()
+    shared.data = shared.data / (4 * k - shared.data)
+    return shared
+
+
+def _neighbour_graph(queries: np.ndarray, base: np.ndarray, k: int) -> sp.csr_matrix:
+    return _graph(nearest(queries, base, k)[1], len(base))
+
+
+def _own_neighbour_graph(points: np.ndarray, k: int) -> sp.csr_matrix:
+    own = np.arange(len(points))[:, None]
+    if k == 1:
+        return _graph(own, len(points))
+    found = nearest(points, points, k)[1]
+    others = found != own
+    # A cell that coincides with many others may be missing from its own list: the last found gives way.
+    others[others.all(axis=1), -1] = False
+    return _graph(np.hstack([own, found[others].reshape(len(points), k - 1)]), len(points))
+
+
+def _graph(neighbours: np.ndarray, n_columns: int) -> sp.csr_matrix:
+    n_rows, k = neighbours.shape
+    starts = np.arange(0, n_rows * k + 1, k)
+    return sp.csr_matrix((np.ones(n_rows * k, np.float32), neighbours.ravel(), starts), shape=(n_rows, n_columns))
+
+
+def _gaussian(x: np.ndarray, y: np.ndarray, k: int) -> sp.csr_matrix:
+    squared, neighbours = nearest(x, y, min(k, len(y)))
+    excess = squared - squared[:, :1]
+    scale = np.median(excess[:, min(1, excess.shape[1] - 1)])
+    graph = _graph(neighbours, len(y))
+    # A scale of zero (cells that coincide) leaves weight to the nearest cells alone.
+    graph.data = np.exp(-excess / max(scale, np.finfo(np.float32).tiny)).ravel()
+    return graph
+
+
+def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    squared = x @ y.T
+    squared *= -2
+    squared += (x**2).sum(axis=1)[:, None]
+    squared += (y**2).sum(axis=1)[None, :]
+    return np.maximum(squared, 0, out=squared)
+
+
+def _sinkhorn(cost: np.ndarray, epsilon: float, max_iterations: int, tolerance: float) -> np.ndarray:
+    """Return the entropic plan between uniform masses, scaled so that rows sum to 1.
+
+    The kernel is rebuilt from log potentials every few iterations: as safe as the log domain, where
+    exp(-cost / epsilon) would underflow, and as fast as plain scaling in between. `cost` is overwritten.
+    """
+    log_kernel = cost
+    log_kernel *= -1 / epsilon
+    n_x, n_y = cost.shape
+    # Largest entry of each row and column 1: nothing overflows, and no row or column vanishes.
+    log_u = -log_kernel.max(axis=1, keepdims=True)
+    log_v = -(log_kernel + log_u).max(axis=0, keepdims=True)
+    kernel = np.empty_like(log_kernel)
+    for _ in range(0, max_iterations, _REBUILD_EVERY):
+        _exponentiate(log_kernel, log_u, log_v, kernel)
+        u = np.ones(n_x, np.float32)
+        for _ in range(_REBUILD_EVERY):
+            previous = u
+            v = (n_x / n_y) / np.maximum(u @ kernel, _SMALLEST)
+            u = 1 / np.maximum(kernel @ v, _SMALLEST)
+        log_u += np.log(u)[:, None]
+        log_v += np.log(v)[None, :]
+        if np.abs(np.log(u / previous)).max() < tolerance:
+            break
+    return _exponentiate(log_kernel, log_u, log_v, kernel)
+
+
+def _exponentiate(log_kernel: np.ndarray, log_u: np.ndarray, log_v: np.ndarray, out: np.ndarray) -> np.ndarray:
+    np.add(log_kernel, log_u, out=out)
+    out += log_v
+    return np.exp(out, out=out)
+
+
+def _largest_per_row(dense: np.ndarray, n: int) -> sp.csr_matrix:
+    if dense.shape[1] <= n:
+        return sp.csr_matrix(dense)
+    columns = np.vstack([np.argpartition(row, -n)[-n:] for row in dense])
+    kept = _graph(columns, dense.shape[1])
+    kept.data = np.take_along_axis(dense, columns, axis=1).ravel()
+    return kept
+
+
+# ---- batches -------------------------------------------------------------------------------------
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k is {k}; at least one neighbour is needed")
+
+
+def _check_shapes(x: np.ndarray, y: np.ndarray) -> None:
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"x {x.shape} and y {y.shape} must be cells x dimensions of the same width")
+    if len(x) == 0 or len(y) == 0:
+        raise ValueError(f"x has {len(x)} and y {len(y)} cells; both need some")
+
+
+def _batches(x, y, batch_x, batch_y) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return for each batch the rows of x and of y."""
+    if (batch_x is None) != (batch_y is None):
+        raise ValueError("give the batches of both x and y, or of neither")
+    if batch_x is None:
+        return [(np.arange(len(x)), np.arange(len(y)))]
+    batch_x, batch_y = np.asarray(batch_x), np.asarray(batch_y)
+    if len(batch_x) != len(x) or len(batch_y) != len(y):
+        raise ValueError(f"{len(batch_x)} and {len(batch_y)} batches for {len(x)} cells of x and {len(y)} of y")
+    pairs = []
+    for batch in np.unique(batch_x):
+        rows, columns = np.flatnonzero(batch_x == batch), np.flatnonzero(batch_y == batch)
+        if columns.size == 0:
+            raise ValueError(f"batch {str(batch)!r} has {rows.size} cells in x and none in y")
+        pairs.append((rows, columns))
+    return pairs
+
+
+def _match_by_batch(x, y, batch_x, batch_y, match: Callable) -> sp.csr_matrix:
+    x, y = np.asarray(x), np.asarray(y)
+    _check_shapes(x, y)
+    batches = _batches(x, y, batch_x, batch_y)
+    x, y = directions(x, y)
+    rows, columns, weights = [], [], []
+    for in_x, in_y in batches:
+        part = match(x[in_x], y[in_y]).tocoo()
+        rows.append(in_x[part.row])
+        columns.append(in_y[part.col])
+        weights.append(part.data)
+    shape = (len(x), len(y))
+    matched = sp.csr_matrix(
+        (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))), shape=shape, dtype=np.float64
+    )
+    matched.eliminate_zeros()
+    return _normalise_rows(matched)
+
+
+def _normalise_rows(matrix: sp.csr_matrix) -> sp.csr_matrix:
+    total = np.asarray(matrix.sum(axis=1)).ravel()
+    return (sp.diags(1 / total) @ matrix).tocsr().astype(np.float32)

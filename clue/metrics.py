@@ -1,0 +1,247 @@
+"""How well two embeddings of the same cells agree: match score, FOSCTTM, label transfer.
+
+Throughout, x and y are embeddings of two modalities. The match score and its kin read a match matrix
+of `clue.matching`; FOSCTTM and label transfer read the embeddings.
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import scipy.sparse as sp
+
+from clue.matching import directions, shared_neighbours
+
+Metric = Literal["cosine", "euclidean"]
+Ties = Literal["half", "strict"]
+
+# A tile of distances (2 MB and 4 MB with its copies) stays in a core's cache.
+_TILE_COLUMNS = 1024
+
+# Rounding of a squared distance in float64, relative to the squared norms it is made of, is below this.
+_ROUNDING = 1e-12
+
+
+# ---- metrics of a match matrix -------------------------------------------------------------------
+
+
+def match_score(matches, truth) -> float:
+    """Return the mean weight that a match matrix gives to the true partners.
+
+    Parameters
+    ----------
+    matches
+        Match matrix, cells of x by cells of y, sparse or dense. Negative weights count as zero and rows
+        are divided by their sum.
+    truth
+        For each row the column of its true partner.
+
+    Returns
+    -------
+    A number from 0 to 1. Random matching within batches of N_b cells gives the mean of 1 / N_b over cells.
+
+    Raises
+    ------
+    ValueError
+        If a row is empty or `truth` does not fit.
+
+    Notes
+    -----
+    ``match_probability`` of the NeurIPS 2021 multimodal competition.
+    """
+    matches = _non_negative(matches)
+    truth = np.asarray(truth)
+    if truth.shape != (matches.shape[0],) or truth.min() < 0 or truth.max() >= matches.shape[1]:
+        raise ValueError(f"truth must hold one column of the match matrix {matches.shape} per row")
+    total = np.asarray(matches.sum(axis=1)).ravel()
+    empty = int((total == 0).sum())
+    if empty:
+        raise ValueError(f"{empty} of {len(total)} rows of the match matrix are empty")
+    hit = np.asarray(matches[np.arange(len(truth)), truth]).ravel()
+    return float(np.mean(hit / total))
+
+
+def cell_type_match(matches, types_x, types_y) -> float:
+    """Return the fraction of all match weight that lies between cells of the same type.
+
+    Parameters
+    ----------
+    matches
+        Match matrix, cells of x by cells of y, sparse or dense. Negative weights count as zero.
+    types_x, types_y
+        Cell type of each row and of each column.
+    """
+    matches = _non_negative(matches).tocoo()
+    types_x, types_y = np.asarray(types_x), np.asarray(types_y)
+    if matches.shape != (len(types_x), len(types_y)):
+        raise ValueError(f"match matrix {matches.shape} for {len(types_x)} and {len(types_y)} cell types")
+    total = matches.data.sum()
+    if total == 0:
+        raise ValueError("the match matrix is empty")
+    same = types_x[matches.row] == types_y[matches.col]
+    return float(matches.data[same].sum() / total)
+
+
+def _non_negative(matches):
+    matches = sp.csr_matrix(matches, dtype=np.float64, copy=True)
+    matches.data = np.maximum(matches.data, 0)
+    return matches
+
+
+# ---- FOSCTTM -------------------------------------------------------------------------------------
+
+
+class Closer(NamedTuple):
+    """How many cells of the other modality lie closer than, or as far as, the true match.
+
+    The true match itself is not counted. Arrays have one entry per pair.
+    """
+
+    closer_x: np.ndarray
+    tied_x: np.ndarray
+    closer_y: np.ndarray
+    tied_y: np.ndarray
+
+    def fractions(self, ties: Ties) -> tuple[np.ndarray, np.ndarray]:
+        """Return the fraction per cell of x and per cell of y; see `foscttm`."""
+        if ties not in ("half", "strict"):
+            raise ValueError(f"ties is {ties!r}; it must be 'half' or 'strict'")
+        weight = 0.5 if ties == "half" else 0.0
+        n = len(self.closer_x)
+        return (self.closer_x + weight * self.tied_x) / n, (self.closer_y + weight * self.tied_y) / n
+
+
+def foscttm(x, y, metric: Metric = "cosine", ties: Ties = "half", block: int = 256) -> tuple[np.ndarray, np.ndarray]:
+    """Return for each cell the fraction of samples closer than the true match (FOSCTTM).
+
+    For a cell of x, ``(closer + w * tied) / N``: `closer` counts the cells of y nearer to it than its
+    true partner, `tied` those exactly as near (up to float64 rounding) without the partner; w is 1/2
+    for ``ties="half"`` and 0 for ``ties="strict"``. Likewise for a cell of y. The usual FOSCTTM is the
+    mean over both arrays: 0 is perfect, random embeddings sit at (N - 1) / 2N.
+
+    An embedding that puts all cells on one point scores (N - 1) / 2N with ``ties="half"``; the
+    published strict formula calls it perfect.
+
+    Parameters
+    ----------
+    x, y
+        Embeddings, cells x dimensions; row i of both is the same cell.
+    metric
+        ``"cosine"``: distances between L2-normalised rows; ``"euclidean"``: between the rows as they are.
+    ties
+        How cells as far as the true match count.
+    block
+        Rows of a tile of distances. Memory grows with ``block``, never with N squared.
+
+    Returns
+    -------
+    fractions_x, fractions_y
+        Arrays of length N.
+
+    Notes
+    -----
+    Exact: all N x N distances are compared in float64, tile by tile, both directions in one pass. The
+    divisor is N, as in scglue, not N - 1.
+    """
+    return count_closer(x, y, metric, block).fractions(ties)
+
+
+def foscttm_within_batch(
+    x, y, batch, metric: Metric = "cosine", ties: Ties = "half", block: int = 256
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `foscttm` of each cell among the cells of its own batch.
+
+    Parameters
+    ----------
+    x, y, metric, ties, block
+        As for `foscttm`.
+    batch
+        Batch of each pair.
+    """
+    x, y = _check_pairs(x, y)
+    batch = np.asarray(batch)
+    if batch.shape != (len(x),):
+        raise ValueError(f"{batch.size} batches for {len(x)} pairs of cells")
+    fractions_x, fractions_y = np.empty(len(x)), np.empty(len(x))
+    for name in np.unique(batch):
+        rows = np.flatnonzero(batch == name)
+        fractions_x[rows], fractions_y[rows] = foscttm(x[rows], y[rows], metric, ties, block)
+    return fractions_x, fractions_y
+
+
+def count_closer(x, y, metric: Metric = "cosine", block: int = 256) -> Closer:
+    """Count, for each cell, the cells of the other modality closer than or as far as its true match.
+
+    Parameters are those of `foscttm`, which turns the counts into fractions.
+    """
+    x, y = _points(*_check_pairs(x, y), metric)
+    if block < 1:
+        raise ValueError(f"block is {block}; it must be positive")
+    # Squared distances as one matrix product: (-2x, |x|^2, 1) . (y, 1, |y|^2).
+    norm_x, norm_y = (x**2).sum(axis=1, keepdims=True), (y**2).sum(axis=1, keepdims=True)
+    one = np.ones_like(norm_x)
+    x, y = np.hstack([-2 * x, norm_x, one]), np.hstack([y, one, norm_y])
+    true = np.einsum("ij,ij->i", x, y)
+    # Products of different shapes round differently: what rounding can change is a tie.
+    rounding = _ROUNDING * (norm_x.max() + norm_y.max())
+    return _compare_tiles(x, y, true - rounding, true + rounding, block)
+
+
+def _compare_tiles(x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarray, block: int) -> Closer:
+    n = len(x)
+    closer_x, closer_y, within_x, within_y = (np.zeros(n, dtype=np.int64) for _ in range(4))
+    for top in range(0, n, block):
+        rows = slice(top, top + block)
+        for left in range(0, n, _TILE_COLUMNS):
+            columns = slice(left, left + _TILE_COLUMNS)
+            squared = x[rows] @ y[columns].T
+            closer_x[rows] += np.count_nonzero(squared < low[rows, None], axis=1)
+            within_x[rows] += np.count_nonzero(squared <= high[rows, None], axis=1)
+            closer_y[columns] += np.count_nonzero(squared < low[None, columns], axis=0)
+            within_y[columns] += np.count_nonzero(squared <= high[None, columns], axis=0)
+    # The true match is within its own bounds: it is not a tie.
+    return Closer(closer_x, within_x - closer_x - 1, closer_y, within_y - closer_y - 1)
+
+
+def _points(x: np.ndarray, y: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
+    """Return points whose Euclidean distances order cells as `metric` does."""
+    if metric == "cosine":
+        return directions(x, y)
+    if metric == "euclidean":
+        centre = (x.sum(axis=0) + y.sum(axis=0)) / (len(x) + len(y))
+        return x - centre, y - centre
+    raise ValueError(f"metric is {metric!r}; it must be 'cosine' or 'euclidean'")
+
+
+def _check_pairs(x, y) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if x.ndim != 2 or x.shape != y.shape or len(x) == 0:
+        raise ValueError(f"x {x.shape} and y {y.shape} must hold the same cells in the same dimensions")
+    return x, y
+
+
+# ---- labels --------------------------------------------------------------------------------------
+
+
+def label_transfer_accuracy(x, y, labels_x, labels_y, k: int = 30) -> float:
+    """Give the labels of x to the cells of y and return the fraction that is right.
+
+    Each cell of y takes the label with the largest sum of Jaccard indices of shared nearest neighbours
+    (`k` neighbours of L2-normalised embeddings, over all batches), as GLUE transfers labels.
+
+    Parameters
+    ----------
+    x, y
+        Embeddings, cells x dimensions; the numbers of cells may differ.
+    labels_x, labels_y
+        Label of each cell.
+    k
+        Number of neighbours; capped at the number of cells.
+    """
+    labels_x, labels_y = np.asarray(labels_x), np.asarray(labels_y)
+    if len(labels_x) != len(x) or len(labels_y) != len(y):
+        raise ValueError(f"{len(labels_x)} and {len(labels_y)} labels for {len(x)} cells of x and {len(y)} of y")
+    x, y = directions(x, y)
+    names, code = np.unique(labels_x, return_inverse=True)
+    member = np.eye(len(names), dtype=np.float32)[code]
+    votes = shared_neighbours(y, x, k) @ member
+    return float(np.mean(names[votes.argmax(axis=1)] == labels_y))
