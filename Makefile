@@ -1,0 +1,47 @@
+# `make help` says what there is. A fresh machine needs Python 3.11, make and git.
+PYTHON ?= python3.11
+CONFIG ?= config/quick.yaml
+CORES ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Named by what it was made from: a change of the lock, or an interrupted installation, makes it anew.
+INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
+SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
+
+.PHONY: help install run score test lint clean
+
+help:
+	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES))"
+	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
+	@echo "make test     run the tests"
+	@echo "make lint     check style: ruff, snakefmt, snakemake --lint"
+	@echo "make clean    remove results, logs and Snakemake's records; keep data/ and $(VENV)"
+	@echo "make install  make the environment $(VENV); the others do it when needed"
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+run: $(INSTALLED)
+	$(BIN)/python scripts/run.py --config $(CONFIG) --cores $(CORES)
+
+score: $(INSTALLED)
+	$(BIN)/python scripts/score.py --embedding $(EMBEDDING) --solution $(SOLUTION)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check $(SNAKEFILES)
+	$(BIN)/snakemake --lint --configfile $(CONFIG)
+
+clean:
+	rm -rf logs .snakemake
+	find results -mindepth 1 ! -name README.md -delete

@@ -1,0 +1,52 @@
+"""The benchmark: download, prepare, censor, embed, score, collect, draw.
+
+    make run                                          quick, on a laptop
+    snakemake --cores 4 --configfile config/full.yaml
+    snakemake --profile slurm                         the paper's benchmark
+"""
+
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+# A default under a given config file would leak the keys that the given one lacks.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+include: "rules/common.smk"
+
+
+rule all:
+    input:
+        TABLE,
+        FIGURES,
+        TABLES,
+
+
+include: "rules/data.smk"
+include: "rules/task.smk"
+include: "rules/methods.smk"
+include: "rules/metrics.smk"
+include: "rules/figures.smk"
+
+
+rule download:
+    input:
+        [RAW[dataset] for dataset in RAW],
+
+
+rule prepared:
+    input:
+        expand(f"{RESULTS}/{{dataset}}/dataset.h5mu", dataset=BENCHMARK.datasets),
+
+
+rule embeddings:
+    input:
+        [f"{job.folder}/embedding.h5ad" for job in RUNNABLE],
+
+
+rule table:
+    input:
+        TABLE,

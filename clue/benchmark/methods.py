@@ -1,0 +1,326 @@
+"""Run a method: a function from the training file and the censored test files to an embedding.
+
+`run_method` owns the command line, seeding, contracts, timing, peak memory, ``run.json``, atomic writes
+and errors, so that a method is its own few lines::
+
+    def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]: ...
+
+
+    if __name__ == "__main__":
+        run_method(embed)
+"""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import threadpoolctl
+
+from clue.benchmark.contracts import ContractError, check_embedding_fits, read_test, read_train, write_embedding
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.files import atomic
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
+REPORTED_PACKAGES = ("clue-bench", "numpy", "scipy", "pandas", "anndata", "mudata")
+REPORTED_IF_IMPORTED = {"torch": "torch", "sklearn": "scikit-learn", "scanpy": "scanpy", "scvi": "scvi-tools"}
+
+
+@dataclass
+class Task:
+    """What a method may see.
+
+    Parameters
+    ----------
+    train
+        Training cells, raw counts; cells of one name in two modalities are one cell.
+    test
+        Test cells of each modality, shuffled and renamed; nothing in ``obs`` but ``batch``.
+    device
+        ``"cpu"`` or ``"cuda"``; the GPU is there when it says so.
+    threads
+        How many threads the method may use.
+    checkpoints
+        A folder that survives a failed run; empty unless a run of the same settings and data was cut short.
+    info
+        What the method wants to have in ``run.json``, for instance ``epochs``.
+    """
+
+    train: md.MuData
+    test: dict[str, ad.AnnData]
+    device: str
+    threads: int
+    checkpoints: Path
+    info: dict[str, Any] = field(default_factory=dict)
+
+
+Embed = Callable[[Task, dict[str, Any], int], Mapping[str, np.ndarray]]
+
+
+class Params(dict):
+    """Hyper-parameters; a missing one is an error that says where to add it."""
+
+    def __missing__(self, key: str) -> NoReturn:
+        raise BenchmarkError(f"parameter {key!r} missing; add it to params in the method's YAML")
+
+
+# ---- the program ---------------------------------------------------------------------------------
+
+
+def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
+    """Run `embed` as a command-line program; write ``embedding.h5ad`` and ``run.json`` beside it.
+
+    An exception leaves ``failure.json`` with one line, its traceback on standard error, and exit status 1.
+    A signal is not caught: the process ends as the method or the system has it end.
+
+    Parameters
+    ----------
+    embed
+        The method. It gets the task, the hyper-parameters and the seed, and returns one array of shape
+        (cells, width) per test modality, rows in file order, of one width.
+    argv
+        The command line; by default that of the process.
+    """
+    arguments = _arguments(argv)
+    failure = arguments.embedding.with_name("failure.json")
+    failure.parent.mkdir(parents=True, exist_ok=True)
+    # Were it removed at success only, a killed process would leave the reason of an earlier failure.
+    failure.unlink(missing_ok=True)
+    try:
+        _run(embed, arguments)
+    except BenchmarkError as error:
+        _write_json(failure, {"error": _one_line(str(error))})
+        sys.exit(f"error: {error}")
+    except Exception as error:
+        _write_json(failure, {"error": _one_line(f"{type(error).__name__}: {error}")})
+        traceback.print_exc()
+        sys.exit(1)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Embed the test cells of a task.")
+    parser.add_argument("--train", type=Path, required=True, help="training cells (train.h5mu)")
+    parser.add_argument("--tests", type=Path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
+    parser.add_argument("--embedding", type=Path, required=True, help="the embedding to write (embedding.h5ad)")
+    parser.add_argument("--method", required=True, help="name of the method")
+    parser.add_argument("--variant", required=True, help="name of the variant")
+    parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--params", type=_json_map, required=True, help="hyper-parameters, a JSON map")
+    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    return parser.parse_args(argv)
+
+
+def _json_map(text: str) -> Params:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise argparse.ArgumentTypeError("must be a JSON map")
+    return Params(values)
+
+
+def _run(embed: Embed, arguments: argparse.Namespace) -> None:
+    _check_device(arguments.device)
+    _limit_threads(arguments.threads)
+    _seed(arguments.seed)
+    test = dict(_keyed(path) for path in arguments.tests)
+    task = Task(read_train(arguments.train), test, arguments.device, arguments.threads, _checkpoints(arguments))
+    start = time.perf_counter()
+    arrays = embed(task, Params(arguments.params), arguments.seed)
+    seconds = time.perf_counter() - start
+    arrays = check_arrays(arrays, test, arguments.method)
+    embedding = _embedding(arrays, test, arguments)
+    check_embedding_fits(embedding, {name: cells.obs_names for name, cells in test.items()}, str(arguments.embedding))
+    _write_json(arguments.embedding.with_name("run.json"), _report(arguments, task, seconds))
+    # Last: whoever finds an embedding finds all that belongs to it.
+    write_embedding(embedding, arguments.embedding)
+    _settings_file(task.checkpoints).unlink(missing_ok=True)
+
+
+def _keyed(path: Path) -> tuple[str, ad.AnnData]:
+    cells = read_test(path)
+    return cells.uns["modality"], cells
+
+
+# ---- before: device, threads, seeds, checkpoints -------------------------------------------------
+
+
+def _check_device(device: str) -> None:
+    if device == "cpu":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BenchmarkError("device: the configuration says cuda, but no GPU is seen; set device: cpu or mend the GPU")
+    torch.cuda.reset_peak_memory_stats()
+
+
+def _limit_threads(threads: int) -> None:
+    # Libraries that are loaded already are limited by call, those that a method loads later by environment.
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
+    threadpoolctl.threadpool_limits(threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(threads)
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def _settings_file(checkpoints: Path) -> Path:
+    return checkpoints / "settings.json"
+
+
+def _checkpoints(arguments: argparse.Namespace) -> Path:
+    """Return the folder of checkpoints; drop those of other settings or data, and of a finished run."""
+    folder = arguments.embedding.with_name("checkpoints")
+    stats = {path.name: path.stat() for path in [arguments.train, *arguments.tests] if path.exists()}
+    settings = {
+        "params": arguments.params,
+        "seed": arguments.seed,
+        "device": arguments.device,
+        "inputs": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+    }
+    file = _settings_file(folder)
+    if not file.exists() or file.read_text() != json.dumps(settings):
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        with atomic(file) as temporary:
+            temporary.write_text(json.dumps(settings))
+    return folder
+
+
+# ---- after: checks and files ---------------------------------------------------------------------
+
+
+def check_arrays(arrays: Any, test: Mapping[str, ad.AnnData], method: str) -> dict[str, np.ndarray]:
+    """Return what a method gave as float32 arrays in the order of `test`, or say what is wrong with it.
+
+    Raises
+    ------
+    ContractError
+        If a modality is missing or unknown, or an array has other rows than the test cells, another
+        width than the first, or values that are not finite numbers.
+    """
+    where = f"embed of {method} returned"
+    if not isinstance(arrays, Mapping):
+        raise ContractError(f"{where} {type(arrays).__name__}; it must return a dict of modality to array")
+    if set(arrays) != set(test):
+        raise ContractError(f"{where} {sorted(arrays)} for the modalities {list(test)}")
+    checked: dict[str, np.ndarray] = {}
+    for modality, cells in test.items():
+        array = np.asarray(arrays[modality])
+        if array.ndim != 2 or array.dtype.kind not in "fiu":
+            raise ContractError(f"{where} {array.ndim}-d {array.dtype} for {modality}; give 2-d numbers")
+        if len(array) != cells.n_obs:
+            raise ContractError(f"{where} {len(array)} rows for {cells.n_obs} cells of {modality}")
+        width = next(iter(checked.values()), array).shape[1]
+        if array.shape[1] != width or width == 0:
+            raise ContractError(f"{where} {array.shape[1]} columns for {modality}; modalities need one width")
+        with np.errstate(over="ignore"):
+            array = array.astype(np.float32)
+        bad = int((~np.isfinite(array)).any(axis=1).sum())
+        if bad:
+            raise ContractError(f"{where} {bad} of {len(array)} rows of {modality} that are not finite")
+        checked[modality] = array
+    return checked
+
+
+def _embedding(arrays: dict[str, np.ndarray], test: dict[str, ad.AnnData], arguments: argparse.Namespace) -> ad.AnnData:
+    names = np.concatenate([cells.obs_names for cells in test.values()])
+    obs = pd.DataFrame(
+        {
+            "cell": names,
+            "modality": np.repeat(list(test), [cells.n_obs for cells in test.values()]),
+            "batch": np.concatenate([cells.obs["batch"].astype(str) for cells in test.values()]),
+        },
+        index=names,
+    )
+    embedding = ad.AnnData(np.concatenate(list(arrays.values())), obs=obs)
+    embedding.uns = {**_identity(arguments, test), "params": json.dumps(arguments.params, sort_keys=True)}
+    return embedding
+
+
+def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> dict[str, Any]:
+    first = next(iter(test.values()))
+    return {
+        "method": arguments.method,
+        "variant": arguments.variant,
+        "seed": arguments.seed,
+        "dataset": str(first.uns.get("dataset", "")),
+        "split": str(first.uns.get("split", "")),
+    }
+
+
+def _report(arguments: argparse.Namespace, task: Task, seconds: float) -> dict[str, Any]:
+    return {
+        **_identity(arguments, task.test),
+        "params": arguments.params,
+        "device": arguments.device,
+        "threads": arguments.threads,
+        "seconds": round(seconds, 3),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "gpu_memory_mb": _gpu_memory_mb(arguments.device),
+        "versions": _versions(),
+        "info": task.info,
+    }
+
+
+def peak_memory_mb() -> float:
+    """Return the peak resident memory of this process or of its largest child, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(user).ru_maxrss for user in users) * unit / 1e6
+
+
+def _gpu_memory_mb(device: str) -> float | None:
+    return round(sys.modules["torch"].cuda.max_memory_allocated() / 1e6, 1) if device == "cuda" else None
+
+
+def _versions() -> dict[str, str]:
+    imported = [package for module, package in REPORTED_IF_IMPORTED.items() if module in sys.modules]
+    versions = {"python": platform.python_version()}
+    for package in (*REPORTED_PACKAGES, *imported):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            # The library runs from a checkout that is on the path but not installed.
+            versions[package] = "not installed"
+    return versions
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy's numbers and arrays, which methods like to put into `info`, into Python's."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,116 @@
+"""What the rules share: the checked configuration, the planned grid, paths and content digests."""
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.basedir)
+sys.path.insert(0, str(ROOT))
+
+from clue.benchmark.config import ORACLE, Benchmark
+from clue.benchmark.download import raw_files
+from clue.benchmark.errors import BenchmarkError
+
+# Jobs run the Python that runs Snakemake, and this checkout's clue, whether or not an environment is activated;
+# a conda environment is activated later and still goes first.
+os.environ.update(
+    PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    PYTHONPATH=str(ROOT),
+)
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
+try:
+    BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
+    RAW = {
+        name: [f"data/raw/{name}/{file}" for file in raw_files(spec)]
+        for name, spec in BENCHMARK.datasets.items()
+    }
+except BenchmarkError as error:
+    raise WorkflowError(str(error)) from None
+
+RUN = BENCHMARK.config["run"]
+PARTIAL = BENCHMARK.config["partial"]
+JOBS = BENCHMARK.plan()
+RUNNABLE = [job for job in JOBS if not job.reason]
+MODALITY_SETS = sorted({tuple(spec["modalities"]) for spec in BENCHMARK.datasets.values()})
+
+RESULTS = f"results/{RUN}"
+LOGS = f"logs/{RUN}"
+TASK = f"{RESULTS}/{{dataset}}/{{split}}"
+JOB = f"{TASK}/{{method}}/{{variant}}/seed-{{seed}}"
+TABLE = f"{RESULTS}/metrics.tsv"
+
+
+wildcard_constraints:
+    dataset="|".join(BENCHMARK.datasets),
+    split="|".join(sorted({job.split for job in JOBS})),
+    method="|".join(sorted({job.method for job in JOBS})),
+    variant="|".join(sorted({job.variant for job in JOBS})),
+    seed="[0-9]+",
+
+
+def modalities(dataset):
+    """Return the modalities of a data set."""
+    return BENCHMARK.datasets[dataset]["modalities"]
+
+
+def datasets_with(wanted):
+    """Return a wildcard constraint: the data sets that have exactly these modalities."""
+    return "|".join(name for name in BENCHMARK.datasets if tuple(modalities(name)) == wanted)
+
+
+def test_files(wanted):
+    """Return the patterns of the censored test files of these modalities."""
+    return [f"{TASK}/test_{modality}.h5ad" for modality in wanted]
+
+
+def match_files(first, second):
+    """Return the patterns of the two match matrices of a pair of modalities."""
+    return [f"{JOB}/match_{first}2{second}.npz", f"{JOB}/match_{second}2{first}.npz"]
+
+
+def to_json(value):
+    """Return a value as JSON that is equal whenever the value is, to serve as a parameter of a rule."""
+    return json.dumps(value, sort_keys=True)
+
+
+def digest(*patterns):
+    """Return a digest of the contents of program files.
+
+    As a parameter of a rule it makes an edit re-run the rule, which a fresh checkout (new times, same
+    contents) does not.
+    """
+    files = sorted({path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()})
+    contents = hashlib.sha256()
+    for path in files:
+        contents.update(f"{path.relative_to(ROOT)}\n".encode())
+        contents.update(path.read_bytes())
+    return contents.hexdigest()[:16]
+
+
+def method_code(spec):
+    """Return the digest of a method's program and of the files that it names as its sources."""
+    missing = [pattern for pattern in spec["sources"] if not any(ROOT.glob(pattern))]
+    if missing:
+        raise WorkflowError(f"config/methods: sources of {spec['script']}: no file matches {missing}")
+    return digest(f"scripts/methods/{spec['script']}", *spec["sources"])
+
+
+def is_current(job):
+    """Tell whether a job's scores are there and were made from the embedding that is there."""
+    metrics, embedding = Path(job.folder, "metrics.tsv"), Path(job.folder, "embedding.h5ad")
+    return metrics.exists() and embedding.exists() and metrics.stat().st_mtime >= embedding.stat().st_mtime
+
+
+def scored(jobs):
+    """Return the jobs whose results may be asked for: all, or in a partial collection those that exist."""
+    return [job for job in jobs if is_current(job)] if PARTIAL else jobs
+
+
+def present(files):
+    """Return the files that may be asked for: all, or in a partial collection those that exist."""
+    return [file for file in files if Path(file).exists()] if PARTIAL else list(files)

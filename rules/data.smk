@@ -1,0 +1,55 @@
+"""Download and prepare each data set: raw files with known checksums, then one file of raw counts."""
+
+for dataset, spec in BENCHMARK.datasets.items():
+    if not RAW[dataset] or PARTIAL:
+        continue
+
+    rule:
+        name:
+            f"download_{dataset}"
+        output:
+            RAW[dataset],
+        params:
+            dataset=dataset,
+            folder=lambda wildcards, output, dataset=dataset: f"data/raw/{dataset}",
+            source=to_json(spec["source"]),
+        log:
+            f"logs/download/{dataset}.log",
+        benchmark:
+            f"logs/download/{dataset}.benchmark.tsv"
+        localrule: True
+        conda:
+            "../envs/python.yaml"
+        shell:
+            "python -P scripts/download.py --dataset {params.dataset} --folder {params.folder} > {log} 2>&1"
+
+
+for dataset, spec in BENCHMARK.datasets.items():
+    if PARTIAL:
+        continue
+
+    rule:
+        name:
+            f"prepare_{dataset}"
+        input:
+            RAW[dataset],
+        output:
+            f"{RESULTS}/{dataset}/dataset.h5mu",
+        params:
+            dataset=dataset,
+            folder=f"data/raw/{dataset}",
+            max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
+            spec=to_json({key: spec.get(key) for key in ("source", "prepare", "modalities", "expect")}),
+            code=digest("scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"),
+        log:
+            f"{LOGS}/{dataset}/prepare.log",
+        benchmark:
+            f"{LOGS}/{dataset}/prepare.benchmark.tsv"
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        conda:
+            "../envs/python.yaml"
+        shell:
+            "python -P scripts/prepare.py --dataset {params.dataset} --raw {params.folder} --output {output}"
+            " {params.max_cells} > {log} 2>&1"

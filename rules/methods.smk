@@ -1,0 +1,48 @@
+"""One rule per selected method, made from config/methods/<name>.yaml; its name is the method's."""
+
+for method, spec in BENCHMARK.methods.items():
+    if PARTIAL:
+        continue
+
+    rule:
+        name:
+            method
+        input:
+            train=f"{TASK}/train.h5mu",
+            tests=lambda wildcards: expand(
+                f"{TASK}/test_{{modality}}.h5ad", modality=modalities(wildcards.dataset), allow_missing=True
+            ),
+        output:
+            embedding=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/embedding.h5ad",
+            run=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/run.json",
+        wildcard_constraints:
+            variant="|".join(spec["variants"]),
+        params:
+            method=method,
+            script=f"scripts/methods/{spec['script']}",
+            device=BENCHMARK.config["device"],
+            values=lambda wildcards, method=method: to_json(
+                BENCHMARK.params(method, wildcards.variant, modalities(wildcards.dataset))
+            ),
+            code=method_code(spec),
+        log:
+            f"{LOGS}/{{dataset}}/{{split}}/{method}/{{variant}}/seed-{{seed}}.log",
+        benchmark:
+            f"{LOGS}/{{dataset}}/{{split}}/{method}/{{variant}}/seed-{{seed}}.benchmark.tsv"
+        threads: spec["resources"]["threads"]
+        resources:
+            mem_mb=int(1000 * spec["resources"]["mem_gb"]),
+            runtime=spec["resources"]["runtime_min"],
+            gpu=spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0,
+        conda:
+            f"../envs/{spec['env']}.yaml"
+        # -P: a method's program must not shadow the library of its name (clue.py, the package clue).
+        shell:
+            "python -P {params.script} --train {input.train} --tests {input.tests} --embedding {output.embedding}"
+            " --method {params.method} --variant {wildcards.variant} --seed {wildcards.seed}"
+            " --params {params.values:q} --device {params.device} --threads {threads} > {log} 2>&1"
+
+
+for path in sorted(Path(workflow.basedir, "rules", "methods").glob("*.smk")):
+
+    include: str(path)

@@ -1,0 +1,81 @@
+"""Score each embedding against the solution; collect the planned grid, failures included, in one table."""
+
+if not PARTIAL:
+
+    rule oracle:
+        input:
+            tests=lambda wildcards: expand(
+                f"{TASK}/test_{{modality}}.h5ad", modality=modalities(wildcards.dataset), allow_missing=True
+            ),
+            solution=f"{TASK}/solution.h5ad",
+        output:
+            embedding=f"{TASK}/{ORACLE}/default/seed-0/embedding.h5ad",
+        params:
+            code=digest("scripts/oracle.py"),
+        log:
+            f"{LOGS}/{{dataset}}/{{split}}/{ORACLE}/default/seed-0.log",
+        benchmark:
+            f"{LOGS}/{{dataset}}/{{split}}/{ORACLE}/default/seed-0.benchmark.tsv"
+        resources:
+            mem_mb=2000,
+            runtime=15,
+        conda:
+            "../envs/python.yaml"
+        shell:
+            "python -P scripts/oracle.py --tests {input.tests} --solution {input.solution}"
+            " --embedding {output.embedding} > {log} 2>&1"
+
+
+for first, second in MODALITY_SETS:
+    if PARTIAL:
+        continue
+
+    rule:
+        name:
+            f"score_{first}_{second}"
+        input:
+            embedding=f"{JOB}/embedding.h5ad",
+            solution=f"{TASK}/solution.h5ad",
+        output:
+            matches=match_files(first, second),
+            metrics=f"{JOB}/metrics.tsv",
+        wildcard_constraints:
+            dataset=datasets_with((first, second)),
+        params:
+            run=RUN,
+            code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scoring.py"),
+        log:
+            f"{LOGS}/{{dataset}}/{{split}}/{{method}}/{{variant}}/seed-{{seed}}.score.log",
+        benchmark:
+            f"{LOGS}/{{dataset}}/{{split}}/{{method}}/{{variant}}/seed-{{seed}}.score.benchmark.tsv"
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        conda:
+            "../envs/python.yaml"
+        shell:
+            "python -P scripts/score.py --embedding {input.embedding} --solution {input.solution}"
+            " --matches {output.matches} --metrics {output.metrics} --run {params.run} > {log} 2>&1"
+
+
+rule collect:
+    input:
+        [f"{job.folder}/metrics.tsv" for job in scored(RUNNABLE)],
+    output:
+        metrics=TABLE,
+        resources=f"{RESULTS}/resources.tsv",
+        failures=f"{RESULTS}/failures.tsv",
+    params:
+        config=to_json(BENCHMARK.config),
+        plan=to_json([vars(job) for job in JOBS]),
+        code=digest("scripts/collect.py", "clue/benchmark/collect.py"),
+    log:
+        f"{LOGS}/collect.log",
+    benchmark:
+        f"{LOGS}/collect.benchmark.tsv"
+    localrule: True
+    conda:
+        "../envs/python.yaml"
+    shell:
+        "python -P scripts/collect.py --config {params.config:q} --root . --metrics {output.metrics}"
+        " --resources {output.resources} --failures {output.failures} > {log} 2>&1"

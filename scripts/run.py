@@ -1,0 +1,155 @@
+"""Run the benchmark on this machine and make its report: what `make run` does.
+
+Snakemake does the work. Around it: a lock that a killed run has left is cleared, with the jobs that it left
+at work; when jobs fail, what exists is still collected, drawn and reported; the report is made when it is
+older than what it shows. The exit status is not 0 if any job failed.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import psutil
+
+from clue.benchmark.config import Benchmark, read_yaml
+from clue.benchmark.errors import BenchmarkError, run_program
+
+MARK = "CLUE_BENCH_FOLDER"
+"""An environment variable by which the processes of a run in this folder are known."""
+GRACE_SECONDS = 30
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description="Run the benchmark on this machine and make its report.")
+    parser.add_argument("--config", type=Path, required=True, help="for instance config/quick.yaml")
+    parser.add_argument("--cores", type=int, required=True, help="how many jobs of one thread run at a time")
+    arguments = parser.parse_args(argv)
+    run = Benchmark(read_yaml(arguments.config), where=str(arguments.config)).config["run"]
+    snakemake = Snakemake(arguments.config, arguments.cores)
+    if is_lock_stale(Path.cwd()):
+        end(list(marked_processes(Path.cwd())))
+        print("Clearing the lock of a killed run.", flush=True)
+        snakemake("all", "--unlock")
+    failed = not snakemake("all", "--keep-going", "--rerun-incomplete")
+    partial = ["--config", "partial=true"] if failed else []
+    if failed:
+        print("\nSome jobs failed: collecting and drawing what exists.\n", flush=True)
+        if not snakemake("all", "--keep-going", "--rerun-incomplete", "--forcerun", "collect", *partial):
+            sys.exit(f"error: nothing could be collected; see logs/{run} and .snakemake/log")
+    make_report(snakemake, Path("results", run), partial)
+    if failed:
+        sys.exit(f"error: some jobs failed; see results/{run}/failures.tsv")
+
+
+class Snakemake:
+    """Snakemake on one configuration, as a command that tells whether it succeeded."""
+
+    def __init__(self, config: Path, cores: int):
+        self.command = [sys.executable, "-m", "snakemake", "--configfile", str(config), "--cores", str(cores)]
+        # The greedy scheduler needs no solver, and one GPU runs one job at a time.
+        self.command += ["--scheduler", "greedy", "--resources", "gpu=1"]
+
+    def __call__(self, target: str, *options: str) -> bool:
+        """Run towards a target; an interrupt or a termination is handed on, and Snakemake ends its jobs."""
+        environment = {**os.environ, MARK: str(Path.cwd())}
+        process = subprocess.Popen([*self.command, *options, "--", target], env=environment)
+        previous = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
+        try:
+            return process.wait() == 0
+        except KeyboardInterrupt:
+            process.wait()
+            raise SystemExit(130) from None
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+
+# ---- after a kill --------------------------------------------------------------------------------
+
+
+def is_lock_stale(folder: Path) -> bool:
+    """Tell whether Snakemake's lock is there although no Snakemake is.
+
+    Raises
+    ------
+    BenchmarkError
+        If there is a lock and its owner is alive.
+    """
+    if not any(folder.glob(".snakemake/locks/*.lock")):
+        return False
+    for process in (*marked_processes(folder), *snakemakes(folder)):
+        if is_snakemake(process):
+            raise BenchmarkError(
+                f"{folder}: another run is at work here (process {process.pid}); wait for its end or interrupt it"
+            )
+    return True
+
+
+def marked_processes(folder: Path) -> Iterator[psutil.Process]:
+    """Yield the processes of a run in this folder; what was started otherwise is not among them."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(folder) and process.pid != os.getpid():
+                yield process
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
+            # Another user's process, or one that has just ended: not a job of ours.
+            continue
+
+
+def snakemakes(folder: Path) -> Iterator[psutil.Process]:
+    """Yield every Snakemake at work in this folder, however it was started."""
+    for process in psutil.process_iter():
+        try:
+            if is_snakemake(process) and process.cwd() == str(folder):
+                yield process
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
+            continue
+
+
+def is_snakemake(process: psutil.Process) -> bool:
+    """Tell whether a living process is Snakemake: `snakemake …` or `python -m snakemake …`."""
+    try:
+        words = process.cmdline()[:3]
+        return process.status() != psutil.STATUS_ZOMBIE and any(Path(word).name == "snakemake" for word in words)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Terminate processes, and kill those that do not end in time."""
+    for process in processes:
+        try:
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(processes, timeout=GRACE_SECONDS)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=GRACE_SECONDS)
+
+
+# ---- the report ----------------------------------------------------------------------------------
+
+
+def make_report(snakemake: Snakemake, results: Path, partial: list[str]) -> None:
+    """Make the HTML report if it is older than a figure or a table; say where it is."""
+    report = results / "report.html"
+    shown = [*results.glob("*.tsv"), *results.glob("figures/*"), *results.glob("tables/*")]
+    newest = max((path.stat().st_mtime for path in shown), default=0.0)
+    if not report.exists() or report.stat().st_mtime < newest:
+        temporary = results / ".report.tmp.html"
+        try:
+            if not snakemake("all", "--report", str(temporary), *partial):
+                raise BenchmarkError(f"{report}: the report could not be made; see the messages above")
+            os.replace(temporary, report)
+        finally:
+            temporary.unlink(missing_ok=True)
+    print(f"\nReport: {report.resolve()}", flush=True)
+
+
+if __name__ == "__main__":
+    run_program(main)
