@@ -74,6 +74,29 @@ def _suggest(word: str, known: list[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
 
 
+# ---- data sets and methods -----------------------------------------------------------------------
+
+
+def _schema(root: Path, kind: str) -> Path:
+    return root / "config" / "schemas" / f"{kind}.schema.yaml"
+
+
+def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
+    """Return the checked ``config/<kind>/<name>.yaml`` below `root`; `kind` is ``datasets`` or ``methods``."""
+    root = Path(root)
+    folder = root / "config" / kind
+    path = folder / f"{name}.yaml"
+    if not path.exists():
+        known = sorted(file.stem for file in folder.glob("*.yaml"))
+        raise ConfigError(f"unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
+    spec = check(read_yaml(path), _schema(root, kind[:-1]), str(path))
+    if kind == "methods":
+        spec["variants"] = {"default": {}, **spec["variants"]}
+        if not (root / "scripts" / "methods" / spec["script"]).exists():
+            raise ConfigError(f"{path}: script: no file scripts/methods/{spec['script']}")
+    return spec
+
+
 # ---- the benchmark -------------------------------------------------------------------------------
 
 
@@ -112,26 +135,13 @@ class Benchmark:
 
     def __init__(self, config: dict[str, Any], root: str | Path = ".", where: str = "config"):
         self.root = Path(root)
-        self.config = check(config, self._schema("config"), where)
+        self.config = check(config, _schema(self.root, "config"), where)
         self.datasets = self._select("datasets", "splits", where)
         self.methods = self._select("methods", "variants", where)
 
-    def _schema(self, kind: str) -> Path:
-        return self.root / "config" / "schemas" / f"{kind}.schema.yaml"
-
     def load(self, kind: str, name: str) -> dict[str, Any]:
         """Return the checked ``config/<kind>/<name>.yaml``; `kind` is ``datasets`` or ``methods``."""
-        folder = self.root / "config" / kind
-        path = folder / f"{name}.yaml"
-        if not path.exists():
-            known = sorted(file.stem for file in folder.glob("*.yaml"))
-            raise ConfigError(f"unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
-        spec = check(read_yaml(path), self._schema(kind[:-1]), str(path))
-        if kind == "methods":
-            spec["variants"] = {"default": {}, **spec["variants"]}
-            if not (self.root / "scripts" / "methods" / spec["script"]).exists():
-                raise ConfigError(f"{path}: script: no file scripts/methods/{spec['script']}")
-        return spec
+        return load(kind, name, self.root)
 
     def _select(self, kind: str, parts: str, where: str) -> dict[str, dict[str, Any]]:
         """Load what a list like ``[clue, cca/default]`` names, with only the parts it names."""
