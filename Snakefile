@@ -1,8 +1,8 @@
 """The benchmark: download, prepare, censor, embed, score, collect, draw.
 
-    make run                                          quick, on a laptop
-    snakemake --cores 4 --configfile config/full.yaml
-    snakemake --profile slurm                         the paper's benchmark
+make run                                          quick, on a laptop
+snakemake --cores 4 --configfile config/full.yaml
+snakemake --profile slurm                         the paper's benchmark
 """
 
 from snakemake.utils import min_version
@@ -18,18 +18,19 @@ if not workflow.overwrite_configfiles:
 include: "rules/common.smk"
 
 
-rule all:
-    input:
-        TABLE,
-        FIGURES,
-        TABLES,
-
-
 include: "rules/data.smk"
 include: "rules/task.smk"
 include: "rules/methods.smk"
 include: "rules/metrics.smk"
 include: "rules/figures.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        TABLE,
+        FIGURES,
+        TABLES,
 
 
 rule download:

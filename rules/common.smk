@@ -25,10 +25,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 try:
     BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
-    RAW = {
-        name: [f"data/raw/{name}/{file}" for file in raw_files(spec)]
-        for name, spec in BENCHMARK.datasets.items()
-    }
+    RAW = {name: [f"data/raw/{name}/{file}" for file in raw_files(spec)] for name, spec in BENCHMARK.datasets.items()}
 except BenchmarkError as error:
     raise WorkflowError(str(error)) from None
 

@@ -9,10 +9,6 @@ for dataset, spec in BENCHMARK.datasets.items():
             f"download_{dataset}"
         output:
             RAW[dataset],
-        params:
-            dataset=dataset,
-            folder=lambda wildcards, output, dataset=dataset: f"data/raw/{dataset}",
-            source=to_json(spec["source"]),
         log:
             f"logs/download/{dataset}.log",
         benchmark:
@@ -20,6 +16,10 @@ for dataset, spec in BENCHMARK.datasets.items():
         localrule: True
         conda:
             "../envs/python.yaml"
+        params:
+            dataset=dataset,
+            folder=lambda wildcards, output, dataset=dataset: f"data/raw/{dataset}",
+            source=to_json(spec["source"]),
         shell:
             "python -P scripts/download.py --dataset {params.dataset} --folder {params.folder} > {log} 2>&1"
 
@@ -35,21 +35,23 @@ for dataset, spec in BENCHMARK.datasets.items():
             RAW[dataset],
         output:
             f"{RESULTS}/{dataset}/dataset.h5mu",
+        log:
+            f"{LOGS}/{dataset}/prepare.log",
+        benchmark:
+            f"{LOGS}/{dataset}/prepare.benchmark.tsv"
+        conda:
+            "../envs/python.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=30,
         params:
             dataset=dataset,
             folder=f"data/raw/{dataset}",
             max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
             spec=to_json({key: spec.get(key) for key in ("source", "prepare", "modalities", "expect")}),
-            code=digest("scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"),
-        log:
-            f"{LOGS}/{dataset}/prepare.log",
-        benchmark:
-            f"{LOGS}/{dataset}/prepare.benchmark.tsv"
-        resources:
-            mem_mb=4000,
-            runtime=30,
-        conda:
-            "../envs/python.yaml"
+            code=digest(
+                "scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"
+            ),
         shell:
             "python -P scripts/prepare.py --dataset {params.dataset} --raw {params.folder} --output {output}"
             " {params.max_cells} > {log} 2>&1"

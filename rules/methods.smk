@@ -15,8 +15,19 @@ for method, spec in BENCHMARK.methods.items():
         output:
             embedding=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/embedding.h5ad",
             run=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/run.json",
+        log:
+            f"{LOGS}/{{dataset}}/{{split}}/{method}/{{variant}}/seed-{{seed}}.log",
+        benchmark:
+            f"{LOGS}/{{dataset}}/{{split}}/{method}/{{variant}}/seed-{{seed}}.benchmark.tsv"
         wildcard_constraints:
             variant="|".join(spec["variants"]),
+        conda:
+            f"../envs/{spec['env']}.yaml"
+        threads: spec["resources"]["threads"]
+        resources:
+            mem_mb=int(1000 * spec["resources"]["mem_gb"]),
+            runtime=spec["resources"]["runtime_min"],
+            gpu=spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0,
         params:
             method=method,
             script=f"scripts/methods/{spec['script']}",
@@ -25,17 +36,6 @@ for method, spec in BENCHMARK.methods.items():
                 BENCHMARK.params(method, wildcards.variant, modalities(wildcards.dataset))
             ),
             code=method_code(spec),
-        log:
-            f"{LOGS}/{{dataset}}/{{split}}/{method}/{{variant}}/seed-{{seed}}.log",
-        benchmark:
-            f"{LOGS}/{{dataset}}/{{split}}/{method}/{{variant}}/seed-{{seed}}.benchmark.tsv"
-        threads: spec["resources"]["threads"]
-        resources:
-            mem_mb=int(1000 * spec["resources"]["mem_gb"]),
-            runtime=spec["resources"]["runtime_min"],
-            gpu=spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0,
-        conda:
-            f"../envs/{spec['env']}.yaml"
         # -P: a method's program must not shadow the library of its name (clue.py, the package clue).
         shell:
             "python -P {params.script} --train {input.train} --tests {input.tests} --embedding {output.embedding}"

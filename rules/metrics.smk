@@ -10,17 +10,17 @@ if not PARTIAL:
             solution=f"{TASK}/solution.h5ad",
         output:
             embedding=f"{TASK}/{ORACLE}/default/seed-0/embedding.h5ad",
-        params:
-            code=digest("scripts/oracle.py"),
         log:
             f"{LOGS}/{{dataset}}/{{split}}/{ORACLE}/default/seed-0.log",
         benchmark:
             f"{LOGS}/{{dataset}}/{{split}}/{ORACLE}/default/seed-0.benchmark.tsv"
+        conda:
+            "../envs/python.yaml"
         resources:
             mem_mb=2000,
             runtime=15,
-        conda:
-            "../envs/python.yaml"
+        params:
+            code=digest("scripts/oracle.py"),
         shell:
             "python -P scripts/oracle.py --tests {input.tests} --solution {input.solution}"
             " --embedding {output.embedding} > {log} 2>&1"
@@ -39,20 +39,20 @@ for first, second in MODALITY_SETS:
         output:
             matches=match_files(first, second),
             metrics=f"{JOB}/metrics.tsv",
-        wildcard_constraints:
-            dataset=datasets_with((first, second)),
-        params:
-            run=RUN,
-            code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scoring.py"),
         log:
             f"{LOGS}/{{dataset}}/{{split}}/{{method}}/{{variant}}/seed-{{seed}}.score.log",
         benchmark:
             f"{LOGS}/{{dataset}}/{{split}}/{{method}}/{{variant}}/seed-{{seed}}.score.benchmark.tsv"
+        wildcard_constraints:
+            dataset=datasets_with((first, second)),
+        conda:
+            "../envs/python.yaml"
         resources:
             mem_mb=4000,
             runtime=30,
-        conda:
-            "../envs/python.yaml"
+        params:
+            run=RUN,
+            code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scoring.py"),
         shell:
             "python -P scripts/score.py --embedding {input.embedding} --solution {input.solution}"
             " --matches {output.matches} --metrics {output.metrics} --run {params.run} > {log} 2>&1"
@@ -65,10 +65,6 @@ rule collect:
         metrics=TABLE,
         resources=f"{RESULTS}/resources.tsv",
         failures=f"{RESULTS}/failures.tsv",
-    params:
-        config=to_json(BENCHMARK.config),
-        plan=to_json([vars(job) for job in JOBS]),
-        code=digest("scripts/collect.py", "clue/benchmark/collect.py"),
     log:
         f"{LOGS}/collect.log",
     benchmark:
@@ -76,6 +72,10 @@ rule collect:
     localrule: True
     conda:
         "../envs/python.yaml"
+    params:
+        config=to_json(BENCHMARK.config),
+        plan=to_json([vars(job) for job in JOBS]),
+        code=digest("scripts/collect.py", "clue/benchmark/collect.py"),
     shell:
         "python -P scripts/collect.py --config {params.config:q} --root . --metrics {output.metrics}"
         " --resources {output.resources} --failures {output.failures} > {log} 2>&1"

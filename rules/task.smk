@@ -13,21 +13,21 @@ for wanted in MODALITY_SETS:
             f"{TASK}/train.h5mu",
             test_files(wanted),
             f"{TASK}/solution.h5ad",
-        wildcard_constraints:
-            dataset=datasets_with(wanted),
-        params:
-            folder=subpath(output[0], parent=True),
-            split=lambda wildcards: to_json(BENCHMARK.datasets[wildcards.dataset]["splits"][wildcards.split]),
-            code=digest("scripts/make_task.py", "clue/benchmark/task.py"),
         log:
             f"{LOGS}/{{dataset}}/{{split}}/task.log",
         benchmark:
             f"{LOGS}/{{dataset}}/{{split}}/task.benchmark.tsv"
+        wildcard_constraints:
+            dataset=datasets_with(wanted),
+        conda:
+            "../envs/python.yaml"
         resources:
             mem_mb=4000,
             runtime=30,
-        conda:
-            "../envs/python.yaml"
+        params:
+            folder=subpath(output[0], parent=True),
+            split=lambda wildcards: to_json(BENCHMARK.datasets[wildcards.dataset]["splits"][wildcards.split]),
+            code=digest("scripts/make_task.py", "clue/benchmark/task.py"),
         shell:
             "python -P scripts/make_task.py --dataset-file {input} --dataset {wildcards.dataset}"
             " --split {wildcards.split} --folder {params.folder} > {log} 2>&1"

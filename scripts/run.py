@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("Clearing the lock of a killed run.", flush=True)
         snakemake("all", "--unlock")
     failed = not snakemake("all", "--keep-going", "--rerun-incomplete")
-    partial = ["--config", "partial=true"] if failed else []
+    partial = ["--config", "partial=True"] if failed else []
     if failed:
         print("\nSome jobs failed: collecting and drawing what exists.\n", flush=True)
         if not snakemake("all", "--keep-going", "--rerun-incomplete", "--forcerun", "collect", *partial):
