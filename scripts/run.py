@@ -52,7 +52,7 @@ class Snakemake:
     def __init__(self, config: Path, cores: int):
         self.command = [sys.executable, "-m", "snakemake", "--configfile", str(config), "--cores", str(cores)]
         # The greedy scheduler needs no solver, and one GPU runs one job at a time.
-        self.command += ["--scheduler", "greedy", "--resources", "gpu=1"]
+        self.command += ["--scheduler", "greedy", "--resources", "gpu=1", "--show-failed-logs"]
 
     def __call__(self, target: str, *options: str) -> bool:
         """Run towards a target; an interrupt or a termination is handed on, and Snakemake ends its jobs."""

@@ -235,9 +235,11 @@ def check_arrays(arrays: Any, test: Mapping[str, ad.AnnData], method: str) -> di
             raise ContractError(f"{where} {array.ndim}-d {array.dtype} for {modality}; give 2-d numbers")
         if len(array) != cells.n_obs:
             raise ContractError(f"{where} {len(array)} rows for {cells.n_obs} cells of {modality}")
-        width = next(iter(checked.values()), array).shape[1]
-        if array.shape[1] != width or width == 0:
-            raise ContractError(f"{where} {array.shape[1]} columns for {modality}; modalities need one width")
+        if array.shape[1] == 0:
+            raise ContractError(f"{where} 0 columns for {modality}")
+        for first, other in checked.items():
+            if array.shape[1] != other.shape[1]:
+                raise ContractError(f"{where} {array.shape[1]} columns for {modality}; {first} has {other.shape[1]}")
         with np.errstate(over="ignore"):
             array = array.astype(np.float32)
         bad = int((~np.isfinite(array)).any(axis=1).sum())

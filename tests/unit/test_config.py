@@ -1,0 +1,162 @@
+"""The configuration: what it accepts, what it fills in, what it says when it is wrong, what it plans."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from clue.benchmark.config import Benchmark, ConfigError, read_yaml
+
+ROOT = Path(__file__).parents[2]
+
+METHOD = {
+    "label": "My method",
+    "script": "my_method.py",
+    "modalities": [["rna", "adt"]],
+    "params": {"n_latent": 50, "max_epochs": 200, "lr": 0.1},
+    "presets": {"rna+adt": {"n_latent": 20, "max_epochs": 100, "lr": 0.2}},
+    "budgets": {"quick": {"max_epochs": 30, "lr": 0.3}},
+    "variants": {"small": {"lr": 0.4}},
+}
+DATASET = {"label": "Tiny", "modalities": ["rna", "adt"], "splits": {"a": {}, "b": {}}}
+RUN = {"run": "test", "datasets": ["tiny"], "methods": ["my_method"], "seeds": [0, 1]}
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project folder with one method and two data sets; the schema of data sets is not the matter here."""
+    shutil.copytree(ROOT / "config" / "schemas", tmp_path / "config" / "schemas")
+    (tmp_path / "config/schemas/dataset.schema.yaml").write_text("type: object\n")
+    write(tmp_path / "config/methods/my_method.yaml", METHOD)
+    write(tmp_path / "config/datasets/tiny.yaml", DATASET)
+    write(tmp_path / "config/datasets/tiny_multiome.yaml", DATASET | {"modalities": ["rna", "atac"]})
+    (tmp_path / "scripts/methods").mkdir(parents=True)
+    (tmp_path / "scripts/methods/my_method.py").touch()
+    return tmp_path
+
+
+def write(path, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(data))
+
+
+def error(project, where="config/quick.yaml", **changes):
+    """Return the message of a wrong run configuration."""
+    with pytest.raises(ConfigError) as raised:
+        Benchmark(RUN | changes, project, where)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+# ---- what is right -------------------------------------------------------------------------------
+
+
+def test_defaults_come_from_the_schema(project):
+    benchmark = Benchmark(RUN, project)
+    assert benchmark.config["device"] == "cpu" and benchmark.config["max_cells"] is None
+    assert benchmark.methods["my_method"]["resources"] == {"gpu": 0, "threads": 1, "mem_gb": 4, "runtime_min": 60}
+    assert RUN == {"run": "test", "datasets": ["tiny"], "methods": ["my_method"], "seeds": [0, 1]}
+
+
+def test_precedence_is_params_preset_budget_variant(project):
+    quick = Benchmark(RUN | {"budget": "quick"}, project)
+    assert quick.params("my_method", "small", ["rna", "adt"]) == {"n_latent": 20, "max_epochs": 30, "lr": 0.4}
+    assert quick.params("my_method", "default", ["rna", "adt"]) == {"n_latent": 20, "max_epochs": 30, "lr": 0.3}
+    assert quick.params("my_method", "default", ["rna", "atac"]) == {"n_latent": 50, "max_epochs": 30, "lr": 0.3}
+    plain = Benchmark(RUN, project)
+    assert plain.params("my_method", "default", ["rna", "adt"]) == {"n_latent": 20, "max_epochs": 100, "lr": 0.2}
+
+
+def test_plan_is_the_whole_grid_with_the_oracle_once_per_split(project):
+    jobs = Benchmark(RUN | {"datasets": ["tiny", "tiny_multiome/b"]}, project).plan()
+    of_methods = [job for job in jobs if job.method != "oracle"]
+    assert len(of_methods) == 3 * 2 * 2, "three splits, two variants, two seeds"
+    assert len(jobs) - len(of_methods) == 3
+    reasons = {job.dataset: job.reason for job in of_methods}
+    assert reasons == {"tiny": "", "tiny_multiome": "does not support rna+atac"}
+    assert of_methods[0].folder == "results/test/tiny/a/my_method/default/seed-0"
+
+
+def test_a_part_after_a_slash_selects_one(project):
+    benchmark = Benchmark(RUN | {"datasets": ["tiny/b"], "methods": ["my_method/small"], "seeds": [5]}, project)
+    assert [job.folder for job in benchmark.plan()] == [
+        "results/test/tiny/b/my_method/small/seed-5",
+        "results/test/tiny/b/oracle/default/seed-0",
+    ]
+
+
+# ---- what is wrong: one line that names the file, the key and the mend -----------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "parts"),
+    [
+        ({"datasets": ["tny"]}, ["unknown dataset 'tny'", "did you mean 'tiny'?"]),
+        ({"methods": ["my_metod"]}, ["unknown method 'my_metod'", "did you mean 'my_method'?"]),
+        ({"methods": ["my_method/smal"]}, ["config/quick.yaml", "has no variant 'smal'", "did you mean 'small'?"]),
+        ({"datasets": ["tiny/c"]}, ["config/quick.yaml", "has no split 'c'", "known: a, b"]),
+        ({"seed": [0]}, ["config/quick.yaml", "unknown key 'seed'", "did you mean 'seeds'?"]),
+        ({"seeds": "0"}, ["config/quick.yaml", "seeds", "'0' is not of type 'array'"]),
+        ({"seeds": [0, "1"]}, ["seeds.1", "'1' is not of type 'integer'"]),
+        ({"seeds": []}, ["seeds"]),
+        ({"device": "tpu"}, ["device", "'tpu' is not one of ['cpu', 'cuda']"]),
+        ({"run": "my run"}, ["run", "does not match"]),
+        ({"max_cells": 3}, ["max_cells", "less than the minimum"]),
+    ],
+)
+def test_wrong_run(project, changes, parts):
+    message = error(project, **changes)
+    for part in parts:
+        assert part in message
+
+
+def test_missing_key(project):
+    with pytest.raises(ConfigError, match="'seeds' is a required property"):
+        Benchmark({key: value for key, value in RUN.items() if key != "seeds"}, project)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"scripts": "x.py"}, "unknown key 'scripts'; did you mean 'script'?"),
+        ({"resources": {"gpus": 1}}, "resources: unknown key 'gpus'; did you mean 'gpu'?"),
+        ({"script": "none.py"}, "no file scripts/methods/none.py"),
+        ({"modalities": [["rna", "protein"]]}, "modalities.0.1: 'protein' is not one of"),
+        ({"params": 3}, "params: 3 is not of type 'object'"),
+        ({"variants": {"small": 3}}, "variants.small: 3 is not of type 'object'"),
+    ],
+)
+def test_wrong_method(project, changes, part):
+    write(project / "config/methods/my_method.yaml", METHOD | changes)
+    message = error(project)
+    assert "config/methods/my_method.yaml" in message and part in message
+
+
+@pytest.mark.parametrize(("text", "part"), [("- a\n", "must hold a map"), ("a: [1\n", "not valid YAML")])
+def test_wrong_yaml(tmp_path, text, part):
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=part) as raised:
+        read_yaml(path)
+    assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        read_yaml(tmp_path / "x.yaml")
+
+
+# ---- the files of this project -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("config/methods/*.yaml")), ids=lambda path: path.stem)
+def test_every_method_of_the_project_is_valid(path):
+    spec = Benchmark(RUN | {"datasets": ["simulated"], "methods": [path.stem]}, ROOT).methods[path.stem]
+    assert (ROOT / "envs" / f"{spec['env']}.yaml").exists()
+    assert all(any(ROOT.glob(source)) for source in spec["sources"])
+
+
+@pytest.mark.parametrize("name", ["quick", "full", "config"])
+def test_every_run_of_the_project_is_valid(name):
+    assert Benchmark(read_yaml(ROOT / f"config/{name}.yaml"), ROOT).plan()

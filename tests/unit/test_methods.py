@@ -1,0 +1,262 @@
+"""`run_method`: what a method gets, what it may return, what is left behind when it fails."""
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from clue.benchmark import contracts
+from clue.benchmark.contracts import read_embedding, write_test, write_train
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods import Params, check_arrays, run_method
+
+ROOT = Path(__file__).parents[2]
+N_TEST = {"rna": 5, "adt": 7}
+
+
+def counts(n_cells, names, seed=0, prefix="gene"):
+    """Return one modality of raw counts with four features."""
+    values = np.random.default_rng(seed).poisson(2, (n_cells, 4)).astype(np.float32)
+    obs = pd.DataFrame({"batch": ["b1"] * n_cells}, index=names)
+    return ad.AnnData(sp.csr_matrix(values), obs=obs, var=pd.DataFrame(index=[f"{prefix}_{i}" for i in range(4)]))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with the input files of a method, and nothing else."""
+    cells = [f"cell_{i}" for i in range(20)]
+    write_train(md.MuData({"rna": counts(20, cells), "adt": counts(20, cells, 1, "protein")}), tmp_path / "train.h5mu")
+    for modality, n_cells in N_TEST.items():
+        cells = counts(n_cells, contracts.test_cell_names(modality, n_cells), 2)
+        cells.uns = {"modality": modality, "dataset": "tiny", "split": "random20"}
+        write_test(cells, tmp_path / f"test_{modality}.h5ad")
+    return tmp_path
+
+
+def command_line(folder, **changes):
+    """Return the arguments of a method's program."""
+    options = {"method": "my_method", "variant": "default", "seed": 3, "params": '{"n_latent": 2}', "device": "cpu"}
+    options |= {"threads": 1} | changes
+    inputs = ["--train", folder / "train.h5mu", "--tests", folder / "test_rna.h5ad", folder / "test_adt.h5ad"]
+    inputs += ["--embedding", folder / "out" / "embedding.h5ad"]
+    return [str(word) for word in inputs] + [
+        word for key, value in options.items() for word in (f"--{key}", str(value))
+    ]
+
+
+def right(task, params, seed):
+    """A method that does what it should: row i of a modality holds i."""
+    return {
+        name: np.tile(np.arange(cells.n_obs)[:, None], (1, params["n_latent"])) for name, cells in task.test.items()
+    }
+
+
+def fails(folder, embed, capsys):
+    """Run a method that must fail; return the reason that it left and what it printed."""
+    with pytest.raises(SystemExit) as stopped:
+        run_method(embed, command_line(folder))
+    assert stopped.value.code not in (0, None)
+    assert not (folder / "out" / "embedding.h5ad").exists()
+    reason = json.loads((folder / "out" / "failure.json").read_text())["error"]
+    assert "\n" not in reason
+    return reason, f"{stopped.value.code}\n{capsys.readouterr().err}"
+
+
+# ---- a method that works -------------------------------------------------------------------------
+
+
+def test_embedding_has_one_row_per_test_cell_in_file_order(folder):
+    run_method(right, command_line(folder))
+    embedding = read_embedding(folder / "out" / "embedding.h5ad")
+    assert list(embedding.obs_names) == contracts.test_cell_names("rna", 5) + contracts.test_cell_names("adt", 7)
+    assert list(embedding.obs["cell"]) == list(embedding.obs_names)
+    assert list(embedding.obs["modality"]) == ["rna"] * 5 + ["adt"] * 7
+    assert embedding.X[:, 0].tolist() == [*range(5), *range(7)]
+    assert embedding.X.dtype == np.float32
+    assert json.loads(embedding.uns["params"]) == {"n_latent": 2}
+    assert {key: embedding.uns[key] for key in ("method", "variant", "seed", "dataset", "split")} == {
+        "method": "my_method",
+        "variant": "default",
+        "seed": 3,
+        "dataset": "tiny",
+        "split": "random20",
+    }
+
+
+def test_run_json_says_what_ran(folder):
+    def embed(task, params, seed):
+        task.info["epochs"] = np.int64(12)
+        return right(task, params, seed)
+
+    run_method(embed, command_line(folder))
+    report = json.loads((folder / "out" / "run.json").read_text())
+    assert report["params"] == {"n_latent": 2}
+    assert report["info"] == {"epochs": 12}
+    assert report["seconds"] >= 0 and report["peak_memory_mb"] > 10 and report["gpu_memory_mb"] is None
+    assert report["versions"]["numpy"] == np.__version__
+
+
+def test_same_seed_gives_the_same_random_numbers(folder):
+    drawn = []
+
+    def embed(task, params, seed):
+        drawn.append((random.random(), np.random.random()))
+        return right(task, params, seed)
+
+    for seed in (3, 3, 4):
+        run_method(embed, command_line(folder, seed=seed))
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_success_removes_the_failure_of_an_earlier_try(folder, capsys):
+    fails(folder, lambda task, params, seed: 1 / 0, capsys)
+    run_method(right, command_line(folder))
+    assert not (folder / "out" / "failure.json").exists()
+
+
+# ---- a method that does not ----------------------------------------------------------------------
+
+
+def one_row_short(task, params, seed):
+    return {name: array[: 5 if name == "rna" else 6] for name, array in right(task, params, seed).items()}
+
+
+def not_finite(task, params, seed):
+    arrays = {name: array.astype(float) for name, array in right(task, params, seed).items()}
+    arrays["adt"][[0, 3]] = [np.nan, np.inf]
+    return arrays
+
+
+def other_width(task, params, seed):
+    return {name: array[:, : 1 if name == "adt" else 2] for name, array in right(task, params, seed).items()}
+
+
+@pytest.mark.parametrize(
+    ("embed", "reason"),
+    [
+        (one_row_short, "embed of my_method returned 6 rows for 7 cells of adt"),
+        (not_finite, "embed of my_method returned 2 of 7 rows of adt that are not finite"),
+        (other_width, "embed of my_method returned 1 columns for adt; rna has 2"),
+        (lambda *_: None, "embed of my_method returned NoneType"),
+        (lambda *_: {"rna": np.zeros((5, 2))}, "returned ['rna'] for the modalities ['rna', 'adt']"),
+        (lambda task, *_: {name: np.zeros(x.n_obs) for name, x in task.test.items()}, "1-d float64 for rna"),
+        (lambda task, *_: {name: np.full((x.n_obs, 2), 1e300) for name, x in task.test.items()}, "not finite"),
+        (lambda task, *_: {name: np.zeros((x.n_obs, 0)) for name, x in task.test.items()}, "0 columns"),
+        (lambda task, params, seed: params["n_layers"], "parameter 'n_layers' missing"),
+    ],
+)
+def test_wrong_returns_are_one_clear_line(folder, capsys, embed, reason):
+    left, printed = fails(folder, embed, capsys)
+    assert reason in left and reason in printed
+    assert "Traceback" not in printed
+
+
+def test_exception_leaves_its_line_and_a_traceback(folder, capsys):
+    def embed(task, params, seed):
+        raise ValueError("no\nluck")
+
+    left, printed = fails(folder, embed, capsys)
+    assert left == "ValueError: no luck"
+    assert "Traceback" in printed and "in embed" in printed
+
+
+def test_cuda_without_a_gpu_is_an_error(folder, monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no GPU is seen"):
+        run_method(right, command_line(folder, device="cuda"))
+
+
+@pytest.mark.parametrize("params", ["[1]", "{"])
+def test_params_must_be_a_json_map(folder, capsys, params):
+    with pytest.raises(SystemExit) as stopped:
+        run_method(right, command_line(folder, params=params))
+    assert stopped.value.code == 2
+    assert "JSON" in capsys.readouterr().err
+
+
+def test_missing_parameter_names_the_key():
+    with pytest.raises(BenchmarkError, match="parameter 'lr' missing"):
+        Params({"n_latent": 2})["lr"]
+
+
+def test_check_arrays_puts_modalities_in_the_order_of_the_tests():
+    test = {"rna": counts(2, ["a", "b"]), "adt": counts(2, ["c", "d"])}
+    assert list(check_arrays({"adt": np.zeros((2, 1)), "rna": np.zeros((2, 1))}, test, "m")) == ["rna", "adt"]
+
+
+# ---- checkpoints and signals ---------------------------------------------------------------------
+
+
+def interrupted(task, params, seed):
+    """Note what is there, leave a checkpoint, fail."""
+    found = (task.checkpoints / "last.pt").exists()
+    (task.checkpoints / "last.pt").write_text("state")
+    raise ValueError(f"found {found}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [({}, True), ({"seed": 4}, False), ({"params": '{"n_latent": 3}'}, False)],
+)
+def test_checkpoints_survive_a_failure_but_not_a_change(folder, capsys, changes, found):
+    fails(folder, interrupted, capsys)
+    with pytest.raises(SystemExit):
+        run_method(interrupted, command_line(folder, **changes))
+    assert json.loads((folder / "out" / "failure.json").read_text()) == {"error": f"ValueError: found {found}"}
+
+
+def test_checkpoints_of_a_finished_run_are_not_resumed(folder, capsys):
+    def embed(task, params, seed):
+        (task.checkpoints / "last.pt").write_text("state")
+        return right(task, params, seed)
+
+    run_method(embed, command_line(folder))
+    # Snakemake removes the outputs of a job before it runs it again.
+    (folder / "out" / "embedding.h5ad").unlink()
+    assert fails(folder, interrupted, capsys)[0] == "ValueError: found False"
+
+
+def test_sigterm_ends_the_process_by_signal_and_leaves_no_result(folder):
+    program = folder / "program.py"
+    program.write_text(
+        "import os, signal\n"
+        "from clue.benchmark.methods import run_method\n"
+        "run_method(lambda task, params, seed: os.kill(os.getpid(), signal.SIGTERM))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, program, *command_line(folder)], env=environment, timeout=60)
+    assert done.returncode == -signal.SIGTERM
+    assert [path.name for path in (folder / "out").iterdir()] == ["checkpoints"]
+
+
+# ---- the control `random` ------------------------------------------------------------------------
+
+
+def test_random_gives_independent_unit_vectors():
+    program = ROOT / "scripts" / "methods" / "random_control.py"
+    spec = importlib.util.spec_from_file_location("random_control", program)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    class Task:
+        test = {"rna": counts(300, map(str, range(300))), "adt": counts(300, map(str, range(300)))}
+
+    first, again, other = (module.embed(Task, {"n_latent": 10}, seed) for seed in (0, 0, 1))
+    for modality in Task.test:
+        assert first[modality].shape == (300, 10)
+        assert np.allclose(np.linalg.norm(first[modality], axis=1), 1)
+        assert (first[modality] == again[modality]).all() and (first[modality] != other[modality]).any()
+    # The mean cosine of 300 independent pairs has standard deviation 1 / sqrt(10 * 300) = .018.
+    assert abs((first["rna"] * first["adt"]).sum(axis=1).mean()) < 0.1
