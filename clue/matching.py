@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import scipy.sparse as sp
 
-MAX_TRANSPORT_ENTRIES = 400_000_000
-"""Largest dense plan of `match_ot`, in entries of one batch (about 5 GB while it is made)."""
+MAX_TRANSPORT_ENTRIES = 200_000_000
+"""Largest dense plan of `match_ot`, in entries of one batch (about 3 GB while it is made)."""
 
 MAX_MATCHES_PER_CELL = 1000
 """The competition allows this many entries per row on average."""
@@ -64,9 +64,9 @@ def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None) -> sp.csr_matrix:
 def match_gaussian(x, y, k: int = 20, batch_x=None, batch_y=None) -> sp.csr_matrix:
     """Match each cell of x to its `k` nearest cells of y by a Gaussian kernel.
 
-    The weight is ``exp(-(d**2 - d_1**2) / (2 h**2))`` with d the distance between directions and d_1, d_2
-    those of the nearest and the second cell. The bandwidth h is set per batch so that ``2 h**2`` is the
-    median of ``d_2**2 - d_1**2`` over the cells of x: a typical runner-up weighs 1/e of the nearest.
+    The weight is ``exp(-(d**2 - d_1**2) / (2 h**2))`` with d the distance between directions and d_1
+    that of the nearest cell: the likelihood of normal noise of standard deviation h in each dimension.
+    Per batch, ``h**2`` is the median of ``d_1**2`` over the cells of x, divided by the number of dimensions.
 
     Parameters and returned matrix are those of `match_snn`; `k` is capped at the cells of y in a batch.
     """
@@ -164,7 +164,7 @@ def shared_neighbours(x: np.ndarray, y: np.ndarray, k: int) -> sp.csr_matrix:
     k = min(k, len(x), len(y))
     x2y, y2x = _neighbour_graph(x, y, k), _neighbour_graph(y, x, k)
     x2x, y2y = _own_neighbour_graph(x, k), _own_neighbour_graph(y, k)
-    shared = (x2y @ y2y.T + x2x @ y2x.T).tocsr()
+    shared = (sp.hstack([x2y, x2x], format="csr") @ sp.hstack([y2y, y2x], format="csr").T).tocsr()
     shared.data = shared.data / (4 * k - shared.data)
     return shared
 
@@ -192,11 +192,11 @@ def _graph(neighbours: np.ndarray, n_columns: int) -> sp.csr_matrix:
 
 def _gaussian(x: np.ndarray, y: np.ndarray, k: int) -> sp.csr_matrix:
     squared, neighbours = nearest(x, y, min(k, len(y)))
-    excess = squared - squared[:, :1]
-    scale = np.median(excess[:, min(1, excess.shape[1] - 1)])
+    variance = np.median(squared[:, 0]) / x.shape[1]
     graph = _graph(neighbours, len(y))
-    # A scale of zero (cells that coincide) leaves weight to the nearest cells alone.
-    graph.data = np.exp(-excess / max(scale, np.finfo(np.float32).tiny)).ravel()
+    # A variance of zero (cells that coincide) leaves weight to the nearest cells alone.
+    exponent = (squared - squared[:, :1]) / max(2 * variance, np.finfo(np.float32).tiny)
+    graph.data = np.exp(-exponent).ravel()
     return graph
 
 

@@ -14,7 +14,7 @@ from clue.matching import directions, shared_neighbours
 Metric = Literal["cosine", "euclidean"]
 Ties = Literal["half", "strict"]
 
-# A tile of distances (2 MB and 4 MB with its copies) stays in a core's cache.
+# With the default block a tile of distances takes 2 MB and stays in a core's cache.
 _TILE_COLUMNS = 1024
 
 # Rounding of a squared distance in float64, relative to the squared norms it is made of, is below this.

@@ -1,0 +1,43 @@
+"""Collect the results of a run: one row per planned job at least, failures included."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from clue.benchmark.collect import collect, summary
+from clue.benchmark.config import Benchmark, ConfigError, read_yaml
+from clue.benchmark.errors import run_program
+from clue.benchmark.scoring import write_table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", required=True, help="the run's configuration: a file, or JSON as it is")
+    parser.add_argument("--root", type=Path, required=True, help="the project folder")
+    parser.add_argument("--metrics", type=Path, required=True, help="table of scores to write")
+    parser.add_argument("--resources", type=Path, required=True, help="table of times and memory to write")
+    parser.add_argument("--failures", type=Path, required=True, help="table of jobs without scores to write")
+    arguments = parser.parse_args(argv)
+
+    jobs = Benchmark(_read_config(arguments.config), arguments.root).plan()
+    tables = collect(jobs, arguments.root)
+    write_table(tables.resources, arguments.resources)
+    write_table(tables.failures, arguments.failures)
+    write_table(tables.metrics, arguments.metrics)
+    print("\n".join(summary(tables, len(jobs))))
+
+
+def _read_config(config: str) -> dict[str, Any]:
+    if not config.lstrip().startswith("{"):
+        return read_yaml(Path(config))
+    try:
+        return json.loads(config)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--config: not valid JSON: {error}") from error
+
+
+if __name__ == "__main__":
+    run_program(main)

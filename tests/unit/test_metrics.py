@@ -1,0 +1,233 @@
+"""Metrics: answers computed by hand, a naive reference, properties, bounded memory."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from scipy.spatial import distance_matrix
+
+from clue.matching import l2_normalise, match_snn
+from clue.metrics import (
+    cell_type_match,
+    count_closer,
+    foscttm,
+    foscttm_within_batch,
+    label_transfer_accuracy,
+    match_score,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def two_views(n: int, width: int = 6, noise: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    shared = rng.standard_normal((n, width))
+    return tuple((shared + noise * rng.standard_normal((n, width))).astype(np.float32) for _ in range(2))
+
+
+def naive_foscttm(x, y, tie_weight):
+    distance = distance_matrix(np.asarray(x, float), np.asarray(y, float))
+    true = np.diag(distance)
+    n = len(distance)
+    closer_x, closer_y = distance < true[:, None], distance < true[None, :]
+    tied_x, tied_y = (distance == true[:, None]).sum(axis=1) - 1, (distance == true[None, :]).sum(axis=0) - 1
+    return (closer_x.sum(axis=1) + tie_weight * tied_x) / n, (closer_y.sum(axis=0) + tie_weight * tied_y) / n
+
+
+# ---- match score, cell types ---------------------------------------------------------------------
+
+
+def test_match_score_by_hand():
+    matches = sp.csr_matrix([[0.5, 0.5, 0], [0, 0, 2], [1, 3, -4]])
+    # Row 0: 1/2 on its partner; row 1: all of it; row 2: partner has -4, which counts as 0.
+    assert match_score(matches, [1, 2, 2]) == pytest.approx((0.5 + 1 + 0) / 3)
+    # Row 2 with the negative entry left out: 1 of 4.
+    assert match_score(matches, [0, 2, 0]) == pytest.approx((0.5 + 1 + 0.25) / 3)
+
+
+def test_match_score_leaves_its_input_alone():
+    matches = sp.csr_matrix([[1.0, -1.0], [0.0, 2.0]])
+    match_score(matches, [0, 1])
+    assert matches.data.tolist() == [1, -1, 2]
+
+
+def test_match_score_wrong_input():
+    with pytest.raises(ValueError, match="1 of 2 rows"):
+        match_score(sp.csr_matrix([[1.0, 0], [0, 0]]), [0, 1])
+    with pytest.raises(ValueError, match="truth"):
+        match_score(sp.eye(2), [0, 2])
+    with pytest.raises(ValueError, match="truth"):
+        match_score(sp.eye(2), [0])
+
+
+def test_random_embeddings_match_at_one_over_batch_size():
+    rng = np.random.default_rng(0)
+    batch = np.repeat(np.arange(20), 50)
+    scores = []
+    for _ in range(10):
+        x, y = rng.standard_normal((2, 1000, 5))
+        scores.append(match_score(match_snn(x, y, batch_x=batch, batch_y=batch), np.arange(1000)))
+    assert np.mean(scores) == pytest.approx(1 / 50, rel=0.2)
+
+
+def test_cell_type_match_by_hand():
+    matches = sp.csr_matrix([[0.25, 0.75], [1, 0]])
+    assert cell_type_match(matches, ["B", "T"], ["B", "T"]) == pytest.approx(0.25 / 2)
+    assert cell_type_match(matches, ["B", "B"], ["B", "T"]) == pytest.approx(1.25 / 2)
+    with pytest.raises(ValueError, match="2 and 3 cell types"):
+        cell_type_match(matches, ["B", "T"], ["B", "T", "T"])
+    with pytest.raises(ValueError, match="empty"):
+        cell_type_match(matches * 0, ["B", "T"], ["B", "T"])
+
+
+# ---- FOSCTTM -------------------------------------------------------------------------------------
+
+
+def test_foscttm_of_four_cells_by_hand():
+    x = np.array([[0.0], [1], [5], [10]])
+    y = np.array([[2.0], [0], [5], [11]])
+    # x0 (0): true 2; distances 2, 0, 5, 11: one closer.      y0 (2): true 2; 2, 1, 3, 8: one closer.
+    # x1 (1): true 1; distances 1, 1, 4, 10: one tied.        y1 (0): true 1; 0, 1, 5, 10: one closer.
+    # x2, x3 and y2, y3 are nearest to their true match.
+    fractions_x, fractions_y = foscttm(x, y, "euclidean", "half")
+    assert fractions_x.tolist() == [0.25, 0.125, 0, 0]
+    assert fractions_y.tolist() == [0.25, 0.25, 0, 0]
+    fractions_x, fractions_y = foscttm(x, y, "euclidean", "strict")
+    assert fractions_x.tolist() == [0.25, 0, 0, 0]
+    assert fractions_y.tolist() == [0.25, 0.25, 0, 0]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("ties", ["half", "strict"])
+@pytest.mark.parametrize("block", [1, 7, 256, 5000])
+def test_foscttm_agrees_with_the_naive_formula(metric, ties, block):
+    x, y = two_views(1100)  # more than a tile
+    reference = (l2_normalise(x), l2_normalise(y)) if metric == "cosine" else (x, y)
+    expected = naive_foscttm(*reference, 0.5 if ties == "half" else 0)
+    got = foscttm(x[:1100], y[:1100], metric, ties, block)
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_foscttm_counts_ties_of_a_grid():
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 3, (2, 300, 2)).astype(np.float32)
+    x += 1000  # a common offset must not cost digits
+    y += 1000
+    for ties, weight in (("half", 0.5), ("strict", 0)):
+        np.testing.assert_array_equal(foscttm(x, y, "euclidean", ties), naive_foscttm(x, y, weight))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.1, 1e-20, 12345.678])
+def test_collapsed_embedding_is_not_perfect(metric, value):
+    n = 1500
+    x = np.full((n, 33), value, np.float32) * np.arange(1, 34, dtype=np.float32)
+    for fractions in foscttm(x, x, metric, "half", block=100):
+        assert (fractions == (n - 1) / (2 * n)).all()
+    for fractions in foscttm(x, x, metric, "strict", block=100):
+        assert (fractions == 0).all()
+
+
+def test_embedding_collapsed_per_type_ties_within_types():
+    rng = np.random.default_rng(0)
+    n, centres = 1200, rng.standard_normal((4, 20)).astype(np.float32)
+    x = centres[np.arange(n) % 4]
+    for fractions in foscttm(x, x, "cosine", "half"):
+        np.testing.assert_array_equal(fractions, (n / 4 - 1) / (2 * n))
+
+
+def test_random_embeddings_sit_at_one_half():
+    x, y = np.random.default_rng(0).standard_normal((2, 2000, 10))
+    assert np.mean(foscttm(x, y)) == pytest.approx(0.5, abs=0.02)
+
+
+def test_perfect_embedding_scores_zero():
+    x, _ = two_views(500)
+    assert np.mean(foscttm(x, x)) == 0
+    assert np.mean(foscttm(x, 3 * x, "cosine")) == 0
+
+
+def test_foscttm_of_one_pair():
+    assert np.mean(foscttm([[1.0, 2.0]], [[0.0, 3.0]])) == 0
+
+
+def test_foscttm_does_not_depend_on_order_rotation_or_direction():
+    x, y = two_views(400)
+    fractions_x, fractions_y = foscttm(x, y)
+    order = np.random.default_rng(1).permutation(400)
+    rotation, _ = np.linalg.qr(np.random.default_rng(2).standard_normal((6, 6)))
+    np.testing.assert_array_equal(foscttm(x[order], y[order]), (fractions_x[order], fractions_y[order]))
+    np.testing.assert_array_equal(foscttm(x @ rotation, y @ rotation), (fractions_x, fractions_y))
+    np.testing.assert_array_equal(foscttm(y, x), (fractions_y, fractions_x))
+
+
+def test_cosine_tells_cells_of_nearly_one_direction_apart():
+    x, y = two_views(200)
+    offset = np.full(6, 1e4)
+    assert np.mean(foscttm(offset + x, offset + y)) < 0.3
+
+
+def test_within_batch():
+    x, y = two_views(90)
+    batch = np.array(["a", "b", "c"])[np.arange(90) % 3]
+    fractions_x, fractions_y = foscttm_within_batch(x, y, batch)
+    expected_x, expected_y = naive_foscttm(l2_normalise(x[1::3]), l2_normalise(y[1::3]), 0.5)
+    np.testing.assert_array_equal(fractions_x[1::3], expected_x)
+    np.testing.assert_array_equal(fractions_y[1::3], expected_y)
+    np.testing.assert_array_equal(foscttm_within_batch(x, y, ["one"] * 90), foscttm(x, y))
+
+
+def test_foscttm_wrong_input():
+    x, y = two_views(10)
+    with pytest.raises(ValueError, match="same cells"):
+        foscttm(x, y[:9])
+    with pytest.raises(ValueError, match="metric is 'manhattan'"):
+        foscttm(x, y, metric="manhattan")
+    with pytest.raises(ValueError, match="ties is 'none'"):
+        foscttm(x, y, ties="none")
+    with pytest.raises(ValueError, match="block is 0"):
+        foscttm(x, y, block=0)
+    with pytest.raises(ValueError, match="1 batches"):
+        foscttm_within_batch(x, y, ["a"])
+
+
+def test_foscttm_memory_does_not_grow_with_the_square():
+    program = (
+        "import numpy as np, resource; from clue.metrics import count_closer\n"
+        "x = np.random.default_rng(0).standard_normal((20000, 10)).astype(np.float32)\n"
+        "closer = count_closer(x, x); assert closer.closer_x.sum() == 0\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert int(done.stdout) * unit < 500e6  # one 20,000 x 20,000 float32 matrix alone has 1,600e6
+
+
+def test_counts_leave_out_the_true_match():
+    closer = count_closer(np.ones((5, 3)), np.ones((5, 3)))
+    assert closer.tied_x.tolist() == [4] * 5 and closer.closer_x.tolist() == [0] * 5
+
+
+# ---- label transfer ------------------------------------------------------------------------------
+
+
+def test_labels_transfer_between_separate_types():
+    rng = np.random.default_rng(0)
+    centres = np.eye(3)
+    types_x, types_y = np.arange(150) % 3, np.arange(120) % 3
+    x, y = (centres[types] + 0.05 * rng.standard_normal((len(types), 3)) for types in (types_x, types_y))
+    names = np.array(["B", "NK", "T"])
+    assert label_transfer_accuracy(x, y, names[types_x], names[types_y]) == 1
+    wrong = names[(types_y + 1) % 3]
+    assert label_transfer_accuracy(x, y, names[types_x], wrong) == 0
+
+
+def test_labels_transfer_by_hand():
+    # One neighbour each: y0 is mutual with x0 (type B); y1 is next to x1 (type T) and is called NK.
+    x, y = np.array([[1.0, 0], [0, 1]]), np.array([[1, 0.1], [0.1, 1]])
+    assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "NK"], k=1) == 0.5
+    with pytest.raises(ValueError, match="1 and 2 labels"):
+        label_transfer_accuracy(x, y, ["B"], ["B", "NK"])
