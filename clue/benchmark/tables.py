@@ -1,0 +1,105 @@
+"""Read the tidy tables of a run; write the tables that stand beside its figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.files import atomic
+
+JOB = ["dataset", "split", "method", "variant"]
+METRICS = ["run", *JOB, "seed", "transductive", "direction", "metric", "value", "status", "reason"]
+RESOURCES = ["run", *JOB, "seed", "device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb", "epochs"]
+
+
+# ---- reading and writing -------------------------------------------------------------------------
+
+
+def read_table(path: str | Path, columns: Sequence[str], numeric: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a table of tab-separated text; empty fields stay empty text, or NaN in `numeric` columns."""
+    path = Path(path)
+    if not path.exists():
+        raise BenchmarkError(f"{path}: no such file; collect the run first")
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise BenchmarkError(f"{path}: not a table ({error}); delete it and run again") from error
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise BenchmarkError(f"{path}: lacks the column {', '.join(missing)}; delete it and run again")
+    for column in numeric:
+        try:
+            table[column] = pd.to_numeric(table[column].where(table[column] != ""))
+        except ValueError as error:
+            raise BenchmarkError(f"{path}: column {column}: {error}") from error
+    return table
+
+
+def read_metrics(path: str | Path) -> pd.DataFrame:
+    """Read ``metrics.tsv``, which has a row at least for every planned job."""
+    table = read_table(path, METRICS, numeric=["value"])
+    if table.empty:
+        raise BenchmarkError(f"{path}: has no rows; collect the run again")
+    return table
+
+
+def read_resources(path: str | Path) -> pd.DataFrame:
+    """Read ``resources.tsv``."""
+    return read_table(path, RESOURCES, numeric=["seconds", "peak_memory_mb", "gpu_memory_mb"])
+
+
+def write_table(table: pd.DataFrame, path: str | Path) -> None:
+    """Write tab-separated text with six significant digits; missing values are empty."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+
+
+# ---- looking up ----------------------------------------------------------------------------------
+
+
+def panels(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the pairs of data set and split, in the order of the table."""
+    return list(dict.fromkeys(zip(table["dataset"], table["split"], strict=True)))
+
+
+def rows_of(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
+    """Return the rows whose columns hold the values given, as in ``rows_of(table, method="cca")``."""
+    keep = np.ones(len(table), dtype=bool)
+    for column, value in wanted.items():
+        keep &= (table[column] == value).to_numpy()
+    return table[keep]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One metric of a method's variant on one split, over seeds."""
+
+    values: pd.Series
+    """Finite values, indexed by seed."""
+    planned: int
+    """How many seeds were planned."""
+    status: str
+    """``ok`` where every planned seed has a value; else ``failed``, ``unsupported`` or ``n/a``."""
+    reason: str
+
+
+def scores(jobs: pd.DataFrame, metric: str, direction: str = "both") -> Scores:
+    """Look up a metric in the rows of one method variant on one split.
+
+    A seed without a finite value makes the status that of its first row that is not ``ok``, or ``n/a``.
+    """
+    wanted = rows_of(jobs, metric=metric, direction=direction, status="ok")
+    values = wanted.loc[np.isfinite(wanted["value"]), ["seed", "value"]].drop_duplicates("seed")
+    values = values.set_index("seed")["value"]
+    lost = jobs[~jobs["seed"].isin(values.index)]
+    planned = jobs["seed"].nunique()
+    if lost.empty:
+        status = "ok" if planned else "n/a"
+        return Scores(values, planned, status, "" if planned else "not part of this run")
+    bad = lost[lost["status"] != "ok"]
+    if bad.empty:
+        return Scores(values, planned, "n/a", f"{metric} has no finite value")
+    return Scores(values, planned, bad["status"].iloc[0], bad["reason"].iloc[0] or "no reason given")
