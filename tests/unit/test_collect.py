@@ -1,0 +1,147 @@
+"""Collecting: every planned job has a row, whatever became of it."""
+
+import json
+import os
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from clue.benchmark.collect import FAILURES_COLUMNS, RESOURCES_COLUMNS, collect, summary
+from clue.benchmark.config import ConfigError, Job
+from clue.benchmark.scoring import METRICS_COLUMNS
+from scripts import collect as program
+
+
+def job(seed: int = 0, reason: str = "", method: str = "m") -> Job:
+    return Job("quick", "d", "s", method, "v", seed, True, reason)
+
+
+def finish(root: Path, job: Job, value: float = 0.25, **changes) -> Path:
+    """Leave what a job leaves that succeeded."""
+    folder = root / job.folder
+    folder.mkdir(parents=True)
+    (folder / "embedding.h5ad").write_text("")
+    report = {"device": "cpu", "threads": 2, "seconds": 1.5, "peak_memory_mb": 300.0, "gpu_memory_mb": None}
+    (folder / "run.json").write_text(json.dumps({**report, "info": {"epochs": 7}}))
+    identity = {key: getattr(job, key) for key in ("run", "dataset", "split", "method", "variant", "seed")}
+    rows = [
+        {**identity, "transductive": True, "direction": "both", "metric": "match_score", "value": value}
+        | {"status": "ok", "reason": ""},
+        {**identity, "transductive": True, "direction": "both", "metric": "match_score_ot", "value": float("nan")}
+        | {"status": "unsupported", "reason": "too large"},
+    ]
+    pd.DataFrame(rows).assign(**changes).to_csv(folder / "metrics.tsv", sep="\t", index=False)
+    return folder
+
+
+def test_finished_failed_missing_and_unsupported_jobs(tmp_path):
+    finish(tmp_path, job(0))
+    failed = tmp_path / job(1).folder
+    failed.mkdir(parents=True)
+    (failed / "failure.json").write_text(json.dumps({"error": "ValueError: loss is\nnot finite"}))
+    jobs = [job(0), job(1), job(2), job(3, "does not support rna+adt")]
+    metrics, resources, failures = collect(jobs, tmp_path)
+
+    assert list(metrics.columns) == METRICS_COLUMNS
+    assert metrics["seed"].tolist() == [0, 0, 1, 2, 3]
+    assert metrics["status"].tolist() == ["ok", "unsupported", "failed", "failed", "unsupported"]
+    assert metrics["value"].tolist()[0] == 0.25 and metrics["value"].isna().tolist() == [False] + [True] * 4
+    log = "logs/quick/d/s/m/v/seed-{}.log"
+    reasons = ["ValueError: loss is not finite", f"no result; see {log.format(2)}", "does not support rna+adt"]
+    assert metrics["reason"].tolist() == ["", "too large", *reasons]
+    assert list(resources.columns) == RESOURCES_COLUMNS
+    assert resources.iloc[0, 5:].tolist()[:5] == [0, "cpu", 2, 1.5, 300.0] and resources["epochs"].tolist() == [7]
+    assert list(failures.columns) == FAILURES_COLUMNS
+    assert failures["reason"].tolist() == reasons
+    assert failures["log"].tolist() == [log.format(1), log.format(2), ""]
+
+
+def test_summary_names_job_reason_and_log(tmp_path):
+    finish(tmp_path, job(0))
+    tables = collect([job(0), job(2)], tmp_path)
+    log = "logs/quick/d/s/m/v/seed-2.log"
+    assert summary(tables, 2) == [
+        "collected 1 of 2 jobs",
+        f"failed: d/s/m/v/seed-2: no result; see {log} (log: {log})",
+    ]
+
+
+def test_scores_of_an_earlier_embedding_do_not_count(tmp_path):
+    folder = finish(tmp_path, job())
+    stamp = (folder / "metrics.tsv").stat().st_mtime
+    os.utime(folder / "embedding.h5ad", (stamp + 10, stamp + 10))
+    assert collect([job()], tmp_path).failures["reason"].str.contains("older than the embedding").all()
+    (folder / "embedding.h5ad").unlink()  # as Snakemake does when the method runs again and fails
+    assert collect([job()], tmp_path).failures["reason"].str.contains("no result").all()
+
+
+def test_failed_scoring_points_to_its_own_log(tmp_path):
+    folder = finish(tmp_path, job())
+    (folder / "metrics.tsv").unlink()
+    log = tmp_path / "logs/quick/d/s/m/v/seed-0.score.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("error: ...")
+    tables = collect([job()], tmp_path)
+    assert tables.failures["log"].tolist() == ["logs/quick/d/s/m/v/seed-0.score.log"]
+    assert tables.failures["reason"].tolist() == ["not scored; see logs/quick/d/s/m/v/seed-0.score.log"]
+    assert len(tables.resources) == 1  # the method did run
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("", "cannot be read"), ("a\tb\n1\t2\n", "other columns"), ("\x00\x01", "columns")],
+)
+def test_an_odd_file_is_a_failed_job_and_hides_no_other(tmp_path, content, reason):
+    folder = finish(tmp_path, job(0))
+    finish(tmp_path, job(1))
+    (folder / "metrics.tsv").write_text(content)
+    (folder / "run.json").write_text("{")
+    tables = collect([job(0), job(1)], tmp_path)
+    assert tables.failures["reason"].str.contains(reason).tolist() == [True]
+    assert "ok" in set(tables.metrics["status"])
+    assert tables.resources["device"].isna().tolist() == [True, False]
+
+
+def test_scores_of_another_job_are_refused(tmp_path):
+    finish(tmp_path, job(), method="other")
+    assert collect([job()], tmp_path).failures["reason"].str.contains("another method than 'm'").all()
+
+
+def test_no_jobs_left_give_tables_with_columns(tmp_path):
+    for table, columns in zip(
+        collect([], tmp_path), (METRICS_COLUMNS, RESOURCES_COLUMNS, FAILURES_COLUMNS), strict=True
+    ):
+        assert table.empty and list(table.columns) == columns
+
+
+# ---- the program ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.setattr(program.Benchmark, "__init__", lambda self, config, root: setattr(self, "config", config))
+    monkeypatch.setattr(program.Benchmark, "plan", lambda self: [job(seed) for seed in self.config["seeds"]])
+    outputs = [f"--{name}={tmp_path}/out/{name}.tsv" for name in ("metrics", "resources", "failures")]
+    return ["--root", str(tmp_path), *outputs]
+
+
+def test_program_takes_a_file_or_json(tmp_path, arguments, capsys):
+    finish(tmp_path, job(0))
+    config = {"seeds": [0, 1]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    printed, tables = [], []
+    for given in (str(tmp_path / "config.yaml"), json.dumps(config)):
+        program.main(["--config", given, *arguments])
+        printed.append(capsys.readouterr().out)
+        tables.append((tmp_path / "out/metrics.tsv").read_text())
+    assert printed[0] == printed[1] and printed[0].startswith("collected 1 of 2 jobs\nfailed: d/s/m/v/seed-1")
+    assert tables[0] == tables[1] and tables[0].count("\n") == 4
+    assert not list((tmp_path / "out").glob(".*"))
+    assert pd.read_csv(tmp_path / "out/failures.tsv", sep="\t")["status"].tolist() == ["failed"]
+
+
+def test_program_with_broken_json(arguments):
+    with pytest.raises(ConfigError, match="not valid JSON"):
+        program.main(["--config", "{", *arguments])

@@ -1,0 +1,288 @@
+"""Scoring an embedding against the solution, the oracle, and their programs."""
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from clue.benchmark import contracts, scoring
+from clue.benchmark.contracts import ContractError
+from clue.benchmark.scoring import METRICS_COLUMNS, score
+from clue.matching import match_snn
+from clue.metrics import foscttm
+from scripts import oracle as oracle_program
+from scripts import score as score_program
+
+N = 120
+DIRECTIONS = ["rna2adt", "adt2rna", "both"]
+METRICS = [
+    *["match_score", "match_score_gaussian", "match_score_ot", "cell_type_match"],
+    *["foscttm", "foscttm_strict", "foscttm_euclidean", "foscttm_within_batch", "label_transfer_accuracy"],
+]
+
+
+def make_solution(seed: int = 0) -> ad.AnnData:
+    rng = np.random.default_rng(seed)
+    obs = pd.DataFrame(
+        {
+            "batch": rng.permutation(np.repeat(["b1", "b2", "b3"], N // 3)),
+            "cell_type": rng.choice(["B", "T"], N),
+            "rna": rng.permutation(contracts.test_cell_names("rna", N)),
+            "adt": rng.permutation(contracts.test_cell_names("adt", N)),
+        },
+        index=[f"barcode_{i}" for i in range(N)],
+    )
+    solution = ad.AnnData(sp.csr_matrix((N, 0), dtype=np.float32), obs=obs)
+    solution.uns = {"modalities": ["rna", "adt"], "dataset": "d", "split": "s", "labels": "published"}
+    return solution
+
+
+def make_tests(solution: ad.AnnData) -> dict[str, ad.AnnData]:
+    tests = {}
+    for modality in ("rna", "adt"):
+        obs = solution.obs.set_index(modality)[["batch"]].sort_index().rename_axis(None)
+        tests[modality] = ad.AnnData(sp.csr_matrix(np.ones((N, 2), np.float32)), obs=obs)
+        tests[modality].uns = {"modality": modality}
+    return tests
+
+
+def make_embedding(solution: ad.AnnData, points: dict[str, np.ndarray]) -> ad.AnnData:
+    """Make an embedding of `points`, whose rows are in the order of the solution."""
+    arrays, obs = [], []
+    for modality in ("rna", "adt"):
+        order = np.argsort(solution.obs[modality].to_numpy().astype(str))
+        names = solution.obs[modality].astype(str).to_numpy()[order]
+        batch = solution.obs["batch"].astype(str).to_numpy()[order]
+        arrays.append(points[modality][order].astype(np.float32))
+        obs.append(pd.DataFrame({"cell": names, "modality": modality, "batch": batch}, index=names))
+    embedding = ad.AnnData(np.concatenate(arrays), obs=pd.concat(obs))
+    identity = {"method": "m", "variant": "v", "seed": 3, "dataset": "d", "split": "s"}
+    embedding.uns = {**identity, "params": json.dumps({"transductive": True})}
+    return embedding
+
+
+@pytest.fixture(scope="module")
+def solution() -> ad.AnnData:
+    return make_solution()
+
+
+@pytest.fixture(scope="module")
+def points() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(1)
+    shared = rng.standard_normal((N, 5))
+    return {name: shared + 0.5 * rng.standard_normal((N, 5)) for name in ("rna", "adt")}
+
+
+@pytest.fixture
+def embedding(solution, points) -> ad.AnnData:
+    return make_embedding(solution, points)
+
+
+@pytest.fixture
+def files(tmp_path, solution, embedding) -> Path:
+    contracts.write_solution(solution, tmp_path / "solution.h5ad")
+    contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
+    for modality, test in make_tests(solution).items():
+        contracts.write_test(test, tmp_path / f"test_{modality}.h5ad")
+    return tmp_path
+
+
+def value(metrics: pd.DataFrame, metric: str, direction: str) -> float:
+    return metrics.set_index(["metric", "direction"])["value"][metric, direction]
+
+
+# ---- the table -----------------------------------------------------------------------------------
+
+
+def test_table_is_tidy_and_complete(embedding, solution):
+    metrics = score(embedding, solution, run="quick").metrics
+    assert list(metrics.columns) == METRICS_COLUMNS
+    assert list(metrics["metric"].unique()) == METRICS
+    assert metrics["direction"].tolist() == DIRECTIONS * len(METRICS)
+    assert (metrics["status"] == "ok").all() and metrics["value"].between(0, 1).all()
+    identity = metrics[METRICS_COLUMNS[:7]].drop_duplicates().to_dict("records")
+    assert identity == [
+        {"run": "quick", "dataset": "d", "split": "s", "method": "m", "variant": "v", "seed": 3, "transductive": True}
+    ]
+
+
+def test_scores_are_those_of_cells_in_the_solutions_order(embedding, solution, points):
+    """Shuffling and renaming per modality must not change any score."""
+    metrics = score(embedding, solution).metrics
+    x, y = (points[name].astype(np.float32) for name in ("rna", "adt"))
+    batch = solution.obs["batch"].to_numpy()
+    for direction, a, b in (("rna2adt", x, y), ("adt2rna", y, x)):
+        expected = match_snn(a, b, batch_x=batch, batch_y=batch).diagonal().mean()
+        assert value(metrics, "match_score", direction) == pytest.approx(expected, abs=1e-6)
+    of_x, of_y = foscttm(x, y)
+    assert value(metrics, "foscttm", "rna2adt") == pytest.approx(of_x.mean())
+    assert value(metrics, "foscttm", "adt2rna") == pytest.approx(of_y.mean())
+    assert value(metrics, "foscttm", "both") == pytest.approx(np.mean([of_x, of_y]))
+
+
+def test_match_matrices_are_in_file_order_and_within_batch(embedding, solution):
+    matches = score(embedding, solution).matches
+    assert list(matches) == ["rna2adt", "adt2rna"]
+    batch = {name: embedding.obs["batch"][embedding.obs["modality"] == name].to_numpy() for name in ("rna", "adt")}
+    entries = matches["rna2adt"].tocoo()
+    assert (batch["rna"][entries.row] == batch["adt"][entries.col]).all()
+
+
+def test_order_of_the_solution_does_not_matter(embedding, solution):
+    shuffled = solution[np.random.default_rng(5).permutation(N)].copy()
+    first, second = (score(embedding, one).metrics["value"] for one in (solution, shuffled))
+    np.testing.assert_allclose(first, second, atol=1e-6)
+
+
+def test_random_embedding_sits_at_chance(solution):
+    rng = np.random.default_rng(0)
+    scores = []
+    for _ in range(10):
+        noise = {name: rng.standard_normal((N, 5)) for name in ("rna", "adt")}
+        scores.append(score(make_embedding(solution, noise), solution).metrics)
+    mean = pd.concat(scores).groupby(["metric", "direction"])["value"].mean()
+    assert mean["match_score", "both"] == pytest.approx(3 / N, rel=0.4)
+    assert mean["foscttm", "both"] == pytest.approx(0.5, abs=0.03)
+    assert mean["foscttm_within_batch", "both"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_collapsed_embedding_is_not_rewarded(solution):
+    points = np.ones((N, 4))
+    metrics = score(make_embedding(solution, {"rna": points, "adt": points}), solution).metrics
+    assert value(metrics, "foscttm", "both") == pytest.approx(0.5, abs=1 / N)
+    assert value(metrics, "foscttm_strict", "both") == 0
+    assert value(metrics, "match_score", "both") == pytest.approx(3 / N, rel=0.1)
+
+
+def test_transport_that_is_too_large_is_a_row_with_a_reason(embedding, solution, monkeypatch):
+    monkeypatch.setattr("clue.matching.MAX_TRANSPORT_ENTRIES", 100)
+    metrics = score(embedding, solution).metrics
+    rows = metrics[metrics["metric"] == "match_score_ot"]
+    assert list(rows["status"]) == ["unsupported"] * 3 and rows["value"].isna().all()
+    assert rows["reason"].str.contains("too large").all()
+    assert (metrics["status"] == "ok").sum() == len(metrics) - 3
+
+
+# ---- identity ------------------------------------------------------------------------------------
+
+
+def test_data_set_and_split_may_come_from_the_solution(embedding, solution):
+    del embedding.uns["dataset"]
+    embedding.uns["split"] = ""
+    metrics = score(embedding, solution).metrics
+    assert set(metrics["dataset"]) == {"d"} and set(metrics["split"]) == {"s"}
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "message"),
+    [
+        ("dataset", "other", "uns\\['dataset'\\] is 'other', but the solution is of 'd'"),
+        ("seed", "first", "uns\\['seed'\\] must be a whole number"),
+        ("params", "{", "uns\\['params'\\] is not JSON"),
+        ("params", "3", "uns\\['params'\\] must be a map"),
+    ],
+)
+def test_wrong_identity(embedding, solution, key, given, message):
+    embedding.uns[key] = given
+    with pytest.raises(ContractError, match=f"^e.h5ad: {message}"):
+        score(embedding, solution, where="e.h5ad")
+
+
+# ---- rows that do not fit ------------------------------------------------------------------------
+
+
+def broken(embedding: ad.AnnData, how: str) -> ad.AnnData:
+    if how == "missing":
+        return embedding[1:].copy()
+    if how == "swapped":
+        return embedding[[1, 0, *range(2, 2 * N)]].copy()
+    if how == "modality":
+        embedding.obs.loc["adt_000001", "modality"] = "atac"
+    if how == "cell":
+        embedding.obs["cell"] = embedding.obs["cell"].to_numpy()[::-1]
+    if how == "batch":
+        embedding.obs.loc["adt_000001", "batch"] = "mine"
+    if how == "empty":
+        return embedding[:, :0].copy()
+    return embedding
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "119 rows of rna for 120 test cells"),
+        ("swapped", "rows of rna are not the test cells in file order"),
+        ("modality", "119 rows of adt for 120 test cells"),
+        ("cell", "obs\\['cell'\\] differs from obs_names in 240 rows"),
+        ("batch", "obs\\['batch'\\] of 1 adt cells differs"),
+        ("empty", "X has no columns"),
+    ],
+)
+def test_rows_that_do_not_fit(embedding, solution, how, message):
+    with pytest.raises(ContractError, match=message):
+        score(broken(embedding, how), solution)
+
+
+def test_three_modalities_are_refused(embedding, solution):
+    three = solution.copy()
+    three.uns["modalities"] = ["rna", "atac", "adt"]
+    with pytest.raises(ContractError, match="takes two modalities"):
+        score(embedding, three)
+
+
+# ---- programs ------------------------------------------------------------------------------------
+
+
+def test_score_program(files, embedding, solution, capsys):
+    matches = [files / "match_rna2adt.npz", files / "match_adt2rna.npz"]
+    score_program.main(
+        ["--embedding", str(files / "embedding.h5ad"), "--solution", str(files / "solution.h5ad")]
+        + ["--matches", *map(str, matches), "--metrics", str(files / "metrics.tsv"), "--run", "quick"]
+    )
+    expected = score(embedding, solution, "quick")
+    written = pd.read_csv(files / "metrics.tsv", sep="\t", keep_default_na=False)
+    pd.testing.assert_frame_equal(written, expected.metrics.reset_index(drop=True), check_dtype=False)
+    for path, matrix in zip(matches, expected.matches.values(), strict=True):
+        assert (sp.load_npz(path) != matrix).nnz == 0
+    printed = capsys.readouterr().out
+    assert "match_score_gaussian" in printed and "rna2adt" in printed
+    assert not list(files.glob(".*tmp*"))
+
+
+def test_score_program_only_prints_without_outputs(files, capsys):
+    before = sorted(files.iterdir())
+    score_program.main(["--embedding", str(files / "embedding.h5ad"), "--solution", str(files / "solution.h5ad")])
+    assert "foscttm" in capsys.readouterr().out
+    assert sorted(files.iterdir()) == before
+
+
+def test_a_match_matrix_needs_its_suffix(tmp_path):
+    with pytest.raises(ContractError, match="change the name"):
+        scoring.write_matches(sp.eye(2, format="csr"), tmp_path / "matches.txt")
+
+
+def test_oracle_program_reaches_every_bound(files, solution):
+    out = files / "oracle" / "embedding.h5ad"
+    tests = [str(files / f"test_{modality}.h5ad") for modality in ("rna", "adt")]
+    oracle_program.main(["--tests", *tests, "--solution", str(files / "solution.h5ad"), "--embedding", str(out)])
+    embedding = contracts.read_embedding(out)
+    metrics = score(embedding, solution).metrics
+    distances = metrics["metric"].str.startswith("foscttm")
+    assert (metrics.loc[distances, "value"] == 0).all()
+    np.testing.assert_allclose(metrics.loc[~distances, "value"], 1, atol=1e-3)
+    assert embedding.uns["method"] == "oracle" and not metrics["transductive"].any()
+    report = json.loads(out.with_name("run.json").read_text())
+    assert report["device"] == "none" and report["method"] == "oracle" and report["seconds"] >= 0
+    assert report["dataset"] == "d" and report["params"] == {}
+
+
+def test_oracle_of_other_test_files_is_an_error(solution):
+    tests = make_tests(solution)
+    with pytest.raises(ContractError, match="s.h5ad: pairs"):
+        oracle_program.oracle({"rna": tests["rna"], "atac": tests["adt"]}, solution, "s.h5ad")
+    with pytest.raises(ContractError, match="does not name the cells"):
+        oracle_program.oracle({**tests, "adt": tests["adt"][:5]}, solution, "s.h5ad")
