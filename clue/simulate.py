@@ -4,7 +4,7 @@ The model, for cell i and modality m with features j::
 
     shared_i      = centre[cell type of i] + N(0, 1)                 (all modalities)
     specific_im   = N(0, 1)                                          (modality m alone)
-    logit_ij      = base_j + loading_j . (strength_shared shared_i, strength_specific specific_im) + effect[batch of i]_j
+    logit_ij      = base_j + loading_j . (shared_i, specific_im) + effect[batch of i]_j
     mean_ij       = library_im softmax_j(logit_i)
     count_ij      ~ negative binomial(mean_ij, dispersion)
 

@@ -1,0 +1,305 @@
+"""Split a data set and censor the test cells: what a method may see, and the sealed solution.
+
+Test cells are shuffled in each modality on their own and renamed, so that neither a name nor the order tells
+which cells are one. The permutations follow from the split's seed: the seal keeps methods from seeing pairs by
+accident; that a method opens its own files and nothing else is what the tests check.
+"""
+
+import itertools
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from clue.benchmark.contracts import test_cell_names as names_of_test_cells
+from clue.benchmark.errors import BenchmarkError
+
+TRAIN_COLUMNS = ("batch", "donor")
+"""What inner validation may need; cell types and conditions are not for methods."""
+VAR_COLUMNS = ("feature_types", "gene_ids")
+STRATA = ("batch", "condition")
+
+N_TOP_GENES = 2000
+N_COMPONENTS = 30
+N_NEIGHBOURS = 15
+RESOLUTION = 1.0
+LABEL_SEED = 0
+
+Split = Mapping[str, Any]
+
+
+class TaskError(BenchmarkError):
+    """A data set cannot be split as its YAML says."""
+
+
+@dataclass(frozen=True)
+class TaskFiles:
+    """What one split of a data set consists of."""
+
+    train: md.MuData
+    tests: dict[str, ad.AnnData]
+    solution: ad.AnnData
+
+
+def make_task(mdata: md.MuData, dataset: str, name: str, split: Split) -> TaskFiles:
+    """Split a prepared data set into training cells, censored test cells and the solution.
+
+    Parameters
+    ----------
+    mdata
+        The prepared data set (``dataset.h5mu``).
+    dataset
+        Its name.
+    name
+        The split's name.
+    split
+        The split's settings, one entry of ``splits`` of the data set's YAML.
+
+    Returns
+    -------
+    TaskFiles
+        Training cells, test cells by modality, and the solution. Cell types are in the solution alone.
+
+    Raises
+    ------
+    TaskError
+        If a column, batch or value that the split names is not there, or no cell is left on one side.
+    """
+    where = f"{dataset}: splits.{name}"
+    obs = next(iter(mdata.mod.values())).obs
+    kept = _kept_cells(obs, split.get("drop"), where)
+    is_test = SPLITTERS[split["kind"]](obs, kept, split, where)
+    train_rows, test_rows = np.flatnonzero(kept & ~is_test), np.flatnonzero(kept & is_test)
+    if not len(train_rows) or not len(test_rows):
+        raise TaskError(f"{where}: {len(train_rows)} training and {len(test_rows)} test cells; both sides need cells")
+    origin = {"dataset": dataset, "split": name}
+    train = _training_cells(mdata, train_rows, split, where)
+    train.uns = dict(origin)
+    orders = {modality: _stream(split["seed"], f"test {modality}").permutation(test_rows) for modality in mdata.mod}
+    tests = {modality: _censored(mdata.mod[modality], rows, modality, origin) for modality, rows in orders.items()}
+    return TaskFiles(train, tests, _solution(mdata, test_rows, orders, train, origin, where))
+
+
+def _stream(seed: int, purpose: str) -> np.random.Generator:
+    """Return the random numbers of one purpose: what one purpose draws does not shift the others."""
+    return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
+
+
+def _column(obs: pd.DataFrame, column: str, where: str) -> pd.Series:
+    if column not in obs:
+        raise TaskError(f"{where}: the data set's obs has no column {column!r} (it has {', '.join(obs)})")
+    return obs[column].astype(str)
+
+
+# ---- which cells are test ------------------------------------------------------------------------
+
+
+def _kept_cells(obs: pd.DataFrame, drop: Mapping[str, Any] | None, where: str) -> np.ndarray:
+    if drop is None:
+        return np.ones(len(obs), dtype=bool)
+    column = _column(obs, drop["column"], f"{where}.drop")
+    values = [str(value) for value in drop["values"]]
+    absent = sorted(set(values) - set(column))
+    if absent:
+        raise TaskError(f"{where}.drop.values: no cell has {', '.join(absent)} in obs[{drop['column']!r}]")
+    return ~column.isin(values).to_numpy()
+
+
+def _split_random(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> np.ndarray:
+    rows = np.flatnonzero(kept)
+    n_test = round(split["fraction"] * len(rows))
+    is_test = np.zeros(len(obs), dtype=bool)
+    is_test[_stream(split["seed"], "split").choice(rows, n_test, replace=False)] = True
+    return is_test
+
+
+def _split_donors(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> np.ndarray:
+    donors = _column(obs, "donor", where)
+    strata = pd.Series("", index=obs.index)
+    for column in STRATA:
+        if column in obs:
+            strata += obs[column].astype(str) + " "
+    cells = pd.crosstab(donors[kept], strata[kept])
+    chosen = balanced_donors(cells.to_numpy(), split["fraction"], _stream(split["seed"], "split"))
+    return donors.isin(cells.index[chosen]).to_numpy()
+
+
+def balanced_donors(cells: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Choose donors that have about a fraction of the cells of every stratum.
+
+    Starting from none, one donor or two are moved to the other side whenever that lowers the sum over strata of
+    n (p - fraction)², where p is the chosen donors' fraction of the n cells of a stratum, until no such move is left.
+
+    Parameters
+    ----------
+    cells
+        Number of cells, donors × strata.
+    fraction
+        The wanted fraction of the cells.
+    rng
+        Decides in which order moves are tried, hence which of several balanced choices is found.
+
+    Returns
+    -------
+    ndarray
+        Whether each donor is chosen.
+    """
+    totals = cells.sum(axis=0)
+    chosen = np.zeros(len(cells), dtype=bool)
+    loss = _imbalance(cells, chosen, totals, fraction)
+    moves = [list(move) for n in (1, 2) for move in itertools.combinations(rng.permutation(len(cells)), n)]
+    improved = True
+    while improved:
+        improved = False
+        for move in moves:
+            chosen[move] ^= True
+            moved = _imbalance(cells, chosen, totals, fraction)
+            if moved < loss:
+                loss, improved = moved, True
+            else:
+                chosen[move] ^= True
+    return chosen
+
+
+def _imbalance(cells: np.ndarray, chosen: np.ndarray, totals: np.ndarray, fraction: float) -> float:
+    return float((totals * (cells[chosen].sum(axis=0) / totals - fraction) ** 2).sum())
+
+
+def _split_batches(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> np.ndarray:
+    batches = _column(obs, "batch", where)
+    absent = sorted(set(split["batches"]) - set(batches[kept]))
+    if absent:
+        raise TaskError(f"{where}.batches: no cell of {', '.join(absent)}; batches: {', '.join(sorted(set(batches)))}")
+    return batches.isin(split["batches"]).to_numpy()
+
+
+def _split_predefined(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> np.ndarray:
+    return (_column(obs, split["column"], where) == str(split["test"])).to_numpy()
+
+
+SPLITTERS = {
+    "random": _split_random,
+    "donors": _split_donors,
+    "batches": _split_batches,
+    "predefined": _split_predefined,
+}
+
+
+# ---- what a method sees --------------------------------------------------------------------------
+
+
+def _bare(adata: ad.AnnData, rows: np.ndarray, columns: tuple[str, ...]) -> ad.AnnData:
+    """Return counts and the named annotations of some cells; values that no such cell has leave no trace."""
+    obs = adata.obs.iloc[rows][[column for column in columns if column in adata.obs]].astype(str).astype("category")
+    var = adata.var[[column for column in VAR_COLUMNS if column in adata.var]].copy()
+    return ad.AnnData(adata.X[rows], obs=obs, var=var)
+
+
+def _training_cells(mdata: md.MuData, rows: np.ndarray, split: Split, where: str) -> md.MuData:
+    seen = _seen_in(list(mdata.mod), len(rows), split, where)
+    modalities = {}
+    for modality, adata in mdata.mod.items():
+        cells = _bare(adata, rows[seen["paired"] | seen[modality]], TRAIN_COLUMNS)
+        alone = seen[modality][seen["paired"] | seen[modality]]
+        cells.obs_names = np.where(alone, cells.obs_names + f"-{modality}", cells.obs_names)
+        modalities[modality] = cells
+    with md.set_options(pull_on_update=False):
+        return md.MuData(modalities)
+
+
+def _seen_in(modalities: list[str], n_cells: int, split: Split, where: str) -> dict[str, np.ndarray]:
+    """Return which training cells stay paired, and which are seen in one modality alone."""
+    n_paired = round(split.get("paired_fraction", 1.0) * n_cells)
+    if n_paired == 0:
+        raise TaskError(f"{where}.paired_fraction: leaves none of {n_cells} training cells paired; make it larger")
+    order = _stream(split["seed"], "pairs").permutation(n_cells)
+    parts = [order[:n_paired], *np.array_split(order[n_paired:], len(modalities))]
+    seen = {}
+    for name, part in zip(["paired", *modalities], parts, strict=True):
+        seen[name] = np.zeros(n_cells, dtype=bool)
+        seen[name][part] = True
+    return seen
+
+
+def _censored(adata: ad.AnnData, rows: np.ndarray, modality: str, origin: Mapping[str, str]) -> ad.AnnData:
+    cells = _bare(adata, rows, ("batch",))
+    cells.obs_names = names_of_test_cells(modality, len(rows))
+    cells.uns = {"modality": modality, **origin}
+    return cells
+
+
+# ---- the solution --------------------------------------------------------------------------------
+
+
+def _solution(
+    mdata: md.MuData,
+    rows: np.ndarray,
+    orders: Mapping[str, np.ndarray],
+    train: md.MuData,
+    origin: Mapping[str, str],
+    where: str,
+) -> ad.AnnData:
+    first = next(iter(mdata.mod.values()))
+    obs = pd.DataFrame({"batch": first.obs["batch"].iloc[rows].astype(str)}, index=first.obs_names[rows])
+    if "cell_type" in first.obs:
+        obs["cell_type"], labels = first.obs["cell_type"].iloc[rows].astype(str), "published"
+    elif "rna" in mdata.mod:
+        obs["cell_type"], labels = derive_cell_types(train.mod["rna"].X, mdata.mod["rna"].X[rows])
+    else:
+        raise TaskError(f"{where}: the data set has neither cell types nor RNA to derive them from")
+    for modality, order in orders.items():
+        names = pd.Series(names_of_test_cells(modality, len(order)), index=order)
+        obs[modality] = names.loc[rows].to_numpy()
+    for column in ("batch", "cell_type"):
+        obs[column] = obs[column].astype("category")
+    solution = ad.AnnData(sp.csr_matrix((len(rows), 0), dtype=np.float32), obs=obs)
+    solution.uns = {"modalities": list(orders), "labels": labels, **origin}
+    return solution
+
+
+def derive_cell_types(train: sp.csr_matrix, test: sp.csr_matrix) -> tuple[np.ndarray, str]:
+    """Cluster the training cells' RNA and give each test cell the cluster of most of its neighbours.
+
+    Parameters
+    ----------
+    train, test
+        Raw RNA counts of the training and of the test cells, cells × genes.
+
+    Returns
+    -------
+    labels
+        One cluster name per test cell.
+    description
+        How the labels were made, for ``uns["labels"]``.
+    """
+    import scanpy as sc  # takes seconds to import, and few data sets need it
+    from sklearn.decomposition import PCA
+    from sklearn.neighbors import KNeighborsClassifier, kneighbors_graph
+
+    fitted, query = ad.AnnData(train.copy()), ad.AnnData(test.copy())
+    for adata in (fitted, query):
+        sc.pp.normalize_total(adata, target_sum=1e4)
+        sc.pp.log1p(adata)
+    sc.pp.highly_variable_genes(fitted, n_top_genes=min(N_TOP_GENES, fitted.n_vars))
+    genes = fitted.var["highly_variable"].to_numpy()
+    n_components = min(N_COMPONENTS, fitted.n_obs - 1, int(genes.sum()))
+    n_neighbours = min(N_NEIGHBOURS, fitted.n_obs - 1)
+    pca = PCA(n_components, svd_solver="randomized", random_state=LABEL_SEED).fit(fitted.X[:, genes].toarray())
+    coordinates = pca.transform(fitted.X[:, genes].toarray())
+    # Exact neighbours: for so few cells that costs less than compiling an approximate search.
+    graph = kneighbors_graph(coordinates, n_neighbours)
+    settings = {"flavor": "igraph", "directed": False, "n_iterations": -1, "random_state": LABEL_SEED}
+    sc.tl.leiden(fitted, resolution=RESOLUTION, adjacency=graph.maximum(graph.T), **settings)
+    vote = KNeighborsClassifier(n_neighbours).fit(coordinates, fitted.obs["leiden"].astype(str))
+    clusters = vote.predict(pca.transform(query.X[:, genes].toarray()))
+    description = (
+        f"derived: Leiden clusters (resolution {RESOLUTION}) of the training RNA ({genes.sum()} variable genes, "
+        f"{n_components} principal components), test cells by vote of {n_neighbours} nearest training cells"
+    )
+    return np.array([f"cluster {cluster}" for cluster in clusters]), description

@@ -1,0 +1,22 @@
+"""Download the raw files of one data set and verify them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from clue.benchmark.config import load
+from clue.benchmark.download import download
+from clue.benchmark.errors import run_program
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program in the project folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset", required=True, help="a name of config/datasets")
+    parser.add_argument("--folder", type=Path, required=True, help="where the files go (data/raw/<dataset>)")
+    arguments = parser.parse_args(argv)
+    download(load("datasets", arguments.dataset), arguments.folder)
+
+
+if __name__ == "__main__":
+    run_program(main)
