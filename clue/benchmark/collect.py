@@ -56,7 +56,7 @@ def collect(jobs: list[Job], root: str | Path) -> Tables:
             resources += _resources(job, root)
     return Tables(
         pd.DataFrame(scores, columns=METRICS_COLUMNS),
-        pd.DataFrame(resources, columns=RESOURCES_COLUMNS),
+        pd.DataFrame(resources, columns=RESOURCES_COLUMNS).convert_dtypes(),  # epochs stay whole beside empty ones
         pd.DataFrame(failures, columns=FAILURES_COLUMNS),
     )
 
@@ -76,7 +76,8 @@ def summary(tables: Tables, n_jobs: int) -> list[str]:
     lines = [f"collected {n_jobs - len(failures)} of {n_jobs} jobs"]
     for row in failures.itertuples():
         job = "/".join([row.dataset, row.split, row.method, row.variant, f"seed-{row.seed}"])
-        lines.append(f"{row.status}: {job}: {row.reason}" + (f" (log: {row.log})" if row.log else ""))
+        log = f" (log: {row.log})" if row.log and row.log not in row.reason else ""
+        lines.append(f"{row.status}: {job}: {row.reason}{log}")
     return lines
 
 

@@ -60,11 +60,13 @@ def test_finished_failed_missing_and_unsupported_jobs(tmp_path):
 
 def test_summary_names_job_reason_and_log(tmp_path):
     finish(tmp_path, job(0))
-    tables = collect([job(0), job(2)], tmp_path)
-    log = "logs/quick/d/s/m/v/seed-2.log"
-    assert summary(tables, 2) == [
-        "collected 1 of 2 jobs",
-        f"failed: d/s/m/v/seed-2: no result; see {log} (log: {log})",
+    failed = tmp_path / job(1).folder
+    failed.mkdir(parents=True)
+    (failed / "failure.json").write_text(json.dumps({"error": "out of memory"}))
+    assert summary(collect([job(0), job(1), job(2)], tmp_path), 3) == [
+        "collected 1 of 3 jobs",
+        "failed: d/s/m/v/seed-1: out of memory (log: logs/quick/d/s/m/v/seed-1.log)",
+        "failed: d/s/m/v/seed-2: no result; see logs/quick/d/s/m/v/seed-2.log",
     ]
 
 
