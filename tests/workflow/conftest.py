@@ -1,0 +1,138 @@
+"""Real runs of the workflow in temporary copies of the project, on the data set `simulated`."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PARTS = ["Snakefile", "rules", "config", "envs", "scripts", "clue"]
+RUN = {"run": "test", "datasets": ["simulated/random20"], "methods": ["random", "cca"], "seeds": [0], "max_cells": 400}
+SMALL = {
+    "cca": {"n_pca": 20, "n_input": [20], "ridge": [0.1], "n_components": [10], "power": [0], "n_folds": 2},
+}
+"""Hyper-parameters that make a method quick."""
+
+PROGRAM = """
+import numpy as np
+
+from clue.benchmark.methods import Task, run_method
+
+
+def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
+    {body}
+    return {{name: np.random.default_rng(seed).random((cells.n_obs, 3)) for name, cells in task.test.items()}}
+
+
+if __name__ == "__main__":
+    run_method(embed)
+"""
+
+
+class Project:
+    """A copy of the project."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+
+    def path(self, *parts):
+        """Return a path of the copy."""
+        return self.folder.joinpath(*parts)
+
+    def write(self, path, data):
+        """Write a map to a YAML file."""
+        self.path(path).write_text(yaml.safe_dump(data))
+
+    def configure(self, **changes):
+        """Write the configuration of the run."""
+        self.write("config/test.yaml", RUN | changes)
+
+    def change(self, path, **changes):
+        """Replace top-level keys of a YAML file."""
+        self.write(path, yaml.safe_load(self.path(path).read_text()) | changes)
+
+    def add_method(self, name, body="pass", modalities=("rna", "atac")):
+        """Add a method as the README says: a YAML file and a program with one function."""
+        self.path("scripts/methods", f"{name}.py").write_text(PROGRAM.format(body=body))
+        spec = {"label": name, "script": f"{name}.py", "modalities": [list(modalities)], "params": {"n_latent": 3}}
+        self.write(f"config/methods/{name}.yaml", spec)
+
+    def start(self, *words, **options):
+        """Start a program of the copy."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        return subprocess.Popen(
+            [sys.executable, *words], cwd=self.folder, env=self.environment, start_new_session=True, **pipes, **options
+        )
+
+    def call(self, *words):
+        """Run a program of the copy; return its exit status and all that it printed."""
+        process = self.start(*words)
+        output, _ = process.communicate(timeout=300)
+        return process.returncode, output
+
+    def run(self):
+        """Do what `make run` does."""
+        return self.call(*self.run_command)
+
+    run_command = ("scripts/run.py", "--config", "config/test.yaml", "--cores", "2")
+
+    def planned_rules(self):
+        """Return the rules that Snakemake would run, with their numbers of jobs."""
+        status, output = self.call(
+            "-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "2", "--dry-run", "--quiet", "rules"
+        )
+        assert status == 0, output
+        rows = re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)
+        return {rule: int(n_jobs) for rule, n_jobs in rows if rule not in ("total", "all")}
+
+    def table(self, name="metrics"):
+        """Return one of the tables of the run."""
+        return pd.read_csv(self.path("results/test", f"{name}.tsv"), sep="\t", keep_default_na=False)
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """A copy of the project in which nothing has run."""
+    return copy_project(tmp_path / "project")
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory):
+    """A copy in which the run of `RUN` has ended, its exit status and what it printed; not to be changed."""
+    project = copy_project(tmp_path_factory.mktemp("finished") / "project")
+    return project, *project.run()
+
+
+@pytest.fixture
+def finished(finished_run, tmp_path):
+    """A copy of the project in which a run has ended well, free to be changed."""
+    project, status, output = finished_run
+    assert status == 0, output
+    return Project(shutil.copytree(project.folder, tmp_path / "project", symlinks=True))
+
+
+def copy_project(folder):
+    """Copy what the workflow needs, with small hyper-parameters."""
+    folder.mkdir(parents=True)
+    for part in PARTS:
+        source, target = ROOT / part, folder / part
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy2(source, target)
+    project = Project(folder)
+    project.configure()
+    if not project.path("rules/figures.smk").exists():
+        project.path("rules/figures.smk").write_text("FIGURES = []\nTABLES = []\n")
+    for name, params in SMALL.items():
+        path = f"config/methods/{name}.yaml"
+        known = yaml.safe_load(project.path(path).read_text())["params"]
+        project.change(path, params=known | params)
+    return project

@@ -1,0 +1,116 @@
+"""What a user gets wrong is one line; what the machine does wrong is mended by the same command again."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+# The first try tells its process and waits for its end; the next one goes through.
+SLOW = """import os, time, pathlib
+    if not pathlib.Path("pid").exists():
+        pathlib.Path("pid.tmp").write_text(str(os.getpid()))
+        os.replace("pid.tmp", "pid")
+        time.sleep(600)"""
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"datasets": ["simulatd"]}, "unknown dataset 'simulatd'; did you mean 'simulated'?"),
+        ({"methods": ["randm"]}, "unknown method 'randm'; did you mean 'random'?"),
+        ({"max_cell": 400}, "config/test.yaml: top level: unknown key 'max_cell'; did you mean 'max_cells'?"),
+        ({"seeds": "0"}, "config/test.yaml: seeds: '0' is not of type 'array'"),
+    ],
+)
+def test_wrong_configuration_is_one_line(fresh, changes, line):
+    fresh.configure(**changes)
+    status, output = fresh.run()
+    assert status == 1
+    assert output.startswith("error: ") and line in output
+    assert len(output.strip().splitlines()) == 1
+
+
+def test_snakemake_itself_says_it_too(fresh):
+    fresh.configure(methods=["randm"])
+    status, output = fresh.call("-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "1", "--dry-run")
+    assert status == 1
+    assert "unknown method 'randm'; did you mean 'random'?" in output
+    assert "Traceback" not in output
+
+
+def test_missing_configuration(fresh):
+    status, output = fresh.call("scripts/run.py", "--config", "config/none.yaml", "--cores", "1")
+    assert (status, output) == (1, "error: config/none.yaml: no such file\n")
+
+
+@pytest.fixture
+def slow(finished):
+    """A finished project with a method more, whose first try does not end by itself."""
+    finished.add_method("slow", body=SLOW)
+    finished.configure(methods=["slow"])
+    return finished
+
+
+def wait_for_job(project, process):
+    """Return the process id of the slow job, once it is at work."""
+    deadline = time.monotonic() + 120
+    while not project.path("pid").exists():
+        assert process.poll() is None and time.monotonic() < deadline, "the job did not start"
+        time.sleep(0.1)
+    return int(project.path("pid").read_text())
+
+
+def completes(project):
+    """Check that the same command now runs to its end, with the job's row in the table."""
+    status, output = project.run()
+    assert status == 0, output
+    assert set(project.table().set_index("method").loc["slow", "status"]) == {"ok"}
+
+
+def test_killed_job_then_the_same_command(slow):
+    process = slow.start(*slow.run_command)
+    os.kill(wait_for_job(slow, process), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0, output
+    row = slow.table("failures").set_index("method").loc["slow"]
+    assert row["status"] == "failed" and row["log"] in row["reason"]
+    completes(slow)
+
+
+def test_killed_snakemake_then_the_same_command(slow):
+    process = slow.start(*slow.run_command)
+    job = wait_for_job(slow, process)
+    status, output = slow.run()
+    assert status == 1 and "another run is at work here" in output, "two runs at a time"
+
+    [snakemake] = psutil.Process(process.pid).children()
+    for victim in (process.pid, snakemake.pid):
+        os.kill(victim, signal.SIGKILL)
+    process.wait(timeout=60)
+    assert psutil.pid_exists(job), "the job outlives its run"
+    completes(slow)
+    assert not psutil.pid_exists(job), "the job of the killed run does not outlive the next one"
+
+
+def test_terminated_run_ends_its_jobs(slow):
+    process = slow.start(*slow.run_command)
+    job = wait_for_job(slow, process)
+    process.terminate()
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not psutil.pid_exists(job)
+    completes(slow)
+
+
+def test_corrupt_embedding_is_not_scored(finished):
+    path = finished.path("results/test/simulated/random20/random/default/seed-0/embedding.h5ad")
+    path.write_bytes(path.read_bytes()[:1000])
+    status, output = finished.run()
+    assert status != 0
+    assert "cannot be read" in output and "delete it and run again" in output
+    assert finished.table().set_index("method").loc["random", "status"] == "failed"
+    path.unlink()
+    status, output = finished.run()
+    assert status == 0, output

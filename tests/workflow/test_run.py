@@ -1,0 +1,111 @@
+"""The whole flow: it ends in a table and a report, and runs again exactly what a change touches."""
+
+import json
+import os
+import re
+
+import pytest
+
+
+def test_run_ends_in_a_table_with_every_planned_job(finished_run):
+    project, status, output = finished_run
+    assert status == 0, output
+    table = project.table()
+    assert set(table["method"]) == {"random", "cca", "oracle"}
+    assert set(table["status"]) == {"ok"}
+    foscttm = table[(table["metric"] == "foscttm") & (table["direction"] == "both")].set_index("method")["value"]
+    assert float(foscttm["oracle"]) == 0
+    # 80 test cells: the mean of the control has a standard deviation of about .03.
+    assert 0.35 < float(foscttm["random"]) < 0.65
+    assert project.table("failures").empty
+    assert set(project.table("resources")["method"]) == {"random", "cca", "oracle"}
+
+
+def test_run_makes_a_report_and_says_where(finished_run):
+    project, _, output = finished_run
+    report = project.path("results/test/report.html")
+    assert report.stat().st_size > 100_000
+    assert f"Report: {report}" in output
+
+
+def test_second_run_has_nothing_to_do(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.path("results").rglob("*") if path.is_file()}
+    status, output = finished.run()
+    assert status == 0 and "Nothing to be done" in output
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "the report included"
+
+
+def test_new_times_of_programs_run_nothing(finished):
+    for folder in ("scripts", "config", "clue", "rules"):
+        for path in finished.path(folder).rglob("*"):
+            os.utime(path)
+    assert finished.planned_rules() == {}
+
+
+def figures(rules):
+    """Return the rules other than those of the figures, which follow every change of the table."""
+    known = re.compile(r"download|prepare|task|score|collect|oracle|random$|cca$")
+    return {rule: n_jobs for rule, n_jobs in rules.items() if known.match(rule)}
+
+
+def test_change_of_a_parameter_runs_that_method_again(finished):
+    finished.change("config/methods/random.yaml", params={"n_latent": 11})
+    assert figures(finished.planned_rules()) == {"random": 1, "score_rna_atac": 1, "collect": 1}
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("scripts/methods/random_control.py", {"random": 1, "score_rna_atac": 1, "collect": 1}),
+        ("clue/metrics.py", {"cca": 1, "score_rna_atac": 3, "collect": 1}),
+        ("scripts/collect.py", {"collect": 1}),
+    ],
+)
+def test_change_of_a_program_runs_what_it_makes_again(finished, program, expected):
+    path = finished.path(program)
+    path.write_text(path.read_text() + "\n# changed\n")
+    assert figures(finished.planned_rules()) == expected
+
+
+def test_another_seed_adds_its_jobs_only(finished):
+    finished.configure(seeds=[0, 1])
+    assert figures(finished.planned_rules()) == {"random": 1, "cca": 1, "score_rna_atac": 2, "collect": 1}
+
+
+def test_added_broken_and_unsupported_methods(finished):
+    """Adding a method takes a YAML and a program; what fails is a row with its reason, and the rest goes on."""
+    finished.add_method("added")
+    finished.add_method("broken", body='raise ValueError("no luck")')
+    finished.add_method("elsewhere", modalities=("rna", "adt"))
+    finished.configure(methods=["broken", "elsewhere", "added", "random"])
+    status, rules = finished.call("-m", "snakemake", "--configfile", "config/test.yaml", "--list-rules")
+    assert status == 0 and "added" in rules.split()
+
+    status, output = finished.run()
+    assert status != 0
+    assert "some jobs failed; see results/test/failures.tsv" in output
+    table = finished.table().drop_duplicates(["method", "status"]).set_index("method")
+    assert table["status"].to_dict() == {
+        "broken": "failed",
+        "elsewhere": "unsupported",
+        "added": "ok",
+        "random": "ok",
+        "oracle": "ok",
+    }
+    assert table.loc["broken", "reason"] == "ValueError: no luck"
+    assert table.loc["elsewhere", "reason"] == "does not support rna+atac"
+    failures = finished.table("failures").set_index("method")
+    assert "ValueError: no luck" in finished.path(failures.loc["broken", "log"]).read_text()
+    assert f"Report: {finished.path('results/test/report.html')}" in output
+
+    # Mended, the same command completes.
+    finished.add_method("broken")
+    status, output = finished.run()
+    assert status == 0, output
+    assert set(finished.table().set_index("method").loc["broken", "status"]) == {"ok"}
+
+
+def test_run_json_names_the_task(finished_run):
+    project = finished_run[0]
+    report = json.loads(project.path("results/test/simulated/random20/random/default/seed-0/run.json").read_text())
+    assert (report["dataset"], report["split"], report["device"]) == ("simulated", "random20", "cpu")
