@@ -55,6 +55,7 @@ def grid(n_rows: int, titles: Sequence[str], n_lines: int) -> tuple[Figure, np.n
     )
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title)
+    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.06)
     return figure, axes
 
 
@@ -81,7 +82,7 @@ def draw_lines(
             _draw_values(axis, values, y, line.color, interval)
         if line.text:
             axis.text(
-                1.01 if len(values) else 0.03,
+                1.01 if len(values) else 0.06,
                 y,
                 line.text,
                 transform=axis.get_yaxis_transform(),
@@ -89,6 +90,7 @@ def draw_lines(
                 style="italic",
                 fontsize=6,
                 color=style.MUTED,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8} if not len(values) else None,
             )
     axis.set_yticks(range(len(labels)), labels if show_labels else [""] * len(labels))
     axis.set_ylim(len(labels) - 0.5, -0.5)
@@ -122,7 +124,12 @@ def extent(lines: Sequence[Line]) -> tuple[float, float]:
 
 def add_notes(figure: Figure, lines: Sequence[str]) -> None:
     """Write small text below the figure, wrapped to its width."""
-    characters = int(figure.get_figwidth() * 23)
-    text = "\n".join(part for line in lines for part in textwrap.wrap(line, characters, subsequent_indent="    "))
+    characters = int(figure.get_figwidth() * 22)
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, characters))
     if text:
         figure.supxlabel(text, x=0.01, ha="left", fontsize=6, color=style.MUTED)
+
+
+def shorten(text: str, width: int) -> str:
+    """Return a text cut to `width` characters, with an ellipsis where it was longer."""
+    return text if len(text) <= width else text[: width - 1].rstrip() + "…"

@@ -13,7 +13,7 @@ from clue.benchmark.stats import summarise
 METRICS = {"match_score": "below 0 is worse", "foscttm": "above 0 is worse"}
 REFERENCE = ["method", "metric", "variant", "drop_percent", "source", "evidence"]
 FULL = "default"
-PUBLISHED = {"marker": "D", "s": 26, "facecolor": "black", "edgecolor": "white", "linewidth": 0.6}
+PUBLISHED = {"marker": "D", "s": 18, "facecolor": "black", "edgecolor": "white", "linewidth": 0.6}
 
 
 def changes(here: pd.DataFrame, method: str, variant: str, metric: str) -> pd.Series:
@@ -70,13 +70,13 @@ def published_change(reference: pd.DataFrame, method: str, variant: str, metric:
 
 
 def make_line(
-    here: pd.DataFrame, pair: tuple[str, str], metric: str, color: str, where: str, notes: plots.Notes
+    here: pd.DataFrame, pair: tuple[str, str], metric: str, color: str, name: str, notes: plots.Notes
 ) -> plots.Line:
     """Return the line of one ablation."""
     values = changes(here, *pair, metric)
     if len(values):
         return plots.Line(values, color)
-    return plots.Line(values, color, f"n/a {notes.mark(f'{where}: {why_missing(here, *pair, metric)}')}")
+    return plots.Line(values, color, f"n/a {notes.mark(f'{name}: {why_missing(here, *pair, metric)}')}")
 
 
 def draw(
@@ -95,9 +95,8 @@ def draw(
         published = [published_change(reference, *pair, metric) for pair in pairs]
         for column, (dataset, split) in enumerate(places):
             here = tables.rows_of(table, dataset=dataset, split=split)
-            where = f"{display.label('datasets', dataset)} ({split})"
             lines = [
-                make_line(here, pair, metric, display.color("variants", pair[1]), f"{name}, {where}", notes)
+                make_line(here, pair, metric, display.color("variants", pair[1]), name, notes)
                 for pair, name in zip(pairs, names, strict=True)
             ]
             axis = axes[row, column]
@@ -113,12 +112,12 @@ def finish_panel(
     """Mark no change and the published changes, and set the axis so that all are inside."""
     known = [(y, value) for y, value in enumerate(published) if value == value]
     axis.axvline(0, color=style.INK, linewidth=0.7, zorder=1)
-    axis.scatter([value for _, value in known], [y for y, _ in known], zorder=5, **PUBLISHED)
+    axis.scatter([value for _, value in known], [y + 0.3 for y, _ in known], zorder=5, **PUBLISHED)
     low, high = plots.extent(lines) if any(len(line.values) for line in lines) else (-10.0, 10.0)
     low, high = min([low, 0, *(value for _, value in known)]), max([high, 0, *(value for _, value in known)])
     pad = 0.06 * (high - low)
     axis.set_xlim(low - pad, high + pad)
-    axis.set_xlabel(f"Change of {display.label('metrics', metric)} (%)\n{METRICS[metric]}")
+    axis.set_xlabel(f"{display.label('metrics', metric)}, change (%)\n{METRICS[metric]}")
 
 
 def legend(reference: pd.DataFrame) -> str:

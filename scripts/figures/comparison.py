@@ -30,14 +30,14 @@ def compared(table: pd.DataFrame, display: style.Display) -> list[tuple[str, str
     return [pair for pair in pairs if not display.is_control(pair[0])] or pairs
 
 
-def make_line(jobs: pd.DataFrame, metric: str, color: str, where: str, notes: plots.Notes) -> plots.Line:
+def make_line(jobs: pd.DataFrame, metric: str, color: str, name: str, notes: plots.Notes) -> plots.Line:
     """Return the line of one method variant, with a text and a footnote where seeds are missing."""
     found = tables.scores(jobs, metric)
     if found.status == "ok" or not found.planned:
         return plots.Line(found.values, color, "" if found.planned else "not run")
-    mark = notes.mark(f"{where}: {found.reason}")
+    mark = notes.mark(f"{name}: {found.reason}")
     if len(found.values):
-        return plots.Line(found.values, color, f"{len(found.values)} of {found.planned} seeds {mark}")
+        return plots.Line(found.values, color, f"{len(found.values)}/{found.planned} {mark}")
     word = {"unsupported": "n/a"}.get(found.status, found.status)
     return plots.Line(found.values, color, f"{word} {mark}")
 
@@ -81,7 +81,7 @@ def draw(table: pd.DataFrame, display: style.Display) -> plt.Figure:
                     tables.rows_of(here, method=method, variant=variant),
                     metric,
                     display.color("methods", method),
-                    f"{names[i]}, {display.label('datasets', dataset)} ({split})",
+                    names[i],
                     notes,
                 )
                 for i, (method, variant) in enumerate(pairs)
@@ -89,15 +89,17 @@ def draw(table: pd.DataFrame, display: style.Display) -> plt.Figure:
             axis = axes[row, column]
             plots.draw_lines(axis, names, lines, show_labels=column == 0)
             finish_panel(axis, metric, lines, controls(here, metric, display), display)
-    plots.add_notes(figure, [legend(table, display), *notes.lines()])
+    plots.add_notes(figure, [legend(table, display, notes), *notes.lines()])
     return figure
 
 
-def legend(table: pd.DataFrame, display: style.Display) -> str:
+def legend(table: pd.DataFrame, display: style.Display, notes: plots.Notes) -> str:
     """Say in a sentence what is drawn."""
     names = display.order("methods", {name for name in table["method"] if display.is_control(name)})
     lines = [f"{display.entry('methods', name).get('line', 'dashed')} line: {name}" for name in names]
-    return "; ".join(["Circle: one seed; bar: mean; line through it: 95 % t-interval, cut where very wide", *lines])
+    drawn = "Circle: one seed; bar: mean; line through it: 95 % t-interval, cut where very wide"
+    missing = ["2/3: seeds with a result of those planned"] if notes.texts else []
+    return "; ".join([drawn, *lines, *missing]) + "."
 
 
 # ---- tables --------------------------------------------------------------------------------------

@@ -1,0 +1,59 @@
+"""Two-dimensional pictures of the embedded test cells."""
+
+import warnings
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.contracts import ContractError
+
+NEIGHBORS = 15
+MIN_DIST = 0.3
+
+
+def sample_cells(solution: ad.AnnData, n_points: int, seed: int) -> pd.DataFrame:
+    """Return ``obs`` of a solution, or of a seeded sample of it whose cells make at most `n_points` points.
+
+    A cell is one point per modality: both of them are drawn, so that a picture shows whether they meet.
+    """
+    n_cells = max(1, n_points // len(solution.uns["modalities"]))
+    if solution.n_obs <= n_cells:
+        return solution.obs.copy()
+    rows = np.random.default_rng(seed).choice(solution.n_obs, n_cells, replace=False)
+    return solution.obs.iloc[np.sort(rows)].copy()
+
+
+def points(embedding: ad.AnnData, cells: pd.DataFrame, modalities: list[str], where: str) -> ad.AnnData:
+    """Return the rows of an embedding that belong to `cells`, modality after modality, with their cell type."""
+    names = pd.Index(np.concatenate([cells[modality].astype(str) for modality in modalities]))
+    missing = names.difference(embedding.obs_names)
+    if len(missing):
+        raise ContractError(f"{where}: lacks {len(missing)} of {len(names)} test cells, such as {missing[0]!r}")
+    found = embedding[names].copy()
+    found.obs["cell_type"] = np.tile(cells["cell_type"].astype(str).to_numpy(), len(modalities))
+    return found
+
+
+def coordinates(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """Return UMAP coordinates, shape (cells, 2), of the L2-normalised rows of `vectors`.
+
+    All modalities go in together. One thread and a fixed seed: the same picture every time.
+    """
+    vectors = np.asarray(vectors, dtype=np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    vectors = vectors / np.where(norms > 0, norms, 1)
+    n_cells, width = vectors.shape
+    if n_cells < 5:  # no neighbourhoods to speak of
+        return np.pad(vectors, ((0, 0), (0, max(0, 2 - width))))[:, :2]
+
+    from umap import UMAP
+
+    init = "pca" if width > 1 else "random"
+    with warnings.catch_warnings():
+        # A collapsed embedding has no principal axes; UMAP then starts from noise, which is the honest picture.
+        warnings.filterwarnings("ignore", category=RuntimeWarning)
+        reducer = UMAP(
+            n_neighbors=min(NEIGHBORS, n_cells - 1), min_dist=MIN_DIST, init=init, random_state=seed, n_jobs=1
+        )
+        return reducer.fit_transform(vectors)
