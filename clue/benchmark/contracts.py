@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import mudata as md
 import numpy as np
 import pandas as pd
@@ -180,13 +181,26 @@ def test_cell_names(modality: str, n_cells: int) -> list[str]:
 # ---- reading and writing -------------------------------------------------------------------------
 
 
+def _check_keys(path: Path) -> None:
+    """Check what the readers would make up where it is missing, for instance names of features."""
+    with h5py.File(path, "r") as file:
+        if path.suffix == ".h5mu" and "mod" not in file:
+            raise ContractError(f"{path}: lacks 'mod'; delete it and run again")
+        groups = list(file["mod"].values()) if path.suffix == ".h5mu" else [file]
+        for group in groups:
+            missing = [key for key in ("X", "obs", "var") if key not in group]
+            if missing:
+                raise ContractError(f"{path}: {group.name} lacks {missing}; delete it and run again")
+
+
 def _read(path: str | Path, reader: Callable, check: Callable[..., None]):
     path = Path(path)
     if not path.exists():
         raise ContractError(f"{path}: no such file")
     try:
+        _check_keys(path)
         data = reader(path)
-    except (OSError, KeyError, ValueError, ad._io.utils.AnnDataReadError) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, ad._io.utils.AnnDataReadError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ContractError(f"{path}: cannot be read ({reason}); delete it and run again") from error
     check(data, str(path))

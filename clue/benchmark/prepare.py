@@ -6,6 +6,7 @@ data sets have in common (zero features, expected counts, subsample, provenance)
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = N
         raise PrepareError(
             f"{name}: modalities: the files hold {sorted(modalities)}, the YAML says {spec['modalities']}"
         )
-    modalities = {modality: modalities[modality] for modality in spec["modalities"]}
+    modalities = _without_clashes({modality: modalities[modality] for modality in spec["modalities"]})
     for modality, adata in modalities.items():
         check_modality(adata, f"{folder} [{modality}]", _known(adata.obs, OBS_COLUMNS))
     modalities = _drop_zero_features(modalities)
@@ -84,6 +85,21 @@ def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = N
 
 
 # ---- what data sets have in common ---------------------------------------------------------------
+
+
+def _without_clashes(modalities: Modalities) -> Modalities:
+    """Prefix names of a gene and a protein alike, since MuData wants names unique over all modalities."""
+    known = pd.Index([])
+    renamed = {}
+    for modality, adata in modalities.items():
+        clashing = adata.var_names.isin(known)
+        if clashing.any():
+            print(f"{modality}: {clashing.sum()} features have the name of another modality's; prefix {modality}:")
+            adata = adata.copy()
+            adata.var_names = np.where(clashing, f"{modality}:" + adata.var_names, adata.var_names)
+        renamed[modality] = adata
+        known = known.union(adata.var_names)
+    return renamed
 
 
 def _drop_zero_features(modalities: Modalities) -> Modalities:
@@ -146,7 +162,10 @@ def _read(path: Path) -> ad.AnnData:
     if not path.exists():
         raise PrepareError(f"{path}: no such file; download the data set again")
     try:
-        return ad.read_h5ad(path)
+        with warnings.catch_warnings():
+            # A name may be a gene and a protein in one file; what we make of it is checked.
+            warnings.filterwarnings("ignore", message="Variable names are not unique")
+            return ad.read_h5ad(path)
     except (OSError, KeyError, ValueError, TypeError, ad._io.utils.AnnDataReadError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PrepareError(f"{path}: cannot be read ({reason}); delete it and run again") from error
@@ -174,26 +193,15 @@ def _prepare_h5ad(spec: Spec, folder: Path) -> Modalities:
     absent = sorted(set(unwanted) - set(adata.var_names))
     if absent:
         raise PrepareError(f"{path}: prepare.drop_features: no feature {', '.join(absent)}")
-    known = adata.var_names[types.eq(settings["feature_types"].get("rna")).to_numpy()]
     modalities = {}
     for modality, feature_type in settings["feature_types"].items():
         columns = np.flatnonzero(types.eq(feature_type) & ~adata.var_names.isin(unwanted))
         if not len(columns):
             raise PrepareError(f"{path}: no feature whose var['feature_types'] is {feature_type!r} ({modality})")
         var = pd.DataFrame({"feature_types": feature_type}, index=adata.var_names[columns])
-        if modality != "rna":
-            var.index = _without_clashes(var.index, known, modality)
         counts = _counts(adata.X[:, columns], f"{path} [{modality}]")
         modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var)
     return modalities
-
-
-def _without_clashes(names: pd.Index, genes: pd.Index, modality: str) -> pd.Index:
-    """Prefix names that are gene names as well, since MuData wants names unique over all modalities."""
-    clashing = names.isin(genes)
-    if clashing.any():
-        print(f"{modality}: {clashing.sum()} features are named as genes are and get the prefix {modality}:")
-    return pd.Index(np.where(clashing, f"{modality}:" + names, names))
 
 
 # ---- bare arrays ---------------------------------------------------------------------------------

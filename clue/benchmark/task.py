@@ -286,7 +286,10 @@ def derive_cell_types(train: sp.csr_matrix, test: sp.csr_matrix) -> tuple[np.nda
     for adata in (fitted, query):
         sc.pp.normalize_total(adata, target_sum=1e4)
         sc.pp.log1p(adata)
-    sc.pp.highly_variable_genes(fitted, n_top_genes=min(N_TOP_GENES, fitted.n_vars))
+    if fitted.n_vars > N_TOP_GENES:
+        sc.pp.highly_variable_genes(fitted, n_top_genes=N_TOP_GENES)
+    else:
+        fitted.var["highly_variable"] = True
     genes = fitted.var["highly_variable"].to_numpy()
     n_components = min(N_COMPONENTS, fitted.n_obs - 1, int(genes.sum()))
     n_neighbours = min(N_NEIGHBOURS, fitted.n_obs - 1)

@@ -1,0 +1,274 @@
+"""Preparation: raw files of each kind become one checked file of raw counts."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from clue.benchmark.config import load
+from clue.benchmark.contracts import ContractError, read_dataset
+from clue.benchmark.prepare import PrepareError, prepare
+
+STARTER = "openproblems_bmmc_cite_starter"
+
+
+def dense(adata):
+    return adata.X.toarray()
+
+
+# ---- one file ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def h5ad_spec():
+    return {
+        "modalities": ["rna", "adt"],
+        "source": {"kind": "files", "folder": ".", "files": ["all.h5ad"]},
+        "prepare": {
+            "kind": "h5ad",
+            "file": "all.h5ad",
+            "feature_types": {"rna": "Gene Expression", "adt": "Antibody Capture"},
+            "obs": {"batch": "Batch", "cell_type": "type", "donor": "Donor"},
+            "drop_features": ["isotype"],
+        },
+    }
+
+
+@pytest.fixture
+def h5ad():
+    """4 cells; CD4 is a gene and a protein, GENE0 is zero everywhere, one protein is an isotype control."""
+    counts = np.array(
+        [[1, 0, 2, 5, 9, 7], [0, 0, 3, 6, 9, 7], [4, 0, 0, 7, 9, 7], [0, 0, 1, 0, 9, 7]], dtype=np.float32
+    )
+    names = ["GENE1", "GENE0", "CD4", "CD4", "isotype", "CD8"]
+    types = ["Gene Expression"] * 3 + ["Antibody Capture"] * 3
+    obs = {"Batch": list("aabb"), "type": ["T", "B", "T", "B"], "Donor": ["x", "x", "y", "y"], "age": [1, 2, 3, 4]}
+    with pytest.warns(UserWarning, match="not unique"):
+        return ad.AnnData(
+            sp.csr_matrix(counts),
+            obs=pd.DataFrame(obs, index=list("1234")),
+            var=pd.DataFrame({"feature_types": types}, index=names),
+            obsm={"X_umap": np.ones((4, 2))},
+        )
+
+
+@pytest.fixture
+def prepare_h5ad(h5ad, h5ad_spec, tmp_path):
+    def run(**options):
+        h5ad.write_h5ad(tmp_path / "all.h5ad")
+        return prepare("tiny", h5ad_spec, tmp_path, **options)
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore:Variable names are not unique")
+class TestH5ad:
+    def test_features_are_split_renamed_and_dropped(self, prepare_h5ad):
+        mdata = prepare_h5ad()
+        assert list(mdata.mod) == ["rna", "adt"]
+        assert list(mdata.mod["rna"].var_names) == ["GENE1", "CD4"]
+        assert list(mdata.mod["adt"].var_names) == ["adt:CD4", "CD8"]
+        assert dense(mdata.mod["rna"]).tolist() == [[1, 2], [0, 3], [4, 0], [0, 1]]
+        assert dense(mdata.mod["adt"]).tolist() == [[5, 7], [6, 7], [7, 7], [0, 7]]
+
+    def test_annotations_are_ours_and_nothing_else_is_kept(self, prepare_h5ad):
+        mdata = prepare_h5ad()
+        for adata in mdata.mod.values():
+            assert list(adata.obs.columns) == ["batch", "cell_type", "donor"]
+            assert list(adata.obs["donor"]) == ["x", "x", "y", "y"]
+            assert not adata.obsm and not adata.layers and not adata.uns
+        assert mdata.obs.columns.empty
+        assert mdata.uns["dataset"] == "tiny" and mdata.uns["sha256"].startswith("all.h5ad ")
+
+    def test_subsample_is_seeded_recorded_and_drops_features_that_became_zero(self, prepare_h5ad):
+        first, again = prepare_h5ad(max_cells=2), prepare_h5ad(max_cells=2)
+        assert first.n_obs == 2 and first.uns["n_cells_available"] == 4
+        assert first.obs_names.equals(again.obs_names)
+        for adata in first.mod.values():
+            assert (dense(adata).sum(axis=0) > 0).all()
+        assert prepare_h5ad(max_cells=9).n_obs == 4
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda a: a.obs.pop("Batch"), r"all.h5ad: obs has no column 'Batch' \(it has type, Donor, age\)"),
+            (lambda a: a.var.pop("feature_types"), "all.h5ad: var has no column 'feature_types'"),
+            (lambda a: a.X.data.__setitem__(0, np.nan), "1 counts that are NaN"),
+            (lambda a: a.X.data.__setitem__(0, -1), "1 negative counts"),
+            (lambda a: a.X.data.__setitem__(0, 0.5), "not whole numbers"),
+            (lambda a: setattr(a, "obs_names", list("1134")), "cell name '1' occurs more than once"),
+            (lambda a: a.obs.__setitem__("type", ["T", None, "T", "B"]), r"obs\['cell_type'\] has missing values"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:Observation names are not unique")
+    def test_what_is_wrong_is_named(self, h5ad, prepare_h5ad, change, message):
+        change(h5ad)
+        with pytest.raises((PrepareError, ContractError), match=message):
+            prepare_h5ad()
+
+    def test_expected_numbers_are_checked_and_both_are_named(self, h5ad_spec, prepare_h5ad):
+        h5ad_spec["expect"] = {"n_cells": 4, "n_features": {"rna": 2, "adt": 3}}
+        with pytest.raises(PrepareError, match="expect.n_features.adt: found 2, expected 3"):
+            prepare_h5ad()
+
+    def test_an_unknown_feature_to_drop_or_type_is_named(self, h5ad_spec, prepare_h5ad):
+        h5ad_spec["prepare"]["drop_features"] = ["absent"]
+        with pytest.raises(PrepareError, match="no feature absent"):
+            prepare_h5ad()
+        h5ad_spec["prepare"] |= {"drop_features": [], "feature_types": {"rna": "GEX", "adt": "Antibody Capture"}}
+        with pytest.raises(PrepareError, match="no feature whose .* is 'GEX'"):
+            prepare_h5ad()
+
+    def test_a_modality_that_the_yaml_lacks_is_refused(self, h5ad_spec, prepare_h5ad):
+        h5ad_spec["modalities"] = ["rna", "atac"]
+        with pytest.raises(PrepareError, match="modalities: the files hold"):
+            prepare_h5ad()
+
+    def test_a_truncated_file_is_one_line(self, h5ad, h5ad_spec, tmp_path):
+        path = tmp_path / "all.h5ad"
+        h5ad.write_h5ad(path)
+        path.write_bytes(path.read_bytes()[:3000])
+        with pytest.raises(PrepareError, match=r"all.h5ad: cannot be read \(.*\); delete it") as error:
+            prepare("tiny", h5ad_spec, tmp_path)
+        assert "\n" not in str(error.value)
+
+
+# ---- bare arrays ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def npy_spec():
+    return {
+        "modalities": ["rna", "atac"],
+        "source": {"kind": "files", "folder": ".", "files": ["a.npy", "b.npy"]},
+        "prepare": {"kind": "npy", "files": {"rna": "a.npy", "atac": "b.npy"}},
+    }
+
+
+def save_arrays(folder, rna, atac):
+    np.save(folder / "a.npy", np.array(rna, dtype=np.float64))
+    np.save(folder / "b.npy", np.array(atac, dtype=np.float64))
+
+
+def test_arrays_get_names_and_joint_duplicates_go(npy_spec, tmp_path, capsys):
+    # Cells 1 and 3 are equal in both arrays; cells 1 and 4 in the first alone. Gene 2 is zero everywhere.
+    save_arrays(tmp_path, [[1, 0, 2], [3, 0, 0], [1, 0, 2], [1, 0, 2]], [[1, 1], [0, 2], [1, 1], [0, 5]])
+    mdata = prepare("tiny", npy_spec, tmp_path)
+    assert list(mdata.mod["rna"].obs_names) == ["cell_0001", "cell_0002", "cell_0004"]
+    assert list(mdata.mod["rna"].var_names) == ["gene_00001", "gene_00003"]
+    assert list(mdata.mod["atac"].var_names) == ["peak_00001", "peak_00002"]
+    assert dense(mdata.mod["atac"]).tolist() == [[1, 1], [0, 2], [0, 5]]
+    assert set(mdata.mod["rna"].obs["batch"]) == {"all"}
+    assert "1 of 4 cells repeat" in capsys.readouterr().out
+
+
+def test_arrays_of_unequal_length_or_shape_or_truncated_are_refused(npy_spec, tmp_path):
+    save_arrays(tmp_path, [[1], [2]], [[1]])
+    with pytest.raises(PrepareError, match="unequal numbers of cells"):
+        prepare("tiny", npy_spec, tmp_path)
+    np.save(tmp_path / "a.npy", np.ones(3))
+    with pytest.raises(PrepareError, match="a.npy: has 1 dimensions"):
+        prepare("tiny", npy_spec, tmp_path)
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-4])
+    with pytest.raises(PrepareError, match="a.npy: cannot be read"):
+        prepare("tiny", npy_spec, tmp_path)
+    np.save(tmp_path / "a.npy", np.array([["x"]]))
+    with pytest.raises(PrepareError, match="a.npy: holds no matrix of numbers"):
+        prepare("tiny", npy_spec, tmp_path)
+
+
+# ---- the competition's files ---------------------------------------------------------------------
+
+
+def write_competition(folder, rng, n_train=12, n_test=8):
+    """Six files in the competition's layout; returns the counts of both modalities by cell name."""
+    truth = {}
+    for part, n_cells in (("train", n_train), ("test", n_test)):
+        rna, adt = rng.integers(1, 9, (n_cells, 5)), rng.integers(1, 9, (n_cells, 3))
+        names = [f"{part}{i}" for i in range(n_cells)]
+        order = rng.permutation(n_cells)
+        batch = np.where(np.arange(n_cells) % 2, "b1", "b2")
+        for role, values, kind, rows in (("mod1", rna, "GEX", np.arange(n_cells)), ("mod2", adt, "ADT", order)):
+            adata = ad.AnnData(
+                sp.csc_matrix(np.log1p(values[rows])),
+                obs=pd.DataFrame({"batch": batch[rows]}, index=np.arange(n_cells).astype(str)),
+                var=pd.DataFrame({"feature_types": kind}, index=[f"{kind}{j}" for j in range(values.shape[1])]),
+                layers={"counts": sp.csc_matrix(values[rows].astype(float))},
+            )
+            adata.obs_names = names if role == "mod1" else [f"cell_{i}" for i in range(n_cells)]
+            adata.write_h5ad(folder / f"x.{part}_{role}.h5ad")
+        # Row i of the solution has its one where cell i went in the shuffled file.
+        solution = sp.csr_matrix((np.ones(n_cells), (np.arange(n_cells), np.argsort(order))))
+        ad.AnnData(solution).write_h5ad(folder / f"x.{part}_sol.h5ad")
+        truth |= {name: (rna[i], adt[i]) for i, name in enumerate(names)}
+    return truth
+
+
+def competition_spec(folder):
+    return {
+        "modalities": ["rna", "adt"],
+        "source": {"kind": "files", "folder": ".", "files": sorted(path.name for path in folder.glob("*.h5ad"))},
+        "prepare": {"kind": "competition"},
+    }
+
+
+def test_competition_files_are_joined_by_the_solution(tmp_path):
+    truth = write_competition(tmp_path, np.random.default_rng(0))
+    mdata = prepare("bmmc", competition_spec(tmp_path), tmp_path)
+    assert list(mdata.mod) == ["rna", "adt"] and mdata.n_obs == 20
+    for modality, index in (("rna", 0), ("adt", 1)):
+        for name, row in zip(mdata.mod[modality].obs_names, dense(mdata.mod[modality]), strict=True):
+            assert (row == truth[name][index]).all()
+        assert (mdata.mod[modality].obs["is_train"] == "True").sum() == 12
+
+
+def test_a_solution_that_is_no_permutation_or_of_other_files_is_refused(tmp_path):
+    write_competition(tmp_path, np.random.default_rng(0))
+    wrong = sp.csr_matrix((np.ones(12), (np.arange(12), np.zeros(12, dtype=int))), shape=(12, 12))
+    ad.AnnData(wrong).write_h5ad(tmp_path / "x.train_sol.h5ad")
+    with pytest.raises(PrepareError, match="train_sol.h5ad: X is no permutation"):
+        prepare("bmmc", competition_spec(tmp_path), tmp_path)
+    ad.AnnData(sp.eye(12, format="csr")).write_h5ad(tmp_path / "x.train_sol.h5ad")
+    with pytest.raises(PrepareError, match="pairs cells of different batches"):
+        prepare("bmmc", competition_spec(tmp_path), tmp_path)
+    (tmp_path / "x.train_sol.h5ad").unlink()
+    with pytest.raises(PrepareError, match="0 files that end in 'train_sol.h5ad'"):
+        prepare("bmmc", competition_spec(tmp_path), tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::anndata.OldFormatWarning")
+def test_real_competition_files_are_unscrambled(shared_data):
+    folder = shared_data / STARTER
+    spec = competition_spec(folder)
+    spec["source"]["files"] = [name for name in spec["source"]["files"] if ".output_" not in name]
+    mdata = prepare(STARTER, spec, folder)
+    assert {name: adata.shape for name, adata in mdata.mod.items()} == {"rna": (600, 1000), "adt": (600, 134)}
+    for modality, file in (("rna", "output_rna"), ("adt", "output_mod2")):
+        uncensored = ad.read_h5ad(folder / f"{STARTER}.{file}.h5ad")[mdata.obs_names]
+        uncensored = uncensored[:, mdata.mod[modality].var_names.str.removeprefix("adt:")]
+        assert abs(uncensored.layers["counts"] - mdata.mod[modality].X).max() == 0
+        assert list(uncensored.obs["is_train"].astype(str)) == list(mdata.mod[modality].obs["is_train"])
+        assert list(uncensored.obs["batch"].astype(str)) == list(mdata.mod[modality].obs["batch"])
+
+
+# ---- the project's data sets ---------------------------------------------------------------------
+
+
+def test_every_data_set_of_the_project_is_valid(project):
+    names = sorted(path.stem for path in (project / "config" / "datasets").glob("*.yaml"))
+    assert {"pbmc_cite", "pbmc_multiome", "simulated"} <= set(names)
+    for name in names:
+        spec = load("datasets", name, project)
+        if spec["source"]["kind"] != "simulated":
+            assert spec["citation"] and spec["licence"], f"{name} states no citation or licence"
+
+
+def test_simulated_data_are_prepared_by_the_program(project, run_script, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    output = tmp_path / "dataset.h5mu"
+    arguments = ["--dataset", "simulated", "--raw", tmp_path, "--output", output, "--max-cells", "100"]
+    assert run_script("prepare", *arguments)[0] == 0
+    mdata = read_dataset(output)
+    assert mdata.n_obs == 100 and list(mdata.mod) == ["rna", "atac"]
+    assert set(mdata.mod["rna"].obs) == {"batch", "donor", "cell_type"}

@@ -1,0 +1,230 @@
+"""Splits and censoring: test cells are sealed, and the solution pairs them rightly."""
+
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+
+from clue.benchmark.contracts import check_solution, check_test, check_train, read_solution, read_test, read_train
+from clue.benchmark.task import TaskError, balanced_donors, derive_cell_types, make_task
+from clue.simulate import simulate
+
+RANDOM = {"kind": "random", "fraction": 0.25, "seed": 3}
+
+
+@pytest.fixture
+def dataset():
+    """120 cells whose every row is unlike all others, in three modalities, with a condition."""
+    mdata = simulate(120, {"rna": 40, "atac": 30, "adt": 20}, n_types=4, n_donors=6, library_sizes={"adt": 300}, seed=4)
+    mdata.uns = {"dataset": "tiny", "source": "simulated", "sha256": "0" * 64, "secret": list(mdata.obs_names)}
+    for adata in mdata.mod.values():
+        adata.obs["condition"] = np.where(adata.obs["donor"].str[-1].astype(int) % 2, "ill", "well")
+        adata.obs["is_train"] = np.where(np.arange(120) < 90, "True", "False")
+    return mdata
+
+
+def rows(adata):
+    return [tuple(row) for row in adata.X.toarray()]
+
+
+def row_of_cell(mdata, modality):
+    return dict(zip(mdata.mod[modality].obs_names, rows(mdata.mod[modality]), strict=True))
+
+
+# ---- censoring -----------------------------------------------------------------------------------
+
+
+def test_all_files_keep_their_contracts(dataset):
+    task = make_task(dataset, "tiny", "s", RANDOM)
+    check_train(task.train, "train")
+    check_solution(task.solution, "solution")
+    for modality, adata in task.tests.items():
+        check_test(adata, modality)
+        assert adata.n_obs == 30
+    assert task.train.n_obs == 90
+
+
+def test_the_solution_says_which_test_cells_are_one(dataset):
+    task = make_task(dataset, "tiny", "s", RANDOM)
+    for modality, adata in task.tests.items():
+        original, censored = row_of_cell(dataset, modality), dict(zip(adata.obs_names, rows(adata), strict=True))
+        for cell, name in task.solution.obs[modality].items():
+            assert original[cell] == censored[name]
+            assert adata.obs.loc[name, "batch"] == dataset.mod[modality].obs.loc[cell, "batch"]
+    published = dataset.mod["rna"].obs["cell_type"]
+    assert (task.solution.obs["cell_type"] == published[task.solution.obs_names].astype(str)).all()
+    assert task.solution.uns["labels"] == "published"
+
+
+def test_nothing_in_a_visible_file_reveals_pairs_or_types(dataset):
+    task = make_task(dataset, "tiny", "s", RANDOM)
+    for modality, adata in task.tests.items():
+        assert list(adata.obs.columns) == ["batch"]
+        assert adata.uns == {"modality": modality, "dataset": "tiny", "split": "s"}
+        assert not (adata.obsm or adata.varm or adata.layers or adata.obsp) and adata.raw is None
+        assert not set(adata.obs_names) & set(dataset.obs_names)
+    for adata in task.train.mod.values():
+        assert list(adata.obs.columns) == ["batch", "donor"]
+        assert not (adata.obsm or adata.varm or adata.layers or adata.obsp or adata.uns)
+    assert task.train.uns == {"dataset": "tiny", "split": "s"}
+    assert task.train.obs.columns.empty and task.train.var.columns.empty
+
+
+def test_test_cells_are_shuffled_in_each_modality_on_their_own(dataset):
+    solution = make_task(dataset, "tiny", "s", RANDOM).solution.obs
+    orders = {modality: solution[modality].str[-6:].astype(int).to_numpy() for modality in ("rna", "atac", "adt")}
+    orders["file"] = np.arange(1, 31)
+    for first in orders:
+        for second in orders:
+            if first != second:
+                assert (orders[first] == orders[second]).sum() < 8
+                assert abs(np.corrcoef(orders[first], orders[second])[0, 1]) < 0.5
+
+
+def test_training_and_test_cells_are_disjoint_and_complete(dataset):
+    task = make_task(dataset, "tiny", "s", RANDOM)
+    train, test = set(task.train.obs_names), set(task.solution.obs_names)
+    assert not train & test and train | test == set(dataset.obs_names)
+    for modality, adata in task.train.mod.items():
+        original = row_of_cell(dataset, modality)
+        assert all(original[name] == row for name, row in zip(adata.obs_names, rows(adata), strict=True))
+
+
+def test_no_category_of_a_cell_elsewhere_is_left(dataset):
+    donors = dataset.mod["rna"].obs["donor"]
+    task = make_task(dataset, "tiny", "s", {"kind": "batches", "batches": ["batch2"], "seed": 0})
+    assert list(task.train.mod["rna"].obs["batch"].cat.categories) == ["batch1"]
+    assert list(task.tests["adt"].obs["batch"].cat.categories) == ["batch2"]
+    assert len(task.train.mod["rna"].obs["donor"].cat.categories) < donors.nunique()
+
+
+def test_the_seed_decides(dataset):
+    def cells(seed):
+        task = make_task(dataset, "tiny", "s", RANDOM | {"seed": seed})
+        return task.solution.obs["rna"].to_dict()
+
+    assert cells(3) == cells(3) != cells(4)
+
+
+# ---- which cells are test ------------------------------------------------------------------------
+
+
+def test_donors_of_test_cells_are_unseen_and_strata_are_balanced():
+    mdata = simulate(3000, {"rna": 5, "adt": 3}, n_donors=12, n_batches=2)
+    for adata in mdata.mod.values():
+        adata.obs["condition"] = np.where(adata.obs["donor"].str[-1].astype(int) % 2, "ill", "well")
+    task = make_task(mdata, "tiny", "s", {"kind": "donors", "fraction": 0.3, "seed": 0})
+    obs = mdata.mod["rna"].obs
+    is_test = obs.index.isin(task.solution.obs_names)
+    assert not set(obs["donor"][is_test]) & set(obs["donor"][~is_test])
+    fractions = pd.Series(is_test, index=obs.index).groupby([obs["batch"], obs["condition"]], observed=True).mean()
+    assert len(fractions) == 4
+    assert fractions.between(0.2, 0.4).all() and is_test.mean() == pytest.approx(0.3, abs=0.05)
+
+
+def test_balanced_donors_finds_the_only_perfect_choice():
+    cells = np.array([[30, 0], [70, 0], [0, 30], [0, 40], [0, 30]])
+    chosen = balanced_donors(cells, 0.3, np.random.default_rng(0))
+    assert chosen[:2].tolist() == [True, False]
+    assert chosen[2:].tolist() in ([True, False, False], [False, False, True])
+
+
+def test_batches_predefined_and_dropped_cells(dataset):
+    obs = dataset.mod["rna"].obs
+    by_batch = make_task(dataset, "tiny", "s", {"kind": "batches", "batches": ["batch2"], "seed": 0})
+    assert set(by_batch.solution.obs_names) == set(obs.index[obs["batch"] == "batch2"])
+    predefined = {"kind": "predefined", "column": "is_train", "test": False, "seed": 0}
+    assert set(make_task(dataset, "tiny", "s", predefined).solution.obs_names) == set(obs.index[90:])
+    drop = {"column": "batch", "values": ["batch1"]}
+    dropped = make_task(dataset, "tiny", "s", predefined | {"drop": drop})
+    seen = set(dropped.solution.obs_names) | set(dropped.train.obs_names)
+    assert seen == set(obs.index[obs["batch"] == "batch2"])
+
+
+def test_partly_paired_training_cells(dataset):
+    task = make_task(dataset, "tiny", "s", RANDOM | {"paired_fraction": 0.4})
+    names = {modality: set(adata.obs_names) for modality, adata in task.train.mod.items()}
+    paired = set.intersection(*names.values())
+    assert len(paired) == 36 and paired <= set(dataset.obs_names)
+    alone = {modality: names[modality] - paired for modality in names}
+    assert [len(cells) for cells in alone.values()] == [18, 18, 18]
+    assert all(name.endswith(f"-{modality}") for modality, cells in alone.items() for name in cells)
+    stems = [name.rsplit("-", 1)[0] for cells in alone.values() for name in cells]
+    assert len(set(stems)) == 54 and not set(stems) & paired
+    for modality, adata in task.train.mod.items():
+        original = row_of_cell(dataset, modality)
+        for name, row in zip(adata.obs_names, rows(adata), strict=True):
+            assert original[name.removesuffix(f"-{modality}")] == row
+    fully = make_task(dataset, "tiny", "s", RANDOM)
+    assert fully.solution.obs.equals(task.solution.obs)
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        (
+            {"kind": "batches", "batches": ["batch9"], "seed": 0},
+            "splits.s.batches: no cell of batch9; batches: batch1, ",
+        ),
+        ({"kind": "batches", "batches": ["batch1", "batch2"], "seed": 0}, "0 training and 120 test cells"),
+        ({"kind": "predefined", "column": "site", "test": "s4", "seed": 0}, "no column 'site'"),
+        (RANDOM | {"paired_fraction": 0.001}, "paired_fraction: leaves none of 90"),
+        (RANDOM | {"drop": {"column": "batch", "values": ["x"]}}, "drop.values: no cell has x"),
+    ],
+)
+def test_what_cannot_be_split_is_named(dataset, split, message):
+    with pytest.raises(TaskError, match=message):
+        make_task(dataset, "tiny", "s", split)
+
+
+def test_donors_are_needed_to_split_by_donor(dataset):
+    for adata in dataset.mod.values():
+        del adata.obs["donor"]
+    with pytest.raises(TaskError, match="no column 'donor'"):
+        make_task(dataset, "tiny", "s", {"kind": "donors", "fraction": 0.3, "seed": 0})
+
+
+# ---- derived labels ------------------------------------------------------------------------------
+
+
+def test_labels_are_derived_from_the_rna_where_there_are_none():
+    mdata = simulate(400, {"rna": 200, "adt": 10}, n_types=3, type_separation=4.0, shared_strength=1.0, seed=0)
+    truth = mdata.mod["rna"].obs["cell_type"].astype(str)
+    for adata in mdata.mod.values():
+        del adata.obs["cell_type"]
+    task = make_task(mdata, "tiny", "s", RANDOM)
+    assert task.solution.uns["labels"].startswith("derived: ")
+    derived = task.solution.obs["cell_type"]
+    # Clusters may split a type, yet hardly mix two.
+    majority = pd.crosstab(derived, truth[task.solution.obs_names].to_numpy()).max(axis=1).sum()
+    assert majority / len(derived) > 0.95
+    rna = mdata.mod["rna"].X
+    again = [derive_cell_types(rna[:300], rna[300:])[0] for _ in range(2)]
+    assert (again[0] == again[1]).all()
+
+
+def test_labels_cannot_be_derived_without_rna(dataset):
+    del dataset.mod["rna"]
+    for adata in dataset.mod.values():
+        del adata.obs["cell_type"]
+    with pytest.raises(TaskError, match="neither cell types nor RNA"):
+        make_task(dataset, "tiny", "s", RANDOM)
+
+
+# ---- the program ---------------------------------------------------------------------------------
+
+
+def test_the_program_writes_files_that_keep_their_contracts(project, run_script, monkeypatch, tmp_path):
+    monkeypatch.chdir(project)
+    dataset, folder = tmp_path / "dataset.h5mu", tmp_path / "paired20"
+    arguments = ["--dataset", "simulated", "--raw", tmp_path, "--output", dataset, "--max-cells", "200"]
+    assert run_script("prepare", *arguments)[0] == 0
+    task = ["--dataset-file", dataset, "--dataset", "simulated", "--folder", folder]
+    assert run_script("make_task", *task, "--split", "paired20")[0] == 0
+    train, solution = read_train(folder / "train.h5mu"), read_solution(folder / "solution.h5ad")
+    assert isinstance(train, md.MuData) and train.obs.columns.empty
+    assert [adata.n_obs for adata in train.mod.values()] == [96, 96] and solution.n_obs == 40
+    for modality in ("rna", "atac"):
+        assert read_test(folder / f"test_{modality}.h5ad").uns["split"] == "paired20"
+    status, error = run_script("make_task", *task, "--split", "absent")
+    assert status == 1 and "no split 'absent'; splits: random20, paired20" in error
