@@ -25,7 +25,7 @@ class Seen:
     counts
         Raw counts of the decoded features.
     batch
-        Batch label of each row, ascending, shape (n_seen,).
+        Batch label of each row, shape (n_seen,).
     """
 
     cell: torch.Tensor
@@ -118,9 +118,8 @@ class Cells:
         return (torch.stack(list(self.row.values())) >= 0).sum(0).cpu().numpy() > 1
 
     def take(self, index: torch.Tensor) -> MiniBatch:
-        """Return the mini-batch of the cells `index`, ordered by batch."""
+        """Return the mini-batch of the cells `index`, in that order."""
         index = index.to(self.device)
-        index = index[torch.argsort(self.batch[index], stable=True)]
         seen = {}
         for modality, row in self.row.items():
             position = row[index]

@@ -283,12 +283,12 @@ class _Loop:
 
 
 def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
-    choices = {"rmsprop": torch.optim.RMSprop, "adam": torch.optim.Adam}
-    if settings.optimizer not in choices:
-        raise ValueError(f"optimizer {settings.optimizer!r} is not one of {sorted(choices)}")
-    return choices[settings.optimizer](
-        parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
-    )
+    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, foreach=True, **common)
+    if settings.optimizer == "adam":
+        return torch.optim.Adam(parameters, fused=True, **common)
+    raise ValueError(f"optimizer {settings.optimizer!r} is not one of rmsprop, adam")
 
 
 def _copy(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
