@@ -181,7 +181,12 @@ class _Loop:
 
     @torch.no_grad()
     def _validate(self) -> None:
-        row = {"step": self.step, "learning_rate": self.generator_side.param_groups[0]["lr"], **self._held_out_losses()}
+        row = {
+            "step": self.step,
+            "epoch": self.step / len(self.sampler),
+            "learning_rate": self.generator_side.param_groups[0]["lr"],
+            **self._held_out_losses(),
+        }
         self.history.append(row)
         if not np.isfinite(row.get("loss", 0.0)):
             raise FloatingPointError(

@@ -69,6 +69,14 @@ def _one_line(error: jsonschema.ValidationError) -> str:
     return f"{key}: {error.message}"
 
 
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
 def _suggest(word: str, known: list[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(known)}"
@@ -159,14 +167,17 @@ class Benchmark:
         return chosen
 
     def params(self, method: str, variant: str, modalities: list[str]) -> dict[str, Any]:
-        """Return the hyper-parameters: params < preset < budget < variant."""
+        """Return the hyper-parameters: params < preset < budget < variant, maps merged key by key."""
         spec = self.methods[method]
-        return {
-            **spec["params"],
-            **spec["presets"].get("+".join(modalities), {}),
-            **spec["budgets"].get(self.config["budget"], {}),
-            **spec["variants"][variant],
-        }
+        layers = (
+            spec["presets"].get("+".join(modalities), {}),
+            spec["budgets"].get(self.config["budget"], {}),
+            spec["variants"][variant],
+        )
+        params = spec["params"]
+        for layer in layers:
+            params = _merge(params, layer)
+        return params
 
     def plan(self) -> list[Job]:
         """Return every planned job, those that cannot run included, with the reason."""

@@ -1,0 +1,22 @@
+"""CLUE: train on the training cells, then, if transductive, go on with the unpaired test cells."""
+
+import numpy as np
+
+from clue import CLUE
+from clue.benchmark.methods import Task, run_method
+
+
+def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
+    """Train and return posterior means; the test cells of each modality enter as unpaired cells."""
+    model = CLUE(task.train, seed=seed, device=task.device, **params["model"])
+    common = {"objective": params["objective"], "checkpoints": task.checkpoints}
+    model.fit(**common, **params["training"])
+    if params["transductive"]:
+        model.fit(task.test, **common, **params["fine_tuning"])
+    last = model.history[-1]
+    task.info.update(steps=last["step"], epochs=round(last["epoch"], 1), held_out_foscttm=last.get("foscttm"))
+    return {modality: model.embed(cells, modality) for modality, cells in task.test.items()}
+
+
+if __name__ == "__main__":
+    run_method(embed)
