@@ -55,17 +55,25 @@ class Snakemake:
         self.command += ["--scheduler", "greedy", "--resources", "gpu=1", "--show-failed-logs"]
 
     def __call__(self, target: str, *options: str) -> bool:
-        """Run towards a target; an interrupt or a termination is handed on, and Snakemake ends its jobs."""
+        """Run towards a target; an interrupt or a termination is handed on to Snakemake and its jobs."""
         environment = {**os.environ, MARK: str(Path.cwd())}
         process = subprocess.Popen([*self.command, *options, "--", target], env=environment)
-        previous = signal.signal(signal.SIGTERM, lambda *_: process.send_signal(signal.SIGINT))
+        previous = signal.signal(signal.SIGTERM, _exit_terminated)
         try:
             return process.wait() == 0
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as interrupt:
+            if isinstance(interrupt, SystemExit):
+                # A terminal interrupts Snakemake too; a termination reaches this process only.
+                process.send_signal(signal.SIGINT)
+            end([job for job in marked_processes(Path.cwd()) if not is_snakemake(job)])
             process.wait()
-            raise SystemExit(130) from None
+            sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, SystemExit) else signal.SIGINT))
         finally:
             signal.signal(signal.SIGTERM, previous)
+
+
+def _exit_terminated(*_: object) -> None:
+    sys.exit(128 + signal.SIGTERM)
 
 
 # ---- after a kill --------------------------------------------------------------------------------
