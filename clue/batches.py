@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from scipy.special import gammaln
 
 from clue.likelihood import SparseCounts
 from clue.preprocess import Preprocessor
@@ -58,6 +59,8 @@ class Counts:
         self.feature = torch.from_numpy(matrix.indices.astype(np.int32)).to(device)
         self.value = torch.from_numpy(matrix.data.astype(np.float32)).to(device)
         self.n_features = matrix.shape[1]
+        self.total = torch.from_numpy(_row_sums(matrix, matrix.data)).to(device)
+        self.log_factorial = torch.from_numpy(_row_sums(matrix, gammaln(matrix.data + 1))).to(device)
 
     def rows(self, index: torch.Tensor) -> SparseCounts:
         """Return the cells `index` in that order."""
@@ -66,7 +69,19 @@ class Counts:
         cell = torch.repeat_interleave(torch.arange(len(index), device=index.device), length)
         first = torch.repeat_interleave(start - (length.cumsum(0) - length), length)
         entry = first + torch.arange(len(cell), device=index.device)
-        return SparseCounts(cell, self.feature[entry].long(), self.value[entry], (len(index), self.n_features))
+        return SparseCounts(
+            cell,
+            self.feature[entry].long(),
+            self.value[entry],
+            self.total[index],
+            self.log_factorial[index],
+            self.n_features,
+        )
+
+
+def _row_sums(matrix: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
+    of_row = sp.csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape)
+    return np.asarray(of_row.sum(axis=1, dtype=np.float64)).ravel().astype(np.float32)
 
 
 class Cells:

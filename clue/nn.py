@@ -102,9 +102,7 @@ class ObservedLibrary(nn.Module):
 
     def forward(self, counts: SparseCounts) -> torch.Tensor:
         """Return library sizes, shape (n_cells, n_modalities)."""
-        zeros = counts.value.new_zeros(counts.shape[0])
-        total = zeros.index_add(0, counts.cell, counts.value)
-        return total.unsqueeze(1).expand(-1, self.n_modalities)
+        return counts.total.unsqueeze(1).expand(-1, self.n_modalities)
 
 
 class Decoder(nn.Module):

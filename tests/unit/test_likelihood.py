@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from clue.likelihood import EPSILON, SparseCounts, cosine_distance, gaussian_kl, negative_binomial
+from clue.likelihood import EPSILON, cosine_distance, gaussian_kl, negative_binomial, sparse_counts
 
 N_PASSES, N_CELLS, N_FEATURES, N_BATCHES = 2, 12, 50, 3
 
@@ -17,8 +17,7 @@ def example(dtype: torch.dtype):
     seen = torch.rand(N_CELLS, N_FEATURES, generator=generator) < 0.3
     dense = seen.to(dtype) * torch.randint(1, 300, seen.shape, generator=generator).to(dtype)
     dense[3] = 0
-    cell, feature = dense.nonzero(as_tuple=True)
-    counts = SparseCounts(cell, feature, dense[cell, feature], tuple(dense.shape))
+    counts = sparse_counts(dense)
     batch = torch.randint(0, N_BATCHES - 1, (N_CELLS,), generator=generator)
     parameters = [
         normal(N_PASSES, N_CELLS, N_FEATURES),
@@ -53,11 +52,10 @@ def test_value_and_gradients(dtype, tolerance):
 
 
 def test_gradcheck():
-    _, counts, batch, parameters = example(torch.float64)
+    dense, _, batch, parameters = example(torch.float64)
     small = [p.detach()[..., :12, :6] if p.dim() == 3 else p.detach() for p in parameters]
     small = [small[0], *(p[:, :6] for p in small[1:4]), small[4][:, :12].clamp(min=1)]
-    keep = counts.feature < 6
-    few = SparseCounts(counts.cell[keep], counts.feature[keep], counts.value[keep], (N_CELLS, 6))
+    few = sparse_counts(dense[:, :6])
     inputs = [p.clone().requires_grad_() for p in small]
     assert torch.autograd.gradcheck(lambda *p: negative_binomial(*p, batch, few), inputs, atol=1e-5)
 
@@ -69,6 +67,7 @@ def test_take_keeps_the_cells_of_a_mask():
     rebuilt = torch.zeros(part.shape)
     rebuilt[part.cell, part.feature] = part.value
     assert torch.equal(rebuilt, dense[keep])
+    assert torch.equal(part.total, dense[keep].sum(1))
 
 
 def test_kl_and_cosine_known_answers():
