@@ -58,6 +58,10 @@ class Project:
         """Replace top-level keys of a YAML file."""
         self.write(path, yaml.safe_load(self.path(path).read_text()) | changes)
 
+    def drop_figures(self):
+        """Leave the figures out, where they are not the matter: drawing takes longer than all else."""
+        self.path("rules/figures.smk").write_text("FIGURES = []\nTABLES = []\n")
+
     def add_method(self, name, body="pass", modalities=("rna", "atac")):
         """Add a method as the README says: a YAML file and a program with one function."""
         self.path("scripts/methods", f"{name}.py").write_text(PROGRAM.format(body=body))
@@ -129,8 +133,6 @@ def copy_project(folder):
             shutil.copy2(source, target)
     project = Project(folder)
     project.configure()
-    if not project.path("rules/figures.smk").exists():
-        project.path("rules/figures.smk").write_text("FIGURES = []\nTABLES = []\n")
     for name, params in SMALL.items():
         path = f"config/methods/{name}.yaml"
         known = yaml.safe_load(project.path(path).read_text())["params"]

@@ -48,9 +48,13 @@ def test_missing_configuration(fresh):
 @pytest.fixture
 def slow(finished):
     """A finished project with a method more, whose first try does not end by itself."""
+    finished.drop_figures()
     finished.add_method("slow", body=SLOW)
     finished.configure(methods=["slow"])
-    return finished
+    yield finished
+    # A test that fails must not leave a job of ten minutes.
+    if finished.path("pid").exists() and psutil.pid_exists(job := int(finished.path("pid").read_text())):
+        os.kill(job, signal.SIGKILL)
 
 
 def wait_for_job(project, process):
@@ -105,6 +109,7 @@ def test_terminated_run_ends_its_jobs(slow):
 
 
 def test_corrupt_embedding_is_not_scored(finished):
+    finished.drop_figures()
     path = finished.path("results/test/simulated/random20/random/default/seed-0/embedding.h5ad")
     path.write_bytes(path.read_bytes()[:1000])
     status, output = finished.run()

@@ -99,6 +99,7 @@ def test_added_broken_and_unsupported_methods(finished):
     assert f"Report: {finished.path('results/test/report.html')}" in output
 
     # Mended, the same command completes.
+    finished.drop_figures()
     finished.add_method("broken")
     status, output = finished.run()
     assert status == 0, output
