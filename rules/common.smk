@@ -111,3 +111,24 @@ def scored(jobs):
 def present(files):
     """Return the files that may be asked for: all, or in a partial collection those that exist."""
     return [file for file in files if Path(file).exists()] if PARTIAL else list(files)
+
+
+def drawn(dataset, split):
+    """Return the embeddings of a split's UMAPs: each method's default variant, its first seed; no control."""
+    first = {}
+    for job in scored(RUNNABLE):
+        if (job.dataset, job.split, job.variant) == (dataset, split, "default"):
+            first.setdefault(job.method, f"{job.folder}/embedding.h5ad")
+    methods = {method: path for method, path in first.items() if method not in ("random", ORACLE)}
+    return list((methods or {method: first[method] for method in first if method == "random"}).values())
+
+
+def solution(dataset, split):
+    """Return the path of a split's solution."""
+    return f"{RESULTS}/{dataset}/{split}/solution.h5ad"
+
+
+def looks(*patterns):
+    """Return the digest of what decides how a figure looks; labels are in the YAML of methods and data sets."""
+    shared = ["clue/benchmark/style.py", "clue/benchmark/tables.py", "clue/benchmark/stats.py"]
+    return digest(*patterns, *shared, "config/display.yaml", "config/methods/*.yaml", "config/datasets/*.yaml")
