@@ -44,4 +44,4 @@ lint: $(INSTALLED)
 
 clean:
 	rm -rf logs .snakemake
-	find results -mindepth 1 ! -name README.md -delete
+	[ ! -d results ] || find results -mindepth 1 ! -name README.md -delete

@@ -1,6 +1,8 @@
 """The configuration: what it accepts, what it fills in, what it says when it is wrong, what it plans."""
 
+import re
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,26 @@ def test_every_method_of_the_project_is_valid(path):
 @pytest.mark.parametrize("name", ["quick", "full", "config"])
 def test_every_run_of_the_project_is_valid(name):
     assert Benchmark(read_yaml(ROOT / f"config/{name}.yaml"), ROOT).plan()
+
+
+def pins():
+    """Return the versions of the lock."""
+    lines = (ROOT / "requirements.lock").read_text().lower().splitlines()
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+def test_lock_holds_versions_that_every_index_has():
+    for name, version in pins().items():
+        assert re.fullmatch(r"[a-z0-9._-]+", name) and re.fullmatch(r"[0-9]+(\.[a-z0-9]+)*", version)
+
+
+def test_lock_holds_every_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = {re.match(r"[a-z0-9._-]+", line.lower()).group() for group in groups for line in group}
+    assert names - {"clue-bench"} <= set(pins())
+
+
+def test_conda_environment_has_the_versions_of_the_lock():
+    pip = read_yaml(ROOT / "envs/python.yaml")["dependencies"][-1]["pip"]
+    assert {line.lower() for line in pip} <= {f"{name}=={version}" for name, version in pins().items()}
