@@ -48,6 +48,7 @@ def apply() -> None:
             "xtick.labelsize": 6.5,
             "ytick.labelsize": 7,
             "legend.fontsize": 6.5,
+            "legend.title_fontsize": 7,
             "text.color": INK,
             "axes.labelcolor": INK,
             "xtick.color": INK,

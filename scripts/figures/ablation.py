@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
@@ -117,6 +118,7 @@ def finish_panel(
     low, high = min([low, 0, *(value for _, value in known)]), max([high, 0, *(value for _, value in known)])
     pad = 0.06 * (high - low)
     axis.set_xlim(low - pad, high + pad)
+    axis.xaxis.set_major_locator(MaxNLocator(5))
     axis.set_xlabel(f"{display.label('metrics', metric)}, change (%)\n{METRICS[metric]}")
 
 

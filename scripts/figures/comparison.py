@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
@@ -55,7 +56,9 @@ def finish_panel(
     """Set the axis, and mark the controls that lie in its range; the others are in its label."""
     high = plots.extent(lines)[1]
     high = max([high, *(level for level in levels.values() if level < 1.5 * high)])
+    high = high or 1.0  # every score is 0
     axis.set_xlim(-0.02 * high, 1.08 * high)
+    axis.xaxis.set_major_locator(MaxNLocator(4))
     for name, level in levels.items():
         if level <= high:
             line = display.entry("methods", name).get("line", "dashed")

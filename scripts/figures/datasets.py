@@ -10,7 +10,7 @@ import pandas as pd
 
 from clue.benchmark import tables
 from clue.benchmark.config import check, read_yaml
-from clue.benchmark.contracts import ContractError
+from clue.benchmark.contracts import MODALITIES, ContractError
 from clue.benchmark.errors import run_program
 
 
@@ -18,7 +18,8 @@ def shapes(path: Path) -> dict[str, tuple[int, int]]:
     """Return cells and features of each modality of a prepared data set, without reading its counts."""
     try:
         with h5py.File(path) as file:
-            return {name: tuple(int(n) for n in group["X"].attrs["shape"]) for name, group in file["mod"].items()}
+            groups = {name: file["mod"][name] for name in MODALITIES if name in file["mod"]}
+            return {name: tuple(int(n) for n in group["X"].attrs["shape"]) for name, group in groups.items()}
     except (OSError, KeyError) as error:
         raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
 

@@ -16,6 +16,9 @@ QUANTITIES = {
     "gpu_memory_mb": "Peak GPU memory (MB)",
 }
 
+SHORTEST = 0.01
+"""Shorter times, in seconds, say nothing and are drawn as this."""
+
 
 def measured(table: pd.DataFrame) -> dict[str, str]:
     """Return the quantities to draw; GPU memory only where a job used any."""
@@ -31,6 +34,12 @@ def shown(table: pd.DataFrame, display: style.Display) -> list[tuple[str, str]]:
         for variant in display.order("variants", {variant for name, variant in pairs if name == method})
         if not display.is_ablation(variant)
     ]
+
+
+def drawable(values: pd.Series, quantity: str) -> pd.Series:
+    """Return the values that a logarithmic axis can show; a time of 0 is one too short to tell."""
+    values = values.dropna()
+    return values.clip(lower=SHORTEST) if quantity == "seconds" else values[values > 0]
 
 
 def finish_panel(axis: plt.Axes, label: str, values: pd.Series) -> None:
@@ -60,7 +69,7 @@ def draw(table: pd.DataFrame, display: style.Display) -> plt.Figure:
             lines = []
             for method, variant in pairs:
                 values = tables.rows_of(here, method=method, variant=variant)[quantity]
-                values = values[values > 0]
+                values = drawable(values, quantity)
                 lines.append(plots.Line(values, display.color("methods", method), "" if len(values) else "no result"))
             axis = axes[row, column]
             plots.draw_lines(axis, names, lines, show_labels=column == 0, interval=False)
@@ -73,7 +82,8 @@ def legend(table: pd.DataFrame) -> str:
     """Say in a sentence what is drawn and where the jobs ran."""
     used = table[table["device"].isin(["cpu", "cuda"])]
     machines = sorted({f"{row.device}, {row.threads or '?'} thread(s)" for row in used.itertuples()})
-    return f"Circle: one seed; bar: mean. Jobs ran on: {'; '.join(machines) or 'not recorded'}."
+    where = "; ".join(machines) or "not recorded"
+    return f"Circle: one seed; bar: mean. Times below {SHORTEST} s are drawn there. Jobs ran on: {where}."
 
 
 def main(argv: Sequence[str] | None = None) -> None:

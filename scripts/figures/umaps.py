@@ -63,15 +63,17 @@ def draw_points(axis: Axes, frame: pd.DataFrame, colors: Sequence[str], seed: in
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
     axis.set_box_aspect(1)
+    axis.set_anchor("N")
 
 
 def number_types(axis: Axes, frame: pd.DataFrame, numbers: dict[str, int]) -> None:
-    """Write each type's number on the point nearest its median."""
-    for name, group in frame.groupby("cell_type"):
+    """Write each type's number on the point nearest its median, the rarest types on top."""
+    for name in frame["cell_type"].value_counts().index:
+        group = frame[frame["cell_type"] == name]
         place = group[["x", "y"]].to_numpy()
         middle = place[np.linalg.norm(place - np.median(place, axis=0), axis=1).argmin()]
-        text = axis.text(*middle, str(numbers[name]), fontsize=6, fontweight="bold", ha="center", va="center")
-        text.set_path_effects([effects.withStroke(linewidth=1.8, foreground="white")])
+        text = axis.text(*middle, str(numbers[name]), fontsize=5.5, fontweight="bold", ha="center", va="center")
+        text.set_path_effects([effects.withStroke(linewidth=1.5, foreground="white")])
 
 
 def add_legends(axis: Axes, modalities: dict[str, str], types: dict[str, str], numbers: dict[str, int], title: str):

@@ -1,0 +1,427 @@
+"""Figures: statistics with known answers, what is shown and said, and tables of every shape."""
+
+import gzip
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from clue.benchmark import contracts, plots, style, tables, umap
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.stats import summarise
+
+NAN = float("nan")
+JOB_COLUMNS = ["dataset", "split", "method", "variant", "seed"]
+
+
+@pytest.fixture(scope="module")
+def display(project) -> style.Display:
+    """The project's own labels and colours."""
+    return style.Display(project / "config" / "display.yaml")
+
+
+@pytest.fixture(scope="module")
+def scripts(project) -> Callable[[str], ModuleType]:
+    """A function that imports a program of ``scripts/``."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"scripts_{Path(name).stem}", project / "scripts" / name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """Close what a test drew and did not save."""
+    yield
+    plt.close("all")
+
+
+def metrics(*jobs: tuple, run: str = "test") -> pd.DataFrame:
+    """Return a tidy table from (dataset, split, method, variant, seed, match score, foscttm or status, reason)."""
+    rows = []
+    for *job, match, foscttm in jobs:
+        common = {"run": run, **dict(zip(JOB_COLUMNS, map(str, job), strict=True)), "transductive": "False"}
+        if isinstance(match, str):
+            rows.append({**common, "direction": "", "metric": "", "value": NAN, "status": match, "reason": foscttm})
+            continue
+        for metric, value in (("match_score", match), ("foscttm", foscttm)):
+            ok = {"metric": metric, "value": value, "status": "ok", "reason": ""}
+            rows += [{**common, "direction": direction, **ok} for direction in ("rna2adt", "adt2rna", "both")]
+    return pd.DataFrame(rows, columns=tables.METRICS)
+
+
+def resources(*jobs: tuple) -> pd.DataFrame:
+    """Return a table from (dataset, split, method, variant, seed, seconds, MB, GPU MB)."""
+    rows = [dict(zip([*JOB_COLUMNS, "seconds", "peak_memory_mb", "gpu_memory_mb"], job, strict=True)) for job in jobs]
+    return pd.DataFrame(
+        [{"run": "test", "device": "cpu", "threads": 1, **row} for row in rows], columns=tables.RESOURCES
+    )
+
+
+CONTROLS = (
+    ("a", "s", "random", "default", 0, 0.01, 0.5),
+    ("a", "s", "oracle", "default", 0, 1.0, 0.0),
+)
+SHAPES = {
+    "usual": [("a", "s", m, "default", i, 0.1 + 0.01 * i, 0.05) for m in ("clue", "cca") for i in range(3)],
+    "one seed": [("a", "s", "clue", "default", 0, 0.1, 0.05), ("a", "s", "clue", "no_mse", 0, 0.08, 0.07)],
+    "nan": [("a", "s", "clue", "default", 0, NAN, 0.05), ("a", "s", "clue", "no_cross", 0, 0.1, NAN)],
+    "zero": [("a", "s", "clue", "default", i, 0.0, 0.0) for i in range(2)],
+    "failed": [("a", "s", "clue", "default", 0, "failed", "out of memory"), ("a", "s", "cca", "default", 0, 0.1, 0.1)],
+    "unsupported": [("a", "s", "clue", "default", i, "unsupported", "does not support rna+atac") for i in range(2)],
+    "missing method": [("a", "s", "clue", "default", 0, 0.1, 0.1), ("b", "s", "cca", "default", 0, 0.1, 0.1)],
+    "many methods": [("a", "s", f"method_{m}", "default", i, 0.1, 0.1) for m in range(30) for i in range(2)],
+    "many splits": [(d, "s", "clue", "default", 0, 0.1, 0.1) for d in "abcdefg"],
+    "controls only": [],
+}
+
+
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+def test_interval_has_the_textbook_answer():
+    """Mean 2, sd 1 and n 3: t(0.975, 2) = 4.30265, so the interval is 2 ± 4.30265 / sqrt(3)."""
+    summary = summarise([1, 2, 3])
+    assert (summary.n, summary.mean, summary.sd) == (3, 2, 1)
+    assert summary.high - 2 == pytest.approx(2.484138, abs=1e-5)
+    assert 2 - summary.low == pytest.approx(2.484138, abs=1e-5)
+
+
+def test_two_seeds_have_a_wide_interval():
+    """t(0.975, 1) = 12.7062."""
+    assert summarise([0, 2]).high == pytest.approx(1 + 12.7062, abs=1e-3)
+
+
+def test_one_value_has_no_interval_and_none_no_mean():
+    one, none = summarise([5.0, NAN, np.inf]), summarise([])
+    assert (one.n, one.mean) == (1, 5)
+    assert np.isnan([one.sd, one.low, one.high, none.mean]).all()
+    assert none.n == 0
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+
+def test_a_missing_seed_keeps_the_others_and_its_reason():
+    table = metrics(
+        ("a", "s", "m", "default", 0, 0.2, 0.1),
+        ("a", "s", "m", "default", 1, "failed", "no memory"),
+        ("a", "s", "m", "default", 2, NAN, 0.1),
+    )
+    found = tables.scores(table, "match_score")
+    assert (list(found.values), found.planned, found.status, found.reason) == ([0.2], 3, "failed", "no memory")
+    assert len(tables.scores(table, "foscttm").values) == 2
+
+
+def test_a_value_that_is_not_a_number_is_said():
+    found = tables.scores(metrics(("a", "s", "m", "default", 0, NAN, 0.1)), "match_score")
+    assert (found.status, found.reason) == ("n/a", "match_score has no finite value")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a table"),
+        ("run\tdataset\n", "lacks the column split"),
+        ("\t".join(tables.METRICS) + "\n", "has no rows"),
+        ("\t".join(tables.METRICS) + "\n" + "\t".join(["x"] * len(tables.METRICS)) + "\n", "column value"),
+    ],
+)
+def test_a_wrong_table_is_one_clear_line(tmp_path, text, message):
+    path = tmp_path / "metrics.tsv"
+    path.write_text(text)
+    with pytest.raises(BenchmarkError, match=message) as error:
+        tables.read_metrics(path)
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_absent_table_is_one_clear_line(tmp_path):
+    with pytest.raises(BenchmarkError, match="no such file"):
+        tables.read_metrics(tmp_path / "metrics.tsv")
+
+
+def test_a_reason_that_reads_like_a_missing_value_stays_text(tmp_path):
+    tables.write_table(metrics(("a", "null", "m", "default", 0, "failed", "NA")), tmp_path / "metrics.tsv")
+    table = tables.read_metrics(tmp_path / "metrics.tsv")
+    assert (table["split"][0], table["reason"][0]) == ("null", "NA")
+
+
+# ---- display -------------------------------------------------------------------------------------
+
+
+def test_listed_methods_come_first_and_others_by_name(display):
+    assert display.order("methods", ["zeta", "cca", "alpha", "clue", "random"]) == [
+        "clue", "cca", "random", "alpha", "zeta",
+    ]  # fmt: skip
+
+
+def test_a_colour_depends_on_the_name_alone(display, project):
+    again = style.Display(project / "config" / "display.yaml")
+    assert display.color("methods", "new") == again.color("methods", "new") in style.FALLBACK
+
+
+def test_a_label_comes_from_the_methods_own_file(display):
+    assert display.label("methods", "cca") == "CCA"
+    assert display.label("methods", "not_here") == "not here"
+    assert display.name("cca", "my_way") == "CCA, my way"
+
+
+def test_cell_types_have_colours_of_their_own(display):
+    types = [f"type {i}" for i in range(17)]
+    colors = display.cell_type_colors(types)
+    assert len(set(colors.values())) == 17
+    assert colors == display.cell_type_colors(reversed(types))
+    assert len(display.cell_type_colors(map(str, range(60)))) == 60
+
+
+def test_an_unknown_key_of_the_display_is_one_clear_line(tmp_path, project):
+    folder = tmp_path / "config"
+    (folder / "schemas").mkdir(parents=True)
+    schema = "display.schema.yaml"
+    (folder / "schemas" / schema).write_text((project / "config" / "schemas" / schema).read_text())
+    text = (project / "config" / "display.yaml").read_text()
+    (folder / "display.yaml").write_text(text + "colours: {}\n")
+    with pytest.raises(BenchmarkError, match="unknown key 'colours'"):
+        style.Display(folder / "display.yaml")
+
+
+# ---- what the figures say ------------------------------------------------------------------------
+
+
+def test_equal_footnotes_share_a_number():
+    notes = plots.Notes()
+    assert [notes.mark(text) for text in ("x", "y", "x")] == ["[1]", "[2]", "[1]"]
+    for i in range(20):
+        notes.mark(str(i))
+    assert len(notes.lines()) == plots.MAX_NOTES + 1 and notes.lines()[-1].startswith("14 more")
+
+
+def test_a_huge_interval_does_not_hide_the_values():
+    low, high = plots.extent([plots.Line([0.10, 0.14], "k"), plots.Line([0.2], "k")])
+    assert low <= 0.10 and 0.2 <= high <= 0.31
+
+
+def texts(figure: plt.Figure) -> str:
+    """Return everything that a figure says."""
+    figure.canvas.draw()
+    return "\n".join(text.get_text() for text in figure.findobj(plt.Text) if text.get_text())
+
+
+def test_comparison_says_what_failed_and_where_controls_are(scripts, display):
+    table = metrics(*CONTROLS, *SHAPES["failed"], ("a", "s", "clue", "no_mse", 0, 0.05, 0.1))
+    said = texts(scripts("figures/comparison.py").draw(table, display))
+    assert "failed [1]" in said and "[1] CLUE: out of memory" in said
+    assert "Match score (higher is better)\nrandom 0.01, oracle 1" in said
+    assert "FOSCTTM (lower is better)\nrandom 0.5, oracle 0" in said
+    assert "No MSE" not in said and "Oracle" not in said
+
+
+def test_comparison_counts_seeds(scripts, display):
+    table = metrics(("a", "s", "cca", "default", 0, 0.1, 0.1), ("a", "s", "cca", "default", 1, "failed", "killed"))
+    said = texts(scripts("figures/comparison.py").draw(table, display))
+    assert "1/2 [1]" in said and "[1] CCA: killed" in said
+
+
+def test_comparison_table_has_known_answers(scripts):
+    program = scripts("figures/comparison.py")
+    table = program.summary_table(metrics(*[("a", "s", "cca", "default", i, i + 1.0, 0.5) for i in range(3)]))
+    row = table[(table["metric"] == "match_score") & (table["direction"] == "both")].iloc[0]
+    assert (row["n"], row["planned"], row["mean"], row["sd"]) == (3, 3, 2, 1)
+    assert row["high"] == pytest.approx(4.484138, abs=1e-5)
+
+
+def test_ablation_pairs_seeds(scripts):
+    """Seed 0 loses half, seed 1 a quarter; seed 2 has no full method and does not count."""
+    table = metrics(
+        ("a", "s", "clue", "default", 0, 0.2, 0.1),
+        ("a", "s", "clue", "default", 1, 0.4, 0.1),
+        ("a", "s", "clue", "no_mse", 0, 0.1, 0.1),
+        ("a", "s", "clue", "no_mse", 1, 0.3, 0.2),
+        ("a", "s", "clue", "no_mse", 2, 0.3, 0.2),
+    )
+    changes = scripts("figures/ablation.py").changes
+    assert changes(table, "clue", "no_mse", "match_score").tolist() == pytest.approx([-50, -25])
+    assert changes(table, "clue", "no_mse", "foscttm").tolist() == pytest.approx([0, 100])
+
+
+def test_ablation_shows_published_drops(scripts, display, project):
+    program = scripts("figures/ablation.py")
+    reference = tables.read_table(project / "config/reference/ablation.tsv", program.REFERENCE, ["drop_percent"])
+    table = metrics(*SHAPES["one seed"])
+    pairs = program.ablations(table, reference, display)
+    assert pairs == [("clue", "no_adversarial"), ("clue", "no_mse"), ("clue", "no_cross")]
+    assert [program.published_change(reference, *pair, "match_score") for pair in pairs] == [-47.3, -16.5, -17.6]
+    assert np.isnan(program.published_change(reference, *pairs[0], "foscttm"))
+    said = texts(program.draw(table, pairs, reference, display))
+    assert "published (second-hand" in said and "n/a [1]" in said
+
+
+# ---- programs on tables of every shape -----------------------------------------------------------
+
+
+def check_figure(path: Path) -> None:
+    """Check that a PNG of 300 dpi and a PDF with TrueType fonts are there."""
+    with Image.open(path) as image:
+        assert image.info["dpi"][0] == pytest.approx(300, abs=1)
+        assert image.width > 500
+    pdf = path.with_suffix(".pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_programs_take_tables_of_every_shape(shape, scripts, project, tmp_path):
+    table = metrics(*CONTROLS, *SHAPES[shape])
+    tables.write_table(table, tmp_path / "metrics.tsv")
+    given = ["--metrics", f"{tmp_path}/metrics.tsv", "--display", f"{project}/config/display.yaml"]
+    comparison = ["--table", f"{tmp_path}/comparison.tsv", "--summary", f"{tmp_path}/summary.tsv"]
+    scripts("figures/comparison.py").main([*given, "--figure", f"{tmp_path}/comparison.png", *comparison])
+    reference = ["--reference", f"{project}/config/reference/ablation.tsv", "--table", f"{tmp_path}/ablation.tsv"]
+    scripts("figures/ablation.py").main([*given, "--figure", f"{tmp_path}/ablation.png", *reference])
+    for name in ("comparison", "ablation"):
+        check_figure(tmp_path / f"{name}.png")
+    summary = tables.read_table(tmp_path / "summary.tsv", ["Method", "Note"])
+    assert len(summary) == len(table[tables.JOB].drop_duplicates())
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [],
+        [("a", "s", "oracle", "default", 0, 0.1, 100.0, NAN)],
+        [("a", "s", "random", "default", 0, 0.0, 100.0, NAN)],
+        [("a", "s", "clue", "default", i, 10.0 + i, 100.0, 2000.0) for i in range(3)]
+        + [("b", "s", "cca", "default", 0, NAN, NAN, NAN)],
+    ],
+    ids=["empty", "oracle only", "no time at all", "GPU and missing"],
+)
+def test_resources_takes_tables_of_every_shape(jobs, scripts, project, tmp_path):
+    tables.write_table(resources(*jobs), tmp_path / "resources.tsv")
+    display = ["--display", f"{project}/config/display.yaml", "--figure", f"{tmp_path}/resources.png"]
+    scripts("figures/resources.py").main(["--resources", f"{tmp_path}/resources.tsv", *display])
+    check_figure(tmp_path / "resources.png")
+
+
+# ---- UMAP ----------------------------------------------------------------------------------------
+
+
+def write_task(folder: Path, n_cells: int = 40, labels: str = "published") -> tuple[Path, Path]:
+    """Write a solution and an embedding in which true pairs coincide and types are apart."""
+    rng = np.random.default_rng(0)
+    orders = {modality: rng.permutation(n_cells) for modality in ("rna", "adt")}
+    names = {modality: np.array(contracts.test_cell_names(modality, n_cells)) for modality in orders}
+    obs = pd.DataFrame({"batch": "all", "cell_type": [f"type {i % 3}" for i in range(n_cells)]})
+    obs.index = [f"cell {i}" for i in range(n_cells)]
+    for modality, order in orders.items():
+        obs[modality] = names[modality][order]
+    uns = {"modalities": list(orders), "dataset": "pbmc_cite", "split": "donors", "labels": labels}
+    solution = ad.AnnData(np.zeros((n_cells, 0), dtype=np.float32), obs=obs, uns=uns)
+    truth = np.eye(3)[np.arange(n_cells) % 3] + rng.normal(0, 0.05, (n_cells, 3))
+    blocks = []
+    for order in orders.values():
+        block = np.empty_like(truth)
+        block[order] = truth
+        blocks.append(block)
+    cells = np.concatenate(list(names.values()))
+    rows = pd.DataFrame({"cell": cells, "modality": np.repeat(list(orders), n_cells), "batch": "all"}, index=cells)
+    run = {"method": "clue", "variant": "default", "seed": 0, "params": "{}"}
+    embedding = ad.AnnData(np.concatenate(blocks).astype(np.float32), obs=rows, uns=run)
+    contracts.write_solution(solution, folder / "solution.h5ad")
+    contracts.write_embedding(embedding, folder / "embedding.h5ad")
+    return folder / "solution.h5ad", folder / "embedding.h5ad"
+
+
+def test_points_of_a_pair_have_one_type_and_coincide(tmp_path):
+    solution, embedding = (ad.read_h5ad(path) for path in write_task(tmp_path))
+    found = umap.points(embedding, umap.sample_cells(solution, 20, seed=0), ["rna", "adt"], "here")
+    assert found.n_obs == 20
+    np.testing.assert_allclose(found.X[:10], found.X[10:])
+    assert (found.obs["cell_type"].to_numpy() == [f"type {i}" for i in found.X.argmax(axis=1)]).all()
+
+
+def test_an_embedding_of_another_task_is_one_clear_line(tmp_path):
+    solution, embedding = (ad.read_h5ad(path) for path in write_task(tmp_path))
+    with pytest.raises(contracts.ContractError, match="here: lacks 1 of 80 test cells, such as 'rna_000001'"):
+        umap.points(embedding[1:], solution.obs, ["rna", "adt"], "here")
+
+
+def test_a_sample_is_seeded_and_whole_where_small(tmp_path):
+    solution = ad.read_h5ad(write_task(tmp_path)[0])
+    first, again = (umap.sample_cells(solution, 30, seed=1) for _ in range(2))
+    assert len(first) == 15 and first.equals(again)
+    assert len(umap.sample_cells(solution, 5000, seed=1)) == 40
+
+
+@pytest.mark.parametrize("shape", [(60, 8), (30, 1), (5, 3), (3, 1)])
+@pytest.mark.parametrize("fill", ["random", "equal", "zero"])
+def test_coordinates_are_finite_whatever_the_embedding(shape, fill):
+    rng = np.random.default_rng(0)
+    vectors = {"random": rng.normal(size=shape), "equal": np.ones(shape), "zero": np.zeros(shape)}[fill]
+    found = umap.coordinates(vectors, seed=0)
+    assert found.shape == (shape[0], 2) and np.isfinite(found).all()
+
+
+def test_umap_program_writes_the_same_coordinates_twice(scripts, project, tmp_path):
+    solution, embedding = write_task(tmp_path, labels="derived: clusters of the training RNA")
+    given = ["--solution", str(solution), "--embeddings", str(embedding), "--points", "60", "--seed", "0"]
+    given += ["--display", f"{project}/config/display.yaml", "--figure", f"{tmp_path}/umap.png"]
+    written = []
+    for _ in range(2):
+        scripts("figures/umaps.py").main([*given, "--table", f"{tmp_path}/umap.tsv.gz"])
+        written.append((tmp_path / "umap.tsv.gz").read_bytes())
+    assert written[0] == written[1]
+    assert len(gzip.decompress(written[0]).splitlines()) == 61
+    check_figure(tmp_path / "umap.png")
+
+
+def test_umap_says_that_labels_are_derived_and_cells_sampled(scripts):
+    describe = scripts("figures/umaps.py").describe
+    assert "30 of 40 test cells" in describe(40, 30, "0", "published")[0]
+    assert describe(40, 40, "0", "derived: clusters")[1] == "Cell types are not published but derived: clusters."
+
+
+# ---- data sets and pages -------------------------------------------------------------------------
+
+
+def test_datasets_table_names_source_and_size(scripts, project, tmp_path, tiny_mdata):
+    for adata in tiny_mdata.mod.values():
+        adata.uns = {}
+    tiny_mdata.uns = {"dataset": "pbmc_cite", "source": "a wheel", "sha256": "abc", "n_cells_available": 100}
+    tiny_mdata.write(tmp_path / "dataset.h5mu")
+    solution, _ = write_task(tmp_path)
+    given = ["--datasets", f"{tmp_path}/dataset.h5mu", "--solutions", str(solution)]
+    given += ["--config", f"{project}/config", "--table", f"{tmp_path}/datasets.tsv"]
+    scripts("figures/datasets.py").main(given)
+    row = tables.read_table(tmp_path / "datasets.tsv", ["Source"]).iloc[0]
+    assert row["Cells"] == "60 (sample of 100)" and row["Features"] == "40 rna, 12 adt"
+    assert row["Splits"] == "donors: 40 test cells, labels published"
+    assert row["Source"].startswith("a wheel GSE161918") and row["SHA-256"] == "abc" and row["Licence"]
+
+
+def test_a_broken_data_set_is_one_clear_line(scripts, tmp_path):
+    (tmp_path / "dataset.h5mu").write_bytes(b"not HDF5")
+    with pytest.raises(BenchmarkError, match="dataset.h5mu: cannot be read"):
+        scripts("figures/datasets.py").shapes(tmp_path / "dataset.h5mu")
+
+
+def test_a_page_shows_all_text_and_no_markup_of_others(scripts, tmp_path):
+    tables.write_table(pd.DataFrame({"Note": ["<b>" + "long " * 60], "Other": [""]}), tmp_path / "table.tsv")
+    given = ["--table", f"{tmp_path}/table.tsv", "--title", "A & B", "--page", f"{tmp_path}/page.html"]
+    scripts("figures/page.py").main(given)
+    page = (tmp_path / "page.html").read_text()
+    assert "&lt;b&gt;" in page and "A &amp; B" in page and page.count("long") == 60 and "NaN" not in page
+
+
+def test_a_page_of_an_empty_table_says_so(scripts):
+    assert "None." in scripts("figures/page.py").render(pd.DataFrame({"reason": []}), "Failures")
