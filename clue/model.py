@@ -18,6 +18,7 @@ from pathlib import Path
 import anndata as ad
 import mudata as md
 import numpy as np
+import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -323,6 +324,8 @@ class CLUE:
         adatas = modalities_of(mdata)
         if len(adatas) < 2:
             raise ValueError(f"CLUE needs two modalities or more, not {list(adatas)}")
+        for k, adata in adatas.items():
+            _check_counts(k, adata)
         self.batch_key, self.seed, self.device = batch_key, seed, device
         self.batches = _all_batches(adatas, batch_key)
         chosen = n_features or {}
@@ -392,6 +395,8 @@ class CLUE:
         -------
         The model itself; `history` has one row per validation.
         """
+        if not self._data:
+            raise ValueError("the model has no training data; a loaded model embeds and predicts only")
         objective = objective if isinstance(objective, Objective) else Objective(**(objective or {}))
         cells = self._cells(self._with_extra(extra))
         if not cells.paired().any():
@@ -508,7 +513,7 @@ class CLUE:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "CLUE":
-        """Read a saved model; it embeds and predicts, and `fit` needs data again."""
+        """Read a saved model; it embeds and predicts but has no data to go on training with."""
         # weights_only: the file holds numpy arrays; load files that you trust
         state = torch.load(path, map_location=device, weights_only=False)
         model = cls.__new__(cls)
@@ -528,6 +533,12 @@ class CLUE:
 def modalities_of(mdata: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnData]:
     """Return the modalities by name."""
     return dict(mdata.mod) if isinstance(mdata, md.MuData) else dict(mdata)
+
+
+def _check_counts(modality: str, adata: ad.AnnData) -> None:
+    values = adata.X.data if sp.issparse(adata.X) else np.asarray(adata.X)
+    if not np.isfinite(values).all() or (values < 0).any() or (values != np.round(values)).any():
+        raise ValueError(f"{modality}: X must hold raw counts, whole numbers from 0 up")
 
 
 def _all_batches(adatas: dict[str, ad.AnnData], batch_key: str | None) -> list[str]:

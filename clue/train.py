@@ -12,6 +12,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from math import cos, pi
 from pathlib import Path
 from time import monotonic
 
@@ -34,6 +35,9 @@ class Training:
         Cells in a mini-batch.
     learning_rate, optimizer, weight_decay
         ``rmsprop`` (the authors' choice) or ``adam``, for both sides of the game.
+    schedule
+        ``plateau``: divide the learning rate by 10 when validation stalls (the authors' choice);
+        ``cosine``: lower it along a half cosine, to 0 at `max_steps`.
     validation
         Fraction of the cells that is held out for early stopping.
     check_steps
@@ -46,7 +50,7 @@ class Training:
     patience_steps
         Stop after this many steps without a better validation loss.
     reduce_steps
-        Divide the learning rate by 10 after this many steps without a better one.
+        Divide the learning rate by 10 after this many steps without a better one (``plateau``).
     monitor
         What early stopping watches on the held-out cells: ``loss``, the objective (the authors'
         choice), or ``foscttm``, the fraction of cells closer than the true match.
@@ -59,6 +63,7 @@ class Training:
     learning_rate: float = 2e-3
     optimizer: str = "rmsprop"
     weight_decay: float = 0.0
+    schedule: str = "plateau"
     validation: float = 0.1
     check_steps: int = 50
     warmup_steps: int = 2_000
@@ -120,6 +125,8 @@ class _Loop:
 
     def __init__(self, network, cells: Cells, objective, settings: Training, seed: int):
         self.network, self.cells, self.objective, self.settings, self.seed = network, cells, objective, settings, seed
+        if settings.schedule not in ("plateau", "cosine"):
+            raise ValueError(f"schedule {settings.schedule!r} is not one of plateau, cosine")
         torch.manual_seed(seed)
         order = np.random.default_rng(seed).permutation(len(cells))
         n_held_out = max(2, round(settings.validation * len(cells))) if settings.validation else 0
@@ -159,6 +166,8 @@ class _Loop:
     def _train_step(self, index: torch.Tensor) -> None:
         network, objective = self.network, self.objective
         network.train()
+        if self.settings.schedule == "cosine":
+            self._set_learning_rate(0.5 * (1 + cos(pi * min(self.step / self.settings.max_steps, 1))))
         noise, kl = self._weights()
         batch = self.cells.take(index)
         posteriors = network.posteriors(batch)
@@ -202,11 +211,17 @@ class _Loop:
         elif watched < self.best:
             self.best, self.best_step, self.reduced_step = watched, self.step, self.step
             self.best_weights = _copy(self.network.state_dict())
-        elif self.step - max(self.reduced_step, self.settings.warmup_steps) >= self.settings.reduce_steps:
+        elif self.settings.schedule == "plateau" and self._stalled() >= self.settings.reduce_steps:
             self.reduced_step = self.step
-            for side in (self.generator_side, self.discriminator_side):
-                for group in side.param_groups:
-                    group["lr"] /= 10
+            self._set_learning_rate(row["learning_rate"] / self.settings.learning_rate / 10)
+
+    def _stalled(self) -> int:
+        return self.step - max(self.reduced_step, self.settings.warmup_steps)
+
+    def _set_learning_rate(self, share: float) -> None:
+        for side in (self.generator_side, self.discriminator_side):
+            for group in side.param_groups:
+                group["lr"] = share * self.settings.learning_rate
 
     def _held_out_losses(self) -> dict[str, float]:
         """Every loss on the held-out cells, weighted by cells, and how well they match."""

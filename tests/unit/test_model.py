@@ -1,0 +1,261 @@
+"""CLUE as a library: shapes, masks, ablations, resume, saving, errors."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+
+import clue
+from clue.batches import Cells
+from clue.metrics import foscttm
+from clue.model import Objective
+from clue.simulate import simulate
+
+SMALL = {"n_latent": 6, "encoder": (1, 32), "decoder": (1, 32), "discriminator": (1, 16), "n_components": 20}
+SHORT = {"max_steps": 60, "warmup_steps": 20, "check_steps": 20, "optimizer": "adam", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def three():
+    """RNA, ATAC and proteins of the same 240 cells."""
+    return simulate(240, n_features={"rna": 80, "atac": 100, "adt": 20}, n_batches=2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def two(three):
+    """RNA and proteins."""
+    return {k: three[k] for k in ("rna", "adt")}
+
+
+def fitted(data, seed=0, **changes):
+    return clue.CLUE(data, seed=seed, **SMALL).fit(**{**SHORT, **changes})
+
+
+def test_importing_clue_does_not_import_torch():
+    code = "import sys, clue; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("fusion", ["mean", "product"])
+@pytest.mark.parametrize("library", ["observed", "learned"])
+def test_three_modalities(three, fusion, library):
+    model = clue.CLUE(three, fusion=fusion, library=library, **SMALL)
+    model.fit(**{**SHORT, "max_steps": 20}, objective={"source_cross": 0.5})
+    for modality in three.mod:
+        z = model.embed(three[modality], modality)
+        assert z.shape == (240, 18) and z.dtype == np.float32 and np.isfinite(z).all()
+
+
+def test_embeddings_of_one_cell_come_together(two):
+    model = fitted(two, max_steps=300, warmup_steps=50, objective={"adversarial": 0.1, "mse": 5, "kl": 0.1})
+    x, y = model.embed(two["rna"], "rna"), model.embed(two["adt"], "adt")
+    # 0.5 is chance
+    assert np.mean(foscttm(x, y)) < 0.15
+    losses = [row["loss"] for row in model.history]
+    assert losses[-1] < losses[0]
+
+
+def test_same_seed_same_embedding(two):
+    first, second, other = (fitted(two, seed).embed(two["rna"], "rna") for seed in (0, 0, 1))
+    assert np.array_equal(first, second)
+    assert not np.allclose(first, other)
+
+
+def test_partly_paired_cells_train_through_the_mask(two):
+    rna, adt = two["rna"][:160].copy(), two["adt"][80:].copy()
+    model = fitted({"rna": rna, "adt": adt})
+    cells = model._cells({"rna": rna, "adt": adt})
+    assert len(cells) == 240 and cells.paired().sum() == 80
+    batch = cells.take(torch.arange(240))
+    assert len(batch.seen["rna"].cell) == len(batch.seen["adt"].cell) == 160
+    dense = torch.zeros(batch.seen["adt"].counts.shape)
+    counts = batch.seen["adt"].counts
+    dense[counts.cell, counts.feature] = counts.value
+    names = cells.names[batch.seen["adt"].cell.numpy()]
+    assert np.array_equal(dense.numpy(), adt[names].X.toarray()[:, model.preprocessors["adt"].selected])
+
+
+def test_a_cell_seen_once_is_its_own_fusion(two):
+    model = clue.CLUE(two, **SMALL)
+    cells = Cells({"rna": two["rna"][:30], "adt": two["adt"][200:]}, model.preprocessors, model.batches, "batch", "cpu")
+    batch = cells.take(torch.arange(len(cells)))
+    posteriors = model.network.eval().posteriors(batch)
+    samples = {k: model.network.unit(mean) for k, (mean, _) in posteriors.items()}
+    fused = model.network.fuse(batch, posteriors, samples, None)
+    for k, seen in batch.seen.items():
+        torch.testing.assert_close(fused[seen.cell], samples[k])
+
+
+def test_product_fusion_weighs_by_precision(two):
+    model = clue.CLUE(two, fusion="product", normalize=False, **SMALL)
+    cells = model._cells(two)
+    batch = cells.take(torch.arange(8))
+    mean = {"rna": torch.ones(8, 12), "adt": torch.zeros(8, 12)}
+    std = {"rna": torch.full((8, 12), 1e-4), "adt": torch.full((8, 12), 3e-4)}
+    posteriors = {k: (mean[k], std[k]) for k in mean}
+    fused = model.network.fuse(batch, posteriors, mean, torch.Generator().manual_seed(0))
+    # precisions 1 and 1/9 give the weights 0.9 and 0.1
+    torch.testing.assert_close(fused, torch.full((8, 12), 0.9), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cross", "mse", "adversarial"])
+def test_an_ablation_removes_its_loss_alone(two, name):
+    model = clue.CLUE(two, **SMALL)
+    batch = model._cells(two).take(torch.arange(64))
+    full, without = Objective(), Objective(**{name: 0.0})
+
+    def gradients(objective):
+        torch.manual_seed(0)
+        model.network.train().zero_grad()
+        posteriors = model.network.posteriors(batch)
+        means = {k: m for k, (m, _) in posteriors.items()}
+        adversarial = model.network.discriminator_loss(batch, means, 0.0, None)
+        losses = model.network.generator_losses(batch, posteriors, objective)
+        model.network.total(losses, adversarial, objective).backward()
+        return losses, model.network.encoders["rna"].subspaces[0].mean.weight.grad.clone()
+
+    (kept, g_full), (dropped, g_without) = gradients(full), gradients(without)
+    if name != "adversarial":
+        assert float(dropped[name]) == 0 and float(kept[name]) > 0
+    assert not torch.allclose(g_full, g_without)
+
+
+def test_generator_and_discriminator_play_against_each_other(two):
+    model = clue.CLUE(two, **SMALL)
+    batch = model._cells(two).take(torch.arange(240))
+    posteriors = model.network.eval().posteriors(batch)
+    means = {k: mean for k, (mean, _) in posteriors.items()}
+    loss = model.network.discriminator_loss(batch, means, 0.0, None)
+    total = model.network.total({"cross": 0.0, "source_cross": 0.0, "mse": 0.0}, loss, Objective())
+    weight = model.network.encoders["rna"].subspaces[0].mean.weight
+    (up,) = torch.autograd.grad(loss, weight, retain_graph=True)
+    (down,) = torch.autograd.grad(total, weight)
+    torch.testing.assert_close(down, -up)
+
+
+def test_fine_tuning_takes_unpaired_cells_and_new_batches(two):
+    model = fitted({k: a[a.obs["batch"] == a.obs["batch"].iloc[0]].copy() for k, a in two.items()})
+    extra = {}
+    for k, adata in two.items():
+        extra[k] = adata[adata.obs["batch"] != adata.obs["batch"].iloc[0]].copy()
+        extra[k].obs_names = [f"{k}_{i}" for i in range(extra[k].n_obs)]
+    before = len(model.batches)
+    model.fit(extra, **SHORT)
+    assert len(model.batches) == before + 1
+    assert np.isfinite(model.embed(extra["rna"], "rna")).all()
+
+
+def test_save_and_load(two, tmp_path):
+    model = fitted(two)
+    model.save(tmp_path / "model.pt")
+    loaded = clue.CLUE.load(tmp_path / "model.pt")
+    assert np.array_equal(loaded.embed(two["adt"], "adt"), model.embed(two["adt"], "adt"))
+    assert os.listdir(tmp_path) == ["model.pt"]
+    with pytest.raises(ValueError, match="no training data"):
+        loaded.fit(**SHORT)
+
+
+def test_predict_gives_shares(two):
+    predicted = fitted(two).predict(two["rna"], "rna", "adt")
+    assert list(predicted.var_names) == list(two["adt"].var_names)
+    np.testing.assert_allclose(predicted.X.sum(axis=1), 1, rtol=1e-4)
+
+
+def test_features_in_another_order(two):
+    model = fitted(two)
+    shuffled = two["rna"][:, ::-1].copy()
+    np.testing.assert_allclose(model.embed(shuffled, "rna"), model.embed(two["rna"], "rna"), atol=1e-4)
+
+
+def test_errors_say_what_is_wrong(two):
+    model = clue.CLUE(two, **SMALL)
+    with pytest.raises(ValueError, match="unknown modality 'atac'; the model knows"):
+        model.embed(two["rna"], "atac")
+    with pytest.raises(ValueError, match="rna lacks 3 of 80 features"):
+        model.embed(two["rna"][:, 3:], "rna")
+    with pytest.raises(ValueError, match="two modalities or more"):
+        clue.CLUE({"rna": two["rna"]})
+    with pytest.raises(ValueError, match="lacks the batch column 'lane'"):
+        clue.CLUE(two, batch_key="lane")
+    with pytest.raises(ValueError, match="among the training cells"):
+        model.fit({"rna": two["rna"]}, **SHORT)
+    apart = two["adt"].copy()
+    apart.obs_names = [f"other_{i}" for i in range(apart.n_obs)]
+    with pytest.raises(ValueError, match="no cell is seen in two modalities"):
+        clue.CLUE({"rna": two["rna"], "adt": apart}, **SMALL).fit(**SHORT)
+    bad = two["rna"].copy()
+    bad.X = bad.X * 0.5
+    with pytest.raises(ValueError, match="rna: X must hold raw counts"):
+        clue.CLUE({"rna": bad, "adt": two["adt"]})
+
+
+def test_divergence_is_an_error(two):
+    with pytest.raises(FloatingPointError, match="diverged"):
+        fitted(two, learning_rate=1e30)
+
+
+# ---- resume --------------------------------------------------------------------------------------
+
+
+def test_resume_equals_an_uninterrupted_run(two, tmp_path, monkeypatch):
+    whole = fitted(two).embed(two["rna"], "rna")
+    advance = clue.train._Loop.advance
+
+    def stop_at_40(loop):
+        if loop.step >= 40:
+            raise KeyboardInterrupt
+        advance(loop)
+
+    always = {"checkpoints": tmp_path, "checkpoint_seconds": 0}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(clue.train._Loop, "advance", stop_at_40)
+        fitted(two, **always)
+    assert len(list(tmp_path.glob("*.pt"))) == 1
+    assert np.array_equal(fitted(two, **always).embed(two["rna"], "rna"), whole)
+
+
+def test_checkpoint_of_other_settings_is_not_loaded(two, tmp_path, capsys):
+    fitted(two, checkpoints=tmp_path)
+    fitted(two, checkpoints=tmp_path, objective={"mse": 2.0})
+    assert "resuming" not in capsys.readouterr().out
+    fitted(two, checkpoints=tmp_path)
+    assert "resuming" in capsys.readouterr().out
+
+
+PROGRAM = """
+import sys, clue
+from clue.simulate import simulate
+data = simulate(240, n_features={"rna": 80, "adt": 20}, n_batches=2, seed=0)
+model = clue.CLUE(data, n_latent=6, encoder=(1, 32), n_components=20)
+from clue import train
+advance = train._Loop.advance
+
+
+def announced(loop):
+    advance(loop)
+    print("trained", flush=True)
+
+
+train._Loop.advance = announced
+model.fit(max_steps=10**9, patience_steps=10**9, checkpoints=sys.argv[1], checkpoint_seconds=1e9, progress=False)
+"""
+
+
+def test_sigterm_leaves_a_checkpoint(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "trained"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=60) == 128 + signal.SIGTERM
+    (checkpoint,) = tmp_path.glob("*.pt")
+    assert torch.load(checkpoint, weights_only=False)["step"] > 0
+
+
+def test_works_on_plain_anndata_without_batches(two):
+    plain = {k: ad.AnnData(a.X, obs=a.obs[[]], var=a.var[[]]) for k, a in two.items()}
+    model = clue.CLUE(plain, batch_key=None, **SMALL).fit(**SHORT)
+    assert model.embed(plain["rna"], "rna").shape == (240, 12)
