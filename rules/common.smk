@@ -16,8 +16,9 @@ from clue.benchmark.download import raw_files
 from clue.benchmark.errors import BenchmarkError
 
 # Jobs run the Python that runs Snakemake, and this checkout's clue, whether or not an environment is activated;
-# a conda environment is activated later and still goes first.
+# a conda environment is activated later and still goes first. By the folder scripts/run.py knows the jobs of a killed run.
 os.environ.update(
+    CLUE_BENCH_FOLDER=os.getcwd(),
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     PYTHONPATH=str(ROOT),
 )

@@ -19,7 +19,7 @@ from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError, run_program
 
 MARK = "CLUE_BENCH_FOLDER"
-"""An environment variable by which the processes of a run in this folder are known."""
+"""An environment variable that rules/common.smk sets: the jobs of a run in this folder are known by it."""
 GRACE_SECONDS = 30
 
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = Benchmark(read_yaml(arguments.config), where=str(arguments.config)).config["run"]
     snakemake = Snakemake(arguments.config, arguments.cores)
     if is_lock_stale(Path.cwd()):
-        end(list(marked_processes(Path.cwd())))
+        end(list(jobs_at_work(Path.cwd())))
         print("Clearing the lock of a killed run.", flush=True)
         snakemake("all", "--unlock")
     failed = not snakemake("all", "--keep-going", "--rerun-incomplete")
@@ -56,8 +56,7 @@ class Snakemake:
 
     def __call__(self, target: str, *options: str) -> bool:
         """Run towards a target; an interrupt or a termination is handed on to Snakemake and its jobs."""
-        environment = {**os.environ, MARK: str(Path.cwd())}
-        process = subprocess.Popen([*self.command, *options, "--", target], env=environment)
+        process = subprocess.Popen([*self.command, *options, "--", target])
         previous = signal.signal(signal.SIGTERM, _exit_terminated)
         try:
             return process.wait() == 0
@@ -65,7 +64,7 @@ class Snakemake:
             if isinstance(interrupt, SystemExit):
                 # A terminal interrupts Snakemake too; a termination reaches this process only.
                 process.send_signal(signal.SIGINT)
-            end([job for job in marked_processes(Path.cwd()) if not is_snakemake(job)])
+            end(list(jobs_at_work(Path.cwd())))
             process.wait()
             sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, SystemExit) else signal.SIGINT))
         finally:
@@ -89,19 +88,18 @@ def is_lock_stale(folder: Path) -> bool:
     """
     if not any(folder.glob(".snakemake/locks/*.lock")):
         return False
-    for process in (*marked_processes(folder), *snakemakes(folder)):
-        if is_snakemake(process):
-            raise BenchmarkError(
-                f"{folder}: another run is at work here (process {process.pid}); wait for its end or interrupt it"
-            )
+    for process in snakemakes(folder):
+        raise BenchmarkError(
+            f"{folder}: another run is at work here (process {process.pid}); wait for its end or interrupt it"
+        )
     return True
 
 
-def marked_processes(folder: Path) -> Iterator[psutil.Process]:
-    """Yield the processes of a run in this folder; what was started otherwise is not among them."""
+def jobs_at_work(folder: Path) -> Iterator[psutil.Process]:
+    """Yield the processes of jobs of a run in this folder; what was started otherwise is not among them."""
     for process in psutil.process_iter():
         try:
-            if process.environ().get(MARK) == str(folder) and process.pid != os.getpid():
+            if process.environ().get(MARK) == str(folder):
                 yield process
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
             # Another user's process, or one that has just ended: not a job of ours.
@@ -112,19 +110,11 @@ def snakemakes(folder: Path) -> Iterator[psutil.Process]:
     """Yield every Snakemake at work in this folder, however it was started."""
     for process in psutil.process_iter():
         try:
-            if is_snakemake(process) and process.cwd() == str(folder):
+            # `snakemake ...` or `python -m snakemake ...`
+            if process.cwd() == str(folder) and "snakemake" in [Path(word).name for word in process.cmdline()[:3]]:
                 yield process
         except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
             continue
-
-
-def is_snakemake(process: psutil.Process) -> bool:
-    """Tell whether a living process is Snakemake: `snakemake …` or `python -m snakemake …`."""
-    try:
-        words = process.cmdline()[:3]
-        return process.status() != psutil.STATUS_ZOMBIE and any(Path(word).name == "snakemake" for word in words)
-    except psutil.NoSuchProcess:
-        return False
 
 
 def end(processes: list[psutil.Process]) -> None:
