@@ -18,7 +18,7 @@ for dataset, spec in BENCHMARK.datasets.items():
             "../envs/python.yaml"
         params:
             dataset=dataset,
-            folder=lambda wildcards, output, dataset=dataset: f"data/raw/{dataset}",
+            folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",
             source=to_json(spec["source"]),
         shell:
             "python -P scripts/download.py --dataset {params.dataset} --folder {params.folder} > {log} 2>&1"
@@ -46,7 +46,7 @@ for dataset, spec in BENCHMARK.datasets.items():
             runtime=30,
         params:
             dataset=dataset,
-            folder=f"data/raw/{dataset}",
+            folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",
             max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
             spec=to_json({key: spec.get(key) for key in ("source", "prepare", "modalities", "expect")}),
             code=digest(
