@@ -16,8 +16,6 @@ if not workflow.overwrite_configfiles:
 
 
 include: "rules/common.smk"
-
-
 include: "rules/data.smk"
 include: "rules/task.smk"
 include: "rules/methods.smk"
