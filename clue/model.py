@@ -288,6 +288,8 @@ class CLUE:
         See `Network`.
     n_components
         Principal components (or LSI components) that encoders read.
+    whiten
+        Whether these components are scaled to unit variance (the authors' code does not).
     n_features
         Most variable genes and most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all.
@@ -318,6 +320,7 @@ class CLUE:
         normalize: bool = True,
         n_components: int = 100,
         n_features: dict[str, int] | None = None,
+        whiten: bool = False,
         seed: int = 0,
         device: str = "cpu",
     ):
@@ -333,7 +336,8 @@ class CLUE:
         if unknown:
             raise ValueError(f"n_features names {sorted(unknown)}, which the data do not hold: {list(adatas)}")
         self.preprocessors = {
-            k: Preprocessor(k, n_components, chosen.get(k), seed).fit(adata, batch_key) for k, adata in adatas.items()
+            k: Preprocessor(k, n_components, chosen.get(k), whiten, seed).fit(adata, batch_key)
+            for k, adata in adatas.items()
         }
         self.settings = {
             "n_latent": n_latent,

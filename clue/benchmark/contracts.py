@@ -127,7 +127,7 @@ def check_test(adata: ad.AnnData, where: str) -> None:
         raise ContractError(f"{where}: uns['modality'] is {modality!r}, not one of {list(MODALITIES)}")
     if list(adata.obs.columns) != ["batch"]:
         raise ContractError(f"{where}: obs holds {list(adata.obs.columns)}; only 'batch' may be seen")
-    expected = test_cell_names(modality, adata.n_obs)
+    expected = names_of_test_cells(modality, adata.n_obs)
     if list(adata.obs_names) != expected:
         raise ContractError(f"{where}: cells must be named {expected[0]} to {expected[-1]}")
 
@@ -140,7 +140,7 @@ def check_solution(adata: ad.AnnData, where: str) -> None:
         raise ContractError(f"{where}: uns['modalities'] is {modalities}; at least two are needed")
     _check_obs(adata, ["batch", "cell_type", *modalities], where)
     for modality in modalities:
-        expected = test_cell_names(modality, adata.n_obs)
+        expected = names_of_test_cells(modality, adata.n_obs)
         if sorted(adata.obs[modality].astype(str)) != expected:
             raise ContractError(f"{where}: obs[{modality!r}] is not a permutation of the test cells")
 
@@ -173,7 +173,7 @@ def check_embedding_fits(adata: ad.AnnData, tests: dict[str, pd.Index], where: s
         raise ContractError(f"{where}: modality {sorted(extra)} is not part of this task")
 
 
-def test_cell_names(modality: str, n_cells: int) -> list[str]:
+def names_of_test_cells(modality: str, n_cells: int) -> list[str]:
     """Names of the censored test cells: equal names in two files would be read as pairs."""
     return [f"{modality}_{i:06d}" for i in range(1, n_cells + 1)]
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from clue.benchmark.contracts import ContractError, check_embedding_fits, test_cell_names
+from clue.benchmark.contracts import ContractError, check_embedding_fits, names_of_test_cells
 from clue.benchmark.files import atomic
 from clue.matching import BatchTooLarge, match_gaussian, match_ot, match_snn
 from clue.metrics import (
@@ -70,7 +70,7 @@ def align(embedding: ad.AnnData, solution: ad.AnnData, where: str) -> tuple[Side
     renamed = int((embedding.obs["cell"].astype(str) != embedding.obs_names).sum())
     if renamed:
         raise ContractError(f"{where}: obs['cell'] differs from obs_names in {renamed} rows; make them equal")
-    tests = {name: pd.Index(test_cell_names(name, solution.n_obs)) for name in modalities}
+    tests = {name: pd.Index(names_of_test_cells(name, solution.n_obs)) for name in modalities}
     check_embedding_fits(embedding, tests, where)
     first, second = (_side(embedding, solution, name, tests[name], where) for name in modalities)
     return first, second

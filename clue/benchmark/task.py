@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from clue.benchmark.contracts import test_cell_names as names_of_test_cells
+from clue.benchmark.contracts import names_of_test_cells
 from clue.benchmark.errors import BenchmarkError
 
 TRAIN_COLUMNS = ("batch", "donor")

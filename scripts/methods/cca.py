@@ -29,7 +29,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 def prepare(paired, params, seed):
     """Fit preprocessing on paired cells; return it and its output per modality."""
     prepared = {
-        k: Preprocessor(k, params["n_pca"], params["n_features"].get(k), seed).fit(a) for k, a in paired.items()
+        k: Preprocessor(k, params["n_pca"], params["n_features"].get(k), seed=seed).fit(a) for k, a in paired.items()
     }
     return prepared, {k: prepared[k].transform(a) for k, a in paired.items()}
 

@@ -320,7 +320,7 @@ def write_task(folder: Path, n_cells: int = 40, labels: str = "published") -> tu
     """Write a solution and an embedding in which true pairs coincide and types are apart."""
     rng = np.random.default_rng(0)
     orders = {modality: rng.permutation(n_cells) for modality in ("rna", "adt")}
-    names = {modality: np.array(contracts.test_cell_names(modality, n_cells)) for modality in orders}
+    names = {modality: np.array(contracts.names_of_test_cells(modality, n_cells)) for modality in orders}
     obs = pd.DataFrame({"batch": "all", "cell_type": [f"type {i % 3}" for i in range(n_cells)]})
     obs.index = [f"cell {i}" for i in range(n_cells)]
     for modality, order in orders.items():

@@ -38,7 +38,7 @@ def folder(tmp_path):
     cells = [f"cell_{i}" for i in range(20)]
     write_train(md.MuData({"rna": counts(20, cells), "adt": counts(20, cells, 1, "protein")}), tmp_path / "train.h5mu")
     for modality, n_cells in N_TEST.items():
-        cells = counts(n_cells, contracts.test_cell_names(modality, n_cells), 2)
+        cells = counts(n_cells, contracts.names_of_test_cells(modality, n_cells), 2)
         cells.uns = {"modality": modality, "dataset": "tiny", "split": "random20"}
         write_test(cells, tmp_path / f"test_{modality}.h5ad")
     return tmp_path
@@ -79,7 +79,9 @@ def fails(folder, embed, capsys):
 def test_embedding_has_one_row_per_test_cell_in_file_order(folder):
     run_method(right, command_line(folder))
     embedding = read_embedding(folder / "out" / "embedding.h5ad")
-    assert list(embedding.obs_names) == contracts.test_cell_names("rna", 5) + contracts.test_cell_names("adt", 7)
+    assert list(embedding.obs_names) == contracts.names_of_test_cells("rna", 5) + contracts.names_of_test_cells(
+        "adt", 7
+    )
     assert list(embedding.obs["cell"]) == list(embedding.obs_names)
     assert list(embedding.obs["modality"]) == ["rna"] * 5 + ["adt"] * 7
     assert embedding.X[:, 0].tolist() == [*range(5), *range(7)]

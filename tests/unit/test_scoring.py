@@ -31,8 +31,8 @@ def make_solution(seed: int = 0) -> ad.AnnData:
         {
             "batch": rng.permutation(np.repeat(["b1", "b2", "b3"], N // 3)),
             "cell_type": rng.choice(["B", "T"], N),
-            "rna": rng.permutation(contracts.test_cell_names("rna", N)),
-            "adt": rng.permutation(contracts.test_cell_names("adt", N)),
+            "rna": rng.permutation(contracts.names_of_test_cells("rna", N)),
+            "adt": rng.permutation(contracts.names_of_test_cells("adt", N)),
         },
         index=[f"barcode_{i}" for i in range(N)],
     )
