@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -128,10 +129,9 @@ class _Loop:
         if settings.schedule not in ("plateau", "cosine"):
             raise ValueError(f"schedule {settings.schedule!r} is not one of plateau, cosine")
         torch.manual_seed(seed)
-        order = np.random.default_rng(seed).permutation(len(cells))
-        n_held_out = max(2, round(settings.validation * len(cells))) if settings.validation else 0
-        self.held_out = torch.from_numpy(np.sort(order[:n_held_out]))
-        self.sampler = Sampler(np.sort(order[n_held_out:]), settings.batch_size, seed)
+        held_out = _held_out(cells.names, settings.validation, seed)
+        self.held_out = torch.from_numpy(np.flatnonzero(held_out))
+        self.sampler = Sampler(np.flatnonzero(~held_out), settings.batch_size, seed)
         self.generator_side = _optimizer(network.generator_parameters(), settings)
         self.discriminator_side = _optimizer(network.discriminator.parameters(), settings)
         self.step = 0
@@ -300,6 +300,15 @@ class _Loop:
             torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
         for name in self._PLAIN:
             setattr(self, name, state[name])
+
+
+def _held_out(names, fraction: float, seed: int) -> np.ndarray:
+    """Return which cells are held out for validation, shape (n_cells,).
+
+    A cell's name and the seed decide, so that fine-tuning with more cells holds out the same ones.
+    """
+    shares = np.array([zlib.crc32(f"{seed} {name}".encode()) for name in names]) / 2**32
+    return shares < fraction
 
 
 def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
