@@ -1,5 +1,9 @@
 """Hold out some training cells, to choose settings without looking at a test cell."""
 
+from collections.abc import Callable, Iterable
+from itertools import product
+from typing import Any
+
 import anndata as ad
 import mudata as md
 import numpy as np
@@ -9,6 +13,9 @@ from clue.metrics import foscttm, match_score
 
 FRACTION = 0.25
 """Share of the paired training cells that is held out."""
+
+Cells = dict[str, ad.AnnData]
+Settings = dict[str, Any]
 
 
 def paired_cells(train: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnData]:
@@ -61,3 +68,51 @@ def quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray) -> tuple[float, flo
 def criterion(match: float, closer: float) -> float:
     """One number to maximise: the logarithms of both, so that a relative gain in either counts the same."""
     return float(np.log(max(match, 1e-6)) - np.log(max(closer, 1e-6)))
+
+
+def combinations(values: dict[str, list]) -> list[Settings]:
+    """Return every choice of one value per name."""
+    return [dict(zip(values, chosen, strict=True)) for chosen in product(*values.values())]
+
+
+def choose(
+    paired: Cells,
+    grid: list[Settings],
+    candidates: Callable[[Cells, Cells], Iterable[tuple[np.ndarray, np.ndarray]]],
+    *,
+    seed: int,
+    n_folds: int,
+    max_held_out: int | None,
+) -> tuple[Settings, list[Settings]]:
+    """Choose among settings by how well held-out training cells match, averaged over folds.
+
+    Parameters
+    ----------
+    paired
+        Training cells seen in every modality, in one order.
+    grid
+        The settings to choose from.
+    candidates
+        Fits on its first argument and yields the embeddings of its second in both modalities, once
+        per entry of `grid` and in its order. What all entries share need be done once only.
+    seed
+        Seed of the first fold; the next one has the next seed.
+    n_folds
+        How often to hold out cells.
+    max_held_out
+        Embed at most this many of them.
+
+    Returns
+    -------
+    The chosen settings, and all of them with their ``match_score`` and ``foscttm``.
+    """
+    scores = np.zeros((len(grid), 2))
+    for fold in range(n_folds):
+        fit_on, held_out = inner_split(paired, seed + fold, at_most=max_held_out)
+        batch = next(iter(held_out.values())).obs["batch"].astype(str).to_numpy()
+        embedded = candidates(fit_on, held_out)
+        scores += [quality(x, y, batch) for _, (x, y) in zip(grid, embedded, strict=True)]
+    scores /= n_folds
+    best = max(range(len(grid)), key=lambda row: criterion(*scores[row]))
+    table = [s | {"match_score": m, "foscttm": f} for s, (m, f) in zip(grid, scores.tolist(), strict=True)]
+    return grid[best], table

@@ -4,19 +4,29 @@ Fitted on paired training cells. Its settings are chosen on training donors (or 
 them, with the benchmark's own metrics, and the model is then fitted on all paired cells.
 """
 
-from itertools import product
-
 import numpy as np
 
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.validation import criterion, inner_split, paired_cells, quality
+from clue.benchmark.validation import choose, combinations, paired_cells
 from clue.preprocess import Preprocessor
+
+SETTINGS = ("n_input", "ridge", "n_components", "power")
+"""What inner validation chooses; see `fit`."""
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     """Choose settings, fit, and project each modality's test cells on the canonical directions."""
     paired = paired_cells(task.train)
-    settings, table = choose(paired, params, seed)
+    grid = combinations({name: params[name] for name in SETTINGS})
+
+    def candidates(fit_on, held_out):
+        prepared, inputs = prepare(fit_on, params, seed)
+        tests = [prepared[k].transform(a) for k, a in held_out.items()]
+        for settings in grid:
+            yield [project(x, p) for x, p in zip(tests, fit(*inputs.values(), **settings), strict=True)]
+
+    folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
+    settings, table = choose(paired, grid, candidates, seed=seed, **folds)
     task.info.update(chosen=settings, inner_validation=table)
     prepared, inputs = prepare(paired, params, seed)
     projections = fit(*inputs.values(), **settings)
@@ -32,28 +42,6 @@ def prepare(paired, params, seed):
         k: Preprocessor(k, params["n_pca"], params["n_features"].get(k), seed=seed).fit(a) for k, a in paired.items()
     }
     return prepared, {k: prepared[k].transform(a) for k, a in paired.items()}
-
-
-def choose(paired, params, seed) -> tuple[dict, list[dict]]:
-    """Return the settings that do best on held-out training cells, and the table of all."""
-    grid = [
-        dict(zip(("n_input", "ridge", "n_components", "power"), values, strict=True))
-        for values in product(params["n_input"], params["ridge"], params["n_components"], params["power"])
-    ]
-    scores = np.zeros((len(grid), 2))
-    for fold in range(params["n_folds"]):
-        fit_on, held_out = inner_split(paired, seed + fold, at_most=params["max_held_out"])
-        prepared, inputs = prepare(fit_on, params, seed)
-        tests = [prepared[k].transform(a) for k, a in held_out.items()]
-        batch = next(iter(held_out.values())).obs["batch"].astype(str).to_numpy()
-        for row, settings in enumerate(grid):
-            projections = fit(*inputs.values(), **settings)
-            embedded = [project(x, p) for x, p in zip(tests, projections, strict=True)]
-            scores[row] += quality(*embedded, batch)
-    scores /= params["n_folds"]
-    best = max(range(len(grid)), key=lambda row: criterion(*scores[row]))
-    table = [s | {"match_score": m, "foscttm": f} for s, (m, f) in zip(grid, scores.tolist(), strict=True)]
-    return grid[best], table
 
 
 def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_components: int, power: float):

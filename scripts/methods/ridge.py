@@ -1,0 +1,110 @@
+"""Ridge regression between the principal components of two modalities, in both directions.
+
+Cells of both modalities get coordinates for the components of each: a cell's own where it was measured,
+the predicted ones where it was not. Fitted on paired training cells; settings are chosen as for CCA, on
+training donors (or cells) held out.
+"""
+
+import numpy as np
+
+from clue.benchmark.methods import Task, run_method
+from clue.benchmark.validation import choose, combinations, paired_cells
+from clue.preprocess import Preprocessor
+
+SETTINGS = ("penalty", "n_components", "power")
+"""What inner validation chooses; see `fit`."""
+
+
+def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
+    """Choose settings, fit, and place each modality's test cells in the common space."""
+    paired = paired_cells(task.train)
+    grid = combinations({name: params[name] for name in SETTINGS})
+
+    def candidates(fit_on, held_out):
+        prepared, inputs = prepare(fit_on, params, seed)
+        tests = [prepared[k].transform(a) for k, a in held_out.items()]
+        for settings in grid:
+            yield place(*tests, fit(*inputs.values(), **settings))
+
+    folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
+    settings, table = choose(paired, grid, candidates, seed=seed, **folds)
+    task.info.update(chosen=settings, inner_validation=table)
+    prepared, inputs = prepare(paired, params, seed)
+    tests = [prepared[k].transform(cells) for k, cells in task.test.items()]
+    return dict(zip(task.test, place(*tests, fit(*inputs.values(), **settings)), strict=True))
+
+
+def prepare(paired, params, seed):
+    """Fit preprocessing on paired cells; return it and its output per modality."""
+    prepared = {
+        k: Preprocessor(k, params["n_pca"], params["n_features"].get(k), seed=seed).fit(a) for k, a in paired.items()
+    }
+    return prepared, {k: prepared[k].transform(a) for k, a in paired.items()}
+
+
+def fit(x: np.ndarray, y: np.ndarray, penalty: float, n_components: int, power: float):
+    """Regressions of paired rows, in both directions.
+
+    Parameters
+    ----------
+    penalty
+        Added to the predictors' covariance, as a share of its mean variance.
+    n_components
+        Leading components of each modality that are predicted, and coordinates of the common space.
+    power
+        A coordinate is weighted by the correlation, in cells left out, of what was measured with what
+        was predicted, to this power: what cannot be predicted is noise to a match.
+
+    Returns
+    -------
+    The regression of `x` on `y`, that of `y` on `x`.
+    """
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return [regress(a, b[:, :n_components], penalty, power) for a, b in ((y, x), (x, y))]
+
+
+def regress(predictors: np.ndarray, targets: np.ndarray, penalty: float, power: float) -> dict[str, np.ndarray]:
+    """Ridge regression, and how to bring measured and predicted targets to the same scale.
+
+    Predictions are shrunk, and the less a target depends on the predictors, the more; distances between
+    measured and predicted values mean something once both have unit variance.
+    """
+    centre, mean = predictors.mean(axis=0), targets.mean(axis=0)
+    a, b = predictors - centre, targets - mean
+    covariance = a.T @ a / len(a)
+    covariance[np.diag_indices_from(covariance)] += penalty * np.trace(covariance) / len(covariance)
+    coefficients = np.linalg.solve(covariance, a.T @ b / len(a))
+    predicted = a @ coefficients
+    # What each row's prediction would be, had it been left out: ridge regression needs no second fit for that.
+    leverage = (1 + np.einsum("ij,ij->i", a, np.linalg.solve(covariance, a.T).T)[:, None]) / len(a)
+    left_out = (predicted - leverage * b) / (1 - leverage)
+    correlation = np.clip([np.corrcoef(m, p)[0, 1] for m, p in zip(b.T, left_out.T, strict=True)], 0, 1)
+    return {
+        "centre": centre,
+        "coefficients": coefficients * correlation**power / predicted.std(axis=0),
+        "mean": mean,
+        "scale": correlation**power / b.std(axis=0),
+    }
+
+
+def place(x: np.ndarray, y: np.ndarray, regressions) -> tuple[np.ndarray, np.ndarray]:
+    """Return the coordinates of cells measured as `x` and of cells measured as `y`: x's, then y's components."""
+    to_x, to_y = regressions
+    return (
+        np.hstack([measured(x, to_x), predicted(x, to_y)]),
+        np.hstack([predicted(y, to_x), measured(y, to_y)]),
+    )
+
+
+def measured(values: np.ndarray, regression: dict[str, np.ndarray]) -> np.ndarray:
+    """Scale components that were measured."""
+    return (values[:, : len(regression["mean"])] - regression["mean"]) * regression["scale"]
+
+
+def predicted(values: np.ndarray, regression: dict[str, np.ndarray]) -> np.ndarray:
+    """Predict components, and scale them."""
+    return (values - regression["centre"]) @ regression["coefficients"]
+
+
+if __name__ == "__main__":
+    run_method(embed)
