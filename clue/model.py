@@ -288,8 +288,6 @@ class CLUE:
         See `Network`.
     n_components
         Principal components (or LSI components) that encoders read.
-    whiten
-        Whether these components are scaled to unit variance (the authors' code does not).
     n_features
         Most variable genes and most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all.
@@ -320,7 +318,6 @@ class CLUE:
         normalize: bool = True,
         n_components: int = 100,
         n_features: dict[str, int] | None = None,
-        whiten: bool = False,
         seed: int = 0,
         device: str = "cpu",
     ):
@@ -336,7 +333,7 @@ class CLUE:
         if unknown:
             raise ValueError(f"n_features names {sorted(unknown)}, which the data do not hold: {list(adatas)}")
         self.preprocessors = {
-            k: Preprocessor(k, n_components, chosen.get(k), whiten, seed).fit(adata, batch_key)
+            k: Preprocessor(k, n_components, chosen.get(k), seed).fit(adata, batch_key)
             for k, adata in adatas.items()
         }
         self.settings = {
@@ -397,7 +394,7 @@ class CLUE:
 
         Returns
         -------
-        The model itself; `history` has one row per validation.
+        The model itself; `history` has one row per validation; `stage` counts the calls of `fit`.
         """
         if not self._data:
             raise ValueError("the model has no training data; a loaded model embeds and predicts only")
@@ -406,9 +403,11 @@ class CLUE:
         if not cells.paired().any():
             raise ValueError("no cell is seen in two modalities; CLUE learns from paired cells")
         settings = replace(Training(), **training)
-        self.history += train(
+        history = train(
             self.network, cells, objective, settings, seed=self.seed, checkpoints=checkpoints, progress=progress
         )
+        stage = 1 + max((row["stage"] for row in self.history), default=0)
+        self.history += [{"stage": stage, **row} for row in history]
         return self
 
     def _with_extra(self, extra: dict[str, ad.AnnData] | None) -> dict[str, ad.AnnData]:

@@ -69,9 +69,6 @@ class Preprocessor:
     n_features
         Most variable genes (``rna``) or most often detected peaks (``atac``) to use; None for all.
         These are also the features that a decoder models.
-    whiten
-        Whether components are divided by their standard deviation over training cells. What two
-        modalities share is often in components of small variance, which a network else learns late.
     seed
         Seed of the randomised SVD.
     """
@@ -79,7 +76,6 @@ class Preprocessor:
     modality: str
     n_components: int = 100
     n_features: int | None = None
-    whiten: bool = False
     seed: int = 0
     features: np.ndarray = field(default=None, repr=False)
     """Names of all features of the training data, in order."""
@@ -103,8 +99,6 @@ class Preprocessor:
         counts = sp.csr_matrix(adata.X)
         fit = self._fit_peaks if self.modality == "atac" else self._fit_expression
         fit(counts)
-        if self.whiten:
-            self.arrays["scale"] = self.transform(adata).std(axis=0)
         return self
 
     def _select(self, adata: ad.AnnData, batch_key: str | None) -> np.ndarray:
@@ -186,7 +180,7 @@ class Preprocessor:
         if counts.shape[0] == 0:
             return np.zeros((0, self.width), dtype=np.float32)
         blocks = [self._transform(counts[i : i + BLOCK]) for i in range(0, counts.shape[0], BLOCK)]
-        return np.concatenate(blocks) / self.arrays.get("scale", np.float32(1))
+        return np.concatenate(blocks)
 
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
         if self.modality != "atac":

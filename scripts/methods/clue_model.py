@@ -13,8 +13,8 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     model.fit(**common, **params["training"])
     if params["transductive"]:
         model.fit(task.test, **common, **params["fine_tuning"])
-    last = model.history[-1]
-    task.info.update(steps=last["step"], epochs=round(last["epoch"], 1), held_out_foscttm=last.get("foscttm"))
+    ends = {row["stage"]: row for row in model.history}.values()
+    task.info.update(steps=[row["step"] for row in ends], epochs=round(sum(row["epoch"] for row in ends), 1))
     return {modality: model.embed(cells, modality) for modality, cells in task.test.items()}
 
 
