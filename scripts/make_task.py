@@ -20,11 +20,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", required=True, help="a name of the data set's splits")
     parser.add_argument("--folder", type=Path, required=True, help="where the files go")
     arguments = parser.parse_args(argv)
-    splits = load("datasets", arguments.dataset)["splits"]
+    spec = load("datasets", arguments.dataset)
+    splits = spec["splits"]
     if arguments.split not in splits:
         known = ", ".join(splits)
         raise BenchmarkError(f"config/datasets/{arguments.dataset}.yaml: no split {arguments.split!r}; splits: {known}")
-    task = make_task(read_dataset(arguments.dataset_file), arguments.dataset, arguments.split, splits[arguments.split])
+    data = read_dataset(arguments.dataset_file)
+    if list(data.mod) != spec["modalities"]:
+        raise BenchmarkError(
+            f"{arguments.dataset_file}: holds {list(data.mod)}, but config/datasets/{arguments.dataset}.yaml says"
+            f" modalities: {spec['modalities']}; correct the YAML or delete the file and run again"
+        )
+    task = make_task(data, arguments.dataset, arguments.split, splits[arguments.split])
     write(task, arguments.folder)
     describe(task)
 

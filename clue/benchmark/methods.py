@@ -141,7 +141,11 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     _limit_threads(arguments.threads)
     _seed(arguments.seed)
     test = dict(_keyed(path) for path in arguments.tests)
-    task = Task(read_train(arguments.train), test, arguments.device, arguments.threads, _checkpoints(arguments))
+    train = read_train(arguments.train)
+    missing = [modality for modality in test if modality not in train.mod]
+    if missing:
+        raise ContractError(f"{arguments.train}: holds {list(train.mod)} but the test cells are of {list(test)} too")
+    task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
     start = time.perf_counter()
     arrays = embed(task, Params(arguments.params), arguments.seed)
     seconds = time.perf_counter() - start
