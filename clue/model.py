@@ -333,8 +333,7 @@ class CLUE:
         if unknown:
             raise ValueError(f"n_features names {sorted(unknown)}, which the data do not hold: {list(adatas)}")
         self.preprocessors = {
-            k: Preprocessor(k, n_components, chosen.get(k), seed).fit(adata, batch_key)
-            for k, adata in adatas.items()
+            k: Preprocessor(k, n_components, chosen.get(k), seed).fit(adata, batch_key) for k, adata in adatas.items()
         }
         self.settings = {
             "n_latent": n_latent,
