@@ -9,12 +9,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run score test lint clean
+.PHONY: help install run score test check-method lint clean
 
 help:
 	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES))"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make test     run the tests"
+	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
 	@echo "make lint     check style: ruff, snakefmt, snakemake --lint"
 	@echo "make clean    remove results, logs and Snakemake's records; keep data/ and $(VENV)"
 	@echo "make install  make the environment $(VENV); the others do it when needed"
@@ -35,6 +36,11 @@ score: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+check-method: $(INSTALLED)
+	@[ -f "config/methods/$(NAME).yaml" ] || { echo "NAME=$(NAME): no file config/methods/$(NAME).yaml"; exit 1; }
+	CHECK_METHOD=$(NAME) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_method_programs.py \
+		--verbose --no-header --disable-warnings --tb=short
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

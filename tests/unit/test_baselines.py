@@ -1,0 +1,163 @@
+"""The baselines compute what they say: ridge's left-out predictions, the contrastive loss, upstream's CLUE."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from clue.benchmark.methods import Task
+from clue.benchmark.task import make_task
+from clue.benchmark.validation import choose, combinations
+from clue.preprocess import Preprocessor
+from clue.simulate import simulate
+
+ROOT = Path(__file__).parents[2]
+
+
+def program(name):
+    """Import a method's program."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / "methods" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---- the choice of settings ----------------------------------------------------------------------
+
+
+def test_combinations_are_all_choices():
+    assert combinations({"a": [1, 2], "b": [3]}) == [{"a": 1, "b": 3}, {"a": 2, "b": 3}]
+
+
+def test_the_setting_that_matches_held_out_cells_is_chosen():
+    paired = dict(simulate(60, {"rna": 5, "adt": 5}).mod)
+    rng = np.random.default_rng(0)
+
+    def candidates(fit_on, held_out):
+        assert not set(fit_on["rna"].obs_names) & set(held_out["rna"].obs_names)
+        x = rng.normal(size=(held_out["rna"].n_obs, 4))
+        yield x, rng.normal(size=x.shape)
+        yield x, x
+
+    grid = combinations({"good": [False, True]})
+    chosen, table = choose(paired, grid, candidates, seed=0, n_folds=2, max_held_out=None)
+    assert chosen == {"good": True}
+    assert table[1] == {"good": True, "match_score": 1.0, "foscttm": 0.0}
+    assert table[0]["foscttm"] > 0.3
+
+
+# ---- ridge ---------------------------------------------------------------------------------------
+
+
+def test_ridge_weighs_by_the_correlation_with_predictions_of_left_out_cells():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(30, 4)) + 1
+    y = x @ rng.normal(size=(4, 2)) + rng.normal(size=(30, 2))
+    penalty = 0.3
+    total = len(x) * penalty * x.var(axis=0).mean()
+    left_out = np.zeros_like(y)
+    for i in range(len(x)):
+        a, b = np.delete(x, i, axis=0), np.delete(y, i, axis=0)
+        centred = a - a.mean(axis=0)
+        coefficients = np.linalg.solve(centred.T @ centred + total * np.eye(4), centred.T @ (b - b.mean(axis=0)))
+        left_out[i] = b.mean(axis=0) + (x[i] - a.mean(axis=0)) @ coefficients
+    expected = [np.corrcoef(y[:, j], left_out[:, j])[0, 1] for j in range(2)]
+    regression = program("ridge").regress(x, y, penalty=penalty, power=1)
+    np.testing.assert_allclose(regression["scale"] * y.std(axis=0), expected, rtol=1e-10)
+
+
+def test_ridge_gives_measured_and_predicted_components_one_scale():
+    ridge = program("ridge")
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(50, 3)) * [3, 1, 0.1]
+    y = x @ rng.normal(size=(3, 3)) + rng.normal(size=(50, 3))
+    for embedding in ridge.place(x, y, ridge.fit(x, y, penalty=0.1, n_components=2, power=0)):
+        assert embedding.shape == (50, 4)
+        np.testing.assert_allclose(embedding.std(axis=0), 1)
+        np.testing.assert_allclose(embedding.mean(axis=0), 0, atol=1e-12)
+
+
+# ---- contrastive ---------------------------------------------------------------------------------
+
+
+def test_contrastive_loss_of_two_cells():
+    encoders = program("contrastive").Encoders([2, 2], 2, depth=1, width=4, dropout=0.0, temperature=0.5)
+    encoders.encoders = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+    x = torch.eye(2)
+    # Of each cell: similarity 1 with itself, 0 with the other, divided by the temperature.
+    assert encoders.loss([x, 3 * x]).item() == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + 1)))
+    assert encoders.loss([x, x.flip(0)]).item() == pytest.approx(-math.log(1 / (math.exp(2) + 1)))
+
+
+# ---- the authors' CLUE ---------------------------------------------------------------------------
+
+PARAMS = {
+    "transductive": True,
+    "n_components": 10,
+    "n_features": {},
+    "model": {"latent_dim": 4, "x2u_h_depth": 2, "x2u_h_dim": 16, "u2x_h_depth": 1, "u2x_h_dim": 16}
+    | {"du_h_depth": 2, "du_h_dim": 16, "dropout": 0.2, "shared_batches": True},
+    "compile": {"lam_data": 1, "lam_kl": 1, "lam_align": 2, "lam_sup": 0, "lam_joint_cross": 2, "lam_real_cross": 0}
+    | {"lam_cos": 1, "normalize_u": True, "lr": 0.002},
+    "training": {"batch_size": 32, "val_split": 0.1, "max_steps": 10**6},
+    "fine_tuning": {"lr": 0.001, "align_burnin": 0, "max_epochs": 4, "patience": 3, "reduce_lr_patience": 2}
+    | {"max_steps": 10**6},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["adt", "atac"])
+def test_clue_scglue_is_what_upstream_gives_when_called_directly(second, tmp_path, monkeypatch):
+    scglue = pytest.importorskip("scglue", reason="scglue, the authors' implementation, is not installed")
+    # Upstream takes its lengths from these constants; its own would take minutes.
+    for name, value in {"MAX_EPOCH": 0.06, "ALIGN_BURNIN": 0.01, "PATIENCE": 0.02, "REDUCE_LR_PATIENCE": 0.01}.items():
+        monkeypatch.setattr(scglue.models.SCCLUEModel, f"{name}_PRG", value)
+    monkeypatch.setattr(scglue.config, "CPU_ONLY", True)
+    cells = simulate(120, {"rna": 40, second: 30}, seed=2)
+    # A gene that no cell has is not given to upstream.
+    cells["rna"].X = cells["rna"].X @ sp.diags(np.arange(40) != 5, dtype=np.float32).tocsr()
+    task = make_task(cells, "tiny", "random25", {"kind": "random", "fraction": 0.25, "seed": 0})
+
+    expected = upstream(scglue, task, tmp_path / "upstream")
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path / "own")
+    found = program("clue_scglue").embed(own, PARAMS, seed=3)
+    for name in ("rna", second):
+        np.testing.assert_array_equal(found[name], expected[name])
+    assert own.info["training"]["max_epochs"] == 12 and own.info["fine_tuning"]["max_epochs"] == 4
+    assert {path.name for path in (tmp_path / "own").iterdir()} == {"training", "fine_tuning"}
+
+
+def upstream(scglue, task, folder):
+    """Train on the training cells, fine-tune with the test cells: upstream's calls, nothing of ours but the input."""
+    train, test = {}, {}
+    for name, adata in task.train.mod.items():
+        prepared = Preprocessor(name, 10, PARAMS["n_features"].get(name), seed=3).fit(adata)
+        train[name], test[name] = adata.copy(), task.tests[name].copy()
+        for part in (train[name], test[name]):
+            part.obsm["X_rep"] = prepared.transform(part)
+            part.var["highly_variable"] = np.isin(np.arange(part.n_vars), prepared.selected)
+    model = upstream_model(scglue, train, lr=0.002)
+    model.fit(train, directory=folder / "1", batch_size=32)
+    both = {name: ad.concat([train[name], test[name]], merge="same") for name in train}
+    tuned = upstream_model(scglue, both, lr=0.001)
+    tuned.adopt_pretrained_model(model)
+    lengths = {"align_burnin": 0, "max_epochs": 4, "patience": 3, "reduce_lr_patience": 2}
+    tuned.fit(both, directory=folder / "2", batch_size=32, **lengths)
+    return {name: tuned.encode_data(name, test[name]) for name in test}
+
+
+def upstream_model(scglue, adatas, lr):
+    for adata in adatas.values():
+        scglue.models.configure_dataset(
+            adata, "NB", use_highly_variable=True, use_rep="X_rep", use_batch="batch", use_obs_names=True
+        )
+    sizes = {"x2u_h_depth": 2, "x2u_h_dim": 16, "u2x_h_depth": 1, "u2x_h_dim": 16, "du_h_depth": 2, "du_h_dim": 16}
+    model = scglue.models.SCCLUEModel(adatas, latent_dim=4, dropout=0.2, shared_batches=True, random_seed=3, **sizes)
+    weights = {"lam_align": 2, "lam_sup": 0, "lam_joint_cross": 2, "lam_real_cross": 0, "lam_cos": 1}
+    model.compile(lam_data=1, lam_kl=1, normalize_u=True, lr=lr, **weights)
+    return model

@@ -1,0 +1,188 @@
+"""Every method of ``config/methods``, run as the workflow does, on a tiny task; ``make check-method NAME=…`` for one.
+
+The task has what real ones have: training cells seen in one modality alone, donors, a feature that is in no
+training cell. Hyper-parameters are those of the budget `test` of the method's YAML.
+"""
+
+import json
+import os
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import yaml
+
+from clue.benchmark.config import Benchmark, read_yaml
+from clue.benchmark.contracts import read_embedding, write_test, write_train
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.task import make_task
+from clue.simulate import simulate
+
+ROOT = Path(__file__).parents[2]
+N_FEATURES = {"rna": 60, "atac": 80, "adt": 20}
+SETS = (("rna", "atac"), ("rna", "adt"), ("atac", "adt"), ("rna", "atac", "adt"))
+SPLIT = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
+N_CELLS = 160
+COPIES = {0: -1, 3: -4}
+"""Test cells and where in their file there is a copy of them."""
+
+METHODS = sorted(path.stem for path in (ROOT / "config" / "methods").glob("*.yaml"))
+if "CHECK_METHOD" in os.environ:
+    METHODS = [name for name in METHODS if name == os.environ["CHECK_METHOD"]]
+CASES = [
+    pytest.param(name, tuple(modalities), id=f"{name}-{'+'.join(modalities)}")
+    for name in METHODS
+    for modalities in read_yaml(ROOT / "config" / "methods" / f"{name}.yaml").get("modalities", [])
+]
+LISTED = read_yaml(ROOT / "config" / "display.yaml")["methods"]
+CONTROLS = [name for name, entry in LISTED.items() if entry.get("control")]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project with these methods and a data set, named by its modalities, for each set of them."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "config" / "datasets").mkdir(parents=True)
+    for part in ("config/schemas", "config/methods", "scripts"):
+        (folder / part).symlink_to(ROOT / part)
+    for modalities in SETS:
+        spec = {
+            "label": "Tiny",
+            "modalities": list(modalities),
+            "source": {"kind": "simulated"},
+            "prepare": {"kind": "simulated", "arguments": arguments(modalities)},
+            "splits": {"random25": SPLIT},
+        }
+        (folder / "config" / "datasets" / f"{'_'.join(modalities)}.yaml").write_text(yaml.safe_dump(spec))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def task_files(tmp_path_factory):
+    """A function that writes the files of a tiny task, once per set of modalities."""
+    made = {}
+
+    def make(modalities):
+        if modalities not in made:
+            made[modalities] = write_task(modalities, tmp_path_factory.mktemp("_".join(modalities)))
+        return made[modalities]
+
+    return make
+
+
+def arguments(modalities):
+    """Return what to simulate."""
+    return {"n_cells": N_CELLS, "n_features": {name: N_FEATURES[name] for name in modalities}, "seed": 1}
+
+
+def write_task(modalities, folder):
+    """Write 120 training and 40 test cells."""
+    task = make_task(simulate(**arguments(modalities)), "tiny", "random25", SPLIT)
+    for adata in task.train.mod.values():
+        counts = adata.X.toarray()
+        counts[:, 5] = 0
+        adata.X = sp.csr_matrix(counts)
+    write_train(task.train, folder / "train.h5mu")
+    for name, adata in task.tests.items():
+        counts, batch = adata.X.toarray(), adata.obs["batch"].to_numpy().copy()
+        for cell, copy in COPIES.items():
+            counts[copy], batch[copy] = counts[cell], batch[cell]
+        adata.X, adata.obs["batch"] = sp.csr_matrix(counts), batch
+        write_test(adata, folder / f"test_{name}.h5ad")
+    return folder
+
+
+@pytest.fixture
+def run_program(project, task_files, tmp_path, monkeypatch):
+    """A function that runs a method's program; it returns the embedding and ``run.json``."""
+
+    def run(method, modalities, attempt=1):
+        benchmark = plan(project, method, modalities)
+        script = ROOT / "scripts" / "methods" / benchmark.methods[method]["script"]
+        params = benchmark.params(method, "default", list(modalities))
+        files, output = task_files(modalities), tmp_path / str(attempt) / "embedding.h5ad"
+        words = ["--train", files / "train.h5mu", "--tests", *(files / f"test_{name}.h5ad" for name in modalities)]
+        words += ["--embedding", output, "--method", method, "--variant", "default", "--seed", 0]
+        words += ["--params", json.dumps(params), "--device", "cpu", "--threads", 1]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *words)])
+        status = 0
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+        failure = output.with_name("failure.json")
+        reason = json.loads(failure.read_text())["error"] if failure.exists() else f"exit status {status}"
+        says(not status, f"{script.name} failed on {'+'.join(modalities)}: {reason}")
+        says(output.exists(), f"{script.name} ended well but wrote no embedding: does it call run_method?")
+        return read_embedding(output), json.loads(output.with_name("run.json").read_text())
+
+    return run
+
+
+def plan(project, method, modalities):
+    """Return the benchmark of one method on one data set."""
+    config = {"run": "check", "datasets": ["_".join(modalities)], "methods": [method], "seeds": [0], "budget": "test"}
+    try:
+        return Benchmark(config, project, f"check of {method}")
+    except BenchmarkError as error:
+        reason = str(error)
+    pytest.fail(reason, pytrace=False)
+
+
+def says(condition, message):
+    """Fail with a sentence for the method's author instead of a traceback."""
+    if not condition:
+        pytest.fail(message, pytrace=False)
+
+
+@pytest.mark.parametrize(("method", "modalities"), CASES)
+def test_embeds_the_test_cells(method, modalities, run_program, task_files):
+    embedding, report = run_program(method, modalities)
+    where, n_test = f"{method} on {'+'.join(modalities)}", N_CELLS // 4
+    says(embedding.n_obs == n_test * len(modalities), f"{where}: {embedding.n_obs} rows, not one per test cell")
+    says(list(dict.fromkeys(embedding.obs["modality"])) == list(modalities), f"{where}: modalities out of order")
+    says(np.isfinite(embedding.X).all(), f"{where}: NaN or infinite values")
+    says(report["method"] == method and report["device"] == "cpu", f"{where}: run.json is of another run")
+    if method not in CONTROLS:
+        check_rows(embedding, modalities, where)
+    if read_yaml(ROOT / "config" / "methods" / f"{method}.yaml").get("deterministic", True):
+        again, _ = run_program(method, modalities, attempt=2)
+        says(
+            np.array_equal(embedding.X, again.X),
+            f"{where}: the same seed gave another embedding; seed every generator, or say deterministic: false",
+        )
+
+
+def check_rows(embedding, modalities, where):
+    """Copies of a cell must lie where the cell lies, and other cells elsewhere: else rows are out of order."""
+    for name in modalities:
+        x = embedding.X[(embedding.obs["modality"] == name).to_numpy()]
+        spread = np.linalg.norm(x - x.mean(axis=0), axis=1).mean()
+        says(spread > 0, f"{where}: all {name} cells have one embedding")
+        for cell, copy in COPIES.items():
+            apart = np.linalg.norm(x[cell] - x[copy]) / spread
+            says(apart < 0.01, f"{where}: rows {cell} and {copy} of {name} are copies, but apart; is the order kept?")
+        first, second = COPIES
+        apart = np.linalg.norm(x[first] - x[second]) / spread
+        says(apart > 0.01, f"{where}: rows {first} and {second} of {name} are different cells with one embedding")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_it_does_not_support_is_planned_away(method, project):
+    for modalities in SETS:
+        benchmark = plan(project, method, modalities)
+        reasons = {job.reason for job in benchmark.plan() if job.method == method}
+        supported = list(modalities) in benchmark.methods[method]["modalities"]
+        assert reasons == {"" if supported else f"does not support {'+'.join(modalities)}"}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_its_file_names_exists(method, project):
+    spec = plan(project, method, SETS[0]).methods[method]
+    where = f"config/methods/{method}.yaml"
+    says((ROOT / "envs" / f"{spec['env']}.yaml").exists(), f"{where}: env: no file envs/{spec['env']}.yaml")
+    for pattern in spec["sources"]:
+        says(any(ROOT.glob(pattern)), f"{where}: sources: no file matches {pattern}")
