@@ -71,6 +71,12 @@ class Snakemake:
             signal.signal(signal.SIGTERM, previous)
 
 
+def _listen_to_interrupts() -> None:
+    # A shell starts background commands (`make run &`) with interrupts ignored, and children inherit that:
+    # Snakemake would then go on with the next job instead of ending.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def _exit_terminated(*_: object) -> None:
     sys.exit(128 + signal.SIGTERM)
 

@@ -98,8 +98,10 @@ def test_killed_snakemake_then_the_same_command(slow):
     assert not psutil.pid_exists(job), "the job of the killed run does not outlive the next one"
 
 
-def test_terminated_run_ends_its_jobs(slow):
-    process = slow.start(*slow.run_command)
+@pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN], ids=["foreground", "background"])
+def test_terminated_run_ends_its_jobs(slow, interrupts):
+    # A shell starts background commands with interrupts ignored.
+    process = slow.start(*slow.run_command, preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts))
     job = wait_for_job(slow, process)
     process.terminate()
     process.communicate(timeout=120)
