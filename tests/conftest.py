@@ -14,6 +14,9 @@ import yaml
 from clue.benchmark.errors import run_program
 from clue.simulate import simulate
 
+# Numba fixes its number of threads when it first needs them; `run_method`, which tests call, would change it later.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
+
 PROJECT = Path(__file__).resolve().parents[1]
 
 
