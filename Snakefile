@@ -2,7 +2,7 @@
 
 make run                                          quick, on a laptop
 snakemake --cores 4 --configfile config/full.yaml
-snakemake --profile slurm                         the paper's benchmark
+snakemake --cores 4                               config/config.yaml: on a GPU
 """
 
 from snakemake.utils import min_version

@@ -38,7 +38,13 @@ from clue.benchmark.files import atomic
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 REPORTED_PACKAGES = ("clue-bench", "numpy", "scipy", "pandas", "anndata", "mudata")
-REPORTED_IF_IMPORTED = {"torch": "torch", "sklearn": "scikit-learn", "scanpy": "scanpy", "scvi": "scvi-tools"}
+REPORTED_IF_IMPORTED = {
+    "torch": "torch",
+    "scglue": "scglue",
+    "sklearn": "scikit-learn",
+    "scanpy": "scanpy",
+    "scvi": "scvi-tools",
+}
 
 
 @dataclass
