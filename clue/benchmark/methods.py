@@ -112,7 +112,7 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     except BenchmarkError as error:
         _write_json(failure, {"error": _one_line(str(error))})
         sys.exit(f"error: {error}")
-    except Exception as error:
+    except Exception as error:  # a method may raise anything; the reason must reach the table, and the job still fails
         _write_json(failure, {"error": _one_line(f"{type(error).__name__}: {error}")})
         traceback.print_exc()
         sys.exit(1)
