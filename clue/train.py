@@ -83,11 +83,11 @@ def train(
     Parameters
     ----------
     network
-        A `clue.model.Network`.
+        A `clue.network.Network`.
     cells
         All cells to train on.
     objective
-        A `clue.model.Objective`.
+        A `clue.network.Objective`.
     seed
         Seed of the validation split, the order of cells, noise and dropout.
     checkpoints

@@ -10,6 +10,7 @@ import numpy as np
 
 from clue.matching import match_snn
 from clue.metrics import foscttm, match_score
+from clue.preprocess import Preprocessor
 
 FRACTION = 0.25
 """Share of the paired training cells that is held out."""
@@ -25,6 +26,14 @@ def paired_cells(train: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnDa
     for adata in adatas.values():
         names = adata.obs_names if names is None else names[names.isin(adata.obs_names)]
     return {modality: adata[names].copy() for modality, adata in adatas.items()}
+
+
+def prepare(
+    paired: Cells, n_components: int, n_features: dict[str, int], seed: int
+) -> tuple[dict[str, Preprocessor], dict[str, np.ndarray]]:
+    """Fit the encoder inputs of each modality; return the preprocessors and what they make of the cells."""
+    fitted = {k: Preprocessor(k, n_components, n_features.get(k), seed=seed).fit(a) for k, a in paired.items()}
+    return fitted, {k: fitted[k].transform(a) for k, a in paired.items()}
 
 
 def inner_split(

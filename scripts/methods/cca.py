@@ -7,8 +7,7 @@ them, with the benchmark's own metrics, and the model is then fitted on all pair
 import numpy as np
 
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.validation import choose, combinations, paired_cells
-from clue.preprocess import Preprocessor
+from clue.benchmark.validation import choose, combinations, paired_cells, prepare
 
 SETTINGS = ("n_input", "ridge", "n_components", "power")
 """What inner validation chooses; see `fit`."""
@@ -20,7 +19,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     grid = combinations({name: params[name] for name in SETTINGS})
 
     def candidates(fit_on, held_out):
-        prepared, inputs = prepare(fit_on, params, seed)
+        prepared, inputs = prepare(fit_on, params["n_pca"], params["n_features"], seed)
         tests = [prepared[k].transform(a) for k, a in held_out.items()]
         for settings in grid:
             yield [project(x, p) for x, p in zip(tests, fit(*inputs.values(), **settings), strict=True)]
@@ -28,20 +27,12 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
     settings, table = choose(paired, grid, candidates, seed=seed, **folds)
     task.info.update(chosen=settings, inner_validation=table)
-    prepared, inputs = prepare(paired, params, seed)
+    prepared, inputs = prepare(paired, params["n_pca"], params["n_features"], seed)
     projections = fit(*inputs.values(), **settings)
     return {
         modality: project(prepared[modality].transform(cells), projections[i])
         for i, (modality, cells) in enumerate(task.test.items())
     }
-
-
-def prepare(paired, params, seed):
-    """Fit preprocessing on paired cells; return it and its output per modality."""
-    prepared = {
-        k: Preprocessor(k, params["n_pca"], params["n_features"].get(k), seed=seed).fit(a) for k, a in paired.items()
-    }
-    return prepared, {k: prepared[k].transform(a) for k, a in paired.items()}
 
 
 def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_components: int, power: float):

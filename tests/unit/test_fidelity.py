@@ -8,10 +8,10 @@ normalisation is as in training.
 import pytest
 import torch
 
-from clue import model as clue_model
+from clue import network as clue_network
 from clue.batches import MiniBatch, Seen
 from clue.likelihood import sparse_counts
-from clue.model import Network, Objective
+from clue.network import Network, Objective
 
 N_CELLS, N_LATENT, N_HIDDEN, N_BATCHES = 48, 5, 16, 3
 WIDTH = {"rna": 12, "atac": 9, "adt": 7}
@@ -140,7 +140,7 @@ def test_losses_and_gradients_equal_the_reference(modalities, monkeypatch):
 
     network.train()
     ours_queue = list(noise)
-    monkeypatch.setattr(clue_model, "_noise_like", lambda x, generator: ours_queue.pop(0))
+    monkeypatch.setattr(clue_network, "_noise_like", lambda x, generator: ours_queue.pop(0))
     posteriors = network.posteriors(batch)
     adversarial = network.discriminator_loss(batch, {k: mean for k, (mean, _) in posteriors.items()}, 0.0, None)
     losses = network.generator_losses(batch, posteriors, OBJECTIVE)

@@ -13,7 +13,7 @@ import torch
 import clue
 from clue.batches import Cells
 from clue.metrics import foscttm
-from clue.model import Objective
+from clue.network import Objective
 from clue.simulate import simulate
 
 SMALL = {"n_latent": 6, "encoder": (1, 32), "decoder": (1, 32), "discriminator": (1, 16), "n_components": 20}

@@ -1,0 +1,257 @@
+"""CLUE's modules and losses for one mini-batch, where each cell is seen in any subset of K modalities.
+
+The embedding z = (z_1 … z_K) has one subspace per modality. Every modality x_k has a self-encoder
+q(z_k | x_k) and cross-encoders q(z_j | x_k), so that a cell seen in one modality has a whole z, and
+what only x_k can tell survives in z_k. Decoder p(x_k | z_k) reads its own subspace alone. The
+objective (Tu et al., NeurIPS 2022) is
+
+    min over encoders, decoders:  λ_self L_self + λ_cross L_cross + λ_mse L_mse − λ_adversarial L_D
+    min over the discriminator:   λ_adversarial L_D
+
+where L_D is the discriminator's cross-entropy.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from clue.batches import MiniBatch
+from clue.likelihood import cosine_distance, gaussian_kl
+from clue.nn import Decoder, Discriminator, LearnedLibrary, ModalityEncoder, ObservedLibrary
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights of the losses; 0 removes one (the ablations).
+
+    Attributes
+    ----------
+    self_elbo
+        λ_self: negative log-likelihood of x_k decoded from z_k of its own encoder, and the KL.
+    kl
+        Weight of the KL divergence within L_self; it is divided by the number of features, since
+        likelihoods are means over features.
+    cross
+        λ_cross: x_k decoded from z_k of the cell's fused embedding.
+    source_cross
+        x_k decoded from z_k of each other modality's cross-encoder alone.
+    mse
+        λ_mse: Σ_k mean(1 − cos(z^(k), z̄)), half the mean squared distance of the normalised
+        embeddings to their fused one.
+    adversarial
+        λ_adversarial: the discriminator's cross-entropy.
+    """
+
+    self_elbo: float = 1.0
+    kl: float = 1.0
+    cross: float = 1.0
+    source_cross: float = 0.0
+    mse: float = 1.0
+    adversarial: float = 1.0
+
+
+class Network(nn.Module):
+    """Encoders, decoders and discriminator of CLUE, and its losses.
+
+    Parameters
+    ----------
+    n_inputs, n_features
+        Width of the encoder input and number of decoded features of each modality.
+    n_batches
+        Number of batches.
+    n_latent
+        Width of each subspace; the embedding has ``K · n_latent`` dimensions.
+    encoder, decoder, discriminator
+        (number of hidden layers, their width).
+    dropout
+        Dropout rate of all hidden layers.
+    fusion
+        How embeddings of one cell are fused: ``mean`` of the modalities' samples (the authors'
+        code) or ``product`` of the modalities' Gaussians (the paper's formula; precision-weighted).
+    library
+        Library size that decoders read: ``observed`` counts or ``learned`` (the authors' code).
+    normalize
+        Whether sampled embeddings are scaled to unit length before they are decoded and compared.
+    """
+
+    def __init__(
+        self,
+        n_inputs: dict[str, int],
+        n_features: dict[str, int],
+        n_batches: int,
+        n_latent: int,
+        encoder: tuple[int, int],
+        decoder: tuple[int, int],
+        discriminator: tuple[int, int],
+        dropout: float,
+        fusion: str,
+        library: str,
+        normalize: bool,
+    ):
+        super().__init__()
+        if fusion not in ("mean", "product"):
+            raise ValueError(f"fusion {fusion!r} is not one of mean, product")
+        if library not in ("observed", "learned"):
+            raise ValueError(f"library {library!r} is not one of observed, learned")
+        self.modalities = list(n_inputs)
+        self.n_latent, self.fusion, self.normalize = n_latent, fusion, normalize
+        n_modalities = len(self.modalities)
+        self.encoders = nn.ModuleDict(
+            {k: ModalityEncoder(n_modalities, n_inputs[k], n_latent, *encoder, dropout) for k in self.modalities}
+        )
+        self.libraries = nn.ModuleDict(
+            {
+                k: LearnedLibrary(n_features[k], n_modalities)
+                if library == "learned"
+                else ObservedLibrary(n_modalities)
+                for k in self.modalities
+            }
+        )
+        self.decoders = nn.ModuleDict(
+            {k: Decoder(n_latent, n_features[k], n_batches, *decoder, dropout) for k in self.modalities}
+        )
+        self.discriminator = Discriminator(n_modalities * n_latent, n_modalities, n_batches, *discriminator, dropout)
+
+    def generator_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of encoders and decoders."""
+        return [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
+
+    def subspace(self, z: torch.Tensor, modality: str) -> torch.Tensor:
+        """Return z_k of z, shape (n_cells, n_latent)."""
+        i = self.modalities.index(modality)
+        return z[:, i * self.n_latent : (i + 1) * self.n_latent]
+
+    def unit(self, z: torch.Tensor) -> torch.Tensor:
+        """Scale embeddings to unit length where the model does so."""
+        return F.normalize(z, dim=1) if self.normalize else z
+
+    # ---- posteriors ------------------------------------------------------------------------------
+
+    def posteriors(self, batch: MiniBatch) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        """Mean and standard deviation of q(z | x_k) for every modality seen in the mini-batch."""
+        return {k: self.encoders[k](seen.x) for k, seen in batch.seen.items()}
+
+    def fuse(
+        self,
+        batch: MiniBatch,
+        posteriors: dict[str, tuple[torch.Tensor, torch.Tensor]],
+        samples: dict[str, torch.Tensor],
+        generator: torch.Generator | None,
+    ) -> torch.Tensor:
+        """One embedding per cell from all modalities it is seen in, shape (n_cells, K · n_latent)."""
+        width = len(self.modalities) * self.n_latent
+        like = next(iter(samples.values()))
+        zeros = like.new_zeros(batch.n_cells, width)
+        if self.fusion == "mean":
+            total, count = zeros, zeros[:, :1]
+            for k, seen in batch.seen.items():
+                total = total.index_add(0, seen.cell, samples[k])
+                count = count.index_add(0, seen.cell, torch.ones_like(samples[k][:, :1]))
+            return self.unit(total / count.clamp(min=1))
+        precision, weighted = zeros, zeros
+        for k, seen in batch.seen.items():
+            mean, std = posteriors[k]
+            precision = precision.index_add(0, seen.cell, std.pow(-2))
+            weighted = weighted.index_add(0, seen.cell, mean * std.pow(-2))
+        precision = precision.clamp(min=1e-12)
+        return self.unit(weighted / precision + _noise_like(zeros, generator) * precision.rsqrt())
+
+    # ---- losses ----------------------------------------------------------------------------------
+
+    def discriminator_loss(
+        self, batch: MiniBatch, means: dict[str, torch.Tensor], noise: float, generator: torch.Generator | None
+    ) -> torch.Tensor:
+        """Cross-entropy of telling the modality from the posterior means (not normalised).
+
+        `noise` is the share of N(0, 1) noise added to the means, annealed to 0 during warm-up.
+        """
+        z = torch.cat(list(means.values()))
+        if noise:
+            z = z + noise * _noise_like(z, generator)
+        labels = torch.cat([seen.batch for seen in batch.seen.values()])
+        truth = torch.cat(
+            [seen.batch.new_full(seen.batch.shape, self.modalities.index(k)) for k, seen in batch.seen.items()]
+        )
+        return F.cross_entropy(self.discriminator(z, labels), truth)
+
+    def generator_losses(
+        self,
+        batch: MiniBatch,
+        posteriors: dict[str, tuple[torch.Tensor, torch.Tensor]],
+        objective: Objective,
+        generator: torch.Generator | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Every loss of encoders and decoders, each a mean over cells (and features for likelihoods).
+
+        Returns
+        -------
+        ``nll_<k>``, ``kl_<k>`` (L_self of modality k), ``cross``, ``source_cross``, ``mse``.
+        """
+        samples = {k: self.unit(m + s * _noise_like(m, generator)) for k, (m, s) in posteriors.items()}
+        fused = self.fuse(batch, posteriors, samples, generator)
+        libraries = {k: self.libraries[k](seen.counts) for k, seen in batch.seen.items()}
+        losses: dict[str, torch.Tensor] = {"cross": 0.0, "source_cross": 0.0, "mse": 0.0}
+        for k, seen in batch.seen.items():
+            i = self.modalities.index(k)
+            n_features = seen.counts.shape[1]
+            own = libraries[k][:, i]
+            codes = [self.subspace(samples[k], k)]
+            if objective.cross:
+                codes.append(self.subspace(fused[seen.cell], k))
+            ll = self.decoders[k].log_likelihood(codes, seen.batch, [own] * len(codes), seen.counts)
+            nll = -ll.mean(dim=1) / n_features
+            losses[f"nll_{k}"] = nll[0]
+            losses[f"kl_{k}"] = gaussian_kl(*posteriors[k]).mean() / n_features
+            if objective.cross:
+                losses["cross"] = losses["cross"] + nll[1]
+            if objective.source_cross:
+                losses["source_cross"] = losses["source_cross"] + self._source_cross(batch, samples, libraries, k)
+            if objective.mse:
+                losses["mse"] = losses["mse"] + cosine_distance(samples[k], fused[seen.cell]).mean()
+        return losses
+
+    def _source_cross(self, batch, samples, libraries, target: str) -> torch.Tensor:
+        """Negative log-likelihood of `target` decoded from each other modality's cross-encoder."""
+        total = 0.0
+        i = self.modalities.index(target)
+        seen = batch.seen[target]
+        for source, other in batch.seen.items():
+            if source == target:
+                continue
+            row = other.cell.new_full((batch.n_cells,), -1)
+            row[other.cell] = torch.arange(len(other.cell), device=row.device)
+            both = row[seen.cell] >= 0
+            if both.sum() < 2:
+                continue
+            row = row[seen.cell[both]]
+            counts = seen.counts if both.all() else seen.counts.take(both)
+            # The reference scales by the source's own library read-out, which only a learned one has.
+            learned = isinstance(self.libraries[target], LearnedLibrary)
+            library = libraries[source][row, i] if learned else libraries[target][both, i]
+            ll = self.decoders[target].log_likelihood(
+                [self.subspace(samples[source][row], target)], seen.batch[both], [library], counts
+            )
+            total = total - ll.mean() / counts.shape[1]
+        return total
+
+    @staticmethod
+    def total(
+        losses: dict[str, torch.Tensor], adversarial: torch.Tensor, objective: Objective, kl_share: float = 1.0
+    ) -> torch.Tensor:
+        """Return what encoders and decoders minimise; `kl_share` is the KL warm-up's share of its weight."""
+        elbo = sum(v for name, v in losses.items() if name.startswith("nll_"))
+        elbo = elbo + kl_share * objective.kl * sum(v for name, v in losses.items() if name.startswith("kl_"))
+        return (
+            objective.self_elbo * elbo
+            + objective.cross * losses["cross"]
+            + objective.source_cross * losses["source_cross"]
+            + objective.mse * losses["mse"]
+            - objective.adversarial * adversarial
+        )
+
+
+def _noise_like(x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+    """Return standard normal noise; a generator on another device than `x` would be refused by torch."""
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
