@@ -71,8 +71,8 @@ class Counts:
         entry = first + torch.arange(len(cell), device=index.device)
         return SparseCounts(
             cell,
-            self.feature[entry].long(),
-            self.value[entry],
+            self.feature.index_select(0, entry).long(),
+            self.value.index_select(0, entry),
             self.total[index],
             self.log_factorial[index],
             self.n_features,
@@ -133,8 +133,9 @@ class Cells:
         return (torch.stack(list(self.row.values())) >= 0).sum(0).cpu().numpy() > 1
 
     def take(self, index: torch.Tensor) -> MiniBatch:
-        """Return the mini-batch of the cells `index`, in that order."""
+        """Return the mini-batch of the cells `index`, sorted by batch: so the likelihood is fastest."""
         index = index.to(self.device)
+        index = index[torch.argsort(self.batch[index], stable=True)]
         seen = {}
         for modality, row in self.row.items():
             position = row[index]
@@ -144,7 +145,10 @@ class Cells:
                 continue
             position = position[cell]
             seen[modality] = Seen(
-                cell, self.x[modality][position], self.counts[modality].rows(position), self.batch[index[cell]]
+                cell,
+                self.x[modality].index_select(0, position),
+                self.counts[modality].rows(position),
+                self.batch[index[cell]],
             )
         return MiniBatch(index, seen)
 

@@ -1,15 +1,17 @@
 """Negative binomial log-likelihood of sparse counts, decoded through a softmax.
 
 Most counts of a single-cell matrix are zero, and a zero needs neither `lgamma` nor its
-derivative: only the non-zero counts pay for them. Forward and backward are written by hand so that
+derivative: only the non-zero counts pay for them. Value and gradients are written by hand so that
 the dense (cells × features) passes are few; `tests/unit/test_likelihood.py` compares both with
 `torch.distributions` in float64.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 EPSILON = 1e-7
 """Added to the mean, as the authors' code does, so that a mean of zero keeps a finite logarithm."""
@@ -22,7 +24,7 @@ class SparseCounts:
     Attributes
     ----------
     cell, feature
-        Position of each non-zero count, int64, shape (n_nonzero,).
+        Position of each non-zero count, int64, cells in ascending order, shape (n_nonzero,).
     value
         The count, float32, shape (n_nonzero,).
     total
@@ -65,112 +67,194 @@ def sparse_counts(dense: torch.Tensor) -> SparseCounts:
     return SparseCounts(cell, feature, dense[cell, feature], dense.sum(1), log_factorial, dense.shape[1])
 
 
-class _SoftmaxNegativeBinomial(torch.autograd.Function):
-    """Log-likelihood per pass and cell, without the constant log(count!).
+BLOCK_ENTRIES = 2**17
+"""Entries of the dense (passes × cells × features) matrices that a CPU works on at a time: half a megabyte each."""
 
-    With p = softmax(scale · loc + bias), m = library · p + ε and A = m + θ,
+
+class _DecodedLikelihood(torch.autograd.Function):
+    """Mean log-likelihood of each pass, without the constant log(count!).
+
+    With loc = hidden · weightᵀ + offset, p = softmax(scale · loc + bias), m = library · p + ε and A = m + θ,
 
         ll = Σ_features θ (log θ − log A)  +  Σ_nonzero x (log m − log A) + lgamma(x + θ) − lgamma(θ).
 
-    Entries at non-zero counts are read and written through their position in the flattened
-    (cells × features) matrix, which is several times faster than indexing by cell and feature.
+    The forward pass computes the gradients as well, a few cells of one batch at a time, so that the dense rows
+    stay in the processor's cache and nothing is computed twice. The gradient of `loc` takes the place of `loc`,
+    the only dense matrix that is kept; the backward pass has but two matrix products left.
     """
 
     @staticmethod
-    def forward(ctx, loc, scale, bias, log_theta, library, batch, counts: SparseCounts):
+    def forward(ctx, hidden, weight, offset, scale, bias, log_theta, library, batch, counts, dtype, differentiate):
+        kind, hidden, weight = hidden.dtype, hidden.to(dtype), weight.to(dtype)
+        loc = F.linear(hidden, weight, offset.to(dtype))
         n_passes, n_cells, n_features = loc.shape
         theta = log_theta.exp()
-        p = torch.addcmul(bias.index_select(0, batch), loc, scale.index_select(0, batch))
-        p = p.sub_(p.amax(-1, keepdim=True)).exp_()
-        p = p.div_(p.sum(-1, keepdim=True))
-        theta_cell = theta.index_select(0, batch)
-        total = torch.addcmul(theta_cell + EPSILON, p, library.unsqueeze(-1))  # A
-        log_total = total.log()
-        zeros = (log_theta * theta).sum(1)[batch] - torch.linalg.vecdot(log_total, theta_cell.expand_as(log_total))
-
-        x, flat, of_theta = counts.value, counts.flat(), batch[counts.cell] * n_features + counts.feature
-        theta_x = theta.view(-1).index_select(0, of_theta)
-        p_x = p.view(n_passes, -1).index_select(1, flat)
-        library_x = library.index_select(1, counts.cell)
-        # not A − θ, which loses digits where θ is large
-        mean_x = torch.add(p_x * library_x, EPSILON)
-        per_count = x * (mean_x.log() - log_total.view(n_passes, -1).index_select(1, flat))
-        per_count = per_count + (torch.lgamma(x + theta_x) - torch.lgamma(theta).view(-1).index_select(0, of_theta))
-        ctx.counts, ctx.flat, ctx.of_theta = counts, flat, of_theta
-        ctx.save_for_backward(loc, scale, log_theta, theta, library, batch, p, total, log_total, mean_x, p_x, theta_x)
-        return zeros.index_add(1, counts.cell, per_count)
+        likelihood = scale.new_zeros(n_passes)
+        gradients = [scale.new_zeros(n_passes, *scale.shape) for _ in range(3)] if differentiate else []
+        grad_library = torch.zeros_like(library)
+        theta_x = theta.view(-1).index_select(0, batch.index_select(0, counts.cell) * n_features + counts.feature)
+        gamma_x, digamma_x = _gamma_differences(counts.value, theta_x, differentiate)
+        for label, cells, entries in _blocks(batch, counts, n_passes):
+            parameters = scale[label], bias[label], theta[label], log_theta[label]
+            block = _Block(loc[:, cells].to(kind), parameters, library[:, cells], counts, cells, entries)
+            likelihood += block.log_likelihood(gamma_x[entries]).sum(1)
+            if differentiate:
+                into = [gradient[:, label] for gradient in gradients]
+                loc[:, cells], grad_library[:, cells] = block.differentiate(digamma_x[entries], *into)
+        ctx.save_for_backward(hidden, weight, loc, scale, *gradients, grad_library)
+        ctx.kind = kind
+        return likelihood / n_cells
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
-        loc, scale, log_theta, theta, library, batch, p, total, log_total, mean_x, p_x, theta_x = ctx.saved_tensors
-        counts, flat, x = ctx.counts, ctx.flat, ctx.counts.value
-        n_passes, n_features = len(loc), loc.shape[2]
-        inverse = total.reciprocal()
-        inverse_x = inverse.view(n_passes, -1).index_select(1, flat)
-
-        def by_batch(per_cell: torch.Tensor) -> torch.Tensor:
-            return torch.zeros_like(scale).index_add(0, batch, per_cell)
-
-        # d ll / d θ, then by the chain rule through θ = exp(log θ)
-        weight = by_batch(grad.sum(0).unsqueeze(1).expand(-1, n_features))
-        weighted = grad.unsqueeze(-1)
-        grad_theta = (log_theta + 1) * weight - by_batch((log_total * weighted).sum(0))
-        grad_theta -= theta * by_batch((inverse * weighted).sum(0))
-        grad_x = grad.index_select(1, counts.cell)
-        digammas = torch.digamma(x + theta_x) - torch.digamma(theta).view(-1).index_select(0, ctx.of_theta)
-        per_count = (grad_x * (digammas - x * inverse_x)).sum(0)
-        grad_log_theta = grad_theta.view(-1).index_add(0, ctx.of_theta, per_count).view_as(theta) * theta
-
-        # d ll / d m, times p: zeros everywhere first, then what the non-zero counts add
-        slope = inverse.mul_(p).mul_(-theta.index_select(0, batch))
-        slope.view(n_passes, -1).index_add_(1, flat, p_x * x * (mean_x.reciprocal() - inverse_x))
-        total_slope = slope.sum(-1, keepdim=True)
-        grad_library = grad * total_slope.squeeze(-1)
-        grad_logit = slope.addcmul_(p, total_slope, value=-1).mul_((grad * library).unsqueeze(-1))
-        grad_scale = by_batch((grad_logit * loc).sum(0))
-        grad_bias = by_batch(grad_logit.sum(0))
+        hidden, weight, grad_loc, scale, grad_scale, grad_bias, grad_log_theta, grad_library = ctx.saved_tensors
+        grad = grad / grad_library.shape[1]
+        per_pass = grad.view(-1, 1, 1)
+        weighted = (hidden * per_pass).to(hidden.dtype)
+        grad_weight = grad_loc.flatten(0, 1).T @ weighted.flatten(0, 1)
+        grad_hidden = (grad_loc @ weight).to(ctx.kind) * per_pass
+        grad_scale, grad_bias, grad_log_theta = ((g * per_pass).sum(0) for g in (grad_scale, grad_bias, grad_log_theta))
+        # the offset is added to loc, which the softmax reads times the batch's scale
+        grad_offset = (grad_bias * scale).sum(0)
         return (
-            grad_logit.mul_(scale.index_select(0, batch)),
+            grad_hidden,
+            grad_weight.to(ctx.kind),
+            grad_offset,
             grad_scale,
             grad_bias,
             grad_log_theta,
-            grad_library,
-            None,
-            None,
+            grad_library * grad.unsqueeze(1),
+            *[None] * 4,
         )
 
 
-def negative_binomial(
-    loc: torch.Tensor,
+def _gamma_differences(x: torch.Tensor, theta: torch.Tensor, derivative: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return lgamma(x + θ) − lgamma(θ) and its derivative by θ; cheaply for a count of 1, the most frequent."""
+    difference, slope = theta.log(), theta.reciprocal()
+    more = torch.nonzero(x != 1).squeeze(1)
+    x, theta = x.index_select(0, more), theta.index_select(0, more)
+    difference.index_copy_(0, more, torch.lgamma(x + theta) - torch.lgamma(theta))
+    if derivative:
+        slope.index_copy_(0, more, torch.digamma(x + theta) - torch.digamma(theta))
+    return difference, slope
+
+
+def _blocks(batch: torch.Tensor, counts: SparseCounts, n_passes: int) -> Iterator[tuple[int, slice, slice]]:
+    """Yield a batch label, neighbouring cells of it, and their non-zero counts; sorted cells make few blocks."""
+    labels = batch.tolist()
+    step = len(labels) if batch.is_cuda else max(1, BLOCK_ENTRIES // (n_passes * counts.n_features))
+    starts = [0]
+    for i in range(1, len(labels)):
+        if labels[i] != labels[i - 1] or i - starts[-1] == step:
+            starts.append(i)
+    starts.append(len(labels))
+    entries = torch.searchsorted(counts.cell, counts.cell.new_tensor(starts)).tolist()
+    for i in range(len(starts) - 1):
+        yield labels[starts[i]], slice(starts[i], starts[i + 1]), slice(entries[i], entries[i + 1])
+
+
+class _Block:
+    """The likelihood of a few cells of one batch, and its derivatives; the notation is `_DecodedLikelihood`'s."""
+
+    def __init__(self, loc, parameters, library, counts: SparseCounts, cells: slice, entries: slice):
+        self.loc, self.library = loc, library
+        self.scale, self.bias, self.theta, self.log_theta = parameters
+        self.x, self.feature, self.cell = counts.value[entries], counts.feature[entries], counts.cell[entries]
+        self.cell = self.cell - cells.start
+        # several times faster than indexing by cell and feature
+        self.flat = self.cell * counts.n_features + self.feature
+
+    def at_counts(self, dense: torch.Tensor) -> torch.Tensor:
+        """Return the entries at non-zero counts, shape (n_passes, n_nonzero)."""
+        return dense.view(len(dense), -1).index_select(1, self.flat)
+
+    def log_likelihood(self, gamma_x: torch.Tensor) -> torch.Tensor:
+        """Return the log-likelihood of each pass and cell."""
+        logit = torch.addcmul(self.bias, self.loc, self.scale)
+        self.weight = logit.sub_(logit.amax(-1, keepdim=True)).exp_()
+        self.total = self.weight.sum(-1)
+        per_weight = self.library / self.total
+        self.a = torch.addcmul(self.theta + EPSILON, self.weight, per_weight.unsqueeze(-1))
+        self.log_a = self.a.log()
+        zeros = self.theta @ self.log_theta - self.log_a @ self.theta
+        self.weight_x = self.at_counts(self.weight)
+        # not A − θ, which loses digits where θ is large
+        self.mean_x = self.weight_x * per_weight.index_select(1, self.cell) + EPSILON
+        per_count = self.x * (self.mean_x.log() - self.at_counts(self.log_a)) + gamma_x
+        return zeros.index_add_(1, self.cell, per_count)
+
+    def differentiate(self, digamma_x, grad_scale, grad_bias, grad_log_theta) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the gradients of loc and library; add those of the batch's parameters, one row per pass."""
+        inverse = self.a.reciprocal_()
+        inverse_x = self.at_counts(inverse)
+        per_count = digamma_x - self.x * inverse_x
+        grad_theta = (self.log_theta + 1) * self.loc.shape[1] - self.log_a.sum(1) - inverse.sum(1) * self.theta
+        grad_log_theta += grad_theta.index_add_(1, self.feature, per_count).mul_(self.theta)
+
+        # −weight · d ll / d m: zeros everywhere first, then what the non-zero counts add
+        slope = inverse.mul_(self.weight).mul_(self.theta)
+        more = self.weight_x * self.x * (inverse_x - self.mean_x.reciprocal())
+        slope.view(len(slope), -1).index_add_(1, self.flat, more)
+        mean_slope = slope.sum(-1) / self.total
+        slope.addcmul_(self.weight, mean_slope.unsqueeze(-1), value=-1)
+        factor = (-self.library / self.total).unsqueeze(1)
+        grad_bias += torch.bmm(factor, slope).squeeze(1)
+        grad_scale += torch.bmm(factor, slope * self.loc).squeeze(1)
+        return slope.mul_(self.scale).mul_(factor.transpose(1, 2)), -mean_slope
+
+
+def decoded_log_likelihood(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    offset: torch.Tensor,
     scale: torch.Tensor,
     bias: torch.Tensor,
     log_theta: torch.Tensor,
     library: torch.Tensor,
     batch: torch.Tensor,
     counts: SparseCounts,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Log-likelihood of counts under several decodings of the same cells.
+    """Mean log-likelihood of counts under several decodings of the same cells, last linear layer included.
 
     Parameters
     ----------
-    loc
-        Decoder output, shape (n_passes, n_cells, n_features); each pass decodes another latent code.
+    hidden
+        Input of the decoder's last layer, shape (n_passes, n_cells, n_hidden); each pass decodes another
+        latent code.
+    weight, offset
+        The last layer, shapes (n_features, n_hidden) and (n_features,): ``loc = hidden @ weight.T + offset``.
     scale, bias, log_theta
         Parameters of each batch, shape (n_batches, n_features): the softmax reads
         ``scale · loc + bias`` and ``exp(log_theta)`` is the inverse dispersion.
     library
         Library size of each pass and cell, shape (n_passes, n_cells).
     batch
-        Batch of each cell, int64, shape (n_cells,).
+        Batch of each cell, int64, shape (n_cells,). Fastest where equal labels are neighbours.
     counts
         The cells' counts.
+    dtype
+        Type of the matrix products' factors and of `loc`; that of `hidden` by default.
 
     Returns
     -------
-    Sum over features of the log-likelihood, shape (n_passes, n_cells).
+    Sum over features of the log-likelihood, mean over cells, shape (n_passes,).
     """
-    likelihood = _SoftmaxNegativeBinomial.apply(loc, scale, bias, log_theta, library, batch, counts)
-    return likelihood - counts.log_factorial
+    likelihood = _DecodedLikelihood.apply(
+        hidden,
+        weight,
+        offset,
+        scale,
+        bias,
+        log_theta,
+        library,
+        batch,
+        counts,
+        dtype or hidden.dtype,
+        torch.is_grad_enabled(),
+    )
+    return likelihood - counts.log_factorial.mean()
 
 
 def gaussian_kl(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

@@ -201,7 +201,7 @@ class Network(nn.Module):
             if objective.cross:
                 codes.append(self.subspace(fused[seen.cell], k))
             ll = self.decoders[k].log_likelihood(codes, seen.batch, [own] * len(codes), seen.counts)
-            nll = -ll.mean(dim=1) / n_features
+            nll = -ll / n_features
             losses[f"nll_{k}"] = nll[0]
             losses[f"kl_{k}"] = gaussian_kl(*posteriors[k]).mean() / n_features
             if objective.cross:
@@ -233,7 +233,7 @@ class Network(nn.Module):
             ll = self.decoders[target].log_likelihood(
                 [self.subspace(samples[source][row], target)], seen.batch[both], [library], counts
             )
-            total = total - ll.mean() / counts.shape[1]
+            total = total - ll[0] / counts.shape[1]
         return total
 
     @staticmethod

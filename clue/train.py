@@ -24,6 +24,10 @@ from tqdm import tqdm
 from clue.batches import Cells, Sampler
 
 
+_FORMAT = 2
+"""Changes when checkpoints of earlier code must not be loaded: what they hold, or what a step computes, is new."""
+
+
 @dataclass(frozen=True)
 class Training:
     """How to train. Lengths are in steps, so that they mean the same for any number of cells.
@@ -261,7 +265,8 @@ class _Loop:
     def key(self) -> str:
         """Digest of settings, seed and data: a checkpoint of anything else is never loaded."""
         digest = hashlib.sha256()
-        digest.update(json.dumps([asdict(self.objective), asdict(self.settings), self.seed], sort_keys=True).encode())
+        settings = [_FORMAT, asdict(self.objective), asdict(self.settings), self.seed]
+        digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(str(self.network).encode())
         for value in self.network.state_dict().values():
             digest.update(value.detach().cpu().numpy().tobytes())
@@ -312,12 +317,27 @@ def _held_out(names, fraction: float, seed: int) -> np.ndarray:
 
 
 def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
-    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
     if settings.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, foreach=True, **common)
+        return _RMSprop(parameters, **common)
     if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, fused=True, **common)
+        return torch.optim.Adam(parameters, **common)
     raise ValueError(f"optimizer {settings.optimizer!r} is not one of rmsprop, adam")
+
+
+class _RMSprop(torch.optim.Adam):
+    """RMSprop as a special case of Adam, which has a fused kernel on the CPU: no momentum, no bias correction."""
+
+    def __init__(self, parameters, **options):
+        super().__init__(parameters, betas=(0.0, 0.99), eps=1e-8, **options)
+        for parameter in self.param_groups[0]["params"]:
+            # 0.99 to the power of a step so late is 0 and corrects nothing
+            step = torch.tensor(1e5, dtype=torch.float32, device=parameter.device)
+            self.state[parameter] = {
+                "step": step,
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
 
 def _copy(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

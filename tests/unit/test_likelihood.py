@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from clue.likelihood import EPSILON, cosine_distance, gaussian_kl, negative_binomial, sparse_counts
+from clue import likelihood
+from clue.likelihood import EPSILON, cosine_distance, decoded_log_likelihood, gaussian_kl, sparse_counts
 
-N_PASSES, N_CELLS, N_FEATURES, N_BATCHES = 2, 12, 50, 3
+N_PASSES, N_CELLS, N_FEATURES, N_BATCHES, N_HIDDEN = 2, 12, 50, 3, 7
 
 
 def example(dtype: torch.dtype):
@@ -16,11 +17,15 @@ def example(dtype: torch.dtype):
 
     seen = torch.rand(N_CELLS, N_FEATURES, generator=generator) < 0.3
     dense = seen.to(dtype) * torch.randint(1, 300, seen.shape, generator=generator).to(dtype)
+    # half the non-zero counts of real cells are 1
+    dense[::2] = dense[::2].clamp(max=1)
     dense[3] = 0
     counts = sparse_counts(dense)
     batch = torch.randint(0, N_BATCHES - 1, (N_CELLS,), generator=generator)
     parameters = [
-        normal(N_PASSES, N_CELLS, N_FEATURES),
+        normal(N_PASSES, N_CELLS, N_HIDDEN),
+        normal(N_FEATURES, N_HIDDEN) / N_HIDDEN**0.5,
+        normal(N_FEATURES),
         normal(N_BATCHES, N_FEATURES).abs(),
         normal(N_BATCHES, N_FEATURES),
         2 * normal(N_BATCHES, N_FEATURES),
@@ -30,19 +35,23 @@ def example(dtype: torch.dtype):
     return dense, counts, batch, [p.requires_grad_() for p in parameters]
 
 
-def reference(dense, batch, loc, scale, bias, log_theta, library):
+def reference(dense, batch, hidden, weight, offset, scale, bias, log_theta, library):
+    loc = hidden @ weight.T + offset
     mean = (scale[batch] * loc + bias[batch]).softmax(-1) * library.unsqueeze(-1)
     logits = (mean + EPSILON).log() - log_theta[batch]
-    return torch.distributions.NegativeBinomial(log_theta[batch].exp(), logits=logits).log_prob(dense).sum(-1)
+    of_entries = torch.distributions.NegativeBinomial(log_theta[batch].exp(), logits=logits).log_prob(dense)
+    return of_entries.sum(-1).mean(-1)
 
 
+@pytest.mark.parametrize("block_entries", [2**17, 2 * 2 * N_FEATURES, 1])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
-def test_value_and_gradients(dtype, tolerance):
+def test_value_and_gradients(dtype, tolerance, block_entries, monkeypatch):
+    monkeypatch.setattr(likelihood, "BLOCK_ENTRIES", block_entries)
     dense, counts, batch, parameters = example(dtype)
     expected = reference(dense, batch, *parameters)
-    found = negative_binomial(*parameters, batch, counts)
+    found = decoded_log_likelihood(*parameters, batch, counts)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=0)
-    weight = torch.rand(expected.shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    weight = torch.tensor([0.3, -1.7], dtype=dtype)
     for ours, theirs in zip(
         torch.autograd.grad((found * weight).sum(), parameters),
         torch.autograd.grad((expected * weight).sum(), parameters),
@@ -51,13 +60,41 @@ def test_value_and_gradients(dtype, tolerance):
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 
+def test_every_cell_alone():
+    dense, _, batch, parameters = example(torch.float64)
+    for i in range(N_CELLS):
+        one = slice(i, i + 1)
+        alone = [parameters[0][:, one], *parameters[1:6], parameters[6][:, one]]
+        found = decoded_log_likelihood(*alone, batch[one], sparse_counts(dense[one]))
+        torch.testing.assert_close(found, reference(dense[one], batch[one], *alone), rtol=1e-10, atol=0)
+
+
+def test_without_gradients_the_value_is_the_same():
+    _, counts, batch, parameters = example(torch.float32)
+    with torch.no_grad():
+        value = decoded_log_likelihood(*parameters, batch, counts)
+    assert torch.equal(value, decoded_log_likelihood(*parameters, batch, counts))
+
+
 def test_gradcheck():
     dense, _, batch, parameters = example(torch.float64)
-    small = [p.detach()[..., :12, :6] if p.dim() == 3 else p.detach() for p in parameters]
-    small = [small[0], *(p[:, :6] for p in small[1:4]), small[4][:, :12].clamp(min=1)]
-    few = sparse_counts(dense[:, :6])
-    inputs = [p.clone().requires_grad_() for p in small]
-    assert torch.autograd.gradcheck(lambda *p: negative_binomial(*p, batch, few), inputs, atol=1e-5)
+    hidden, weight, offset, scale, bias, log_theta, library = (p.detach() for p in parameters)
+    few = [hidden, weight[:6], offset[:6], scale[:, :6], bias[:, :6], log_theta[:, :6], library.clamp(min=1)]
+    counts = sparse_counts(dense[:, :6])
+    inputs = [p.clone().requires_grad_() for p in few]
+    assert torch.autograd.gradcheck(lambda *p: decoded_log_likelihood(*p, batch, counts), inputs, atol=1e-5)
+
+
+def test_bfloat16_products_are_close():
+    _, counts, batch, parameters = example(torch.float32)
+    exact = decoded_log_likelihood(*parameters, batch, counts)
+    rounded = decoded_log_likelihood(*parameters, batch, counts, torch.bfloat16)
+    torch.testing.assert_close(rounded, exact, rtol=1e-2, atol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(rounded.sum(), parameters), torch.autograd.grad(exact.sum(), parameters), strict=True
+    ):
+        assert ours.dtype == torch.float32
+        assert (ours - theirs).norm() <= 0.05 * theirs.norm()
 
 
 def test_take_keeps_the_cells_of_a_mask():

@@ -76,7 +76,7 @@ def test_partly_paired_cells_train_through_the_mask(two):
     dense = torch.zeros(batch.seen["adt"].counts.shape)
     counts = batch.seen["adt"].counts
     dense[counts.cell, counts.feature] = counts.value
-    names = cells.names[batch.seen["adt"].cell.numpy()]
+    names = cells.names[batch.index[batch.seen["adt"].cell].numpy()]
     assert np.array_equal(dense.numpy(), adt[names].X.toarray()[:, model.preprocessors["adt"].selected])
 
 
