@@ -98,11 +98,27 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         raise ConfigError(f"unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
     spec = check(read_yaml(path), _schema(root, kind[:-1]), str(path))
+    if kind == "datasets":
+        _resolve_within(spec["splits"], path)
     if kind == "methods":
         spec["variants"] = {"default": {}, **spec["variants"]}
         if not (root / "scripts" / "methods" / spec["script"]).exists():
             raise ConfigError(f"{path}: script: no file scripts/methods/{spec['script']}")
     return spec
+
+
+def _resolve_within(splits: dict[str, dict[str, Any]], path: Path) -> None:
+    """Put the settings of the split that another one lies within in the place of its name."""
+    outer = {name: dict(split) for name, split in splits.items() if "within" not in split}
+    for name, split in splits.items():
+        if "within" not in split:
+            continue
+        if split["within"] not in outer:
+            raise ConfigError(
+                f"{path}: splits.{name}.within: {split['within']!r} is no split that stands on its own"
+                f"{_suggest(split['within'], sorted(outer))}"
+            )
+        split["within"] = outer[split["within"]]
 
 
 # ---- the benchmark -------------------------------------------------------------------------------

@@ -59,7 +59,8 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split) -> TaskFi
     name
         The split's name.
     split
-        The split's settings, one entry of ``splits`` of the data set's YAML.
+        The split's settings, one entry of ``splits`` of the data set's YAML as `clue.benchmark.config.load`
+        returns it: ``within`` holds the settings of the split whose training cells alone are split.
 
     Returns
     -------
@@ -73,8 +74,7 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split) -> TaskFi
     """
     where = f"{dataset}: splits.{name}"
     obs = next(iter(mdata.mod.values())).obs
-    kept = _kept_cells(obs, split.get("drop"), where)
-    is_test = SPLITTERS[split["kind"]](obs, kept, split, where)
+    kept, is_test = _parts(obs, split, where)
     train_rows, test_rows = np.flatnonzero(kept & ~is_test), np.flatnonzero(kept & is_test)
     if not len(train_rows) or not len(test_rows):
         raise TaskError(f"{where}: {len(train_rows)} training and {len(test_rows)} test cells; both sides need cells")
@@ -98,6 +98,15 @@ def _column(obs: pd.DataFrame, column: str, where: str) -> pd.Series:
 
 
 # ---- which cells are test ------------------------------------------------------------------------
+
+
+def _parts(obs: pd.DataFrame, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return which cells take part, and which of them are test; both of shape (n_cells,)."""
+    kept = _kept_cells(obs, split.get("drop"), where)
+    if "within" in split:
+        of_outer, outer_test = _parts(obs, split["within"], f"{where}.within")
+        kept &= of_outer & ~outer_test
+    return kept, SPLITTERS[split["kind"]](obs, kept, split, where) & kept
 
 
 def _kept_cells(obs: pd.DataFrame, drop: Mapping[str, Any] | None, where: str) -> np.ndarray:

@@ -113,6 +113,20 @@ def test_wrong_run(project, changes, parts):
         assert part in message
 
 
+def test_a_split_within_another_holds_the_other_ones_settings(project):
+    splits = {"outer": {"kind": "random", "seed": 0}, "inner": {"kind": "random", "seed": 1, "within": "outer"}}
+    write(project / "config/datasets/tiny.yaml", DATASET | {"splits": splits})
+    assert Benchmark(RUN, project).datasets["tiny"]["splits"]["inner"]["within"] == splits["outer"]
+
+
+@pytest.mark.parametrize("within", ["outr", "inner"])
+def test_a_split_within_one_that_is_not_there(project, within):
+    splits = {"outer": {"kind": "random"}, "inner": {"kind": "random", "within": within}}
+    write(project / "config/datasets/tiny.yaml", DATASET | {"splits": splits})
+    message = error(project)
+    assert "tiny.yaml: splits.inner.within" in message and "outer" in message
+
+
 def test_missing_key(project):
     with pytest.raises(ConfigError, match="'seeds' is a required property"):
         Benchmark({key: value for key, value in RUN.items() if key != "seeds"}, project)

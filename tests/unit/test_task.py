@@ -31,6 +31,19 @@ def row_of_cell(mdata, modality):
     return dict(zip(mdata.mod[modality].obs_names, rows(mdata.mod[modality]), strict=True))
 
 
+# ---- a split within the training cells of another ----------------------------------------------------
+
+
+@pytest.mark.parametrize("inner", [RANDOM, {"kind": "donors", "fraction": 0.3, "seed": 5}])
+def test_an_inner_split_has_no_cell_of_the_outer_test(dataset, inner):
+    outer = {"kind": "predefined", "column": "is_train", "test": "False", "seed": 0}
+    task = make_task(dataset, "tiny", "s", {**inner, "within": outer})
+    outside = make_task(dataset, "tiny", "outer", outer)
+    held_out, fitted = set(task.solution.obs_names), set(task.train.mod["rna"].obs_names)
+    assert held_out | fitted == set(outside.train.mod["rna"].obs_names)
+    assert held_out and not held_out & fitted
+
+
 # ---- censoring -----------------------------------------------------------------------------------
 
 
