@@ -265,3 +265,9 @@ def gaussian_kl(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
 def cosine_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """1 − cosine similarity of rows; half the squared distance of the normalised rows."""
     return 1 - F.cosine_similarity(x, y, dim=-1)
+
+
+def info_nce(x: torch.Tensor, y: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Mean cross-entropy of finding for each row of `x` the same row of `y` by cosine similarity / temperature."""
+    similarity = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T
+    return F.cross_entropy(similarity / temperature, torch.arange(len(x), device=x.device))

@@ -8,9 +8,12 @@ objective (Tu et al., NeurIPS 2022) is
     min over encoders, decoders:  λ_self L_self + λ_cross L_cross + λ_mse L_mse − λ_adversarial L_D
     min over the discriminator:   λ_adversarial L_D
 
-where L_D is the discriminator's cross-entropy.
+where L_D is the discriminator's cross-entropy. L_MSE only pulls the embeddings of a cell together; what keeps
+them apart from other cells' is the likelihood, which sees the directions of large variance. A further term that
+is not the paper's, λ_contrastive L_contrastive, pushes as well (`Objective.contrastive`; 0 by default).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +21,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clue.batches import MiniBatch
-from clue.likelihood import cosine_distance, gaussian_kl
+from clue.likelihood import cosine_distance, gaussian_kl, info_nce
 from clue.nn import Decoder, Discriminator, LearnedLibrary, ModalityEncoder, ObservedLibrary
 
 
@@ -42,6 +45,13 @@ class Objective:
         embeddings to their fused one.
     adversarial
         λ_adversarial: the discriminator's cross-entropy.
+    contrastive
+        λ_contrastive: the cross-entropy of finding a cell's embedding of one modality among those of the
+        mini-batch in another one, by cosine similarity of posterior means (InfoNCE; van den Oord et al.,
+        arXiv:1807.03748, in the symmetric form of Radford et al., ICML 2021). Summed over ordered pairs of
+        modalities. Not part of the paper's objective.
+    temperature
+        What `contrastive` divides cosine similarities by.
     """
 
     self_elbo: float = 1.0
@@ -50,6 +60,8 @@ class Objective:
     source_cross: float = 0.0
     mse: float = 1.0
     adversarial: float = 1.0
+    contrastive: float = 0.0
+    temperature: float = 0.1
 
 
 class Network(nn.Module):
@@ -187,12 +199,12 @@ class Network(nn.Module):
 
         Returns
         -------
-        ``nll_<k>``, ``kl_<k>`` (L_self of modality k), ``cross``, ``source_cross``, ``mse``.
+        ``nll_<k>``, ``kl_<k>`` (L_self of modality k), ``cross``, ``source_cross``, ``mse``, ``contrastive``.
         """
         samples = {k: self.unit(m + s * _noise_like(m, generator)) for k, (m, s) in posteriors.items()}
         fused = self.fuse(batch, posteriors, samples, generator)
         libraries = {k: self.libraries[k](seen.counts) for k, seen in batch.seen.items()}
-        losses: dict[str, torch.Tensor] = {"cross": 0.0, "source_cross": 0.0, "mse": 0.0}
+        losses: dict[str, torch.Tensor] = dict.fromkeys(("cross", "source_cross", "mse", "contrastive"), 0.0)
         for k, seen in batch.seen.items():
             i = self.modalities.index(k)
             n_features = seen.counts.shape[1]
@@ -210,6 +222,11 @@ class Network(nn.Module):
                 losses["source_cross"] = losses["source_cross"] + self._source_cross(batch, samples, libraries, k)
             if objective.mse:
                 losses["mse"] = losses["mse"] + cosine_distance(samples[k], fused[seen.cell]).mean()
+            if objective.contrastive:
+                losses["contrastive"] = losses["contrastive"] + sum(
+                    info_nce(posteriors[k][0][both], posteriors[source][0][row], objective.temperature)
+                    for source, row, both in _partners(batch, k)
+                )
         return losses
 
     def _source_cross(self, batch, samples, libraries, target: str) -> torch.Tensor:
@@ -217,15 +234,7 @@ class Network(nn.Module):
         total = 0.0
         i = self.modalities.index(target)
         seen = batch.seen[target]
-        for source, other in batch.seen.items():
-            if source == target:
-                continue
-            row = other.cell.new_full((batch.n_cells,), -1)
-            row[other.cell] = torch.arange(len(other.cell), device=row.device)
-            both = row[seen.cell] >= 0
-            if both.sum() < 2:
-                continue
-            row = row[seen.cell[both]]
+        for source, row, both in _partners(batch, target):
             counts = seen.counts if both.all() else seen.counts.take(both)
             # The reference scales by the source's own library read-out, which only a learned one has.
             learned = isinstance(self.libraries[target], LearnedLibrary)
@@ -248,8 +257,26 @@ class Network(nn.Module):
             + objective.cross * losses["cross"]
             + objective.source_cross * losses["source_cross"]
             + objective.mse * losses["mse"]
+            + objective.contrastive * losses["contrastive"]
             - objective.adversarial * adversarial
         )
+
+
+def _partners(batch: MiniBatch, target: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
+    """Yield each other modality in which cells of `target` are seen too, two at least.
+
+    With it come the cells' rows in that modality, and the mask of these cells among those of `target`.
+    """
+    seen = batch.seen[target]
+    for source, other in batch.seen.items():
+        if source == target:
+            continue
+        row = other.cell.new_full((batch.n_cells,), -1)
+        row[other.cell] = torch.arange(len(other.cell), device=row.device)
+        row = row[seen.cell]
+        both = row >= 0
+        if both.sum() >= 2:
+            yield source, row[both], both
 
 
 def _noise_like(x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

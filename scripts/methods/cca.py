@@ -4,13 +4,15 @@ Fitted on paired training cells. Its settings are chosen on training donors (or 
 them, with the benchmark's own metrics, and the model is then fitted on all paired cells.
 """
 
+from functools import cache
+
 import numpy as np
 
 from clue.benchmark.methods import Task, run_method
 from clue.benchmark.validation import choose, combinations, paired_cells, prepare
 
 SETTINGS = ("n_input", "ridge", "n_components", "power")
-"""What inner validation chooses; see `fit`."""
+"""What inner validation chooses; see `factorise` and `directions`."""
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
@@ -21,8 +23,10 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     def candidates(fit_on, held_out):
         prepared, inputs = prepare(fit_on, params["n_pca"], params["n_features"], seed)
         tests = [prepared[k].transform(a) for k, a in held_out.items()]
-        for settings in grid:
-            yield [project(x, p) for x, p in zip(tests, fit(*inputs.values(), **settings), strict=True)]
+        factorised = cache(lambda n_input, ridge: factorise(*inputs.values(), n_input, ridge))
+        for s in grid:
+            projections = directions(factorised(s["n_input"], s["ridge"]), s["n_components"], s["power"])
+            yield [project(x, p) for x, p in zip(tests, projections, strict=True)]
 
     folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
     settings, table = choose(paired, grid, candidates, seed=seed, **folds)
@@ -36,7 +40,17 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 
 
 def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_components: int, power: float):
-    """Canonical directions of paired rows.
+    """Canonical directions of paired rows; the parameters are those of `factorise` and `directions`.
+
+    Returns
+    -------
+    (mean, directions) of x and of y.
+    """
+    return directions(factorise(x, y, n_input, ridge), n_components, power)
+
+
+def factorise(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float):
+    """Mean and all canonical directions of x, the same of y, and the canonical correlations.
 
     Parameters
     ----------
@@ -44,22 +58,30 @@ def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_components: 
         Leading principal components to use of each modality.
     ridge
         Added to each covariance, as a share of its mean variance.
-    n_components
-        Canonical components to keep.
-    power
-        Components are weighted by their canonical correlation to this power.
-
-    Returns
-    -------
-    (mean, directions) of x and of y.
     """
     x, y = x[:, :n_input].astype(np.float64), y[:, :n_input].astype(np.float64)
     mean_x, mean_y = x.mean(axis=0), y.mean(axis=0)
     x, y = x - mean_x, y - mean_y
     white_x, white_y = whitening(x, ridge), whitening(y, ridge)
     u, correlation, vt = np.linalg.svd(white_x.T @ (x.T @ y / len(x)) @ white_y, full_matrices=False)
+    return (mean_x, white_x @ u), (mean_y, white_y @ vt.T), correlation
+
+
+def directions(factors, n_components: int, power: float):
+    """Return (mean, directions) of x and of y.
+
+    Parameters
+    ----------
+    factors
+        What `factorise` returned.
+    n_components
+        Canonical components to keep.
+    power
+        Components are weighted by their canonical correlation to this power.
+    """
+    (mean_x, of_x), (mean_y, of_y), correlation = factors
     weight = correlation[:n_components] ** power
-    return (mean_x, white_x @ u[:, :n_components] * weight), (mean_y, white_y @ vt[:n_components].T * weight)
+    return (mean_x, of_x[:, :n_components] * weight), (mean_y, of_y[:, :n_components] * weight)
 
 
 def whitening(x: np.ndarray, ridge: float) -> np.ndarray:

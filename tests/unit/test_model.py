@@ -125,13 +125,25 @@ def test_an_ablation_removes_its_loss_alone(two, name):
     assert not torch.allclose(g_full, g_without)
 
 
+def test_contrastive_loss_is_of_cells_seen_in_both(two):
+    # 30 cells in both, 20 in each alone; means are orthogonal, so that every other cell has similarity 0
+    model = clue.CLUE(two, **(SMALL | {"n_latent": 35}))
+    batch = model._cells({"rna": two["rna"][:50], "adt": two["adt"][20:70]}).take(torch.randperm(70))
+    posteriors = {k: (3 * torch.eye(70)[batch.index[seen.cell]], torch.ones(50, 70)) for k, seen in batch.seen.items()}
+    losses = model.network.generator_losses(batch, posteriors, Objective(contrastive=1.0, temperature=0.2))
+    # from either modality, the partner among 30 cells
+    expected = -2 * np.log(np.exp(1 / 0.2) / (np.exp(1 / 0.2) + 29))
+    assert float(losses["contrastive"]) == pytest.approx(expected, rel=1e-5)
+
+
 def test_generator_and_discriminator_play_against_each_other(two):
     model = clue.CLUE(two, **SMALL)
     batch = model._cells(two).take(torch.arange(240))
     posteriors = model.network.eval().posteriors(batch)
     means = {k: mean for k, (mean, _) in posteriors.items()}
     loss = model.network.discriminator_loss(batch, means, 0.0, None)
-    total = model.network.total({"cross": 0.0, "source_cross": 0.0, "mse": 0.0}, loss, Objective())
+    nothing = dict.fromkeys(("cross", "source_cross", "mse", "contrastive"), 0.0)
+    total = model.network.total(nothing, loss, Objective())
     weight = model.network.encoders["rna"].subspaces[0].mean.weight
     (up,) = torch.autograd.grad(loss, weight, retain_graph=True)
     (down,) = torch.autograd.grad(total, weight)
