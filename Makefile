@@ -9,10 +9,11 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run score test check-method lint clean
+.PHONY: help install run study score test check-method lint clean
 
 help:
 	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES))"
+	@echo "make study    compare settings of CLUE on held-out training cells (config/study.yaml)"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make test     run the tests"
 	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
@@ -30,6 +31,9 @@ $(INSTALLED): requirements.lock pyproject.toml
 
 run: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config $(CONFIG) --cores $(CORES)
+
+study: $(INSTALLED)
+	$(BIN)/python scripts/run.py --config config/study.yaml --cores $(CORES)
 
 score: $(INSTALLED)
 	$(BIN)/python scripts/score.py --embedding $(EMBEDDING) --solution $(SOLUTION)
