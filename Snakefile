@@ -33,7 +33,7 @@ rule all:
 
 rule download:
     input:
-        [RAW[dataset] for dataset in RAW],
+        list(RAW.values()),
 
 
 rule prepared:

