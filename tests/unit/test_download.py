@@ -8,13 +8,20 @@ import zipfile
 import pytest
 
 from clue.benchmark import download as module
-from clue.benchmark.download import DownloadError, download, raw_files
+from clue.benchmark.download import DownloadError, download, taken
+from clue.benchmark.download_http import Patience
 
 CONTENT = b"cells and genes\n" * 1000
+HASTE = Patience(attempts=3, pause=0)
 
 
 def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
+
+
+def left(folder):
+    """Return what is in the folder of the raw files but the lock."""
+    return sorted(set(os.listdir(folder)) - {".lock"})
 
 
 @pytest.fixture
@@ -45,56 +52,57 @@ def spec(wheels):
 
 
 def test_a_member_is_extracted_and_nothing_else_is_left(spec, tmp_path):
-    download(spec, tmp_path / "raw", pause=0)
+    download("tiny", spec, tmp_path / "raw", patience=HASTE)
     assert (tmp_path / "raw" / "counts.bin").read_bytes() == CONTENT
-    assert os.listdir(tmp_path / "raw") == raw_files(spec) == ["counts.bin"]
+    assert left(tmp_path / "raw") == ["counts.bin", "source.json"]
+    assert taken(spec, tmp_path / "raw")["files"] == {"counts.bin": digest(CONTENT)}
 
 
 def test_files_that_are_right_are_not_fetched_again(spec, tmp_path, monkeypatch):
-    download(spec, tmp_path / "raw", pause=0)
+    download("tiny", spec, tmp_path / "raw", patience=HASTE)
     monkeypatch.setattr(module, "_fetch", lambda *_: pytest.fail("fetched again"))
-    download(spec, tmp_path / "raw", pause=0)
+    download("tiny", spec, tmp_path / "raw", patience=HASTE)
 
 
 def test_a_truncated_file_is_replaced_and_leftovers_of_a_killed_run_are_removed(spec, tmp_path):
     folder = tmp_path / "raw"
     (folder / ".download-killed").mkdir(parents=True)
     (folder / "counts.bin").write_bytes(CONTENT[:100])
-    download(spec, folder, pause=0)
+    download("tiny", spec, folder, patience=HASTE)
     assert (folder / "counts.bin").read_bytes() == CONTENT
-    assert os.listdir(folder) == ["counts.bin"]
+    assert left(folder) == ["counts.bin", "source.json"]
 
 
 def test_a_wheel_with_another_checksum_is_refused(spec, tmp_path):
     found, wrong = spec["source"]["sha256"], "0" * 64
     spec["source"]["sha256"] = wrong
     with pytest.raises(DownloadError) as error:
-        download(spec, tmp_path / "raw", pause=0)
+        download("tiny", spec, tmp_path / "raw", patience=HASTE)
     assert all(word in str(error.value) for word in ("tinydata-1.0-py3-none-any.whl", found, wrong))
     assert "\n" not in str(error.value)
-    assert os.listdir(tmp_path / "raw") == []
+    assert left(tmp_path / "raw") == []
 
 
 def test_a_member_with_another_checksum_is_refused_and_not_left_under_its_name(spec, tmp_path):
     spec["source"]["members"][0]["sha256"] = "0" * 64
     with pytest.raises(DownloadError, match="tinydata/counts.bin: sha256 is .*, expected 0000"):
-        download(spec, tmp_path / "raw", pause=0)
-    assert os.listdir(tmp_path / "raw") == []
+        download("tiny", spec, tmp_path / "raw", patience=HASTE)
+    assert left(tmp_path / "raw") == []
 
 
 def test_an_unknown_member_is_named(spec, tmp_path):
     spec["source"]["members"][0]["member"] = "tinydata/absent.bin"
     with pytest.raises(DownloadError, match="tinydata/absent.bin: no such member; correct source.members"):
-        download(spec, tmp_path / "raw", pause=0)
+        download("tiny", spec, tmp_path / "raw", patience=HASTE)
 
 
 def test_a_truncated_wheel_is_one_clear_line(spec, wheels, tmp_path):
     wheel = wheels / "tinydata-1.0-py3-none-any.whl"
     wheel.write_bytes(wheel.read_bytes()[:5000])
     with pytest.raises(DownloadError) as error:
-        download(spec, tmp_path / "raw", pause=0)
+        download("tiny", spec, tmp_path / "raw", patience=HASTE)
     assert "tinydata" in str(error.value) and "\n" not in str(error.value)
-    assert os.listdir(tmp_path / "raw") == []
+    assert left(tmp_path / "raw") == []
 
 
 def test_a_wheel_that_pip_takes_but_that_cannot_be_unpacked_is_one_clear_line(spec, tmp_path):
@@ -104,8 +112,8 @@ def test_a_wheel_that_pip_takes_but_that_cannot_be_unpacked_is_one_clear_line(sp
     wheel.write_bytes(damaged)
     spec["source"]["sha256"] = digest(bytes(damaged))
     with pytest.raises(DownloadError, match="cannot be unpacked"):
-        download(spec, tmp_path / "raw", pause=0)
-    assert os.listdir(tmp_path / "raw") == []
+        download("tiny", spec, tmp_path / "raw", patience=HASTE)
+    assert left(tmp_path / "raw") == []
 
 
 def test_a_failing_pip_is_tried_again_with_growing_pauses(spec, tmp_path, monkeypatch, capsys):
@@ -114,7 +122,7 @@ def test_a_failing_pip_is_tried_again_with_growing_pauses(spec, tmp_path, monkey
     absent = copy.deepcopy(spec)
     absent["source"]["version"] = "9.9"
     with pytest.raises(DownloadError, match=r"tinydata==9.9: pip cannot download it \(.*\); check the network"):
-        download(absent, tmp_path / "raw", pause=1)
+        download("tiny", absent, tmp_path / "raw", patience=Patience(attempts=3, pause=1))
     assert pauses == [1, 2]
     assert "attempt 3 of 3" in capsys.readouterr().out
 
@@ -124,22 +132,29 @@ def test_local_files_are_linked_relative_to_the_project_and_variables_expanded(t
     (tmp_path / "mine" / "a.h5ad").write_bytes(b"a")
     monkeypatch.setenv("MY_DATA", "mine")
     source = {"kind": "files", "folder": "$MY_DATA", "files": ["a.h5ad"]}
-    download({"source": source}, tmp_path / "raw", root=tmp_path)
-    download({"source": source}, tmp_path / "raw", root=tmp_path)
+    download("tiny", {"source": source}, tmp_path / "raw", root=tmp_path)
+    download("tiny", {"source": source}, tmp_path / "raw", root=tmp_path)
     assert (tmp_path / "raw" / "a.h5ad").read_bytes() == b"a"
-    assert raw_files({"source": source}) == ["a.h5ad"]
+    assert taken({"source": source}, tmp_path / "raw")["files"] == {"a.h5ad": digest(b"a")}
+
+
+def test_a_local_file_that_is_in_its_place_already_is_left_alone(tmp_path):
+    (tmp_path / "a.h5ad").write_bytes(b"a")
+    source = {"kind": "files", "folder": ".", "files": ["a.h5ad"]}
+    download("tiny", {"source": source}, tmp_path, root=tmp_path)
+    assert not (tmp_path / "a.h5ad").is_symlink() and (tmp_path / "a.h5ad").read_bytes() == b"a"
 
 
 def test_an_absent_local_file_is_named(tmp_path):
     source = {"kind": "files", "folder": "mine", "files": ["a.h5ad"]}
-    with pytest.raises(DownloadError, match=r"mine: no file a.h5ad; correct source.folder"):
-        download({"source": source}, tmp_path / "raw", root=tmp_path)
+    with pytest.raises(DownloadError, match=r"mine/a.h5ad: no such file; correct the folder"):
+        download("tiny", {"source": source}, tmp_path / "raw", root=tmp_path)
 
 
 def test_simulated_data_have_no_files(tmp_path):
     spec = {"source": {"kind": "simulated"}}
-    download(spec, tmp_path / "raw")
-    assert raw_files(spec) == [] == os.listdir(tmp_path / "raw")
+    download("tiny", spec, tmp_path / "raw")
+    assert taken(spec, tmp_path / "raw")["files"] == {} and not (tmp_path / "raw").exists()
 
 
 def test_the_program_exits_with_one_line(spec, add_dataset, run_script):

