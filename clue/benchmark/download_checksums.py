@@ -7,7 +7,6 @@ not, by a person. A row is never changed and never removed here.
 
 import csv
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,28 +29,22 @@ def read_checksums(root: str | Path, dataset: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def record_checksums(root: str | Path, dataset: str, source: str, found: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add rows for files of a data set that have none: ``{file: {"size", "sha256"}}``."""
+def record_checksum(root: str | Path, dataset: str, file: str, size: int, sha256: str, source: str) -> None:
+    """Add the row of a file, unless it has one."""
     root = Path(root)
     # Downloads of several data sets end at the same time.
     with FileLock(root / "data" / ".checksums.lock"):
         rows = _read(root)
-        known = {(row["dataset"], row["file"]) for row in rows}
-        new = [
-            {"dataset": dataset, "file": file, "source": source, **facts}
-            for file, facts in found.items()
-            if (dataset, file) not in known
-        ]
-        if not new:
+        if (dataset, file) in {(row["dataset"], row["file"]) for row in rows}:
             return
+        rows.append({"dataset": dataset, "file": file, "size": str(size), "sha256": sha256, "source": source})
         text = io.StringIO()
         table = csv.DictWriter(text, COLUMNS, delimiter="\t", lineterminator="\n")
         table.writeheader()
-        table.writerows(sorted(rows + new, key=lambda row: (row["dataset"], row["file"])))
+        table.writerows(sorted(rows, key=lambda row: (row["dataset"], row["file"])))
         with atomic(root / TABLE) as temporary:
             temporary.write_text(text.getvalue())
-    for row in new:
-        print(f"{TABLE}: new row for {row['file']}, sha256 {row['sha256']}; commit it", flush=True)
+    print(f"{TABLE}: new row for {file}, sha256 {sha256}; commit it", flush=True)
 
 
 def _read(root: Path) -> list[dict[str, str]]:

@@ -53,7 +53,7 @@ class Web:
         return [asked for known, _, asked in self.requests if known == method]
 
     def answer(self, handler):
-        """Answer as a good server does, or with the next fault."""
+        """Answer well, or with the next fault."""
         self.requests.append((handler.command, handler.path, handler.headers["Range"]))
         content = self.files.get(handler.path.lstrip("/"))
         try:
@@ -62,11 +62,12 @@ class Web:
             elif content is None:
                 status(404)(handler, content)
             else:
-                self._serve(handler, content)
+                self.serve(handler, content)
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client is killed or gives up: that is what the test is about
 
-    def _serve(self, handler, content):
+    def serve(self, handler, content):
+        """Answer as a good server does."""
         headers, start = self.describe(content), 0
         asked, condition = handler.headers["Range"], handler.headers["If-Range"]
         same = condition in (None, *headers.values()) or not self.minds_if_range
