@@ -28,7 +28,7 @@ for dataset in RAW:
             sources=to_json(sources(BENCHMARK.datasets[dataset])),
         shell:
             "python -P scripts/download.py --dataset {params.dataset} --folder {params.folder}"
-            " --mirror {params.mirror:q} > {log} 2>&1"
+            " --mirror={params.mirror:q} > {log} 2>&1"
 
 
 for dataset, spec in BENCHMARK.datasets.items():
