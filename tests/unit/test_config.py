@@ -105,6 +105,8 @@ def test_a_part_after_a_slash_selects_one(project):
         ({"device": "tpu"}, ["device", "'tpu' is not one of ['cpu', 'cuda']"]),
         ({"run": "my run"}, ["run", "does not match"]),
         ({"max_cells": 3}, ["max_cells", "less than the minimum"]),
+        ({"data_mirror": "/scratch"}, ["data_mirror", "'/scratch' does not match"]),
+        ({"data_mirror": "file://scratch"}, ["data_mirror", "'file://scratch' does not match"]),
     ],
 )
 def test_wrong_run(project, changes, parts):
