@@ -37,7 +37,7 @@ run: $(INSTALLED)
 study: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config config/study.yaml --cores $(CORES)
 download: $(INSTALLED)
-	$(BIN)/snakemake --cores $(CORES) --configfile $(CONFIG) --scheduler greedy --show-failed-logs -- download
+	$(BIN)/python scripts/run.py --config $(CONFIG) --cores $(CORES) --download
 
 score: $(INSTALLED)
 	$(BIN)/python scripts/score.py --embedding $(EMBEDDING) --solution $(SOLUTION)

@@ -28,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Run the benchmark on this machine and make its report.")
     parser.add_argument("--config", type=Path, required=True, help="for instance config/quick.yaml")
     parser.add_argument("--cores", type=int, required=True, help="how many jobs of one thread run at a time")
+    parser.add_argument("--download", action="store_true", help="only fetch the raw files")
     arguments = parser.parse_args(argv)
     run = Benchmark(read_yaml(arguments.config), where=str(arguments.config)).config["run"]
     snakemake = Snakemake(arguments.config, arguments.cores)
@@ -35,6 +36,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         end(list(jobs_at_work(Path.cwd())))
         print("Clearing the lock of a killed run.", flush=True)
         snakemake("all", "--unlock")
+    if arguments.download:
+        if not snakemake("download", "--keep-going", "--rerun-incomplete"):
+            sys.exit("error: some files could not be downloaded; see logs/download, and run again")
+        return
     failed = not snakemake("all", "--keep-going", "--rerun-incomplete")
     partial = ["--config", "partial=True"] if failed else []
     if failed:

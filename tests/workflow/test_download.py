@@ -101,8 +101,11 @@ def test_mirror_of_the_configuration(project, server):
 def test_no_source_is_one_line_in_the_log(project, server):
     for file in server[1].glob("*.npy"):
         file.unlink()
-    status, output = snakemake(project, "download")
-    assert status != 0 and not project.path("data/raw/arrays/source.json").exists()
+    status, output = project.call(*project.run_command, "--download")
+    assert status == 1 and output.endswith(
+        "error: some files could not be downloaded; see logs/download, and run again\n"
+    )
+    assert not project.path("data/raw/arrays/source.json").exists()
     [line] = [line for line in project.path("logs/download/arrays.log").read_text().splitlines() if "error: " in line]
     assert line.startswith("error: arrays: none of 2 sources can be used: none/W1.npy: no such file")
     assert "the server answers 404" in line
