@@ -14,7 +14,6 @@ SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 help:
 	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES))"
 	@echo "make study    compare settings of CLUE on held-out training cells (config/study.yaml)"
-
 	@echo "make download fetch the raw files of CONFIG ahead of a run, for machines without network"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make test     run the tests"
@@ -36,6 +35,7 @@ run: $(INSTALLED)
 
 study: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config config/study.yaml --cores $(CORES)
+
 download: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config $(CONFIG) --cores $(CORES) --download
 
