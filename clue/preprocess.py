@@ -4,25 +4,52 @@ Everything is fitted on training cells and applied to others unchanged. The step
 authors' competition entry (facts of each in the methods' docstrings), from raw counts.
 """
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import anndata as ad
 import numpy as np
 import scipy.sparse as sp
+from sklearn.decomposition import PCA
 from sklearn.utils.extmath import randomized_svd
 
 CLIP = 10.0
 """Standardised expression is clipped to ± this many standard deviations, as scanpy's and the authors' code do."""
 
 BLOCK = 4096
-"""Cells that are made dense at a time."""
+"""Cells that are read, or made dense, at a time."""
+
+
+def row_blocks(matrix) -> Iterator[sp.csr_matrix]:
+    """Yield all rows in blocks; `matrix` may be sparse, dense, or in a file (`X` of a backed AnnData)."""
+    for start in range(0, matrix.shape[0], BLOCK):
+        yield sp.csr_matrix(matrix[start : start + BLOCK])
 
 
 def size_normalised(counts: sp.csr_matrix, target: float = 1e4) -> sp.csr_matrix:
     """Scale every cell to `target` counts and take log(1 + x)."""
     total = np.asarray(counts.sum(axis=1)).ravel()
-    scaled = sp.diags(target / np.maximum(total, 1)) @ counts
-    return sp.csr_matrix(scaled.log1p(), dtype=np.float32)
+    return _with_values(
+        counts, lambda block, rows: np.log1p(block.data * _per_value(block, target / _above(total[rows])))
+    )
+
+
+def _above(total: np.ndarray) -> np.ndarray:
+    return np.maximum(total, 1).astype(np.float64)
+
+
+def _per_value(block: sp.csr_matrix, of_row: np.ndarray) -> np.ndarray:
+    return np.repeat(of_row, np.diff(block.indptr))
+
+
+def _with_values(matrix: sp.csr_matrix, values: Callable[[sp.csr_matrix, slice], np.ndarray]) -> sp.csr_matrix:
+    """Return a float32 matrix of the same pattern, sharing its memory; `values` gets some rows and which they are."""
+    data = np.empty(matrix.nnz, dtype=np.float32)
+    for start in range(0, matrix.shape[0], BLOCK):
+        rows = slice(start, min(start + BLOCK, matrix.shape[0]))
+        entries = slice(matrix.indptr[rows.start], matrix.indptr[rows.stop])
+        data[entries] = values(matrix[rows], rows)
+    return sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
 def centred_log_ratio(counts: sp.csr_matrix) -> np.ndarray:
@@ -96,14 +123,14 @@ class Preprocessor:
             raise ValueError(f"unknown modality {self.modality!r}; one of rna, atac, adt")
         self.features = adata.var_names.to_numpy().astype(str)
         self.selected = np.flatnonzero(self._select(adata, batch_key))
-        counts = sp.csr_matrix(adata.X)
+        counts = _in_memory(adata.X)
         fit = self._fit_peaks if self.modality == "atac" else self._fit_expression
         fit(counts)
         return self
 
     def _select(self, adata: ad.AnnData, batch_key: str | None) -> np.ndarray:
         """Features seen in some training cell (upstream divides by zero on others), best first."""
-        detected = np.asarray((sp.csr_matrix(adata.X) > 0).sum(axis=0)).ravel()
+        detected = sum(np.asarray((block > 0).sum(axis=0)).ravel() for block in row_blocks(adata.X))
         keep = detected > 0
         if self.n_features is None or self.n_features >= keep.sum():
             return keep
@@ -128,6 +155,9 @@ class Preprocessor:
         return np.clip(values, -CLIP, CLIP, out=values)
 
     def _fit_expression(self, counts: sp.csr_matrix) -> None:
+        if self.modality == "rna":
+            self._fit_sparse(size_normalised(counts)[:, self.selected])
+            return
         values = self._expression(counts)
         std = values.std(axis=0)
         self.arrays = {"mean": values.mean(axis=0), "std": np.where(std > 0, std, 1).astype(np.float32)}
@@ -135,18 +165,47 @@ class Preprocessor:
         self.arrays["centre"] = values.mean(axis=0)
         self.arrays["components"] = self._components(values - self.arrays["centre"])
 
+    def _fit_sparse(self, values: sp.csr_matrix) -> None:
+        """Fit without a dense matrix: a standardised zero is the same for all cells of a gene.
+
+        So the standardised matrix is a sparse one, of the differences from that zero, and a constant row, which
+        centring removes.
+        """
+        mean = np.asarray(values.mean(axis=0, dtype=np.float64)).ravel()
+        squares = sum(np.asarray(block.power(2).sum(axis=0, dtype=np.float64)).ravel() for block in row_blocks(values))
+        std = np.sqrt(np.maximum(squares / values.shape[0] - mean**2, 0))
+        # what is left of a constant gene is rounding
+        std = np.where(std > 1e-6 * mean, std, 1)
+        self.arrays = {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
+        zero = np.clip(-mean / std, -CLIP, CLIP)
+
+        def differences(block: sp.csr_matrix, rows: slice) -> np.ndarray:
+            gene = block.indices
+            return np.clip((block.data - mean[gene]) / std[gene], -CLIP, CLIP) - zero[gene]
+
+        sparse = _with_values(values, differences)
+        pca = PCA(self._n_components(sparse.shape), svd_solver="arpack", random_state=self.seed).fit(sparse)
+        self.arrays["centre"] = (zero + pca.mean_).astype(np.float32)
+        self.arrays["components"] = np.ascontiguousarray(pca.components_.T, dtype=np.float32)
+
     def _components(self, values: np.ndarray | sp.csr_matrix) -> np.ndarray:
-        n_components = min(self.n_components, min(values.shape) - 1)
-        _, _, vt = randomized_svd(values, n_components, n_iter=15, random_state=self.seed)
+        _, _, vt = randomized_svd(values, self._n_components(values.shape), n_iter=15, random_state=self.seed)
         return np.ascontiguousarray(vt.T, dtype=np.float32)
+
+    def _n_components(self, shape: tuple[int, int]) -> int:
+        return min(self.n_components, min(shape) - 1)
 
     # ---- chromatin accessibility: latent semantic indexing ---------------------------------------
 
     def _tf_idf(self, counts: sp.csr_matrix) -> sp.csr_matrix:
         total = np.asarray(counts.sum(axis=1)).ravel()
-        tf_idf = sp.diags(1 / np.maximum(total, 1)) @ counts @ sp.diags(self.arrays["idf"])
-        weight = np.asarray(tf_idf.sum(axis=1)).ravel()
-        return sp.csr_matrix((sp.diags(1e4 / np.where(weight > 0, weight, 1)) @ tf_idf).log1p(), dtype=np.float32)
+
+        def scaled(block: sp.csr_matrix, rows: slice) -> np.ndarray:
+            tf_idf = block.data * self.arrays["idf"][block.indices] * _per_value(block, 1 / _above(total[rows]))
+            weight = np.bincount(_per_value(block, np.arange(block.shape[0])), tf_idf, minlength=block.shape[0])
+            return np.log1p(tf_idf * _per_value(block, 1e4 / np.where(weight > 0, weight, 1)))
+
+        return _with_values(counts, scaled)
 
     def _fit_peaks(self, counts: sp.csr_matrix) -> None:
         per_peak = np.asarray(counts.sum(axis=0)).ravel()
@@ -176,11 +235,13 @@ class Preprocessor:
         ValueError
             If `adata` lacks features of the training data; the message names some.
         """
-        counts = self.align(adata)
-        if counts.shape[0] == 0:
-            return np.zeros((0, self.width), dtype=np.float32)
-        blocks = [self._transform(counts[i : i + BLOCK]) for i in range(0, counts.shape[0], BLOCK)]
-        return np.concatenate(blocks)
+        return np.concatenate([np.zeros((0, self.width), dtype=np.float32), *self.transformed_blocks(adata)])
+
+    def transformed_blocks(self, adata: ad.AnnData) -> Iterator[np.ndarray]:
+        """Yield what `transform` returns for a few thousand cells at a time; of a backed AnnData no more is read."""
+        columns = self._columns(adata)
+        for block in row_blocks(adata.X):
+            yield self._transform(block if columns is None else block[:, columns])
 
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
         if self.modality != "atac":
@@ -194,14 +255,20 @@ class Preprocessor:
 
     def align(self, adata: ad.AnnData) -> sp.csr_matrix:
         """Return the counts of `adata` with the training data's features, in their order."""
+        columns = self._columns(adata)
+        counts = _in_memory(adata.X)
+        return counts if columns is None else counts[:, columns]
+
+    def _columns(self, adata: ad.AnnData) -> np.ndarray | None:
+        """Positions of the training data's features in `adata`; None where they are the same features in order."""
         if len(self.features) == adata.n_vars and (adata.var_names == self.features).all():
-            return sp.csr_matrix(adata.X)
+            return None
         position = adata.var_names.get_indexer(self.features)
         missing = self.features[position < 0]
         if len(missing):
             shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
             raise ValueError(f"{self.modality} lacks {len(missing)} of {len(self.features)} features: {shown}")
-        return sp.csr_matrix(adata.X)[:, position]
+        return position
 
     # ---- saving ----------------------------------------------------------------------------------
 
@@ -213,3 +280,8 @@ class Preprocessor:
     def from_state(cls, state: dict) -> "Preprocessor":
         """Restore what `state` returned."""
         return cls(**state)
+
+
+def _in_memory(matrix) -> sp.csr_matrix:
+    """Return a sparse or dense matrix as it is, or one in a file, as CSR."""
+    return sp.csr_matrix(matrix if sp.issparse(matrix) or isinstance(matrix, np.ndarray) else matrix[:])

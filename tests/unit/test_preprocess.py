@@ -1,0 +1,108 @@
+"""Encoder inputs: sparse routes equal the dense formulas, files are read in blocks, memory is bounded."""
+
+import tracemalloc
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.utils.extmath import randomized_svd
+
+import clue
+from clue import preprocess
+from clue.preprocess import CLIP, Preprocessor
+from clue.simulate import simulate
+
+
+@pytest.fixture(scope="module")
+def data():
+    """RNA, ATAC and proteins of the same 300 cells."""
+    return simulate(300, {"rna": 120, "atac": 200, "adt": 15}, n_batches=2, seed=3)
+
+
+def same_scores(found, expected, tolerance=1e-3):
+    """Principal components agree up to their signs."""
+    sign = np.sign((found * expected).sum(axis=0))
+    np.testing.assert_allclose(found * sign, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_expression_equals_the_dense_formula(data, monkeypatch):
+    monkeypatch.setattr(preprocess, "BLOCK", 64)
+    counts = data["rna"].X.toarray()
+    # a gene so rare that its counts are clipped
+    counts[:, 7] = 0
+    counts[4, 7] = 50
+    adata = ad.AnnData(sp.csr_matrix(counts), obs=data["rna"].obs, var=data["rna"].var[[]])
+    found = Preprocessor("rna", 8).fit(adata).transform(adata)
+
+    logs = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))[:, counts.sum(axis=0) > 0]
+    values = np.clip((logs - logs.mean(axis=0)) / logs.std(axis=0), -CLIP, CLIP)
+    assert (values == CLIP).any()
+    values -= values.mean(axis=0)
+    u, s, _ = randomized_svd(values, 8, n_iter=15, random_state=0)
+    same_scores(found, u * s)
+
+
+def test_peaks_equal_the_dense_formula(data, monkeypatch):
+    monkeypatch.setattr(preprocess, "BLOCK", 64)
+    adata = data["atac"]
+    found = Preprocessor("atac", 6).fit(adata).transform(adata)
+    counts = adata.X.toarray().astype(np.float64)
+    idf = len(counts) / np.where(counts.sum(axis=0) > 0, counts.sum(axis=0), np.inf)
+    tf_idf = counts / counts.sum(axis=1, keepdims=True) * idf
+    values = np.log1p(1e4 * tf_idf / tf_idf.sum(axis=1, keepdims=True))
+    u, s, vt = randomized_svd(values, 6, n_iter=15, random_state=0)
+    scores = values @ vt.T
+    scores = (scores - scores.mean(axis=0)) / scores.std(axis=0, ddof=1)
+    scores -= scores.mean(axis=1, keepdims=True)
+    expected = scores / scores.std(axis=1, ddof=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
+def test_a_backed_file_gives_the_same(data, modality, tmp_path, monkeypatch):
+    adata = data[modality].copy()
+    prepared = Preprocessor(modality, 8).fit(adata)
+    shuffled = adata[:, ::-1].copy()
+    for name, cells in (("same", adata), ("shuffled", shuffled)):
+        cells.write_h5ad(tmp_path / f"{name}.h5ad")
+    expected = prepared.transform(adata)
+    monkeypatch.setattr(preprocess, "BLOCK", 64)
+    for name in ("same", "shuffled"):
+        backed = ad.read_h5ad(tmp_path / f"{name}.h5ad", backed="r")
+        np.testing.assert_allclose(prepared.transform(backed), expected, atol=1e-5)
+        backed.file.close()
+
+
+def test_embed_streams_a_file_without_loading_it(data, tmp_path, monkeypatch):
+    model = clue.CLUE(data, n_latent=4, encoder=(1, 8), decoder=(1, 8), n_components=10)
+    few = data["rna"]
+    many = ad.AnnData(sp.vstack([few.X] * 40, format="csr"), var=few.var[[]])
+    many.obs_names = [f"cell_{i}" for i in range(many.n_obs)]
+    many.write_h5ad(tmp_path / "many.h5ad")
+    loaded = many.X.data.nbytes + many.X.indices.nbytes
+    expected = model.embed(few, "rna")
+    del many
+    monkeypatch.setattr(preprocess, "BLOCK", 256)
+    backed = ad.read_h5ad(tmp_path / "many.h5ad", backed="r")
+    tracemalloc.start()
+    embedding = model.embed(backed, "rna")
+    peak = tracemalloc.get_traced_memory()[1] - embedding.nbytes
+    tracemalloc.stop()
+    np.testing.assert_allclose(embedding, np.tile(expected, (40, 1)), atol=1e-5)
+    assert peak < loaded / 2
+
+
+@pytest.mark.parametrize("modality", ["rna", "atac"])
+def test_fitting_needs_no_dense_matrix(modality):
+    # 2 % non-zeros: the dense matrix is 25 times the sparse one
+    counts = sp.random(4000, 2000, 0.02, format="csr", dtype=np.float32, random_state=0)
+    counts.data = np.ceil(counts.data * 3)
+    adata = ad.AnnData(counts)
+    size = counts.data.nbytes + counts.indices.nbytes
+    prepared = Preprocessor(modality, 10)
+    tracemalloc.start()
+    prepared.fit(adata, batch_key=None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * size < 4000 * 2000 * 4 / 4
