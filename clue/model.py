@@ -9,12 +9,11 @@ from pathlib import Path
 import anndata as ad
 import mudata as md
 import numpy as np
-import scipy.sparse as sp
 import torch
 
 from clue.batches import Cells, batch_labels
 from clue.network import Network, Objective
-from clue.preprocess import Preprocessor
+from clue.preprocess import Preprocessor, row_blocks
 from clue.train import Training, save_atomically, train
 
 
@@ -34,7 +33,7 @@ class CLUE:
         (number of hidden layers, their width).
     dropout
         Dropout rate.
-    fusion, library, normalize
+    fusion, library, normalize, precision
         See `Network`.
     n_components
         Principal components (or LSI components) that encoders read.
@@ -66,6 +65,7 @@ class CLUE:
         fusion: str = "mean",
         library: str = "observed",
         normalize: bool = True,
+        precision: str = "float32",
         n_components: int = 100,
         n_features: dict[str, int] | None = None,
         seed: int = 0,
@@ -94,6 +94,7 @@ class CLUE:
             "fusion": fusion,
             "library": library,
             "normalize": normalize,
+            "precision": precision,
         }
         self.history: list[dict[str, float]] = []
         self._data = adatas
@@ -197,7 +198,8 @@ class CLUE:
         Parameters
         ----------
         adata
-            Raw counts; features in any order, batches known or not (encoders do not read them).
+            Raw counts; features in any order, batches known or not (encoders do not read them). A backed
+            AnnData is read a few thousand cells at a time.
         modality
             Which modality `adata` holds.
 
@@ -212,10 +214,14 @@ class CLUE:
         """
         self._check_modality(modality)
         self.network.eval()
-        x = self.preprocessors[modality].transform(adata)
-        blocks = [torch.from_numpy(x[i : i + batch_size]) for i in range(0, len(x), batch_size)]
-        means = [self.network.encoders[modality](block.to(self.device))[0].cpu() for block in blocks]
-        return torch.cat(means).numpy() if means else np.zeros((0, self.width), dtype=np.float32)
+        embedding = np.empty((adata.n_obs, self.width), dtype=np.float32)
+        start = 0
+        for x in self.preprocessors[modality].transformed_blocks(adata):
+            for part in torch.from_numpy(x).split(batch_size):
+                mean, _ = self.network.encoders[modality](part.to(self.device))
+                embedding[start : start + len(part)] = mean.cpu().numpy()
+                start += len(part)
+        return embedding
 
     @property
     def width(self) -> int:
@@ -288,9 +294,10 @@ def modalities_of(mdata: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnD
 
 
 def _check_counts(modality: str, adata: ad.AnnData) -> None:
-    values = adata.X.data if sp.issparse(adata.X) else np.asarray(adata.X)
-    if not np.isfinite(values).all() or (values < 0).any() or (values != np.round(values)).any():
-        raise ValueError(f"{modality}: X must hold raw counts, whole numbers from 0 up")
+    for block in row_blocks(adata.X):
+        values = block.data
+        if not np.isfinite(values).all() or (values < 0).any() or (values != np.round(values)).any():
+            raise ValueError(f"{modality}: X must hold raw counts, whole numbers from 0 up")
 
 
 def _all_batches(adatas: dict[str, ad.AnnData], batch_key: str | None) -> list[str]:

@@ -86,6 +86,9 @@ class Network(nn.Module):
         Library size that decoders read: ``observed`` counts or ``learned`` (the authors' code).
     normalize
         Whether sampled embeddings are scaled to unit length before they are decoded and compared.
+    precision
+        Type of the factors of the large matrix products: ``float32`` or ``bfloat16``, which is several times
+        faster where the processor multiplies it, and slower where it does not. All else is float32.
     """
 
     def __init__(
@@ -101,17 +104,21 @@ class Network(nn.Module):
         fusion: str,
         library: str,
         normalize: bool,
+        precision: str = "float32",
     ):
         super().__init__()
         if fusion not in ("mean", "product"):
             raise ValueError(f"fusion {fusion!r} is not one of mean, product")
         if library not in ("observed", "learned"):
             raise ValueError(f"library {library!r} is not one of observed, learned")
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision {precision!r} is not one of float32, bfloat16")
+        dtype = getattr(torch, precision)
         self.modalities = list(n_inputs)
         self.n_latent, self.fusion, self.normalize = n_latent, fusion, normalize
         n_modalities = len(self.modalities)
         self.encoders = nn.ModuleDict(
-            {k: ModalityEncoder(n_modalities, n_inputs[k], n_latent, *encoder, dropout) for k in self.modalities}
+            {k: ModalityEncoder(n_modalities, n_inputs[k], n_latent, *encoder, dropout, dtype) for k in self.modalities}
         )
         self.libraries = nn.ModuleDict(
             {
@@ -122,7 +129,7 @@ class Network(nn.Module):
             }
         )
         self.decoders = nn.ModuleDict(
-            {k: Decoder(n_latent, n_features[k], n_batches, *decoder, dropout) for k in self.modalities}
+            {k: Decoder(n_latent, n_features[k], n_batches, *decoder, dropout, dtype) for k in self.modalities}
         )
         self.discriminator = Discriminator(n_modalities * n_latent, n_modalities, n_batches, *discriminator, dropout)
 

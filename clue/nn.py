@@ -12,6 +12,24 @@ from torch import nn
 from clue.likelihood import EPSILON, SparseCounts, decoded_log_likelihood
 
 
+class Linear(nn.Linear):
+    """A linear layer whose product is computed in `dtype`; input, output and weights keep their own type."""
+
+    def __init__(self, n_input: int, n_output: int, dtype: torch.dtype = torch.float32):
+        super().__init__(n_input, n_output)
+        self.product = dtype
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x · weightᵀ + bias."""
+        if self.product in (torch.float32, x.dtype):
+            return super().forward(x)
+        return F.linear(x.to(self.product), self.weight.to(self.product)).to(x.dtype) + self.bias
+
+    def extra_repr(self) -> str:
+        """Show the type of the product when the module is printed."""
+        return f"{super().extra_repr()}, product={self.product}"
+
+
 class Dropout(nn.Module):
     """Dropout whose random bits, on a CPU, come from a faster generator than torch's, where they cost more than layers.
 
@@ -58,16 +76,16 @@ class Encoder(nn.Module):
         Width of the encoder input (principal components).
     n_latent
         Width of the subspace.
-    n_layers, n_hidden, dropout
-        Hidden layers: linear, leaky ReLU, batch normalisation, dropout.
+    n_layers, n_hidden, dropout, dtype
+        Hidden layers: linear (products in `dtype`), leaky ReLU, batch normalisation, dropout.
     """
 
-    def __init__(self, n_input: int, n_latent: int, n_layers: int, n_hidden: int, dropout: float):
+    def __init__(self, n_input: int, n_latent: int, n_layers: int, n_hidden: int, dropout: float, dtype: torch.dtype):
         super().__init__()
         layers: list[nn.Module] = []
         width = n_input
         for _ in range(n_layers):
-            layers += [nn.Linear(width, n_hidden), nn.LeakyReLU(0.2), nn.BatchNorm1d(n_hidden), Dropout(dropout)]
+            layers += [Linear(width, n_hidden, dtype), nn.LeakyReLU(0.2), nn.BatchNorm1d(n_hidden), Dropout(dropout)]
             width = n_hidden
         self.hidden = nn.Sequential(*layers)
         self.mean = nn.Linear(width, n_latent)
@@ -82,11 +100,9 @@ class Encoder(nn.Module):
 class ModalityEncoder(nn.Module):
     """All encoders of one modality x_k: into its own subspace (self) and the others' (cross)."""
 
-    def __init__(self, n_modalities: int, n_input: int, n_latent: int, n_layers: int, n_hidden: int, dropout: float):
+    def __init__(self, n_modalities: int, *encoder):
         super().__init__()
-        self.subspaces = nn.ModuleList(
-            Encoder(n_input, n_latent, n_layers, n_hidden, dropout) for _ in range(n_modalities)
-        )
+        self.subspaces = nn.ModuleList(Encoder(*encoder) for _ in range(n_modalities))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of z = (z_1 … z_K), each (n_cells, K · n_latent)."""
@@ -127,15 +143,24 @@ class Decoder(nn.Module):
     parameters of each batch.
     """
 
-    def __init__(self, n_latent: int, n_features: int, n_batches: int, n_layers: int, n_hidden: int, dropout: float):
+    def __init__(
+        self,
+        n_latent: int,
+        n_features: int,
+        n_batches: int,
+        n_layers: int,
+        n_hidden: int,
+        dropout: float,
+        dtype: torch.dtype,
+    ):
         super().__init__()
-        self.n_batches = n_batches
+        self.n_batches, self.dtype = n_batches, dtype
         self.layers = nn.ModuleList()
         width = n_latent
         for _ in range(n_layers):
             self.layers.append(
                 nn.Sequential(
-                    nn.Linear(width + n_batches, n_hidden),
+                    Linear(width + n_batches, n_hidden, dtype),
                     nn.LeakyReLU(0.2),
                     nn.BatchNorm1d(n_hidden),
                     Dropout(dropout),
@@ -181,6 +206,7 @@ class Decoder(nn.Module):
             torch.stack(library),
             batch,
             counts,
+            self.dtype,
         )
 
     def expected(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:

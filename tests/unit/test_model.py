@@ -271,3 +271,45 @@ def test_works_on_plain_anndata_without_batches(two):
     plain = {k: ad.AnnData(a.X, obs=a.obs[[]], var=a.var[[]]) for k, a in two.items()}
     model = clue.CLUE(plain, batch_key=None, **SMALL).fit(**SHORT)
     assert model.embed(plain["rna"], "rna").shape == (240, 12)
+
+
+# ---- precision and dropout -----------------------------------------------------------------------
+
+
+def test_bfloat16_products_train(two):
+    exact, rounded = clue.CLUE(two, **SMALL), clue.CLUE(two, precision="bfloat16", **SMALL)
+    x, y = exact.embed(two["rna"], "rna"), rounded.embed(two["rna"], "rna")
+    assert y.dtype == np.float32 and not np.array_equal(x, y)
+    np.testing.assert_allclose(x, y, atol=0.05 * np.abs(x).max())
+    rounded.fit(**SHORT)
+    assert np.isfinite(rounded.embed(two["rna"], "rna")).all()
+    with pytest.raises(ValueError, match="precision 'float16' is not one of"):
+        clue.CLUE(two, precision="float16", **SMALL)
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
+def test_dropout_zeroes_at_the_rate_and_keeps_the_mean(rate):
+    torch.manual_seed(0)
+    dropout = clue.nn.Dropout(rate)
+    dropped = dropout(torch.ones(300, 1001))
+    # standard deviation of the share is sqrt(rate / 300,300) < 0.001
+    assert abs(float((dropped == 0).float().mean()) - rate) < 0.005
+    torch.testing.assert_close(dropped[dropped > 0].unique(), torch.tensor([1 / (1 - rate)]), rtol=1e-4, atol=0)
+    torch.manual_seed(0)
+    assert torch.equal(dropout(torch.ones(300, 1001)), dropped)
+    assert not torch.equal(dropout(torch.ones(300, 1001)), dropped)
+    assert torch.equal(dropout.eval()(torch.ones(3)), torch.ones(3))
+
+
+def test_rmsprop_is_that_of_torch(two):
+    from clue.train import _RMSprop
+
+    weights = [torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]
+    ours = _RMSprop([weights[0]], lr=0.01, weight_decay=0.1, fused=True)
+    theirs = torch.optim.RMSprop([weights[1]], lr=0.01, weight_decay=0.1)
+    for _ in range(20):
+        for weight, optimizer in zip(weights, (ours, theirs), strict=True):
+            optimizer.zero_grad()
+            weight.square().sum().sin().backward()
+            optimizer.step()
+    torch.testing.assert_close(*weights)
