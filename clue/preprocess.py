@@ -19,6 +19,9 @@ CLIP = 10.0
 BLOCK = 4096
 """Cells that are read, or made dense, at a time."""
 
+SMALL_COVARIANCE = 2000
+"""Genes up to which principal components are computed from the covariance matrix."""
+
 
 def row_blocks(matrix) -> Iterator[sp.csr_matrix]:
     """Yield all rows in blocks; `matrix` may be sparse, dense, or in a file (`X` of a backed AnnData)."""
@@ -184,7 +187,9 @@ class Preprocessor:
             return np.clip((block.data - mean[gene]) / std[gene], -CLIP, CLIP) - zero[gene]
 
         sparse = _with_values(values, differences)
-        pca = PCA(self._n_components(sparse.shape), svd_solver="arpack", random_state=self.seed).fit(sparse)
+        # the eigenvectors of a small covariance matrix cost a fraction of hundreds of Lanczos vectors
+        solver = "covariance_eigh" if sparse.shape[1] <= SMALL_COVARIANCE else "arpack"
+        pca = PCA(self._n_components(sparse.shape), svd_solver=solver, random_state=self.seed).fit(sparse)
         self.arrays["centre"] = (zero + pca.mean_).astype(np.float32)
         self.arrays["components"] = np.ascontiguousarray(pca.components_.T, dtype=np.float32)
 

@@ -23,7 +23,6 @@ from tqdm import tqdm
 
 from clue.batches import Cells, Sampler
 
-
 _FORMAT = 2
 """Changes when checkpoints of earlier code must not be loaded: what they hold, or what a step computes, is new."""
 
