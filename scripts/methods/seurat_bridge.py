@@ -1,0 +1,110 @@
+"""Bridge integration with Seurat 5 (Hao et al., Nature Biotechnology 2023); the work is done by ``seurat_bridge.R``.
+
+Paired training cells are the bridge, test RNA is the reference, the other modality's test cells are the query.
+In which of two spaces cells are matched is chosen on training cells held out, unless the parameters name one.
+"""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods import Task, run_method
+from clue.benchmark.r import run_r
+from clue.benchmark.validation import choose, combinations, paired_cells
+
+SCRIPT = Path(__file__).with_suffix(".R")
+PACKAGES = {"Seurat": "5.0.0", "hdf5r": "1.3.0", "jsonlite": "1.0"}
+MIN_CELLS = 60
+"""Seurat looks for up to 50 neighbours of a cell, among bridge, reference and query alike."""
+FOR_R = ("normalization", "n_genes", "n_pcs", "n_laplacian", "n_query", "supervised", "k_weight")
+
+
+def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
+    """Choose a space, then embed the test cells."""
+    paired = paired_cells(task.train)
+    grid = combinations({"space": params["space"]})
+    if len(grid) > 1:
+
+        def candidates(fit_on, held_out):
+            spaces, _ = integrate(fit_on, held_out, params, seed, "the choice of a space, with some cells held out")
+            for settings in grid:
+                yield tuple(spaces[settings["space"]].values())
+
+        folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
+        settings, task.info["inner_validation"] = choose(paired, grid, candidates, seed=seed, **folds)
+    else:
+        settings = grid[0]
+    spaces, info = integrate(paired, task.test, params, seed, "the integration")
+    task.info.update(info, chosen=settings)
+    return spaces[settings["space"]]
+
+
+def integrate(
+    paired: dict[str, ad.AnnData], cells: dict[str, ad.AnnData], params: dict, seed: int, purpose: str
+) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
+    """Return cells of each modality in each space, and what was done.
+
+    Parameters
+    ----------
+    paired
+        The bridge, rows paired.
+    cells
+        RNA cells, the reference, and those of another modality, the query; rows in any order.
+    purpose
+        What it is for, to be named where cells are too few.
+    """
+    other = next(modality for modality in cells if modality != "rna")
+    n_available = paired["rna"].n_obs
+    paired = subsample(paired, params["max_bridge_cells"], seed)
+    inputs = {
+        "bridge_rna": paired["rna"],
+        "bridge_query": paired[other],
+        "reference": aligned(cells["rna"], paired["rna"], "rna"),
+        "query": aligned(cells[other], paired[other], other),
+    }
+    for name, adata in inputs.items():
+        if adata.n_obs < MIN_CELLS:
+            raise BenchmarkError(
+                f"{name} has {adata.n_obs} cells, Seurat needs {MIN_CELLS} for {purpose}; give more cells, or a single"
+                " space in the method's YAML, which saves the choice"
+            )
+    values = {name: params[name] for name in FOR_R}
+    n_components = limits(inputs, values)
+    arrays, info = run_r(SCRIPT, inputs, values | n_components | {"query": other, "seed": seed}, PACKAGES)
+    spaces = {
+        space: {"rna": arrays[f"{space}_reference"], other: arrays[f"{space}_query"]}
+        for space in ("direct", "integrated")
+    }
+    return spaces, info | n_components | {"n_bridge_available": n_available}
+
+
+def subsample(paired: dict[str, ad.AnnData], at_most: int, seed: int) -> dict[str, ad.AnnData]:
+    """Draw bridge cells where there are too many; they stay in order."""
+    n_cells = paired["rna"].n_obs
+    if n_cells <= at_most:
+        return paired
+    kept = np.sort(np.random.default_rng(seed).permutation(n_cells)[:at_most])
+    return {modality: adata[kept] for modality, adata in paired.items()}
+
+
+def aligned(cells: ad.AnnData, like: ad.AnnData, modality: str) -> ad.AnnData:
+    """Return the cells with the features of `like`, in its order."""
+    missing = like.var_names.difference(cells.var_names)
+    if len(missing):
+        raise BenchmarkError(f"test cells of {modality} lack {len(missing)} features of training, first {missing[0]!r}")
+    return cells[:, like.var_names]
+
+
+def limits(inputs: dict[str, ad.AnnData], values: dict) -> dict[str, int]:
+    """Return the numbers of components, as asked for or as many as cells and features have."""
+    n_bridge, n_reference = inputs["bridge_rna"].n_obs, inputs["reference"].n_obs
+    n_genes = min(values["n_genes"], inputs["bridge_rna"].n_vars)
+    n_pcs = min(values["n_pcs"], n_genes - 1, n_reference - 1)
+    n_query = min(values["n_query"], inputs["bridge_query"].n_vars - 1, n_bridge - 1)
+    return {"n_pcs": n_pcs, "n_query": n_query, "n_laplacian": min(values["n_laplacian"], n_bridge - 2)}
+
+
+if __name__ == "__main__":
+    run_method(embed)
