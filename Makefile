@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study score test check-method lint clean download
+.PHONY: help install run study score test check-method r lint clean download
 
 help:
 	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES))"
@@ -18,6 +18,7 @@ help:
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make test     run the tests"
 	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
+	@echo "make r        make an R with Seurat 5 in .r/ (Debian, as root); with conda: envs/seurat.yaml"
 	@echo "make lint     check style: ruff, snakefmt, snakemake --lint"
 	@echo "make clean    remove results, logs and Snakemake's records; keep data/ and $(VENV)"
 	@echo "make install  make the environment $(VENV); the others do it when needed"
@@ -49,6 +50,9 @@ check-method: $(INSTALLED)
 	@[ -f "config/methods/$(NAME).yaml" ] || { echo "NAME=$(NAME): no file config/methods/$(NAME).yaml"; exit 1; }
 	CHECK_METHOD=$(NAME) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_method_programs.py \
 		--verbose --no-header --disable-warnings --tb=short
+
+r:
+	envs/r-root.sh .r/root
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ exec chroot "$root" sh -c 'cd "$0" && exec Rscript --vanilla "$@"' "$inside" "$@
 
 
 def run_r(
-    script: Path, cells: Mapping[str, ad.AnnData], params: Mapping[str, Any], packages: Mapping[str, str]
+    script: Path, cells: Mapping[str, ad.AnnData], params: Mapping[str, Any], packages: Sequence[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Run an R script in a folder with ``input.h5`` and ``params.json``; read ``output.h5`` and ``info.json`` back.
 
@@ -54,7 +54,7 @@ def run_r(
     params
         Anything that JSON can say.
     packages
-        The R packages that the script needs, each with its least version.
+        The R packages that the script needs: ``"hdf5r"``, or ``"Seurat>=5.0.0"``.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def reason_of(status: int, error_file: Path) -> str:
 # ---- finding R -------------------------------------------------------------------------------------
 
 
-def find_r(packages: Mapping[str, str]) -> Path | None:
+def find_r(packages: Sequence[str]) -> Path | None:
     """Find an R that has the packages: Rscript on the path (then None), else the root folder of ``make r``.
 
     Raises
@@ -115,48 +115,44 @@ def find_r(packages: Mapping[str, str]) -> Path | None:
     looked_at = []
     if shutil.which("Rscript") is None:
         looked_at.append("no Rscript on the path")
-    elif lacks := lacking(None, packages):
-        looked_at.append(f"Rscript on the path: {lacks}")
+    elif reason := lacking(None, packages):
+        looked_at.append(f"Rscript on the path: {reason}")
     else:
         return None
+    # Written last: without it the folder is not whole.
     if not (ROOT_FOLDER / "etc" / "made-from").exists():
         looked_at.append(f"no {ROOT_FOLDER}")
-    elif lacks := lacking(ROOT_FOLDER, packages):
-        looked_at.append(f"{ROOT_FOLDER}: {lacks}")
+    elif reason := lacking(ROOT_FOLDER, packages):
+        looked_at.append(f"{ROOT_FOLDER}: {reason}")
     else:
         return ROOT_FOLDER
-    wanted = ", ".join(f"{name} >= {version}" for name, version in packages.items())
     raise BenchmarkError(
-        f"no R with {wanted} ({'; '.join(looked_at)}); on Debian, as root, `make r` makes one; elsewhere activate the"
-        " conda environment of envs/seurat.yaml, or have snakemake do so (--software-deployment-method conda)"
+        f"no R with {', '.join(packages)} ({'; '.join(looked_at)}); on Debian, as root, `make r` makes one; elsewhere"
+        " use the conda environment of envs/seurat.yaml"
     )
 
 
-def lacking(root: Path | None, packages: Mapping[str, str]) -> str:
+def lacking(root: Path | None, packages: Sequence[str]) -> str:
     """Say what an R lacks; an empty text if nothing."""
-    versions = {}
+    least = {name: version for name, _, version in (package.partition(">=") for package in packages)}
+    names = ", ".join(f'"{name}"' for name in least)
+    code = f"for (p in c({names})) if (nzchar(system.file(package = p))) cat(p, format(packageVersion(p)), '\\n')"
     with tempfile.TemporaryDirectory(prefix="clue-r-") as folder, tempfile.TemporaryFile("w+") as output:
-        names = ", ".join(f'"{name}"' for name in packages)
-        # An installed package may still fail to load, where a library of the system is missing.
-        code = f"for (p in c({names})) if (requireNamespace(p, quietly = TRUE)) cat(p, format(packageVersion(p)), '\\n')"
         status = call(root, Path(folder), ["-e", code], stdout=output, stderr=subprocess.STDOUT)
         output.seek(0)
-        text = output.read()
+        lines = output.read().strip().splitlines()
     if status:
-        return f"cannot be run ({(text.strip().splitlines() or [f'status {status}'])[-1]})"
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) == 2 and words[0] in packages:
-            versions[words[0]] = words[1]
+        return f"cannot be run ({lines[-1] if lines else f'status {status}'})"
+    found = dict(words for words in map(str.split, lines) if len(words) == 2)
     return "; ".join(
-        f"{name} {versions[name]} is too old" if name in versions else f"package {name} is missing"
-        for name, least in packages.items()
-        if name not in versions or _numbers(versions[name]) < _numbers(least)
+        f"{name} {found[name]} is too old" if name in found else f"no package {name}"
+        for name, version in least.items()
+        if name not in found or _numbers(found[name]) < _numbers(version)
     )
 
 
 def _numbers(version: str) -> list[int]:
-    return [int(part) for part in re.split(r"[.-]", version)]
+    return [int(part) for part in re.findall("[0-9]+", version)]
 
 
 # ---- exchange --------------------------------------------------------------------------------------

@@ -65,7 +65,9 @@ prepare_bridge <- function(rna, other, params) {
   if (params$query == "adt") object <- ScaleData(object, assay = QUERY, verbose = FALSE)
   if (params$supervised) return(object)
   object[["unsupervised"]] <- if (params$query == "adt") {
-    RunPCA(object[[QUERY]], npcs = params$n_query, seed.use = params$seed, reduction.key = "apca_", verbose = FALSE)
+    # Exactly: for as many components as there may be of a few proteins, the approximation does not converge.
+    RunPCA(object[[QUERY]], npcs = params$n_query, approx = FALSE, seed.use = params$seed, reduction.key = "apca_",
+           verbose = FALSE)
   } else {
     latent_semantic_indexing(LayerData(object[[QUERY]], "data"), params$n_query)
   }
@@ -104,8 +106,7 @@ find_anchors <- function(reference, bridge, query, params) {
     reference, bridge, reference.reduction = "pca", reference.dims = seq_len(params$n_pcs),
     normalization.method = params$normalization, reference.assay = DefaultAssay(reference), bridge.ref.assay = "RNA",
     bridge.query.assay = QUERY, supervised.reduction = if (params$supervised) if (adt) "spca" else "slsi",
-    bridge.query.reduction = if (!params$supervised) "unsupervised",
-    laplacian.reduction.dims = seq_len(params$n_laplacian), verbose = FALSE
+    bridge.query.reduction = if (!params$supervised) "unsupervised", verbose = FALSE
   )
   # The first component of accessibility is depth.
   FindBridgeIntegrationAnchors(

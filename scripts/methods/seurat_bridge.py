@@ -15,10 +15,10 @@ from clue.benchmark.r import run_r
 from clue.benchmark.validation import choose, combinations, paired_cells
 
 SCRIPT = Path(__file__).with_suffix(".R")
-PACKAGES = {"Seurat": "5.0.0", "hdf5r": "1.3.0", "jsonlite": "1.0"}
+R_PACKAGES = ("Seurat>=5.0.0", "hdf5r", "jsonlite")
 MIN_CELLS = 60
 """Seurat looks for up to 50 neighbours of a cell, among bridge, reference and query alike."""
-FOR_R = ("normalization", "n_genes", "n_pcs", "n_laplacian", "n_query", "supervised", "k_weight")
+FOR_R = ("normalization", "n_genes", "n_pcs", "n_query", "supervised", "k_weight")
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
@@ -72,7 +72,7 @@ def integrate(
             )
     values = {name: params[name] for name in FOR_R}
     n_components = limits(inputs, values)
-    arrays, info = run_r(SCRIPT, inputs, values | n_components | {"query": other, "seed": seed}, PACKAGES)
+    arrays, info = run_r(SCRIPT, inputs, values | n_components | {"query": other, "seed": seed}, R_PACKAGES)
     spaces = {
         space: {"rna": arrays[f"{space}_reference"], other: arrays[f"{space}_query"]}
         for space in ("direct", "integrated")
@@ -98,12 +98,18 @@ def aligned(cells: ad.AnnData, like: ad.AnnData, modality: str) -> ad.AnnData:
 
 
 def limits(inputs: dict[str, ad.AnnData], values: dict) -> dict[str, int]:
-    """Return the numbers of components, as asked for or as many as cells and features have."""
-    n_bridge, n_reference = inputs["bridge_rna"].n_obs, inputs["reference"].n_obs
-    n_genes = min(values["n_genes"], inputs["bridge_rna"].n_vars)
-    n_pcs = min(values["n_pcs"], n_genes - 1, n_reference - 1)
-    n_query = min(values["n_query"], inputs["bridge_query"].n_vars - 1, n_bridge - 1)
-    return {"n_pcs": n_pcs, "n_query": n_query, "n_laplacian": min(values["n_laplacian"], n_bridge - 2)}
+    """Return the numbers of components, as asked for or as many as cells and features that are not 0 allow."""
+    n_genes = min(values["n_genes"], n_features_seen(inputs["reference"]))
+    n_query = min(n_features_seen(inputs["bridge_query"]), inputs["bridge_query"].n_obs)
+    return {
+        "n_pcs": min(values["n_pcs"], n_genes - 1, inputs["reference"].n_obs - 1),
+        "n_query": min(values["n_query"], n_query - 1),
+    }
+
+
+def n_features_seen(adata: ad.AnnData) -> int:
+    """Count the features that some cell has."""
+    return int((np.asarray(adata.X.sum(axis=0)) > 0).sum())
 
 
 if __name__ == "__main__":

@@ -198,6 +198,7 @@ def test_lock_holds_every_dependency():
     assert names - {"clue-bench"} <= set(pins())
 
 
-def test_conda_environment_has_the_versions_of_the_lock():
-    pip = read_yaml(ROOT / "envs/python.yaml")["dependencies"][-1]["pip"]
+@pytest.mark.parametrize("name", ["python", "seurat"])
+def test_conda_environment_has_the_versions_of_the_lock(name):
+    pip = read_yaml(ROOT / "envs" / f"{name}.yaml")["dependencies"][-1]["pip"]
     assert {line.lower() for line in pip} <= {f"{name}=={version}" for name, version in pins().items()}

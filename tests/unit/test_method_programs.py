@@ -1,7 +1,8 @@
 """Every method of ``config/methods``, run as the workflow does, on a tiny task; ``make check-method NAME=…`` for one.
 
 The task has what real ones have: training cells seen in one modality alone, donors, a feature that is in no
-training cell. Hyper-parameters are those of the budget `test` of the method's YAML.
+training cell. Hyper-parameters are those of the budget `test` of the method's YAML, which says how many cells, too.
+A method that needs an R that is not there is skipped.
 """
 
 import json
@@ -18,6 +19,7 @@ import yaml
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.contracts import read_embedding, write_test, write_train
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.r import find_r
 from clue.benchmark.task import make_task
 from clue.simulate import simulate
 
@@ -25,7 +27,6 @@ ROOT = Path(__file__).parents[2]
 N_FEATURES = {"rna": 60, "atac": 80, "adt": 20}
 SETS = (("rna", "atac"), ("rna", "adt"), ("atac", "adt"), ("rna", "atac", "adt"))
 SPLIT = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
-N_CELLS = 160
 COPIES = {0: -1, 3: -4}
 """Test cells and where in their file there is a copy of them."""
 
@@ -53,7 +54,7 @@ def project(tmp_path_factory):
             "label": "Tiny",
             "modalities": list(modalities),
             "source": {"kind": "simulated"},
-            "prepare": {"kind": "simulated", "arguments": arguments(modalities)},
+            "prepare": {"kind": "simulated", "arguments": arguments(modalities, 160)},
             "splits": {"random25": SPLIT},
         }
         (folder / "config" / "datasets" / f"{'_'.join(modalities)}.yaml").write_text(yaml.safe_dump(spec))
@@ -62,25 +63,26 @@ def project(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def task_files(tmp_path_factory):
-    """A function that writes the files of a tiny task, once per set of modalities."""
+    """A function that writes the files of a tiny task, once per set of modalities and number of cells."""
     made = {}
 
-    def make(modalities):
-        if modalities not in made:
-            made[modalities] = write_task(modalities, tmp_path_factory.mktemp("_".join(modalities)))
-        return made[modalities]
+    def make(modalities, n_cells):
+        key = (modalities, n_cells)
+        if key not in made:
+            made[key] = write_task(modalities, n_cells, tmp_path_factory.mktemp("_".join(modalities)))
+        return made[key]
 
     return make
 
 
-def arguments(modalities):
+def arguments(modalities, n_cells):
     """Return what to simulate."""
-    return {"n_cells": N_CELLS, "n_features": {name: N_FEATURES[name] for name in modalities}, "seed": 1}
+    return {"n_cells": n_cells, "n_features": {name: N_FEATURES[name] for name in modalities}, "seed": 1}
 
 
-def write_task(modalities, folder):
-    """Write 120 training and 40 test cells."""
-    task = make_task(simulate(**arguments(modalities)), "tiny", "random25", SPLIT)
+def write_task(modalities, n_cells, folder):
+    """Write the files of a task, a quarter of whose cells are test."""
+    task = make_task(simulate(**arguments(modalities, n_cells)), "tiny", "random25", SPLIT)
     for adata in task.train.mod.values():
         counts = adata.X.toarray()
         counts[:, 5] = 0
@@ -103,7 +105,11 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         benchmark = plan(project, method, modalities)
         script = ROOT / "scripts" / "methods" / benchmark.methods[method]["script"]
         params = benchmark.params(method, "default", list(modalities))
-        files, output = task_files(modalities), tmp_path / str(attempt) / "embedding.h5ad"
+        skip_without_r(script)
+        files, output = (
+            task_files(modalities, benchmark.methods[method]["test_cells"]),
+            tmp_path / str(attempt) / "embedding.h5ad",
+        )
         words = ["--train", files / "train.h5mu", "--tests", *(files / f"test_{name}.h5ad" for name in modalities)]
         words += ["--embedding", output, "--method", method, "--variant", "default", "--seed", 0]
         words += ["--params", json.dumps(params), "--device", "cpu", "--threads", 1]
@@ -132,6 +138,15 @@ def plan(project, method, modalities):
     pytest.fail(reason, pytrace=False)
 
 
+def skip_without_r(script):
+    """Skip what needs R where no R has the packages that the program names in R_PACKAGES."""
+    if script.with_suffix(".R").exists():
+        try:
+            find_r(runpy.run_path(str(script))["R_PACKAGES"])
+        except BenchmarkError as error:
+            pytest.skip(str(error))
+
+
 def says(condition, message):
     """Fail with a sentence for the method's author instead of a traceback."""
     if not condition:
@@ -139,9 +154,10 @@ def says(condition, message):
 
 
 @pytest.mark.parametrize(("method", "modalities"), CASES)
-def test_embeds_the_test_cells(method, modalities, run_program, task_files):
+def test_embeds_the_test_cells(method, modalities, run_program, project):
     embedding, report = run_program(method, modalities)
-    where, n_test = f"{method} on {'+'.join(modalities)}", N_CELLS // 4
+    where = f"{method} on {'+'.join(modalities)}"
+    n_test = plan(project, method, modalities).methods[method]["test_cells"] // 4
     says(embedding.n_obs == n_test * len(modalities), f"{where}: {embedding.n_obs} rows, not one per test cell")
     says(list(dict.fromkeys(embedding.obs["modality"])) == list(modalities), f"{where}: modalities out of order")
     says(np.isfinite(embedding.X).all(), f"{where}: NaN or infinite values")
