@@ -1,0 +1,267 @@
+"""Cells go to R and come back as they were; what is wrong with R, or in it, becomes one line."""
+
+import importlib.util
+import json
+import os
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+
+from clue.benchmark import r
+from clue.benchmark.contracts import read_embedding, write_test, write_train
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods import run_method
+from clue.benchmark.task import make_task
+from clue.matching import match_snn
+from clue.metrics import foscttm, match_score
+from clue.simulate import simulate
+
+ROOT = Path(__file__).parents[2]
+HDF5 = ("hdf5r", "jsonlite")
+HEAD = """
+library(hdf5r)
+options(error = function() { writeLines(geterrmessage(), "error.txt"); quit(status = 1) })
+input <- H5File$new("input.h5", "r")
+params <- jsonlite::read_json("params.json", simplifyVector = TRUE)
+"""
+
+
+@pytest.fixture(scope="module")
+def real_r():
+    """Skip where no R has what the Seurat bridge needs."""
+    try:
+        r.find_r(seurat_bridge().R_PACKAGES)
+    except BenchmarkError as error:
+        pytest.skip(str(error))
+
+
+def seurat_bridge():
+    """Import the program."""
+    spec = importlib.util.spec_from_file_location("seurat_bridge", ROOT / "scripts/methods/seurat_bridge.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def counts(n_cells=7, n_features=5):
+    """Return cells of raw counts, one without any, one feature without any, and columns out of order."""
+    values = np.random.default_rng(0).poisson(1, (n_cells, n_features))
+    values[2], values[:, 3] = 0, 0
+    matrix = sp.csr_matrix(values.astype(np.float32))
+    rows = [(matrix.indices[a:b][::-1], matrix.data[a:b][::-1]) for a, b in pairwise(matrix.indptr)]
+    matrix.indices, matrix.data = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    matrix.has_sorted_indices = False
+    return ad.AnnData(matrix), values
+
+
+def script(folder, body, head=HEAD):
+    """Write an R script."""
+    path = folder / "test.R"
+    path.write_text(head + body)
+    return path
+
+
+# ---- the exchange --------------------------------------------------------------------------------
+
+
+def test_counts_are_written_row_by_row_and_sorted(tmp_path):
+    cells, values = counts()
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        r.write_counts(file.create_group("x"), cells)
+        parts = {key: file["x"][key][()] for key in file["x"]}
+    assert parts["shape"].tolist() == [7, 5]
+    # What R makes of them: columns are cells.
+    columns = sp.csc_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=(5, 7))
+    np.testing.assert_array_equal(columns.toarray(), values.T)
+    assert all((np.diff(parts["indices"][a:b]) > 0).all() for a, b in pairwise(parts["indptr"]))
+
+
+def test_r_reads_the_counts_and_python_the_answer(real_r, tmp_path):
+    cells, values = counts()
+    body = """
+    part <- function(key) input[[paste0("cells/", key)]][]
+    shape <- part("shape")
+    counts <- new(Class = structure("dgCMatrix", package = "Matrix"), i = part("indices"), p = part("indptr"),
+                  x = part("data"), Dim = rev(shape))
+    output <- H5File$new("output.h5", "w")
+    output[["twice"]] <- params$factor * as.matrix(Matrix::t(counts))
+    output$close_all()
+    jsonlite::write_json(list(text = params$text, cells = ncol(counts)), "info.json", auto_unbox = TRUE)
+    """
+    given = {"factor": 2, "text": "a 'quoted' \"line\" – ü"}
+    arrays, info = r.run_r(script(tmp_path, body, "library(Matrix)" + HEAD), {"cells": cells}, given, HDF5)
+    np.testing.assert_array_equal(arrays["twice"], 2 * values)
+    assert info == {"text": given["text"], "cells": 7}
+
+
+# ---- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_no_r_at_all_is_one_line_with_both_mends(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(r, "ROOT_FOLDER", tmp_path / "root")
+    with pytest.raises(BenchmarkError) as caught:
+        r.find_r(["Seurat>=5.0.0"])
+    message = str(caught.value)
+    assert "no Rscript on the path" in message and f"no {tmp_path / 'root'}" in message
+    assert "make r" in message and "envs/seurat.yaml" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("prints", "status", "reason"),
+    [
+        ("", 0, "no package Seurat"),
+        ("Seurat 4.3.0", 0, "Seurat 4.3.0 is too old"),
+        ("Seurat 10.0.0.9001", 0, None),
+        ("Seurat 5.0.0", 0, None),
+        ("libR.so: not found", 127, "cannot be run (libR.so: not found)"),
+    ],
+)
+def test_rscript_on_the_path_is_taken_if_it_has_the_packages(prints, status, reason, tmp_path, monkeypatch):
+    fake = tmp_path / "Rscript"
+    fake.write_text(f"#!/bin/sh\necho '{prints}'\nexit {status}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(r, "ROOT_FOLDER", tmp_path / "root")
+    if reason is None:
+        assert r.find_r(["Seurat>=5.0.0"]) is None
+    else:
+        with pytest.raises(BenchmarkError, match="Rscript on the path: ") as caught:
+            r.find_r(["Seurat>=5.0.0"])
+        assert reason in str(caught.value)
+
+
+def test_an_unfinished_root_folder_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(r, "ROOT_FOLDER", tmp_path / "root")
+    (tmp_path / "root" / "etc").mkdir(parents=True)
+    with pytest.raises(BenchmarkError, match="no .*root"):
+        r.find_r(["Seurat"])
+
+
+def test_an_error_in_r_is_passed_on(real_r, tmp_path):
+    cells, _ = counts()
+    with pytest.raises(BenchmarkError) as caught:
+        r.run_r(script(tmp_path, 'f <- function() stop("two\nlines, 5 cells")\nf()'), {"cells": cells}, {}, HDF5)
+    assert str(caught.value) == "test.R: Error in f() : two lines, 5 cells"
+
+
+def test_a_killed_r_is_named(real_r, tmp_path):
+    cells, _ = counts()
+    with pytest.raises(BenchmarkError, match="ended by SIGKILL: out of memory?"):
+        r.run_r(script(tmp_path, "tools::pskill(Sys.getpid(), tools::SIGKILL)"), {"cells": cells}, {}, HDF5)
+
+
+def test_a_root_folder_of_another_recipe_is_not_taken_by_make_r(tmp_path):
+    """A folder is whole if it says what it was made from; else `make r` is no way round Debian and root."""
+    root = tmp_path / "root"
+    (root / "etc").mkdir(parents=True)
+    (root / "etc" / "packages.lock").write_text("r-cran-seurat 5.2.1-5\n")
+    recipe = ROOT / "envs" / "r-root.sh"
+    made_from = subprocess.run(["cksum"], stdin=recipe.open("rb"), capture_output=True, text=True, check=True).stdout
+    no_apt = {"PATH": str(tools(tmp_path / "bin", "bash", "cat", "cksum", "awk", "grep", "id"))}
+    for content, status in (("other", 1), (made_from, 0)):
+        (root / "etc" / "made-from").write_text(content)
+        ended = subprocess.run([recipe, root], env=no_apt, capture_output=True, text=True, check=False)
+        assert ended.returncode == status, ended.stderr
+    assert "5.2.1-5 is there already" in ended.stdout
+
+
+def test_make_r_says_in_one_line_why_it_cannot(tmp_path):
+    no_apt = {"PATH": str(tools(tmp_path / "bin", "bash", "cat", "cksum", "awk", "grep", "id"))}
+    recipe = ROOT / "envs" / "r-root.sh"
+    ended = subprocess.run([recipe, tmp_path / "root"], env=no_apt, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and not (tmp_path / "root").exists()
+    assert ended.stderr.count("\n") == 1 and "envs/seurat.yaml" in ended.stderr
+    assert ended.stderr.startswith(("make r: this is not Debian", "make r: there is no apt-get"))
+
+
+def tools(folder, *names):
+    """Make a folder with these programs and no other."""
+    folder.mkdir()
+    for name in names:
+        (folder / name).symlink_to(f"/usr/bin/{name}")
+    return folder
+
+
+# ---- the Seurat bridge ---------------------------------------------------------------------------
+
+PARAMS = {"transductive": True, "space": ["direct", "integrated"], "n_folds": 1, "max_held_out": 2000}
+PARAMS |= {"normalization": "LogNormalize", "n_genes": 3000, "n_pcs": 30, "k_weight": 100, "max_bridge_cells": 300}
+PRESETS = {"adt": {"supervised": False, "n_query": 30}, "atac": {"supervised": True, "n_query": 30}}
+
+
+def run_bridge(folder, second, test_cells=150, n_cells=600, **params):
+    """Run the program on simulated data; return the embedding, ``run.json`` and the solution."""
+    split = {"kind": "random", "fraction": test_cells / n_cells, "seed": 0}
+    data = simulate(n_cells, {"rna": 300, second: 25 if second == "adt" else 400}, seed=0)
+    task = make_task(data, "simulated", "random", split)
+    write_train(task.train, folder / "train.h5mu")
+    for name, cells in task.tests.items():
+        write_test(cells, folder / f"test_{name}.h5ad")
+    words = ["--train", folder / "train.h5mu", "--tests", folder / "test_rna.h5ad", folder / f"test_{second}.h5ad"]
+    words += ["--embedding", folder / "embedding.h5ad", "--method", "seurat_bridge", "--variant", "default"]
+    words += ["--params", json.dumps(PARAMS | PRESETS[second] | params), "--seed", 0, "--device", "cpu", "--threads", 1]
+    run_method(seurat_bridge().embed, [str(word) for word in words])
+    return read_embedding(folder / "embedding.h5ad"), json.loads((folder / "run.json").read_text()), task.solution
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("second", "params"),
+    [
+        ("adt", {}),
+        ("atac", {}),
+        ("adt", {"supervised": True, "normalization": "SCT", "space": ["integrated"]}),
+        ("atac", {"supervised": False, "normalization": "SCT", "space": ["direct"]}),
+    ],
+)
+def test_bridge_recovers_simulated_pairs(real_r, second, params, tmp_path):
+    embedding, report, solution = run_bridge(tmp_path, second, **params)
+    x, y, truth = paired_rows(embedding, solution, second)
+    assert match_score(match_snn(x, y), truth) > 5 / len(x)  # chance: 1 / len(x)
+    assert np.mean(foscttm(x, y[truth])) < 0.2
+    info = report["info"]
+    assert info["n_bridge"] == 300 and info["n_bridge_available"] == 450
+    assert int(info["seurat"].split(".")[0]) >= 5 and info["r"]
+    assert len(info.get("inner_validation", [])) == (0 if "space" in params else 2)
+    # R's, as the largest process.
+    assert report["peak_memory_mb"] > 250
+
+
+def paired_rows(embedding, solution, second):
+    """Return both modalities' rows, and for each of the first the position of its partner."""
+    parts = {name: embedding[(embedding.obs["modality"] == name).to_numpy()] for name in ("rna", second)}
+    partner = pd.Series(solution.obs[second].to_numpy(), index=solution.obs["rna"])
+    truth = parts[second].obs_names.get_indexer(partner[parts["rna"].obs_names])
+    return parts["rna"].X, parts[second].X, truth
+
+
+def test_too_few_cells_are_told_before_r_starts(tmp_path, monkeypatch):
+    monkeypatch.setattr(r, "call", lambda *_, **__: pytest.fail("R was started"))
+    with pytest.raises(SystemExit, match="reference has 40 cells, Seurat needs 60"):
+        run_bridge(tmp_path, "adt", test_cells=40, n_cells=300, space=["direct"])
+    assert "Seurat needs 60" in json.loads((tmp_path / "failure.json").read_text())["error"]
+
+
+def test_bridge_cells_are_drawn_in_pairs_and_in_order():
+    paired = dict(simulate(50, {"rna": 5, "adt": 4}, seed=0).mod)
+    drawn = seurat_bridge().subsample(paired, 20, seed=1)
+    assert drawn["rna"].obs_names.equals(drawn["adt"].obs_names) and drawn["rna"].n_obs == 20
+    assert drawn["rna"].obs_names.equals(paired["rna"].obs_names[paired["rna"].obs_names.isin(drawn["rna"].obs_names)])
+    assert seurat_bridge().subsample(paired, 50, seed=1) is paired
+
+
+def test_no_more_components_than_features_that_are_seen():
+    cells, _ = counts(n_cells=90, n_features=9)
+    limits = seurat_bridge().limits(
+        {"reference": cells, "bridge_query": cells}, {"n_genes": 3000, "n_pcs": 50, "n_query": 3}
+    )
+    assert limits == {"n_pcs": 7, "n_query": 3}
