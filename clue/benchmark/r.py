@@ -25,13 +25,14 @@ ROOT_FOLDER = Path(__file__).resolve().parents[2] / ".r" / "root"
 """Where `make r` puts an R of its own; a file system to run R in, not a program to call."""
 INSIDE = "/mnt"
 """Where that R sees the folder of the exchange."""
-PASSED_ON = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE")
+PASSED_ON = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "CLUE_BENCH_FOLDER")
+"""Threads, and the mark by which a run knows its own jobs; a host's other variables are not for that R."""
 
-# In a mount name space of its own: nothing stays mounted, however the process ends.
+# In a mount name space of its own: nothing stays mounted, however the process ends. It ends with this one.
 ENTER = """
 mount --bind "$2" "$1$3" && mount --rbind /proc "$1/proc" && mount --rbind /dev "$1/dev" || exit 127
 root=$1 inside=$3; shift 3
-exec chroot "$root" sh -c 'cd "$0" && exec Rscript --vanilla "$@"' "$inside" "$@"
+exec setpriv --pdeathsig KILL chroot "$root" sh -c 'cd "$0" && exec Rscript --vanilla "$@"' "$inside" "$@"
 """
 
 

@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import subprocess
+import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import scipy.sparse as sp
 
@@ -157,6 +160,27 @@ def test_a_killed_r_is_named(real_r, tmp_path):
     cells, _ = counts()
     with pytest.raises(BenchmarkError, match="ended by SIGKILL: out of memory?"):
         r.run_r(script(tmp_path, "tools::pskill(Sys.getpid(), tools::SIGKILL)"), {"cells": cells}, {}, HDF5)
+
+
+def test_r_ends_with_the_program_that_called_it(real_r, tmp_path):
+    if r.find_r(HDF5) is None:
+        pytest.skip("R is on the path; what ends it is left to the scheduler")
+    code = "from pathlib import Path; from clue.benchmark import r; "
+    code += f"r.call(r.ROOT_FOLDER, Path({str(tmp_path)!r}), ['-e', 'file.create(\"started\"); Sys.sleep(100)'])"
+    caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    wait_until(lambda: (tmp_path / "started").exists(), seconds=60)
+    (child,) = psutil.Process(caller.pid).children()
+    caller.kill()
+    caller.wait()
+    wait_until(lambda: not child.is_running(), seconds=10)
+
+
+def wait_until(condition, seconds):
+    """Wait for a condition, or fail."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def test_a_root_folder_of_another_recipe_is_not_taken_by_make_r(tmp_path):
