@@ -251,7 +251,8 @@ def test_bridge_recovers_simulated_pairs(real_r, second, params, tmp_path):
     embedding, report, solution = run_bridge(tmp_path, second, **params)
     x, y, truth = paired_rows(embedding, solution, second)
     assert match_score(match_snn(x, y), truth) > 5 / len(x)  # chance: 1 / len(x)
-    assert np.mean(foscttm(x, y[truth])) < 0.2
+    # Chance is 0.5 with a standard deviation below 0.02; how much better depends on the space.
+    assert np.mean(foscttm(x, y[truth])) < 0.3
     info = report["info"]
     assert info["n_bridge"] == 300 and info["n_bridge_available"] == 450
     assert int(info["seurat"].split(".")[0]) >= 5 and info["r"]
