@@ -1,5 +1,6 @@
 """A real HTTP server on this machine whose faults tests choose."""
 
+import gzip
 import hashlib
 import threading
 import time
@@ -18,6 +19,7 @@ class Web:
         self.faults: dict[str, list[Callable]] = {"GET": [], "HEAD": []}
         self.requests: list[tuple[str, str, str | None]] = []
         self.ranges = self.validators = self.minds_if_range = True
+        self.packs = False
         self.headers: dict[str, str] = {}
         self._end = threading.Event()
         web = self
@@ -69,6 +71,9 @@ class Web:
     def serve(self, handler, content):
         """Answer as a good server does."""
         headers, start = self.describe(content), 0
+        if self.packs and "gzip" in handler.headers.get("Accept-Encoding", ""):
+            content = gzip.compress(content)
+            headers["Content-Encoding"] = "gzip"
         asked, condition = handler.headers["Range"], handler.headers["If-Range"]
         same = condition in (None, *headers.values()) or not self.minds_if_range
         if asked and self.ranges and same:

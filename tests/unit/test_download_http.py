@@ -140,6 +140,12 @@ def test_a_packed_file_stays_packed(web, folder):
     assert (folder / "a.txt.gz").read_bytes() == web.files["a.txt.gz"]
 
 
+def test_a_server_that_would_pack_on_the_way_is_asked_not_to(web, folder):
+    web.packs = True
+    get(folder, source(web))
+    assert is_complete(folder)
+
+
 def test_paths_below_the_base_and_queries(web, folder):
     web.files["sub/x?acc=1&file=a"] = CONTENT
     get(folder, source(web, {FILE: {"path": "sub/x?acc=1&file=a"}}))
