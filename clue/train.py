@@ -3,6 +3,10 @@
 One step encodes a mini-batch once. The discriminator learns from the detached embeddings; then
 encoders and decoders learn from all losses and against the updated discriminator. (The authors'
 code encodes twice; the second encoding differs by its dropout mask alone.)
+
+Under `torchrun`, once `torch.distributed` is initialised, each process takes its share of every mini-batch and
+gradients are averaged. Batch normalisation normalises each share by itself; running means and variances are averaged
+before validation. Every process holds all cells.
 """
 
 import hashlib
@@ -19,6 +23,7 @@ from time import monotonic
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from tqdm import tqdm
 
 from clue.batches import Cells, Sampler
@@ -102,7 +107,8 @@ def train(
         path = Path(checkpoints) / f"{loop.key()}.pt"
         if path.exists():
             loop.load_state(torch.load(path, map_location=cells.device, weights_only=False))
-            print(f"resuming at step {loop.step} from {path}", flush=True)
+            if loop.processes.rank == 0:
+                print(f"resuming at step {loop.step} from {path}", flush=True)
     with (
         _checkpoint_on_signal() as wanted,
         tqdm(total=settings.max_steps, initial=loop.step, unit="step", disable=not progress, mininterval=5) as bar,
@@ -113,15 +119,70 @@ def train(
             bar.update(loop.step - bar.n)
             bar.set_postfix(loop.summary(), refresh=False)
             due = monotonic() - saved > settings.checkpoint_seconds
-            if path is not None and (wanted or due):
-                save_atomically(loop.state(), path)
+            stop = loop.processes.largest(wanted[0] if wanted else 0)
+            if path is not None and (stop or loop.processes.largest(due)):
+                loop.save(path)
                 saved = monotonic()
-            if wanted:
-                raise SystemExit(128 + wanted[0])
+            if stop:
+                raise SystemExit(128 + stop)
     network.load_state_dict(loop.best_weights)
     if path is not None:
-        save_atomically(loop.state(), path)
+        loop.save(path)
     return loop.history
+
+
+class _Processes:
+    """The processes that train together; of one, when `torch.distributed` is not initialised, nothing is asked."""
+
+    def __init__(self, device: str):
+        together = dist.is_available() and dist.is_initialized()
+        self.device = device
+        self.rank, self.n = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
+
+    def share(self, index: torch.Tensor) -> torch.Tensor:
+        """Return this process's cells of a mini-batch."""
+        return index[self.rank :: self.n]
+
+    def average(self, tensors: list[torch.Tensor]) -> None:
+        """Replace tensors by their means over processes, in one exchange."""
+        if self.n == 1:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        dist.all_reduce(flat)
+        for tensor, mean in zip(tensors, (flat / self.n).split([t.numel() for t in tensors]), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        """Average gradients; a parameter that this process's share did not use has a gradient of zero."""
+        if self.n == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self.average([parameter.grad for parameter in parameters])
+
+    def largest(self, number: float) -> int:
+        """Return the largest of the processes' numbers."""
+        if self.n == 1:
+            return int(number)
+        numbers = torch.tensor(int(number), device=self.device)
+        dist.all_reduce(numbers, dist.ReduceOp.MAX)
+        return int(numbers)
+
+    def from_first(self, value):
+        """Return what the first process has: all must take the same decisions."""
+        values = [value]
+        if self.n > 1:
+            dist.broadcast_object_list(values, device=torch.device(self.device))
+        return values[0]
+
+    def gather(self, value) -> list:
+        """Return what each process has."""
+        values = [value]
+        if self.n > 1:
+            values = [None] * self.n
+            dist.all_gather_object(values, value)
+        return values
 
 
 class _Loop:
@@ -131,7 +192,10 @@ class _Loop:
         self.network, self.cells, self.objective, self.settings, self.seed = network, cells, objective, settings, seed
         if settings.schedule not in ("plateau", "cosine"):
             raise ValueError(f"schedule {settings.schedule!r} is not one of plateau, cosine")
-        torch.manual_seed(seed)
+        self.processes = _Processes(cells.device)
+        if settings.batch_size % self.processes.n:
+            raise ValueError(f"{self.processes.n} processes cannot share batch_size {settings.batch_size} evenly")
+        torch.manual_seed(seed + self.processes.rank)
         held_out = _held_out(cells.names, settings.validation, seed)
         self.held_out = torch.from_numpy(np.flatnonzero(held_out))
         self.sampler = Sampler(np.flatnonzero(~held_out), settings.batch_size, seed)
@@ -172,7 +236,7 @@ class _Loop:
         if self.settings.schedule == "cosine":
             self._set_learning_rate(0.5 * (1 + cos(pi * min(self.step / self.settings.max_steps, 1))))
         noise, kl = self._weights()
-        batch = self.cells.take(index)
+        batch = self.cells.take(self.processes.share(index))
         posteriors = network.posteriors(batch)
         means = {k: mean for k, (mean, _) in posteriors.items()}
         adversarial = torch.zeros((), device=self.cells.device)
@@ -180,12 +244,14 @@ class _Loop:
             loss = network.discriminator_loss(batch, {k: m.detach() for k, m in means.items()}, noise, None)
             self.discriminator_side.zero_grad(set_to_none=True)
             (objective.adversarial * loss).backward()
+            self.processes.average_gradients(self.discriminator_side.param_groups[0]["params"])
             self.discriminator_side.step()
             adversarial = network.discriminator_loss(batch, means, noise, None)
         losses = network.generator_losses(batch, posteriors, objective)
         total = network.total(losses, adversarial, objective, kl)
         self.generator_side.zero_grad(set_to_none=True)
         total.backward()
+        self.processes.average_gradients(self.generator_side.param_groups[0]["params"])
         self.generator_side.step()
         self.step += 1
 
@@ -193,12 +259,14 @@ class _Loop:
 
     @torch.no_grad()
     def _validate(self) -> None:
+        self.processes.average([b for b in self.network.buffers() if b.is_floating_point()])
         row = {
             "step": self.step,
             "epoch": self.step / len(self.sampler),
             "learning_rate": self.generator_side.param_groups[0]["lr"],
             **self._held_out_losses(),
         }
+        row = self.processes.from_first(row)
         self.history.append(row)
         if not np.isfinite(row.get("loss", 0.0)):
             raise FloatingPointError(
@@ -264,7 +332,7 @@ class _Loop:
     def key(self) -> str:
         """Digest of settings, seed and data: a checkpoint of anything else is never loaded."""
         digest = hashlib.sha256()
-        settings = [_FORMAT, asdict(self.objective), asdict(self.settings), self.seed]
+        settings = [_FORMAT, asdict(self.objective), asdict(self.settings), self.seed, self.processes.n]
         digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(str(self.network).encode())
         for value in self.network.state_dict().values():
@@ -286,10 +354,16 @@ class _Loop:
             "generator_side": self.generator_side.state_dict(),
             "discriminator_side": self.discriminator_side.state_dict(),
             "sampler": self.sampler.generator.get_state(),
-            "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "torch": self.processes.gather(torch.get_rng_state()),
+            "cuda": self.processes.gather(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []),
             **{name: getattr(self, name) for name in self._PLAIN},
         }
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint; the first process does, with the random states of all."""
+        state = self.state()
+        if self.processes.rank == 0:
+            save_atomically(state, path)
 
     _PLAIN = ("step", "best", "best_step", "reduced_step", "best_weights", "history")
 
@@ -299,9 +373,9 @@ class _Loop:
         self.generator_side.load_state_dict(state["generator_side"])
         self.discriminator_side.load_state_dict(state["discriminator_side"])
         self.sampler.generator.set_state(state["sampler"].cpu())
-        torch.set_rng_state(state["torch"].cpu())
-        if state["cuda"]:
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        torch.set_rng_state(state["torch"][self.processes.rank].cpu())
+        if state["cuda"][self.processes.rank]:
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"][self.processes.rank]])
         for name in self._PLAIN:
             setattr(self, name, state[name])
 

@@ -1,0 +1,111 @@
+"""Two processes that share mini-batches compute the gradients of one, and stay equal."""
+
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+import clue
+from clue import network as clue_network
+from clue.network import Objective
+from clue.simulate import simulate
+from clue.train import Training, _Loop
+
+N_PROCESSES = 2
+DEVICES = ["cpu", *[f"cuda:{i}" for i in range(min(torch.cuda.device_count(), 1))]]
+
+
+def model_of(device, dropout):
+    data = simulate(96, {"rna": 40, "adt": 12}, n_batches=2, seed=0)
+    small = {"n_latent": 4, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 8}
+    return clue.CLUE(data, dropout=dropout, device=device, **small)
+
+
+def gradients_of_a_step(device):
+    """Without dropout and noise, normalisation as in use, and weights that do not move."""
+    model = model_of(device, dropout=0.0)
+    loop = _Loop(model.network, model._cells(dict(model._data)), Objective(), Training(learning_rate=0.0), seed=0)
+    # `eval` calls `train(False)`: only then may `train` do nothing
+    model.network.eval()
+    model.network.train = lambda mode=True: model.network
+    clue_network._noise_like = lambda x, generator: torch.zeros_like(x)
+    gradients = {}
+
+    def kept(optimizer):
+        def step():
+            gradients.update({names[p]: p.grad.cpu().numpy().copy() for p in optimizer.param_groups[0]["params"]})
+
+        return step
+
+    names = {p: name for name, p in model.network.named_parameters()}
+    for optimizer in (loop.discriminator_side, loop.generator_side):
+        optimizer.step = kept(optimizer)
+    loop._train_step(torch.arange(64))
+    assert len(gradients) == len(names)
+    return gradients
+
+
+def in_a_process(rank, port, device, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=N_PROCESSES)
+    np.savez(folder / f"gradients_{rank}.npz", **gradients_of_a_step(device))
+    clue_network._noise_like = torch_noise
+    model = model_of(device, dropout=0.2)
+    options = {"max_steps": 12, "warmup_steps": 4, "check_steps": 4, "batch_size": 32, "progress": False}
+    model.fit(checkpoints=folder / "checkpoints", checkpoint_seconds=0, **options)
+    np.savez(folder / f"weights_{rank}.npz", **{k: v.cpu().numpy() for k, v in model.network.state_dict().items()})
+    again = model_of(device, dropout=0.2).fit(checkpoints=folder / "checkpoints", checkpoint_seconds=0, **options)
+    np.savez(folder / f"again_{rank}.npz", **{k: v.cpu().numpy() for k, v in again.network.state_dict().items()})
+    try:
+        model.fit(**(options | {"batch_size": 33}))
+    except ValueError as error:
+        (folder / f"error_{rank}.txt").write_text(str(error))
+    dist.destroy_process_group()
+
+
+torch_noise = clue_network._noise_like
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def folder(request, tmp_path_factory):
+    """What two processes left behind."""
+    folder = tmp_path_factory.mktemp("processes")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    mp.spawn(in_a_process, (port, request.param, folder), nprocs=N_PROCESSES)
+    return Path(folder)
+
+
+def test_gradients_equal_those_of_one_process(folder, monkeypatch):
+    monkeypatch.setattr(clue_network, "_noise_like", torch_noise)
+    expected = gradients_of_a_step("cpu")
+    assert any(np.abs(gradient).max() > 1e-3 for gradient in expected.values())
+    for rank in range(N_PROCESSES):
+        found = np.load(folder / f"gradients_{rank}.npz")
+        for name, gradient in expected.items():
+            np.testing.assert_allclose(found[name], gradient, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("what", ["weights", "again"])
+def test_processes_end_with_the_same_weights_also_from_a_checkpoint(folder, what):
+    first = np.load(folder / "weights_0.npz")
+    for rank in range(N_PROCESSES):
+        other = np.load(folder / f"{what}_{rank}.npz")
+        for name in first:
+            assert np.array_equal(first[name], other[name]), name
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(folder):
+    assert "2 processes cannot share batch_size 33 evenly" in (folder / "error_0.txt").read_text()
+
+
+def test_one_process_asks_nothing():
+    assert not dist.is_initialized()
+    assert clue.train._Processes("cpu").n == 1
