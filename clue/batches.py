@@ -10,7 +10,7 @@ import torch
 from scipy.special import gammaln
 
 from clue.likelihood import SparseCounts
-from clue.preprocess import Preprocessor
+from clue.preprocess import BLOCK, Preprocessor
 
 
 @dataclass
@@ -49,18 +49,24 @@ class MiniBatch:
 
 
 class Counts:
-    """A compressed sparse row matrix whose rows are gathered on the tensors' own device."""
+    """A compressed sparse row matrix whose rows are gathered on the tensors' own device; on a CPU it is not copied."""
 
     def __init__(self, matrix: sp.csr_matrix, device: str):
         matrix = sp.csr_matrix(matrix)
-        matrix.eliminate_zeros()
-        self.start = torch.from_numpy(matrix.indptr.astype(np.int64)).to(device)
+        if np.count_nonzero(matrix.data) < matrix.nnz:
+            matrix = matrix.copy()
+            matrix.eliminate_zeros()
+        self.start = torch.from_numpy(matrix.indptr.astype(np.int64, copy=False)).to(device)
         # int32 halves the memory of the largest array; indices become int64 in the mini-batch only
-        self.feature = torch.from_numpy(matrix.indices.astype(np.int32)).to(device)
-        self.value = torch.from_numpy(matrix.data.astype(np.float32)).to(device)
+        self.feature = torch.from_numpy(matrix.indices.astype(np.int32, copy=False)).to(device)
+        self.value = torch.from_numpy(matrix.data.astype(np.float32, copy=False)).to(device)
         self.n_features = matrix.shape[1]
         self.total = torch.from_numpy(_row_sums(matrix, matrix.data)).to(device)
-        self.log_factorial = torch.from_numpy(_row_sums(matrix, gammaln(matrix.data + 1))).to(device)
+        log_factorial = np.zeros(matrix.shape[0], dtype=np.float32)
+        for start in range(0, matrix.shape[0], BLOCK):
+            block = matrix[start : start + BLOCK]
+            log_factorial[start : start + BLOCK] = _row_sums(block, gammaln(block.data + 1))
+        self.log_factorial = torch.from_numpy(log_factorial).to(device)
 
     def rows(self, index: torch.Tensor) -> SparseCounts:
         """Return the cells `index` in that order."""
@@ -121,7 +127,9 @@ class Cells:
             label[row >= 0] = batch_labels(adata, batches, batch_key)[row[row >= 0]]
             self.row[modality] = torch.from_numpy(row.astype(np.int64)).to(device)
             self.x[modality] = torch.from_numpy(preprocessor.transform(adata)).to(device)
-            counts = preprocessor.align(adata)[:, preprocessor.selected]
+            counts = preprocessor.align(adata)
+            if len(preprocessor.selected) < counts.shape[1]:
+                counts = counts[:, preprocessor.selected]
             self.counts[modality] = Counts(counts, device)
         self.batch = torch.from_numpy(label).to(device)
 

@@ -189,7 +189,7 @@ class Preprocessor:
         sparse = _with_values(values, differences)
         # the eigenvectors of a small covariance matrix cost a fraction of hundreds of Lanczos vectors
         solver = "covariance_eigh" if sparse.shape[1] <= SMALL_COVARIANCE else "arpack"
-        pca = PCA(self._n_components(sparse.shape), svd_solver=solver, random_state=self.seed).fit(sparse)
+        pca = PCA(self._n_components(sparse.shape), svd_solver=solver, tol=1e-6, random_state=self.seed).fit(sparse)
         self.arrays["centre"] = (zero + pca.mean_).astype(np.float32)
         self.arrays["components"] = np.ascontiguousarray(pca.components_.T, dtype=np.float32)
 
