@@ -1,0 +1,177 @@
+"""Feature preparation at the competition's full size, ours beside the winning entry's route.
+
+    OMP_NUM_THREADS=1 python benchmarks/preprocess_scale.py [--cells 5000 20000 69249] [--genes 13431] [--peaks 116490]
+        [--limit-gb 12] [--folder FOLDER]
+
+Simulated cells of ten types; about 4,500 non-zeros among the peaks and 1,500 among the genes of each. The peer takes
+the winning entry's steps with scanpy and scikit-learn, from the same raw counts: variable genes by batch, dense
+standardised expression, randomised SVD; TF-IDF through sparse products, randomised SVD. Each row is a process of its
+own, refused memory above the limit; one that needs more is a row that says so. Peak memory includes the Python
+libraries (0.2 to 0.3 GB); times_csr does not: it is the counts, and what was added to them, over the counts.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import scipy.sparse as sp
+from tqdm import tqdm
+
+N_TYPES, N_BATCHES = 10, 13
+NONZERO = {"rna": 1_500, "atac": 4_500}
+SELECTED = {"rna": 10_000, "atac": 30_000}
+N_COMPONENTS = 100
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a row per size, modality and side."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, nargs="+", default=[5_000, 20_000, 69_249])
+    parser.add_argument("--genes", type=int, default=13_431)
+    parser.add_argument("--peaks", type=int, default=116_490)
+    parser.add_argument("--limit-gb", type=float, default=12.0)
+    parser.add_argument("--folder", type=Path, help="where the counts (4 GB at full size) are written and removed")
+    parser.add_argument("--run", nargs=3, metavar=("SIDE", "MODALITY", "FILE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.run:
+        measure(*arguments.run)
+        return
+    print("cells\tmodality\tside\tseconds\tpeak_GB\tcsr_GB\ttimes_csr\tpeer_over_ours", flush=True)
+    for n_cells in arguments.cells:
+        for modality, n_features in (("rna", arguments.genes), ("atac", arguments.peaks)):
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+                path = Path(folder) / "counts.npz"
+                sp.save_npz(path, simulated(n_cells, n_features, NONZERO[modality]), compressed=False)
+                compare(n_cells, modality, path, arguments.limit_gb)
+
+
+def compare(n_cells: int, modality: str, path: Path, limit_gb: float) -> None:
+    """Run both sides on one file and print their rows."""
+    ours = None
+    for side in SIDES:
+        command = [sys.executable, __file__, "--run", side, modality, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=lambda: limit(limit_gb))
+        if done.returncode:
+            if "MemoryError" not in done.stderr and "Unable to allocate" not in done.stderr:
+                raise SystemExit(f"preprocess_scale: {side}, {modality}, {n_cells} cells failed:\n{done.stderr}")
+            print(f"{n_cells}\t{modality}\t{side}\tout of memory\t>{limit_gb:g}\t-\t-\t-", flush=True)
+            continue
+        found = json.loads(done.stdout.splitlines()[-1])
+        ours = found["seconds"] if side == "ours" else ours
+        ratio = f"{found['seconds'] / ours:.2f}" if ours else "-"
+        added = found["csr_gb"] + found["peak_gb"] - found["before_gb"]
+        print(
+            f"{n_cells}\t{modality}\t{side}\t{found['seconds']:.1f}\t{found['peak_gb']:.2f}\t{found['csr_gb']:.2f}"
+            f"\t{added / found['csr_gb']:.2f}\t{ratio}",
+            flush=True,
+        )
+
+
+def limit(gb: float) -> None:
+    """Refuse this process more memory than `gb`."""
+    resource.setrlimit(resource.RLIMIT_DATA, (int(gb * 2**30), int(gb * 2**30)))
+
+
+def simulated(n_cells: int, n_features: int, n_nonzero: int, block: int = 2_000) -> sp.csr_matrix:
+    """Return counts of cells whose type decides how likely each feature is."""
+    rng = np.random.default_rng(0)
+    likely = rng.lognormal(0, 1, n_features) * rng.lognormal(0, 0.7, (N_TYPES, n_features))
+    cumulative = np.cumsum(likely / likely.sum(axis=1, keepdims=True), axis=1)
+    n_nonzero = min(n_nonzero, n_features // 3)
+    blocks = []
+    for start in tqdm(range(0, n_cells, block), desc=f"simulating {n_cells} cells", unit="block", mininterval=5):
+        n = min(block, n_cells - start)
+        # some draws fall on one feature: counts above 1
+        depth = rng.poisson(n_nonzero * rng.lognormal(0, 0.3, n))
+        cell = np.repeat(np.arange(n), depth)
+        kind = np.repeat(rng.integers(0, N_TYPES, n), depth)
+        feature = np.empty(len(cell), dtype=np.int64)
+        for k in range(N_TYPES):
+            of_kind = np.flatnonzero(kind == k)
+            feature[of_kind] = np.searchsorted(cumulative[k], rng.random(len(of_kind)))
+        ones = np.ones(len(cell), dtype=np.float32)
+        blocks.append(sp.csr_matrix((ones, (cell, np.minimum(feature, n_features - 1))), shape=(n, n_features)))
+    return sp.vstack(blocks, format="csr")
+
+
+# ---- in a child process --------------------------------------------------------------------------
+
+
+def measure(side: str, modality: str, path: str) -> None:
+    """Fit and transform; print seconds and peak memory."""
+    import scanpy  # noqa: F401  both sides use it; its import is not what is measured
+
+    import clue.preprocess  # noqa: F401
+
+    counts = sp.load_npz(path)
+    size = (counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes) / 2**30
+    adata = ad.AnnData(counts)
+    adata.obs["batch"] = (np.arange(adata.n_obs) % N_BATCHES).astype(str)
+    before, start = peak_gb(), time.monotonic()
+    result = SIDES[side](adata, modality)
+    seconds = time.monotonic() - start
+    assert len(result) == adata.n_obs and np.isfinite(result).all()
+    print(json.dumps({"seconds": seconds, "peak_gb": peak_gb(), "before_gb": before, "csr_gb": size}))
+
+
+def peak_gb() -> float:
+    """Return the largest memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def ours(adata: ad.AnnData, modality: str) -> np.ndarray:
+    """Our encoder input."""
+    from clue.preprocess import Preprocessor
+
+    return Preprocessor(modality, N_COMPONENTS, SELECTED[modality]).fit(adata).transform(adata)
+
+
+def peer(adata: ad.AnnData, modality: str) -> np.ndarray:
+    """The winning entry's encoder input."""
+    return _peer_rna(adata) if modality == "rna" else _peer_atac(adata)
+
+
+def _peer_rna(adata: ad.AnnData) -> np.ndarray:
+    import scanpy as sc
+    from sklearn.utils.extmath import randomized_svd
+
+    n_top = min(SELECTED["rna"], adata.n_vars)
+    table = sc.pp.highly_variable_genes(adata, n_top_genes=n_top, flavor="seurat_v3", batch_key="batch", inplace=False)
+    sc.pp.normalize_total(adata, target_sum=1e4)
+    sc.pp.log1p(adata)
+    values = adata[:, table["highly_variable"].to_numpy()].X.toarray()
+    values -= values.mean(axis=0)
+    values /= np.maximum(values.std(axis=0), 1e-12)
+    values = np.clip(values, -10, 10)
+    u, s, _ = randomized_svd(values, min(N_COMPONENTS, min(values.shape) - 1), n_iter=15, random_state=0)
+    return u * s
+
+
+def _peer_atac(adata: ad.AnnData) -> np.ndarray:
+    from sklearn.preprocessing import normalize
+    from sklearn.utils.extmath import randomized_svd
+
+    counts = adata.X
+    frequency = counts.multiply(1 / np.maximum(counts.sum(axis=1), 1))
+    idf = counts.shape[0] / np.maximum(np.asarray(counts.sum(axis=0)), 1)
+    values = normalize(sp.csr_matrix(frequency.multiply(idf)), norm="l1") * 1e4
+    values = np.log1p(values)
+    u, s, _ = randomized_svd(values, min(N_COMPONENTS, min(values.shape) - 1), n_iter=15, random_state=0)
+    scores = u * s
+    scores = (scores - scores.mean(axis=0)) / scores.std(axis=0, ddof=1)
+    scores -= scores.mean(axis=1, keepdims=True)
+    return scores / scores.std(axis=1, ddof=1, keepdims=True)
+
+
+SIDES = {"ours": ours, "peer": peer}
+
+
+if __name__ == "__main__":
+    main()
