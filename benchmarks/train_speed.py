@@ -1,0 +1,269 @@
+"""Training speed and memory of ours against the authors' `scglue.models.SCCLUEModel`, side by side.
+
+    OMP_NUM_THREADS=1 python benchmarks/train_speed.py [--cells 2000 10000 40000] [--seconds 120]
+
+The competition's Multiome settings on both sides: sizes and loss weights from `config/methods/clue_scglue.yaml` and
+`clue_competition.yaml`, the same loss terms, the same simulated counts, the same random encoder inputs (preprocessing
+is not measured here). Each side trains in a process of its own; reference, ours, and ours with bfloat16 matrix
+products take turns, a few steps at a time, so that other work on the machine disturbs all alike. Timed are training
+steps, with what they read; validation and start-up are not. Printed per number of cells: CPU seconds per epoch from
+the median step, the ratio to the reference (median of the ratios of neighbouring turns), peak memory, and the floor:
+the step's matrix products at this machine's measured rate of them.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+SIDES = ["reference", "clue", "clue_bfloat16"]
+BATCHES = 10
+WIDTH = 100
+ANSWER = "@"
+"""Marks the lines for the parent among what a library prints."""
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a table row per number of cells and side."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, nargs="+", default=[2_000, 10_000, 40_000])
+    parser.add_argument("--genes", type=int, default=10_000)
+    parser.add_argument("--peaks", type=int, default=30_000)
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="of training, per number of cells, all sides together"
+    )
+    parser.add_argument("--turn", type=int, default=2, help="steps in a turn")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.side:
+        train_one_side(arguments.side, arguments.cells[0], arguments.genes, arguments.peaks)
+        return
+    rates = {name: matmul_rate(name) for name in ("float32", "bfloat16")}
+    print("matrix products: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))
+    print("cells\tside\ts_per_epoch\tspeed_ratio\tpeak_GB\tmemory_ratio\tfloor_s_per_epoch\ttimes_floor", flush=True)
+    for n_cells in arguments.cells:
+        compare(n_cells, arguments, rates)
+
+
+def compare(n_cells: int, arguments, rates: dict[str, float]) -> None:
+    """Let the sides take turns and print their rows."""
+    children = {side: Child(side, n_cells, arguments) for side in SIDES}
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    end = time.monotonic() + arguments.seconds
+    while time.monotonic() < end or len(seconds[SIDES[-1]]) < 3:
+        for side, child in children.items():
+            seconds[side].append(child.train(arguments.turn))
+    ends = {side: child.finish() for side, child in children.items()}
+    steps_per_epoch = int(0.9 * n_cells) // 128 or 1
+    for side in SIDES:
+        # the first turn allocates and warms up
+        step = statistics.median(seconds[side][1:])
+        pairs = zip(seconds["reference"][1:], seconds[side][1:], strict=True)
+        ratio = statistics.median(theirs / ours for theirs, ours in pairs)
+        memory, flops = ends[side]["peak_gb"], ends[side]["gflop"]
+        floor = flops / rates["bfloat16" if side.endswith("bfloat16") else "float32"]
+        print(
+            f"{n_cells}\t{side}\t{step * steps_per_epoch:.1f}\t{ratio:.2f}\t{memory:.2f}"
+            f"\t{memory / ends['reference']['peak_gb']:.2f}\t{floor * steps_per_epoch:.1f}\t{step / floor:.2f}",
+            flush=True,
+        )
+
+
+def matmul_rate(dtype: str) -> float:
+    """Return GFLOP/s (CPU time) of the decoder's largest product, the best of ten."""
+    import torch
+
+    x, y = (torch.randn(*shape).to(getattr(torch, dtype)) for shape in ((256, 257), (257, 30_000)))
+    best = float("inf")
+    for _ in range(10):
+        start = time.process_time()
+        x @ y
+        best = min(best, time.process_time() - start)
+    return 2 * 256 * 257 * 30_000 / best / 1e9
+
+
+class Child:
+    """A process that trains one side, a turn at a time."""
+
+    def __init__(self, side: str, n_cells: int, arguments):
+        command = [sys.executable, __file__, "--side", side, "--cells", n_cells]
+        command += ["--genes", arguments.genes, "--peaks", arguments.peaks]
+        self.side = side
+        self.process = subprocess.Popen(
+            [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.answer()
+
+    def answer(self):
+        """Wait for the process to say something."""
+        for line in self.process.stdout:
+            if line.startswith(ANSWER):
+                return json.loads(line[len(ANSWER) :])
+        raise SystemExit(f"train_speed: the process of {self.side} ended; its error is above")
+
+    def train(self, n_steps: int) -> float:
+        """Train `n_steps` steps and return the CPU seconds of one."""
+        print(n_steps, file=self.process.stdin, flush=True)
+        return self.answer()
+
+    def finish(self) -> dict[str, float]:
+        """End the process; return its peak memory and the arithmetic of a step."""
+        print(0, file=self.process.stdin, flush=True)
+        end = self.answer()
+        self.process.wait()
+        return end
+
+
+# ---- in a child process --------------------------------------------------------------------------
+
+
+class Done(Exception):
+    """The parent wants no more steps."""
+
+
+class Turnstile:
+    """Wraps the function that trains one step: it waits for the parent's word, and times the step."""
+
+    def __init__(self, step):
+        self.step, self.left, self.turn, self.seconds, self.gflop = step, 0, 0, 0.0, 0.0
+        say("ready")
+
+    def __call__(self, *arguments):
+        """Train one step."""
+        if not self.left:
+            if self.turn:
+                say(self.seconds / self.turn)
+            # nothing to read: the parent is gone
+            self.left = self.turn = int(sys.stdin.readline() or 0)
+            self.seconds = 0.0
+            if not self.left:
+                self._count(arguments)
+                raise Done
+        start = time.process_time()
+        result = self.step(*arguments)
+        self.seconds += time.process_time() - start
+        self.left -= 1
+        return result
+
+    def _count(self, arguments) -> None:
+        from torch.utils.flop_counter import FlopCounterMode
+
+        self.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        with FlopCounterMode(display=False) as counter:
+            self.step(*arguments)
+        self.gflop = counter.get_total_flops() / 1e9
+
+
+def say(what) -> None:
+    """Answer the parent."""
+    print(ANSWER + json.dumps(what), flush=True)
+
+
+def train_one_side(side: str, n_cells: int, n_genes: int, n_peaks: int) -> None:
+    """Train until the parent wants no more."""
+    adatas = {"rna": simulated(n_cells, n_genes, 0.15, 0), "atac": simulated(n_cells, n_peaks, 0.1, 1)}
+    with tempfile.TemporaryDirectory() as folder:
+        train = train_reference if side == "reference" else train_clue
+        turnstile = train(adatas, folder, "bfloat16" if side.endswith("bfloat16") else "float32")
+    say({"peak_gb": turnstile.memory, "gflop": turnstile.gflop})
+
+
+def simulated(n_cells: int, n_features: int, density: float, seed: int):
+    """Return Poisson counts of the given density of non-zeros, with a random encoder input."""
+    import anndata as ad
+    import scipy.sparse as sp
+
+    rng = np.random.default_rng(seed)
+    rate = rng.lognormal(0, 1.5, n_features).astype(np.float32)
+    # so that the mean of 1 − exp(−rate) is the density
+    scale = 1.0
+    for _ in range(50):
+        scale *= density / np.mean(1 - np.exp(-rate * scale))
+    blocks = []
+    for start in range(0, n_cells, 1000):
+        size = rng.lognormal(0, 0.3, (min(1000, n_cells - start), 1))
+        blocks.append(sp.csr_matrix(rng.poisson(rate * scale * size).astype(np.float32)))
+    adata = ad.AnnData(sp.vstack(blocks, format="csr"))
+    adata.obs["batch"] = (np.arange(n_cells) % BATCHES).astype(str)
+    adata.obsm["input"] = rng.standard_normal((n_cells, WIDTH)).astype(np.float32)
+    return adata
+
+
+def settings(method: str) -> dict:
+    """Return the competition's settings for Multiome from the method's YAML."""
+    spec = yaml.safe_load((ROOT / "config" / "methods" / f"{method}.yaml").read_text())
+    preset = spec["presets"]["rna+atac"]
+    return {key: {**spec["params"].get(key, {}), **preset.get(key, {})} for key in ("model", "objective", "compile")}
+
+
+def train_reference(adatas, folder: str, precision: str) -> Turnstile:
+    """Train `SCCLUEModel` as `scripts/methods/clue_scglue.py` builds it."""
+    sys.path.insert(0, str(ROOT / "scripts" / "methods"))
+    import clue_scglue
+
+    clue_scglue.configure("cpu")
+    for adata in adatas.values():
+        adata.obsm[clue_scglue.INPUT] = adata.obsm["input"]
+    chosen = settings("clue_scglue")
+    model = clue_scglue.build(adatas, chosen, 0, chosen["compile"])
+    turnstile = model.trainer.train_step = Turnstile(model.trainer.train_step)
+    endless = {"max_epochs": 10**6, "patience": 10**6, "reduce_lr_patience": 10**6, "align_burnin": 10**5}
+    try:
+        model.fit(adatas, batch_size=128, val_split=0.1, directory=folder, **endless)
+    except Done:
+        pass
+    return turnstile
+
+
+class GivenInput:
+    """Stands where `clue.preprocess.Preprocessor` does; the encoder input is there already."""
+
+    def __init__(self, n_features: int):
+        self.selected = range(n_features)
+
+    def transform(self, adata):
+        """Return the encoder input."""
+        return adata.obsm["input"]
+
+    def align(self, adata):
+        """Return the counts."""
+        return adata.X
+
+
+def train_clue(adatas, folder: str, precision: str) -> Turnstile:
+    """Train our network with the same settings."""
+    import torch
+
+    from clue.batches import Cells
+    from clue.network import Network, Objective
+    from clue.train import Training, _Loop
+
+    batches = [str(i) for i in range(BATCHES)]
+    cells = Cells(adatas, {k: GivenInput(adata.n_vars) for k, adata in adatas.items()}, batches, "batch", "cpu")
+    chosen = settings("clue_competition")
+    model = {key: value for key, value in chosen["model"].items() if key not in ("n_components", "n_features")}
+    widths = {k: adata.n_vars for k, adata in adatas.items()}
+    adatas.clear()
+    torch.manual_seed(0)
+    network = Network(dict.fromkeys(widths, WIDTH), widths, BATCHES, precision=precision, **model)
+    training = Training(batch_size=128, learning_rate=2e-3, max_steps=10**9, patience_steps=10**9)
+    loop = _Loop(network, cells, Objective(**chosen["objective"]), training, 0)
+    turnstile = loop._train_step = Turnstile(loop._train_step)
+    try:
+        while True:
+            loop.advance()
+    except Done:
+        return turnstile
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""The programs of `benchmarks/` run, at a size that says nothing about speed."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run(project, name, *arguments):
+    """Return what the program printed, as rows of its table."""
+    command = [sys.executable, str(project / "benchmarks" / f"{name}.py"), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    return [line.split("\t") for line in done.stdout.splitlines() if "\t" in line]
+
+
+@pytest.mark.slow
+def test_train_speed(project):
+    pytest.importorskip("scglue", reason="scglue, the authors' implementation, is not installed")
+    header, *rows = run(project, "train_speed", "--cells", 300, "--genes", 40, "--peaks", 60, "--seconds", 1)
+    assert [row[1] for row in rows] == ["reference", "clue", "clue_bfloat16"]
+    for row in rows:
+        assert len(row) == len(header)
+        assert all(float(value) > 0 for value in row[2:])
+    assert float(rows[0][header.index("speed_ratio")]) == 1
+
+
+@pytest.mark.slow
+def test_embed_scale(project, tmp_path):
+    header, row = run(project, "embed_scale", "--cells", 3000, "--genes", 60, "--folder", tmp_path)
+    assert row[:2] == ["3000", "60"] and len(row) == len(header)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_foscttm_scale_checks_against_the_naive_formula(project):
+    _, *rows = run(project, "foscttm_scale", "--cells", 700, "--dimensions", 5, "--naive", 300)
+    assert [row[1] for row in rows] == ["naive", "foscttm", "naive", "foscttm", "match_snn"]
+    assert rows[0][-1] == rows[1][-1]
+    assert 0 < float(rows[3][-1]) < 0.5
+
+
+@pytest.mark.slow
+def test_preprocess_scale(project, tmp_path):
+    shape = ["--cells", 1500, "--genes", 200, "--peaks", 400, "--folder", tmp_path]
+    _, *rows = run(project, "preprocess_scale", *shape)
+    assert [row[1:3] for row in rows] == [[k, side] for k in ("rna", "atac") for side in ("ours", "peer")]
+    for row in rows:
+        # the counts are in memory, so that it is more than them
+        assert float(row[3]) > 0 and float(row[6]) >= 1
