@@ -1,0 +1,159 @@
+"""Make one ``dataset.h5mu`` of raw counts from the raw files of a data set.
+
+Each layout of raw files is a module with one function ``(spec, folder) -> {modality: AnnData}``, listed in `PREPARERS`
+under the name that the YAML gives as ``prepare.kind``. All that data sets have in common (zero features, expected
+numbers, subsample, provenance) is done once, in `prepare`.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.contracts import check_modality
+from clue.benchmark.download import describe_source, taken
+from clue.benchmark.prepare.arrays import prepare_npy
+from clue.benchmark.prepare.competition import prepare_competition
+from clue.benchmark.prepare.glue import prepare_glue
+from clue.benchmark.prepare.h5ad import prepare_h5ad
+from clue.benchmark.prepare.own import prepare_own
+from clue.benchmark.prepare.reading import Modalities, PrepareError, Spec
+from clue.benchmark.prepare.share_seq import prepare_share_seq
+from clue.benchmark.prepare.simulated import prepare_simulated
+from clue.benchmark.prepare.tenx import prepare_tenx
+
+__all__ = ["PREPARERS", "PrepareError", "prepare"]
+
+SUBSAMPLE_SEED = 0
+OBS_COLUMNS = ("batch", "cell_type", "donor", "condition", "is_train")
+VAR_COLUMNS = ("feature_types", "gene_ids")
+
+PREPARERS: dict[str, Callable[[Spec, Path], Modalities]] = {
+    "competition": prepare_competition,
+    "glue": prepare_glue,
+    "h5ad": prepare_h5ad,
+    "npy": prepare_npy,
+    "own": prepare_own,
+    "share_seq": prepare_share_seq,
+    "simulated": prepare_simulated,
+    "tenx": prepare_tenx,
+}
+
+
+def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = None) -> md.MuData:
+    """Return the prepared data set: raw counts, every cell in every modality, in the same order.
+
+    Parameters
+    ----------
+    name
+        The name of the data set.
+    spec
+        Its checked ``config/datasets/<name>.yaml``.
+    folder
+        The folder of its raw files, with the manifest of the download.
+    max_cells
+        Keep a seeded uniform subsample of so many cells; all where the data set has no more.
+
+    Returns
+    -------
+    MuData
+        ``uns`` holds ``dataset``, ``source``, ``sha256`` (of the raw files) and ``n_cells_available``.
+
+    Raises
+    ------
+    PrepareError, ContractError, DownloadError
+        If a raw file cannot be read or does not hold what the YAML says.
+    """
+    folder = Path(folder)
+    spec = taken(spec, folder)
+    modalities = PREPARERS[spec["prepare"]["kind"]](spec, folder)
+    if sorted(modalities) != sorted(spec["modalities"]):
+        raise PrepareError(
+            f"{name}: modalities: the files hold {sorted(modalities)}, the YAML says {spec['modalities']}"
+        )
+    modalities = _without_clashes({modality: modalities[modality] for modality in spec["modalities"]})
+    for modality, adata in modalities.items():
+        check_modality(adata, f"{folder} [{modality}]", _known(adata.obs, OBS_COLUMNS))
+    modalities = _drop_zero_features(modalities)
+    _check_expected(name, spec.get("expect", {}), modalities)
+    n_available = modalities[spec["modalities"][0]].n_obs
+    if max_cells is not None and max_cells < n_available:
+        modalities = _drop_zero_features(_subsample(modalities, max_cells))
+    with md.set_options(pull_on_update=False):
+        mdata = md.MuData({modality: _plain(adata) for modality, adata in modalities.items()})
+    mdata.uns = {
+        "dataset": name,
+        "source": describe_source(spec),
+        "sha256": _digest(spec),
+        "n_cells_available": n_available,
+    }
+    return mdata
+
+
+# ---- what data sets have in common ---------------------------------------------------------------
+
+
+def _without_clashes(modalities: Modalities) -> Modalities:
+    """Prefix names of a gene and a protein alike, since MuData wants names unique over all modalities."""
+    known = pd.Index([])
+    renamed = {}
+    for modality, adata in modalities.items():
+        clashing = adata.var_names.isin(known)
+        if clashing.any():
+            print(f"{modality}: {clashing.sum()} features have the name of another modality's; prefix {modality}:")
+            adata = adata.copy()
+            adata.var_names = np.where(clashing, f"{modality}:" + adata.var_names, adata.var_names)
+        renamed[modality] = adata
+        known = known.union(adata.var_names)
+    return renamed
+
+
+def _drop_zero_features(modalities: Modalities) -> Modalities:
+    kept = {}
+    for modality, adata in modalities.items():
+        seen = adata.X.getnnz(axis=0) > 0
+        if not seen.all():
+            print(f"{modality}: {(~seen).sum()} of {adata.n_vars} features are zero in all cells and dropped")
+        kept[modality] = adata[:, seen]
+    return kept
+
+
+def _check_expected(name: str, expect: Mapping[str, Any], modalities: Modalities) -> None:
+    found = {"n_cells": next(iter(modalities.values())).n_obs}
+    found |= {f"n_features.{modality}": adata.n_vars for modality, adata in modalities.items()}
+    wanted = {"n_cells": expect["n_cells"]} if "n_cells" in expect else {}
+    wanted |= {f"n_features.{modality}": number for modality, number in expect.get("n_features", {}).items()}
+    for key, number in wanted.items():
+        if found.get(key) != number:
+            raise PrepareError(f"{name}: expect.{key}: found {found.get(key)}, expected {number}; correct the YAML")
+
+
+def _subsample(modalities: Modalities, n_cells: int) -> Modalities:
+    available = next(iter(modalities.values())).n_obs
+    rng = np.random.default_rng(SUBSAMPLE_SEED)
+    rows = np.sort(rng.choice(available, n_cells, replace=False))
+    print(f"keep {n_cells} of {available} cells")
+    return {modality: adata[rows] for modality, adata in modalities.items()}
+
+
+def _known(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
+    return [column for column in columns if column in frame]
+
+
+def _plain(adata: ad.AnnData) -> ad.AnnData:
+    """Return counts and the annotations that the benchmark knows, and nothing else."""
+    obs = adata.obs[_known(adata.obs, OBS_COLUMNS)].astype(str).astype("category")
+    var = adata.var[_known(adata.var, VAR_COLUMNS)].astype(str)
+    return ad.AnnData(adata.X.copy(), obs=obs, var=var)
+
+
+def _digest(spec: Spec) -> str:
+    if not spec["files"]:
+        return hashlib.sha256(json.dumps(spec["prepare"], sort_keys=True).encode()).hexdigest()
+    return "; ".join(f"{file} {sha256}" for file, sha256 in spec["files"].items())
