@@ -1,0 +1,288 @@
+"""Simulated files in the layouts and under the names of the paper's data sets, for rehearsals and tests.
+
+Sizes are those of the real data times a factor; proteins are few and stay. Counts come from `clue.simulate`, so that
+methods have something to find. What is written is known, hence what preparation must arrive at (`expected`).
+"""
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scipy.io import mmwrite
+
+from clue.simulate import simulate
+
+TYPES = {"rna": "GEX", "adt": "ADT", "atac": "ATAC"}
+MINIMUM = {"rna": 150, "adt": 134, "atac": 300}
+"""Fewest features of a modality, however small the factor."""
+LIBRARY_SIZES = {"rna": 2000.0, "adt": 1000.0, "atac": 5000.0}
+UNLABELLED_LIBRARIES = {"53": ("04", "05"), "54": ("06",), "55": ("07",), "56": ("08",)}
+"""What the table of cell types calls the ATAC libraries of each RNA library."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many cells and features a real data set has."""
+
+    features: dict[str, int]
+    parts: dict[str, int]
+    """Number of cells by what they are for."""
+    batches: dict[str, tuple[str, ...]]
+    """Batches that the cells of a part come from."""
+    n_types: int
+
+    def scaled(self, factor: float) -> "Size":
+        """Return a size that is `factor` times as large, and no smaller than methods can do with."""
+        features = {name: max(min(n, MINIMUM[name]), round(factor * n)) for name, n in self.features.items()}
+        parts = {part: max(min(n, 30 * len(self.batches[part])), round(factor * n)) for part, n in self.parts.items()}
+        return Size(features, parts, self.batches, self.n_types)
+
+
+_CITE_TRAIN = ("s1d1", "s1d2", "s1d3", "s2d1", "s2d4", "s2d5", "s3d1", "s3d6", "s3d7")
+_MULTIOME_TRAIN = ("s1d1", "s1d2", "s1d3", "s2d1", "s2d4", "s2d5", "s3d3", "s3d6", "s3d7", "s3d10")
+_SITE_4 = ("s4d1", "s4d8", "s4d9")
+_LIBRARIES = ("53", "54", "55", "56")
+
+SIZES = {
+    "bmmc_cite": Size(
+        {"rna": 13_953, "adt": 134},
+        {"train": 66_175, "test": 15_066, "iid_holdout": 9_020},
+        {"train": _CITE_TRAIN, "test": _SITE_4, "iid_holdout": _CITE_TRAIN + _SITE_4},
+        n_types=45,
+    ),
+    "bmmc_multiome": Size(
+        {"rna": 13_431, "atac": 116_490},
+        {"train": 42_492, "test": 20_009, "iid_holdout": 6_748},
+        {"train": _MULTIOME_TRAIN, "test": _SITE_4, "iid_holdout": _MULTIOME_TRAIN + _SITE_4},
+        n_types=22,
+    ),
+    "share_skin": Size(
+        {"rna": 23_296, "atac": 344_592},
+        {"labelled": 32_231, "mixed": 2_543, "rna_only": 8_174},
+        {"labelled": _LIBRARIES, "mixed": _LIBRARIES, "rna_only": _LIBRARIES},
+        n_types=22,
+    ),
+}
+"""The paper's data sets (Luecken et al. 2021; Ma et al. 2020)."""
+
+
+def simulate_dataset(name: str, factor: float, seed: int = 0) -> md.MuData:
+    """Draw the cells of a data set at `factor` times its size; ``obs`` says ``part``, ``batch`` and ``cell_type``."""
+    size = SIZES[name].scaled(factor)
+    parts = np.repeat(list(size.parts), list(size.parts.values()))
+    libraries = {modality: LIBRARY_SIZES[modality] for modality in size.features}
+    mdata = simulate(
+        len(parts), size.features, n_types=size.n_types, n_batches=1, library_sizes=libraries, dispersion=5.0, seed=seed
+    )
+    batch = np.concatenate([_spread(size.batches[part], n) for part, n in size.parts.items()])
+    barcodes = _share_barcodes(batch) if name == "share_skin" else _tenx_barcodes(batch)
+    for modality, adata in mdata.mod.items():
+        types = adata.obs["cell_type"].astype(str).str.replace("type", "Type ")
+        adata.obs = pd.DataFrame({"part": parts, "batch": batch, "cell_type": types.to_numpy()}, index=barcodes)
+        adata.var_names = list(_feature_names(modality, adata.n_vars))
+        del adata.obsm, adata.varm
+    mdata.update()
+    return mdata
+
+
+def expected(mdata: md.MuData) -> dict:
+    """Return what ``expect`` of a data set's YAML says of these cells."""
+    obs = mdata.mod["rna"].obs
+    parts = obs["part"].value_counts()
+    if "labelled" in parts:
+        return {"n_cells": int(parts["labelled"])}
+    types = obs["cell_type"][obs["part"] == "test"].value_counts().to_dict()
+    n_train, n_test = int(parts["train"]), int(parts["test"])
+    site4 = {"n_train": n_train, "n_test": n_test, "test_cell_types": types}
+    return {"n_cells": n_train + n_test, "splits": {"site4": site4}}
+
+
+def _spread(batches: tuple[str, ...], n_cells: int) -> np.ndarray:
+    """Return a batch per cell, batch after batch, in about equal numbers."""
+    return np.concatenate(
+        [
+            np.full(len(part), batch)
+            for batch, part in zip(batches, np.array_split(np.arange(n_cells), len(batches)), strict=True)
+        ]
+    )
+
+
+def _digits(numbers: np.ndarray, letters: str, n_digits: int) -> list[str]:
+    return ["".join(letters[number // len(letters) ** i % len(letters)] for i in range(n_digits)) for number in numbers]
+
+
+def _tenx_barcodes(batch: np.ndarray) -> list[str]:
+    # A prime step scatters the barcodes over the 16 bases.
+    bases = _digits(np.arange(len(batch)) * 40_503 % 4**15, "ACGT", 16)
+    return [f"{base}-1-{sample}" for base, sample in zip(bases, batch, strict=True)]
+
+
+def _share_barcodes(batch: np.ndarray) -> list[str]:
+    numbers = np.arange(len(batch))
+    rounds = [numbers // 96**i % 96 + 1 for i in range(3)]
+    return [f"R1.{a:02d}.R2.{b:02d}.R3.{c:02d}.P1.{library}" for a, b, c, library in zip(*rounds, batch, strict=True)]
+
+
+def _feature_names(modality: str, n_features: int) -> Iterator[str]:
+    """Yield names; the first proteins are called like genes, as in the real data."""
+    for j in range(n_features):
+        match modality:
+            case "rna":
+                yield f"Gene{j + 1}"
+            case "adt":
+                yield f"Gene{j + 1}" if j < 5 else f"Protein{j + 1}"
+            case _:
+                yield f"chr{j % 19 + 1}-{1000 * (j + 1)}-{1000 * (j + 1) + 900}"
+
+
+# ---- the competition: bucket and GEO -------------------------------------------------------------
+
+
+def write_bucket(name: str, mdata: md.MuData, folder: Path, seed: int = 0) -> None:
+    """Write the bucket's task files (RNA to the other modality), with solution, and the file of all cells."""
+    kind = name.removeprefix("bmmc_")
+    task = f"openproblems_bmmc_{kind}_phase2_rna"
+    task_folder = folder / "phase2-private-data" / "match_modality" / task
+    task_folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    for part in ("train", "test"):
+        files = _task_files(mdata, part, f"openproblems_bmmc_{kind}_phase2_MM_gex2{_other(mdata)}", rng)
+        for role, adata in files.items():
+            adata.write_h5ad(task_folder / f"{task}.censor_dataset.output_{part}_{role}.h5ad", compression="gzip")
+    complete = {"cite": "phase2-private-data/common/openproblems_bmmc_complete", "multiome": "post_competition"}[kind]
+    (folder / complete).mkdir(parents=True)
+    _all_cells(mdata, [], f"openproblems_bmmc_{kind}_complete").write_h5ad(
+        folder / complete / f"openproblems_bmmc_{kind}_complete.h5ad", compression="gzip"
+    )
+
+
+def write_geo_bmmc(name: str, mdata: md.MuData, folder: Path) -> None:
+    """Write GEO's file of all cells, held-out ones included, which ``obs["is_train"]`` tells apart."""
+    kind = name.removeprefix("bmmc_")
+    plain = folder / f"GSE194122_openproblems_neurips2021_{kind}_BMMC_processed.h5ad"
+    folder.mkdir(parents=True, exist_ok=True)
+    _all_cells(mdata, ["is_train"], f"openproblems_bmmc_{kind}").write_h5ad(plain)
+    with gzip.open(f"{plain}.gz", "wb", compresslevel=1) as packed, open(plain, "rb") as file:
+        while chunk := file.read(1 << 22):
+            packed.write(chunk)
+    plain.unlink()
+
+
+def _other(mdata: md.MuData) -> str:
+    return next(name for name in mdata.mod if name != "rna")
+
+
+def _task_files(mdata: md.MuData, part: str, dataset_id: str, rng: np.random.Generator) -> dict[str, ad.AnnData]:
+    """Return ``mod1``, ``mod2`` (shuffled, renamed) and ``sol`` of the training or of the test cells."""
+    rows = np.flatnonzero(mdata.mod["rna"].obs["part"] == part)
+    shuffled = rng.permutation(len(rows))
+    files = {}
+    for role, modality, order in (("mod1", "rna", rows), ("mod2", _other(mdata), rows[shuffled])):
+        adata = _processed(mdata.mod[modality][order], modality)
+        files[role] = ad.AnnData(
+            adata.X.tocsc(),
+            obs=adata.obs[["batch"]].copy(),
+            var=adata.var,
+            layers={"counts": adata.layers["counts"].tocsc()},
+            uns={"dataset_id": dataset_id, "organism": "human"},
+        )
+    files["mod1"].obs["size_factors"] = 1.0
+    files["mod2"].obs_names = [f"cell_{i + 1}" for i in range(len(rows))]
+    # Cell i of the first file is where the second one's shuffle put it.
+    places = (np.ones(len(rows)), (np.arange(len(rows)), np.argsort(shuffled)))
+    files["sol"] = ad.AnnData(
+        sp.csc_matrix(places, shape=(len(rows), len(rows))),
+        obs=files["mod1"].obs[["batch"]].copy(),
+        uns={"dataset_id": dataset_id, "pairing_ix": shuffled},
+    )
+    return files
+
+
+def _processed(adata: ad.AnnData, modality: str) -> ad.AnnData:
+    """Return cells with X processed as the competition does, raw counts in a layer."""
+    processed = adata.copy()
+    processed.layers["counts"] = adata.X.copy()
+    processed.X = (processed.X > 0).astype(np.float32) if modality == "atac" else processed.X.log1p()
+    processed.var["feature_types"] = TYPES[modality]
+    processed.var["gene_ids"] = [f"{TYPES[modality]}{j:011d}" for j in range(adata.n_vars)]
+    return processed
+
+
+def _all_cells(mdata: md.MuData, columns: list[str], dataset_id: str) -> ad.AnnData:
+    """Return all features of all cells in one table."""
+    parts = [_processed(adata, modality) for modality, adata in mdata.mod.items()]
+    obs = parts[0].obs.rename(columns={"part": "is_train"})
+    obs["DonorNumber"] = "donor" + obs["batch"].str.extract(r"d(\d+)$", expand=False)
+    obs["Site"] = "site" + obs["batch"].str[1]
+    var = pd.concat([part.var for part in parts]).rename(columns={"gene_ids": "gene_id"})
+    # Names of a gene and a protein may be the same, here as in the real files: anndata is not asked to mind.
+    names, var.index = var.index, [str(j) for j in range(len(var))]
+    adata = ad.AnnData(
+        sp.hstack([part.X for part in parts], format="csr"),
+        obs=obs[["batch", "cell_type", "DonorNumber", "Site", *columns]],
+        var=var,
+        layers={"counts": sp.hstack([part.layers["counts"] for part in parts], format="csr")},
+        obsm={"GEX_X_umap": np.zeros((len(obs), 2), dtype=np.float32)},
+        uns={"dataset_id": dataset_id, "organism": "human", "genome": "GRCh38"},
+    )
+    adata.var.index = names
+    return adata
+
+
+# ---- SHARE-seq: GEO and GLUE ---------------------------------------------------------------------
+
+
+def write_geo_share(mdata: md.MuData, folder: Path) -> None:
+    """Write the five files of the skin sample: RNA as dense text, ATAC as Matrix Market, the table of cell types."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rna, atac = mdata.mod["rna"], mdata.mod["atac"]
+    atac = atac[(atac.obs["part"] != "rna_only").to_numpy()]
+    _write_dense_text(rna, folder / "GSM4156608_skin.late.anagen.rna.counts.txt.gz")
+    with gzip.open(folder / "GSM4156597_skin.late.anagen.counts.txt.gz", "wb", compresslevel=1) as file:
+        mmwrite(file, sp.coo_matrix(atac.X.T.astype(np.int32)))
+    with gzip.open(folder / "GSM4156597_skin.late.anagen.barcodes.txt.gz", "wt") as file:
+        file.writelines(f"{name}\n" for name in atac.obs_names)
+    with gzip.open(folder / "GSM4156597_skin.late.anagen.peaks.bed.gz", "wt") as file:
+        file.writelines(name.replace("-", "\t") + "\n" for name in atac.var_names)
+    _table_of_cell_types(atac.obs).to_csv(folder / "GSM4156597_skin_celltype.txt.gz", sep="\t", index=False)
+
+
+def write_glue(mdata: md.MuData, folder: Path) -> None:
+    """Write GLUE's two files: labelled cells, raw counts, no column of batches."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for modality, name in (("rna", "RNA"), ("atac", "ATAC")):
+        adata = mdata.mod[modality][(mdata.mod[modality].obs["part"] == "labelled").to_numpy()]
+        obs = adata.obs[["cell_type"]].assign(domain=f"sc{name}-seq", protocol="SHARE-seq", dataset=f"Ma-2020-{name}")
+        ad.AnnData(adata.X.copy(), obs=obs, var=adata.var.copy()).write_h5ad(
+            folder / f"Ma-2020-{name}.h5ad", compression="gzip"
+        )
+
+
+def _write_dense_text(rna: ad.AnnData, path: Path) -> None:
+    genes = rna.X.T.tocsr()
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        file.write(
+            "\t".join(["gene", *(name.replace(".R", ",R").replace(".P", ",P") for name in rna.obs_names)]) + "\n"
+        )
+        for j, name in enumerate(rna.var_names):
+            counts = genes[j].toarray().ravel().astype(int)
+            file.write(name + "\t" + "\t".join(map(str, counts.tolist())) + "\n")
+
+
+def _table_of_cell_types(obs: pd.DataFrame) -> pd.DataFrame:
+    """Return barcodes of both assays, ATAC's with its own libraries, and the cell types."""
+    own = [UNLABELLED_LIBRARIES[batch][i % len(UNLABELLED_LIBRARIES[batch])] for i, batch in enumerate(obs["batch"])]
+    stems = obs.index.str.rsplit(".", n=1).str[0]
+    return pd.DataFrame(
+        {
+            "atac.bc": [f"{stem}.{library}" for stem, library in zip(stems, own, strict=True)],
+            "rna.bc": obs.index,
+            "celltype": np.where(obs["part"] == "mixed", "Mix", obs["cell_type"]),
+        }
+    )
