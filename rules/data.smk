@@ -55,9 +55,12 @@ for dataset, spec in BENCHMARK.datasets.items():
             dataset=dataset,
             folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",
             max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
-            spec=to_json({key: spec.get(key) for key in ("source", "sources", "prepare", "modalities", "expect")}),
+            spec=to_json(
+                {key: spec.get(key) for key in ("source", "sources", "prepare", "modalities", "expect")}
+                | {"splits": {split: spec["splits"].get(split) for split in spec.get("expect", {}).get("splits", {})}}
+            ),
             code=digest(
-                "scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"
+                "scripts/prepare.py", "clue/benchmark/prepare/*.py", "clue/simulate.py"
             ),
         shell:
             "python -P scripts/prepare.py --dataset {params.dataset} --raw {params.folder} --output {output}"

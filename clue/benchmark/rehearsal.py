@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from scipy.io import mmwrite
 
 from clue.simulate import simulate
+
+Modalities = dict[str, ad.AnnData]
 
 TYPES = {"rna": "GEX", "adt": "ADT", "atac": "ATAC"}
 MINIMUM = {"rna": 150, "adt": 134, "atac": 300}
@@ -72,28 +73,27 @@ SIZES = {
 """The paper's data sets (Luecken et al. 2021; Ma et al. 2020)."""
 
 
-def simulate_dataset(name: str, factor: float, seed: int = 0) -> md.MuData:
+def simulate_dataset(name: str, factor: float, seed: int = 0) -> Modalities:
     """Draw the cells of a data set at `factor` times its size; ``obs`` says ``part``, ``batch`` and ``cell_type``."""
     size = SIZES[name].scaled(factor)
     parts = np.repeat(list(size.parts), list(size.parts.values()))
     libraries = {modality: LIBRARY_SIZES[modality] for modality in size.features}
-    mdata = simulate(
+    modalities = simulate(
         len(parts), size.features, n_types=size.n_types, n_batches=1, library_sizes=libraries, dispersion=5.0, seed=seed
-    )
+    ).mod
     batch = np.concatenate([_spread(size.batches[part], n) for part, n in size.parts.items()])
     barcodes = _share_barcodes(batch) if name == "share_skin" else _tenx_barcodes(batch)
-    for modality, adata in mdata.mod.items():
+    for modality, adata in modalities.items():
         types = adata.obs["cell_type"].astype(str).str.replace("type", "Type ")
         adata.obs = pd.DataFrame({"part": parts, "batch": batch, "cell_type": types.to_numpy()}, index=barcodes)
         adata.var_names = list(_feature_names(modality, adata.n_vars))
         del adata.obsm, adata.varm
-    mdata.update()
-    return mdata
+    return modalities
 
 
-def expected(mdata: md.MuData) -> dict:
+def expected(cells: Modalities) -> dict:
     """Return what ``expect`` of a data set's YAML says of these cells."""
-    obs = mdata.mod["rna"].obs
+    obs = cells["rna"].obs
     parts = obs["part"].value_counts()
     if "labelled" in parts:
         return {"n_cells": int(parts["labelled"])}
@@ -144,7 +144,7 @@ def _feature_names(modality: str, n_features: int) -> Iterator[str]:
 # ---- the competition: bucket and GEO -------------------------------------------------------------
 
 
-def write_bucket(name: str, mdata: md.MuData, folder: Path, seed: int = 0) -> None:
+def write_bucket(name: str, cells: Modalities, folder: Path, seed: int = 0) -> None:
     """Write the bucket's task files (RNA to the other modality), with solution, and the file of all cells."""
     kind = name.removeprefix("bmmc_")
     task = f"openproblems_bmmc_{kind}_phase2_rna"
@@ -152,39 +152,39 @@ def write_bucket(name: str, mdata: md.MuData, folder: Path, seed: int = 0) -> No
     task_folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for part in ("train", "test"):
-        files = _task_files(mdata, part, f"openproblems_bmmc_{kind}_phase2_MM_gex2{_other(mdata)}", rng)
+        files = _task_files(cells, part, f"openproblems_bmmc_{kind}_phase2_MM_gex2{_other(cells)}", rng)
         for role, adata in files.items():
             adata.write_h5ad(task_folder / f"{task}.censor_dataset.output_{part}_{role}.h5ad", compression="gzip")
     complete = {"cite": "phase2-private-data/common/openproblems_bmmc_complete", "multiome": "post_competition"}[kind]
     (folder / complete).mkdir(parents=True)
-    _all_cells(mdata, [], f"openproblems_bmmc_{kind}_complete").write_h5ad(
+    _all_cells(cells, [], f"openproblems_bmmc_{kind}_complete").write_h5ad(
         folder / complete / f"openproblems_bmmc_{kind}_complete.h5ad", compression="gzip"
     )
 
 
-def write_geo_bmmc(name: str, mdata: md.MuData, folder: Path) -> None:
+def write_geo_bmmc(name: str, cells: Modalities, folder: Path) -> None:
     """Write GEO's file of all cells, held-out ones included, which ``obs["is_train"]`` tells apart."""
     kind = name.removeprefix("bmmc_")
     plain = folder / f"GSE194122_openproblems_neurips2021_{kind}_BMMC_processed.h5ad"
     folder.mkdir(parents=True, exist_ok=True)
-    _all_cells(mdata, ["is_train"], f"openproblems_bmmc_{kind}").write_h5ad(plain)
+    _all_cells(cells, ["is_train"], f"openproblems_bmmc_{kind}").write_h5ad(plain)
     with gzip.open(f"{plain}.gz", "wb", compresslevel=1) as packed, open(plain, "rb") as file:
         while chunk := file.read(1 << 22):
             packed.write(chunk)
     plain.unlink()
 
 
-def _other(mdata: md.MuData) -> str:
-    return next(name for name in mdata.mod if name != "rna")
+def _other(cells: Modalities) -> str:
+    return next(name for name in cells if name != "rna")
 
 
-def _task_files(mdata: md.MuData, part: str, dataset_id: str, rng: np.random.Generator) -> dict[str, ad.AnnData]:
+def _task_files(cells: Modalities, part: str, dataset_id: str, rng: np.random.Generator) -> dict[str, ad.AnnData]:
     """Return ``mod1``, ``mod2`` (shuffled, renamed) and ``sol`` of the training or of the test cells."""
-    rows = np.flatnonzero(mdata.mod["rna"].obs["part"] == part)
+    rows = np.flatnonzero(cells["rna"].obs["part"] == part)
     shuffled = rng.permutation(len(rows))
     files = {}
-    for role, modality, order in (("mod1", "rna", rows), ("mod2", _other(mdata), rows[shuffled])):
-        adata = _processed(mdata.mod[modality][order], modality)
+    for role, modality, order in (("mod1", "rna", rows), ("mod2", _other(cells), rows[shuffled])):
+        adata = _processed(cells[modality][order], modality)
         files[role] = ad.AnnData(
             adata.X.tocsc(),
             obs=adata.obs[["batch"]].copy(),
@@ -214,9 +214,9 @@ def _processed(adata: ad.AnnData, modality: str) -> ad.AnnData:
     return processed
 
 
-def _all_cells(mdata: md.MuData, columns: list[str], dataset_id: str) -> ad.AnnData:
+def _all_cells(cells: Modalities, columns: list[str], dataset_id: str) -> ad.AnnData:
     """Return all features of all cells in one table."""
-    parts = [_processed(adata, modality) for modality, adata in mdata.mod.items()]
+    parts = [_processed(adata, modality) for modality, adata in cells.items()]
     obs = parts[0].obs.rename(columns={"part": "is_train"})
     obs["DonorNumber"] = "donor" + obs["batch"].str.extract(r"d(\d+)$", expand=False)
     obs["Site"] = "site" + obs["batch"].str[1]
@@ -238,10 +238,10 @@ def _all_cells(mdata: md.MuData, columns: list[str], dataset_id: str) -> ad.AnnD
 # ---- SHARE-seq: GEO and GLUE ---------------------------------------------------------------------
 
 
-def write_geo_share(mdata: md.MuData, folder: Path) -> None:
+def write_geo_share(cells: Modalities, folder: Path) -> None:
     """Write the five files of the skin sample: RNA as dense text, ATAC as Matrix Market, the table of cell types."""
     folder.mkdir(parents=True, exist_ok=True)
-    rna, atac = mdata.mod["rna"], mdata.mod["atac"]
+    rna, atac = cells["rna"], cells["atac"]
     atac = atac[(atac.obs["part"] != "rna_only").to_numpy()]
     _write_dense_text(rna, folder / "GSM4156608_skin.late.anagen.rna.counts.txt.gz")
     with gzip.open(folder / "GSM4156597_skin.late.anagen.counts.txt.gz", "wb", compresslevel=1) as file:
@@ -253,11 +253,11 @@ def write_geo_share(mdata: md.MuData, folder: Path) -> None:
     _table_of_cell_types(atac.obs).to_csv(folder / "GSM4156597_skin_celltype.txt.gz", sep="\t", index=False)
 
 
-def write_glue(mdata: md.MuData, folder: Path) -> None:
+def write_glue(cells: Modalities, folder: Path) -> None:
     """Write GLUE's two files: labelled cells, raw counts, no column of batches."""
     folder.mkdir(parents=True, exist_ok=True)
     for modality, name in (("rna", "RNA"), ("atac", "ATAC")):
-        adata = mdata.mod[modality][(mdata.mod[modality].obs["part"] == "labelled").to_numpy()]
+        adata = cells[modality][(cells[modality].obs["part"] == "labelled").to_numpy()]
         obs = adata.obs[["cell_type"]].assign(domain=f"sc{name}-seq", protocol="SHARE-seq", dataset=f"Ma-2020-{name}")
         ad.AnnData(adata.X.copy(), obs=obs, var=adata.var.copy()).write_h5ad(
             folder / f"Ma-2020-{name}.h5ad", compression="gzip"

@@ -73,17 +73,37 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split) -> TaskFi
         If a column, batch or value that the split names is not there, or no cell is left on one side.
     """
     where = f"{dataset}: splits.{name}"
-    obs = next(iter(mdata.mod.values())).obs
-    kept, is_test = _parts(obs, split, where)
-    train_rows, test_rows = np.flatnonzero(kept & ~is_test), np.flatnonzero(kept & is_test)
-    if not len(train_rows) or not len(test_rows):
-        raise TaskError(f"{where}: {len(train_rows)} training and {len(test_rows)} test cells; both sides need cells")
+    train_rows, test_rows = split_cells(next(iter(mdata.mod.values())).obs, split, where)
     origin = {"dataset": dataset, "split": name}
     train = _training_cells(mdata, train_rows, split, where)
     train.uns = dict(origin)
     orders = {modality: _stream(split["seed"], f"test {modality}").permutation(test_rows) for modality in mdata.mod}
     tests = {modality: _censored(mdata.mod[modality], rows, modality, origin) for modality, rows in orders.items()}
     return TaskFiles(train, tests, _solution(mdata, test_rows, orders, train, origin, where))
+
+
+def split_cells(obs: pd.DataFrame, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows of the training and of the test cells.
+
+    Parameters
+    ----------
+    obs
+        The data set's annotation of cells.
+    split
+        The split's settings.
+    where
+        What messages begin with.
+
+    Raises
+    ------
+    TaskError
+        If a column, batch or value that the split names is not there, or no cell is left on one side.
+    """
+    kept, is_test = _parts(obs, split, where)
+    train_rows, test_rows = np.flatnonzero(kept & ~is_test), np.flatnonzero(kept & is_test)
+    if not len(train_rows) or not len(test_rows):
+        raise TaskError(f"{where}: {len(train_rows)} training and {len(test_rows)} test cells; both sides need cells")
+    return train_rows, test_rows
 
 
 def _stream(seed: int, purpose: str) -> np.random.Generator:

@@ -50,7 +50,7 @@ def describe_dataset(path: Path, config: Path) -> dict[str, str]:
     n_cells = next(iter(sizes.values()))[0]
     available = int(known["n_cells_available"] or n_cells)
     return {
-        "Data set": spec["label"],
+        "Data set": spec["label"] or name,
         "Cells": f"{n_cells:,}" if n_cells == available else f"{n_cells:,} (sample of {available:,})",
         "Features": ", ".join(f"{features:,} {modality}" for modality, (_, features) in sizes.items()),
         "Source": " ".join(part for part in (known["source"], spec["accession"], spec["url"]) if part),

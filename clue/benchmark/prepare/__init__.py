@@ -7,9 +7,8 @@ numbers, subsample, provenance) is done once, in `prepare`.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import anndata as ad
 import mudata as md
@@ -20,6 +19,7 @@ from clue.benchmark.contracts import check_modality
 from clue.benchmark.download import describe_source, taken
 from clue.benchmark.prepare.arrays import prepare_npy
 from clue.benchmark.prepare.competition import prepare_competition
+from clue.benchmark.prepare.expectations import check_expected
 from clue.benchmark.prepare.glue import prepare_glue
 from clue.benchmark.prepare.h5ad import prepare_h5ad
 from clue.benchmark.prepare.own import prepare_own
@@ -81,7 +81,7 @@ def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = N
     for modality, adata in modalities.items():
         check_modality(adata, f"{folder} [{modality}]", _known(adata.obs, OBS_COLUMNS))
     modalities = _drop_zero_features(modalities)
-    _check_expected(name, spec.get("expect", {}), modalities)
+    check_expected(name, spec, modalities)
     n_available = modalities[spec["modalities"][0]].n_obs
     if max_cells is not None and max_cells < n_available:
         modalities = _drop_zero_features(_subsample(modalities, max_cells))
@@ -122,16 +122,6 @@ def _drop_zero_features(modalities: Modalities) -> Modalities:
             print(f"{modality}: {(~seen).sum()} of {adata.n_vars} features are zero in all cells and dropped")
         kept[modality] = adata[:, seen]
     return kept
-
-
-def _check_expected(name: str, expect: Mapping[str, Any], modalities: Modalities) -> None:
-    found = {"n_cells": next(iter(modalities.values())).n_obs}
-    found |= {f"n_features.{modality}": adata.n_vars for modality, adata in modalities.items()}
-    wanted = {"n_cells": expect["n_cells"]} if "n_cells" in expect else {}
-    wanted |= {f"n_features.{modality}": number for modality, number in expect.get("n_features", {}).items()}
-    for key, number in wanted.items():
-        if found.get(key) != number:
-            raise PrepareError(f"{name}: expect.{key}: found {found.get(key)}, expected {number}; correct the YAML")
 
 
 def _subsample(modalities: Modalities, n_cells: int) -> Modalities:

@@ -1,0 +1,524 @@
+"""The layouts of the paper's data sets and of users' own data, on simulated files: counts, pairs, labels, faults."""
+
+import gzip
+import tracemalloc
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy.io import mmwrite
+
+from clue.benchmark.config import load
+from clue.benchmark.contracts import check_dataset
+from clue.benchmark.download import download
+from clue.benchmark.prepare import PrepareError
+from clue.benchmark.prepare import prepare as prepare_downloaded
+from clue.benchmark.prepare.share_seq import nonzero_numbers, read_dense_text
+from clue.benchmark.rehearsal import (
+    SIZES,
+    expected,
+    simulate_dataset,
+    write_bucket,
+    write_geo_bmmc,
+    write_geo_share,
+    write_glue,
+)
+from clue.benchmark.task import make_task
+
+FACTOR = 0.002
+RNA = "GSM4156608_skin.late.anagen.rna.counts.txt.gz"
+ATAC = "GSM4156597_skin.late.anagen.counts.txt.gz"
+BARCODES = "GSM4156597_skin.late.anagen.barcodes.txt.gz"
+CELL_TYPES = "GSM4156597_skin_celltype.txt.gz"
+WRITERS = {
+    ("bmmc_cite", "bucket"): lambda cells, folder: write_bucket("bmmc_cite", cells, folder),
+    ("bmmc_cite", "geo"): lambda cells, folder: write_geo_bmmc("bmmc_cite", cells, folder),
+    ("bmmc_multiome", "bucket"): lambda cells, folder: write_bucket("bmmc_multiome", cells, folder),
+    ("bmmc_multiome", "geo"): lambda cells, folder: write_geo_bmmc("bmmc_multiome", cells, folder),
+    ("share_skin", "geo"): write_geo_share,
+    ("share_skin", "glue"): write_glue,
+}
+LAYOUTS = list(WRITERS)
+
+
+@pytest.fixture(scope="session")
+def cells():
+    """The simulated cells of each data set; not to be changed."""
+    return {name: simulate_dataset(name, FACTOR) for name in SIZES}
+
+
+def spec_of(project, name, source, cells):
+    """Return a data set of the project with one of its sources, local files, and the numbers of simulated cells."""
+    spec = load("datasets", name, project)
+    [chosen] = [entry for entry in spec.pop("sources") if entry["name"] == source]
+    spec["prepare"] = chosen["prepare"]
+    spec["source"] = {"kind": "files", "folder": ".", "files": list(chosen["files"])}
+    return spec | {"expect": expected(cells)}
+
+
+@pytest.fixture
+def written(project, cells, tmp_path):
+    """A function that writes one layout; it returns the data set and the folder of its files."""
+
+    def write(name, source):
+        WRITERS[name, source](cells[name], tmp_path / "served")
+        folder = tmp_path / "raw"
+        folder.mkdir()
+        for path in (tmp_path / "served").rglob("*"):
+            if path.is_file():
+                path.rename(folder / path.name)
+        return spec_of(project, name, source, cells[name]), folder
+
+    return write
+
+
+def prepare(name, spec, folder):
+    """Prepare files that lie in the folder, as they are after a download."""
+    download(name, spec, folder, root=folder)
+    return prepare_downloaded(name, spec, folder)
+
+
+def fault(name, spec, folder):
+    """Return the message of a preparation that fails; it is one line."""
+    with pytest.raises(PrepareError) as raised:
+        prepare(name, spec, folder)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+# ---- what is right -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "source"), LAYOUTS)
+def test_every_layout_gives_the_counts_that_were_written(written, cells, name, source):
+    spec, folder = written(name, source)
+    mdata = prepare(name, spec, folder)
+    check_dataset(mdata, name)
+    kept = cells[name]["rna"].obs["part"].isin(["train", "test", "labelled"])
+    names = set(cells[name]["rna"].obs_names[kept])
+    assert set(mdata.obs_names) == names and list(mdata.mod) == spec["modalities"]
+    for modality, adata in mdata.mod.items():
+        simulated = cells[name][modality][adata.obs_names]
+        # A protein that has the name of a gene got a prefix; a feature that is zero everywhere went.
+        columns = np.flatnonzero(simulated.X.getnnz(axis=0))
+        assert abs(simulated.X[:, columns] - adata.X).max() == 0
+        for column in ("batch", "cell_type"):
+            assert list(adata.obs[column]) == list(simulated.obs[column]), column
+    assert not any(path.name.startswith(".unpacked") for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_splits_of_the_paper_are_those_of_the_written_cells(project, cells, name):
+    kept = (cells[name]["rna"].obs["part"].isin(["train", "test", "labelled"])).to_numpy()
+    modalities = {}
+    for modality, adata in cells[name].items():
+        modalities[modality] = adata[kept].copy()
+        modalities[modality].var_names = f"{modality}:" + modalities[modality].var_names
+    mdata = md.MuData(modalities)
+    batches = mdata.mod["rna"].obs["batch"]
+    for split, settings in load("datasets", name, project)["splits"].items():
+        task = make_task(mdata, name, split, settings)
+        train, test = task.train.mod["rna"].obs["batch"], task.solution.obs["batch"]
+        assert len(train) + len(test) == len(batches)
+        if settings["kind"] == "batches":
+            assert not set(train) & set(test) and set(test) == set(settings["batches"])
+            if "bmmc" in name:
+                assert (mdata.mod["rna"].obs.loc[task.solution.obs_names, "part"] == "test").all()
+        else:
+            assert len(test) == round(0.2 * len(batches)) and set(train) == set(test) == set(batches)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_simulated_sizes_are_the_published_ones_at_factor_1(project, name):
+    expect = load("datasets", name, project)["expect"]
+    parts = SIZES[name].scaled(1).parts
+    if name == "share_skin":
+        assert expect["n_cells"] == parts["labelled"]
+    else:
+        assert expect["n_cells"] == parts["train"] + parts["test"]
+        assert expect["splits"]["site4"]["n_train"] == parts["train"]
+        assert expect["splits"]["site4"]["n_test"] == parts["test"]
+    assert sum(expect.get("splits", {}).get("site4", {}).get("test_cell_types", {}).values()) in (0, parts.get("test"))
+
+
+def test_both_layouts_of_the_competition_are_one_data_set(written, project, cells, tmp_path):
+    spec, folder = written("bmmc_cite", "bucket")
+    bucket = prepare("bmmc_cite", spec, folder)
+    write_geo_bmmc("bmmc_cite", cells["bmmc_cite"], tmp_path / "geo")
+    geo = prepare("bmmc_cite", spec_of(project, "bmmc_cite", "geo", cells["bmmc_cite"]), tmp_path / "geo")
+    for modality in ("rna", "adt"):
+        same = geo.mod[modality][bucket.mod[modality].obs_names]
+        assert abs(same.X - bucket.mod[modality].X).max() == 0
+        assert list(same.obs["cell_type"]) == list(bucket.mod[modality].obs["cell_type"])
+
+
+def test_without_labels_the_competition_has_none_and_they_are_derived(written, capsys):
+    spec, folder = written("bmmc_cite", "bucket")
+    del spec["prepare"]["labels"]
+    mdata = prepare("bmmc_cite", spec, folder)
+    assert "cell_type" not in mdata.mod["rna"].obs
+    assert "test_cell_types is not checked" in capsys.readouterr().out
+    assert make_task(mdata, "bmmc_cite", "site4", spec["splits"]["site4"]).solution.uns["labels"].startswith("derived")
+
+
+# ---- expected numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda e, s: e.update(n_cells=81_241), "expect.n_cells: found {n_cells}, expected 81241"),
+        (lambda e, s: s.update(n_train=1), "expect.splits.site4.n_train: found {n_train}, expected 1"),
+        (lambda e, s: s.update(n_test=1), "expect.splits.site4.n_test: found {n_test}, expected 1"),
+        (
+            lambda e, s: s["test_cell_types"].update(dict.fromkeys(s["test_cell_types"], 999)),
+            "expect.splits.site4.test_cell_types.{cell_type}: found {n_of_type}, expected 999",
+        ),
+        (
+            lambda e, s: s["test_cell_types"].pop(next(iter(s["test_cell_types"]))),
+            "expect.splits.site4.test_cell_types.{cell_type}: found {n_of_type}, expected 0",
+        ),
+        (lambda e, s: e["splits"].update(site5={}), "expect.splits: no split 'site5'; splits: site4"),
+    ],
+)
+def test_numbers_that_differ_are_both_named(written, change, message):
+    spec, folder = written("bmmc_cite", "geo")
+    split = spec["expect"]["splits"]["site4"]
+    cell_type, n_of_type = next(iter(split["test_cell_types"].items()))
+    numbers = {"n_cells": spec["expect"]["n_cells"], "n_train": split["n_train"], "n_test": split["n_test"]}
+    change(spec["expect"], split)
+    assert message.format(**numbers, cell_type=cell_type, n_of_type=n_of_type) in fault("bmmc_cite", spec, folder)
+
+
+# ---- faults of the competition's and GEO's files -------------------------------------------------
+
+
+def rewrite(path, change):
+    adata = ad.read_h5ad(path)
+    changed = change(adata)
+    (adata if changed is None else changed).write_h5ad(path)
+
+
+def cut(path, keep=0.5):
+    path.write_bytes(path.read_bytes()[: int(keep * path.stat().st_size)])
+
+
+TEST_MOD1 = "openproblems_bmmc_cite_phase2_rna.censor_dataset.output_test_mod1.h5ad"
+COMPLETE = "openproblems_bmmc_cite_complete.h5ad"
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique")
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (TEST_MOD1, lambda a: a.layers.clear(), "has no layers/counts (layers: none)"),
+        (
+            TEST_MOD1,
+            lambda a: a.obs.drop(columns="batch", inplace=True),
+            "obs has no column 'batch' (it has size_factors)",
+        ),
+        (TEST_MOD1, lambda a: a[:, :20].copy(), "features of rna differ between training and test files"),
+        (TEST_MOD1, lambda a: a[:20].copy(), "for 20 and"),
+        (TEST_MOD1, lambda a: a.var.__setitem__("feature_types", "RNA"), "must be one of ['GEX', 'ATAC', 'ADT']"),
+        (COMPLETE, lambda a: a[30:].copy(), "has no cell "),
+        (COMPLETE, lambda a: a.obs.drop(columns="cell_type", inplace=True), "obs has no column 'cell_type'"),
+        (COMPLETE, lambda a: ad.concat([a, a[:1]]), "occurs more than once"),
+    ],
+)
+def test_faults_of_the_bucket(written, file, change, message):
+    spec, folder = written("bmmc_cite", "bucket")
+    rewrite(folder / file, change)
+    line = fault("bmmc_cite", spec, folder)
+    assert message in line and ("differ between" in line or folder.name in line)
+
+
+@pytest.mark.parametrize("keep", [0.0, 0.3, 0.99])
+def test_a_truncated_file_of_geo_is_one_line_and_leaves_nothing(written, keep):
+    spec, folder = written("bmmc_cite", "geo")
+    [path] = folder.glob("*.gz")
+    cut(path, keep)
+    assert f"{path}: cannot be read" in fault("bmmc_cite", spec, folder)
+    assert not list(folder.glob(".unpacked*"))
+
+
+def test_geo_without_held_out_cells_is_another_file(written):
+    spec, folder = written("bmmc_cite", "geo")
+    spec["prepare"]["drop_cells"]["values"] = ["holdout"]
+    assert "no cell to drop; obs['is_train'] holds iid_holdout, test, train" in fault("bmmc_cite", spec, folder)
+
+
+# ---- SHARE-seq -----------------------------------------------------------------------------------
+
+
+def lines_of(path):
+    with gzip.open(path, "rt") as file:
+        return file.read().splitlines()
+
+
+def write_lines(path, lines):
+    with gzip.open(path, "wt") as file:
+        file.write("\n".join(lines) + "\n")
+
+
+def test_libraries_are_repaired_and_mixed_cells_go(written, cells, capsys):
+    spec, folder = written("share_skin", "geo")
+    table = pd.read_table(folder / CELL_TYPES)
+    assert set(table["atac.bc"].str[-2:]) == {"04", "05", "06", "07", "08"}
+    assert "," in lines_of(folder / RNA)[0] and (table["celltype"] == "Mix").any()
+    mdata = prepare("share_skin", spec, folder)
+    assert set(mdata.mod["atac"].obs["batch"]) == {"53", "54", "55", "56"}
+    assert "Mix" not in set(mdata.mod["rna"].obs["cell_type"])
+    output = capsys.readouterr().out
+    assert f"{(table['celltype'] == 'Mix').sum()} of {len(table)} cells are 'Mix' and dropped" in output
+    assert "left out, for want of the files" in output
+
+
+def test_misspelt_cell_types_are_mended(written):
+    spec, folder = written("share_skin", "geo")
+    write_lines(
+        folder / CELL_TYPES, [line.replace("Type 2", "Dermal Fibrobalst") for line in lines_of(folder / CELL_TYPES)]
+    )
+    types = set(prepare("share_skin", spec, folder).mod["rna"].obs["cell_type"])
+    assert any("Dermal Fibroblast" in name for name in types) and "Dermal Fibrobalst" not in types
+
+
+def test_a_cell_of_the_table_that_an_assay_lacks_is_dropped_and_missed_by_expect(written, capsys):
+    spec, folder = written("share_skin", "geo")
+    n_cells = spec["expect"]["n_cells"]
+    first = next(line for line in lines_of(folder / CELL_TYPES)[1:] if not line.endswith("Mix"))
+    table = [line.replace("R1.", "X1.") if line == first else line for line in lines_of(folder / CELL_TYPES)]
+    write_lines(folder / CELL_TYPES, table)
+    assert f"expect.n_cells: found {n_cells - 1}, expected {n_cells}" in fault("share_skin", spec, folder)
+    assert "1 of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (CELL_TYPES, lambda rows: [row.replace("R1.", "X1.") for row in rows], "is in both assays"),
+        (
+            CELL_TYPES,
+            lambda rows: [rows[0].replace("rna.bc", "barcode"), *rows[1:]],
+            "the table has no column 'rna.bc'",
+        ),
+        (CELL_TYPES, lambda rows: [*rows, next(r for r in rows[1:] if "Mix" not in r)], "rna.bc 'R1"),
+        (CELL_TYPES, lambda rows: [row.replace(".04\t", ".09\t") for row in rows], "ends in no known library (04, 05"),
+        (BARCODES, lambda rows: rows[:-1], "barcodes, but"),
+        (BARCODES, lambda rows: [rows[1], *rows[1:]], "occurs more than once"),
+        (RNA, lambda rows: [*rows[:3], rows[3].rsplit("\t", 1)[0], *rows[4:]], "line 4 (Gene3): "),
+        (RNA, lambda rows: [*rows, rows[1]], "gene 'Gene1' occurs more than once"),
+        (RNA, lambda rows: [rows[0], rows[1][:-1] + "0.5", *rows[2:]], "line 2 (Gene1): '"),
+        (
+            RNA,
+            lambda rows: [rows[0], rows[1].replace("\t", "\t-", 1), *rows[2:]],
+            "is no whole number; give raw counts",
+        ),
+        (RNA, lambda rows: rows[:1], "holds no gene"),
+        (RNA, lambda rows: [rows[0] + "\t" + rows[0].split("\t")[1], *rows[1:]], "counts for"),
+    ],
+)
+def test_faults_of_share_seq(written, file, change, message):
+    spec, folder = written("share_skin", "geo")
+    write_lines(folder / file, change(lines_of(folder / file)))
+    assert message in fault("share_skin", spec, folder)
+
+
+@pytest.mark.parametrize("file", [RNA, ATAC, BARCODES, CELL_TYPES, "GSM4156597_skin.late.anagen.peaks.bed.gz"])
+def test_truncated_files_of_share_seq(written, file):
+    spec, folder = written("share_skin", "geo")
+    cut(folder / file)
+    assert f"{folder / file}: cannot be read" in fault("share_skin", spec, folder)
+
+
+def test_glue_rows_that_are_not_the_same_cell_are_refused(written):
+    spec, folder = written("share_skin", "glue")
+    rewrite(folder / "Ma-2020-ATAC.h5ad", lambda a: a[[1, 0, *range(2, a.n_obs)]].copy())
+    assert "Ma-2020-ATAC.h5ad: cell 0 is 'R1." in fault("share_skin", spec, folder)
+    rewrite(folder / "Ma-2020-ATAC.h5ad", lambda a: a[2:].copy())
+    assert "cells, but" in fault("share_skin", spec, folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "cells", "values"),
+    [
+        (b"0\t0\t0", [], []),
+        (b"0\t3\t0\t12\t1000", [1, 3, 4], [3, 12, 1000]),
+        (b"7", [0], [7]),
+        (b"00\t010", [1], [10]),
+    ],
+)
+def test_numbers_of_a_line(text, cells, values):
+    found = nonzero_numbers(text)
+    assert found[0].tolist() == cells and found[1].tolist() == values and found[2] == text.count(b"\t") + 1
+
+
+@pytest.mark.parametrize("text", [b"", b"1\t\t2", b"1\t", b"1.5", b"a", b"1 2", b"-1", b"1e3"])
+def test_what_is_no_number(text):
+    with pytest.raises(ValueError, match="is no whole number"):
+        nonzero_numbers(text)
+
+
+def test_memory_of_dense_text_is_that_of_its_non_zero_counts(tmp_path):
+    n_genes, n_cells, path = 400, 20_000, tmp_path / "counts.txt.gz"
+    counts = sp.random(n_genes, n_cells, density=0.02, format="csr", random_state=0)
+    counts.data = np.arange(len(counts.data)) % 30 + 1.0
+    with gzip.open(path, "wt", compresslevel=1) as file:
+        file.write("\t".join(["gene", *(f"R1.{i}.P1.53" for i in range(n_cells))]) + "\n")
+        for j in range(n_genes):
+            file.write(f"g{j}\t" + "\t".join(map(str, counts[j].toarray().ravel().astype(int))) + "\n")
+    tracemalloc.start()
+    adata = read_dense_text(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert abs(adata.X - counts.T).max() == 0
+    sparse, text_of_all_genes = counts.nnz * 8, 2 * n_genes * n_cells
+    # Three copies of the counts (by gene, joined, transposed), the names, and a few arrays as long as one line.
+    assert peak < 3 * sparse + 300 * n_cells + 2**20 < text_of_all_genes
+
+
+# ---- 10x -----------------------------------------------------------------------------------------
+
+FEATURES = [
+    ("ENSG1", "CD4", "Gene Expression"),
+    ("ENSG2", "CD8", "Gene Expression"),
+    ("ENSG3", "CD8", "Gene Expression"),
+]
+FEATURES += [("CD4", "CD4", "Antibody Capture"), ("CD19", "CD19", "Antibody Capture")]
+
+
+def write_mex(folder, prefix, counts, features=FEATURES):
+    with gzip.open(folder / f"{prefix}matrix.mtx.gz", "wb") as file:
+        mmwrite(file, sp.coo_matrix(counts.T))
+    write_lines(folder / f"{prefix}features.tsv.gz", ["\t".join(feature) for feature in features])
+    write_lines(folder / f"{prefix}barcodes.tsv.gz", [f"AAA{i}-1" for i in range(len(counts))])
+
+
+def tenx_spec(folder, samples):
+    files = sorted(path.name for path in folder.iterdir())
+    return {
+        "modalities": ["rna", "adt"],
+        "source": {"kind": "files", "folder": ".", "files": files},
+        "prepare": {"kind": "tenx", "samples": samples},
+    }
+
+
+def test_10x_folders_of_two_samples(tmp_path):
+    counts = np.random.default_rng(0).integers(1, 9, (6, 5))
+    write_mex(tmp_path, "a_", counts[:4])
+    write_mex(tmp_path, "b_", counts[4:])
+    mdata = prepare("tiny", tenx_spec(tmp_path, {"a": "a_", "b": "b_"}), tmp_path)
+    assert list(mdata.mod["rna"].var_names) == ["CD4", "ENSG2", "ENSG3"], "names that repeat give way to identifiers"
+    assert list(mdata.mod["adt"].var_names) == ["adt:CD4", "CD19"]
+    assert list(mdata.mod["rna"].obs["batch"]) == ["a"] * 4 + ["b"] * 2
+    assert mdata.mod["rna"].obs_names[4] == "b_AAA0-1"
+    assert (mdata.mod["adt"].X.toarray() == counts[:, 3:]).all()
+
+
+def test_10x_h5(tmp_path):
+    import h5py
+
+    counts = sp.csr_matrix(np.random.default_rng(0).integers(1, 9, (4, 5)))
+    with h5py.File(tmp_path / "filtered_feature_bc_matrix.h5", "w") as file:
+        matrix = file.create_group("matrix")
+        for key in ("data", "indices", "indptr"):
+            matrix[key] = getattr(counts, key)
+        matrix["shape"] = (5, 4)
+        matrix["barcodes"] = np.array([f"AAA{i}-1".encode() for i in range(4)])
+        columns = dict(zip(("id", "name", "feature_type"), zip(*FEATURES, strict=True), strict=True))
+        for key, values in (columns | {"genome": ["GRCh38"] * 5}).items():
+            matrix[f"features/{key}"] = np.array([value.encode() for value in values])
+    spec = tenx_spec(tmp_path, {"one": "filtered_feature_bc_matrix.h5"})
+    mdata = prepare("tiny", spec, tmp_path)
+    assert (mdata.mod["rna"].X.toarray() == counts[:, :3].toarray()).all()
+    assert list(mdata.mod["rna"].obs_names) == ["AAA0-1", "AAA1-1", "AAA2-1", "AAA3-1"]
+    cut(tmp_path / "filtered_feature_bc_matrix.h5")
+    assert "filtered_feature_bc_matrix.h5: cannot be read" in fault("tiny", spec, tmp_path)
+
+
+def test_faults_of_10x(tmp_path):
+    counts = np.ones((4, 5), dtype=int)
+    write_mex(tmp_path, "a_", counts)
+    write_mex(tmp_path, "b_", counts, [("ENSG9", "X", "Gene Expression"), *FEATURES[1:]])
+    assert "features of sample 'b' differ" in fault("t", tenx_spec(tmp_path, {"a": "a_", "b": "b_"}), tmp_path)
+    spec = tenx_spec(tmp_path, {"a": "a_"})
+    assert "no feature of type 'Peaks' (atac)" in fault("t", spec | {"modalities": ["rna", "atac"]}, tmp_path)
+    assert "c_matrix.mtx.gz: no such file" in fault("t", tenx_spec(tmp_path, {"c": "c_"}), tmp_path)
+    cut(tmp_path / "a_matrix.mtx.gz")
+    assert "a_matrix.mtx.gz: cannot be read" in fault("t", spec, tmp_path)
+
+
+# ---- a user's own data ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tiny_mdata, tmp_path):
+    """A user's .h5mu: normalised X, counts in a layer, columns of their own, two cells without proteins."""
+    modalities = {}
+    for name, adata in tiny_mdata.mod.items():
+        mine = ad.AnnData(adata.X.log1p(), obs=adata.obs[["batch"]].rename(columns={"batch": "sample"}), var=adata.var)
+        mine.layers["counts"] = adata.X
+        modalities[name] = mine if name == "rna" else mine[2:].copy()
+    mdata = md.MuData(modalities)
+    mdata.obs["annotation"] = "T cell"
+    mdata.write(tmp_path / "my.h5mu")
+    spec = {
+        "modalities": ["rna", "adt"],
+        "source": {"kind": "files", "folder": ".", "files": ["my.h5mu"]},
+        "prepare": {"kind": "own", "file": "my.h5mu", "layer": "counts", "batch": "sample", "cell_type": "annotation"},
+    }
+    return spec, tiny_mdata
+
+
+@pytest.mark.filterwarnings("ignore")
+class TestOwn:
+    def test_h5mu(self, own, tmp_path, capsys):
+        spec, simulated = own
+        mdata = prepare("mine", spec, tmp_path)
+        assert mdata.n_obs == 58 and "rna: 2 of 60 cells lack another modality" in capsys.readouterr().out
+        for modality, adata in mdata.mod.items():
+            there = simulated.mod[modality][adata.obs_names, adata.var_names]
+            assert abs(there.X - adata.X).max() == 0
+            assert list(adata.obs["batch"]) == list(there.obs["batch"]) and set(adata.obs["cell_type"]) == {"T cell"}
+
+    def test_h5ad_files(self, own, tmp_path):
+        spec, simulated = own
+        for modality, adata in simulated.mod.items():
+            adata.write_h5ad(tmp_path / f"{modality}.h5ad")
+        spec["source"]["files"] = ["rna.h5ad", "adt.h5ad"]
+        spec["prepare"] = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}}
+        mdata = prepare("mine", spec, tmp_path)
+        assert mdata.n_obs == 60 and set(mdata.mod["rna"].obs["batch"]) == {"all"}
+        assert "cell_type" not in mdata.mod["rna"].obs
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda s: s["prepare"].update(batch="sampel"), "has no column 'sampel' (it has "),
+            (lambda s: s["prepare"].update(layer="raw"), "my.h5mu: has no layers/raw (layers: counts)"),
+            (lambda s: s.update(modalities=["rna", "atac"]), "my.h5mu: has no modality atac (it has "),
+        ],
+    )
+    def test_faults(self, own, tmp_path, change, message):
+        spec = own[0]
+        change(spec)
+        assert message in fault("mine", spec, tmp_path)
+
+    def test_values_that_are_no_counts(self, own, tmp_path):
+        spec = own[0]
+        del spec["prepare"]["layer"]
+        with pytest.raises(Exception, match="counts that are not whole numbers; give raw counts"):
+            prepare("mine", spec, tmp_path)
+
+    def test_files_without_a_common_cell_and_truncated_ones(self, own, tmp_path):
+        spec, simulated = own
+        simulated.mod["adt"].obs_names = "x" + simulated.mod["adt"].obs_names
+        for modality, adata in simulated.mod.items():
+            adata.write_h5ad(tmp_path / f"{modality}.h5ad")
+        spec["source"]["files"] = ["rna.h5ad", "adt.h5ad"]
+        spec["prepare"] = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}}
+        assert "no cell is in every modality (rna 'cell_000001', adt 'xcell_000001')" in fault("m", spec, tmp_path)
+        cut(tmp_path / "adt.h5ad")
+        assert "adt.h5ad: cannot be read" in fault("m", spec, tmp_path)
