@@ -5,7 +5,7 @@ methods have something to find. What is written is known, hence what preparation
 """
 
 import gzip
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ TYPES = {"rna": "GEX", "adt": "ADT", "atac": "ATAC"}
 MINIMUM = {"rna": 150, "adt": 134, "atac": 300}
 """Fewest features of a modality, however small the factor."""
 LIBRARY_SIZES = {"rna": 2000.0, "adt": 1000.0, "atac": 5000.0}
-UNLABELLED_LIBRARIES = {"53": ("04", "05"), "54": ("06",), "55": ("07",), "56": ("08",)}
+ATAC_LIBRARIES = {"53": ("04", "05"), "54": ("06",), "55": ("07",), "56": ("08",)}
 """What the table of cell types calls the ATAC libraries of each RNA library."""
 
 
@@ -144,9 +144,9 @@ def _feature_names(modality: str, n_features: int) -> Iterator[str]:
 # ---- the competition: bucket and GEO -------------------------------------------------------------
 
 
-def write_bucket(name: str, cells: Modalities, folder: Path, seed: int = 0) -> None:
+def write_bucket(cells: Modalities, folder: Path, seed: int = 0) -> None:
     """Write the bucket's task files (RNA to the other modality), with solution, and the file of all cells."""
-    kind = name.removeprefix("bmmc_")
+    kind = _kind(cells)
     task = f"openproblems_bmmc_{kind}_phase2_rna"
     task_folder = folder / "phase2-private-data" / "match_modality" / task
     task_folder.mkdir(parents=True)
@@ -162,9 +162,9 @@ def write_bucket(name: str, cells: Modalities, folder: Path, seed: int = 0) -> N
     )
 
 
-def write_geo_bmmc(name: str, cells: Modalities, folder: Path) -> None:
+def write_geo_bmmc(cells: Modalities, folder: Path) -> None:
     """Write GEO's file of all cells, held-out ones included, which ``obs["is_train"]`` tells apart."""
-    kind = name.removeprefix("bmmc_")
+    kind = _kind(cells)
     plain = folder / f"GSE194122_openproblems_neurips2021_{kind}_BMMC_processed.h5ad"
     folder.mkdir(parents=True, exist_ok=True)
     _all_cells(cells, ["is_train"], f"openproblems_bmmc_{kind}").write_h5ad(plain)
@@ -172,6 +172,10 @@ def write_geo_bmmc(name: str, cells: Modalities, folder: Path) -> None:
         while chunk := file.read(1 << 22):
             packed.write(chunk)
     plain.unlink()
+
+
+def _kind(cells: Modalities) -> str:
+    return "cite" if "adt" in cells else "multiome"
 
 
 def _other(cells: Modalities) -> str:
@@ -240,17 +244,19 @@ def _all_cells(cells: Modalities, columns: list[str], dataset_id: str) -> ad.Ann
 
 def write_geo_share(cells: Modalities, folder: Path) -> None:
     """Write the five files of the skin sample: RNA as dense text, ATAC as Matrix Market, the table of cell types."""
-    folder.mkdir(parents=True, exist_ok=True)
     rna, atac = cells["rna"], cells["atac"]
     atac = atac[(atac.obs["part"] != "rna_only").to_numpy()]
-    _write_dense_text(rna, folder / "GSM4156608_skin.late.anagen.rna.counts.txt.gz")
-    with gzip.open(folder / "GSM4156597_skin.late.anagen.counts.txt.gz", "wb", compresslevel=1) as file:
+    of_rna, of_atac = folder / "GSM4156608" / "suppl", folder / "GSM4156597" / "suppl"
+    for part in (of_rna, of_atac):
+        part.mkdir(parents=True)
+    _write_dense_text(rna, of_rna / "GSM4156608_skin.late.anagen.rna.counts.txt.gz")
+    with gzip.open(of_atac / "GSM4156597_skin.late.anagen.counts.txt.gz", "wb", compresslevel=1) as file:
         mmwrite(file, sp.coo_matrix(atac.X.T.astype(np.int32)))
-    with gzip.open(folder / "GSM4156597_skin.late.anagen.barcodes.txt.gz", "wt") as file:
+    with gzip.open(of_atac / "GSM4156597_skin.late.anagen.barcodes.txt.gz", "wt") as file:
         file.writelines(f"{name}\n" for name in atac.obs_names)
-    with gzip.open(folder / "GSM4156597_skin.late.anagen.peaks.bed.gz", "wt") as file:
+    with gzip.open(of_atac / "GSM4156597_skin.late.anagen.peaks.bed.gz", "wt") as file:
         file.writelines(name.replace("-", "\t") + "\n" for name in atac.var_names)
-    _table_of_cell_types(atac.obs).to_csv(folder / "GSM4156597_skin_celltype.txt.gz", sep="\t", index=False)
+    _table_of_cell_types(atac.obs).to_csv(of_atac / "GSM4156597_skin_celltype.txt.gz", sep="\t", index=False)
 
 
 def write_glue(cells: Modalities, folder: Path) -> None:
@@ -277,7 +283,7 @@ def _write_dense_text(rna: ad.AnnData, path: Path) -> None:
 
 def _table_of_cell_types(obs: pd.DataFrame) -> pd.DataFrame:
     """Return barcodes of both assays, ATAC's with its own libraries, and the cell types."""
-    own = [UNLABELLED_LIBRARIES[batch][i % len(UNLABELLED_LIBRARIES[batch])] for i, batch in enumerate(obs["batch"])]
+    own = [ATAC_LIBRARIES[batch][i % len(ATAC_LIBRARIES[batch])] for i, batch in enumerate(obs["batch"])]
     stems = obs.index.str.rsplit(".", n=1).str[0]
     return pd.DataFrame(
         {
@@ -286,3 +292,14 @@ def _table_of_cell_types(obs: pd.DataFrame) -> pd.DataFrame:
             "celltype": np.where(obs["part"] == "mixed", "Mix", obs["cell_type"]),
         }
     )
+
+
+WRITERS: dict[tuple[str, str], Callable[[Modalities, Path], None]] = {
+    ("bmmc_cite", "bucket"): write_bucket,
+    ("bmmc_cite", "geo"): write_geo_bmmc,
+    ("bmmc_multiome", "bucket"): write_bucket,
+    ("bmmc_multiome", "geo"): write_geo_bmmc,
+    ("share_skin", "geo"): write_geo_share,
+    ("share_skin", "glue"): write_glue,
+}
+"""What writes the files of a data set's source below its address."""

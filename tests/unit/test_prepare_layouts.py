@@ -17,15 +17,7 @@ from clue.benchmark.download import download
 from clue.benchmark.prepare import PrepareError
 from clue.benchmark.prepare import prepare as prepare_downloaded
 from clue.benchmark.prepare.share_seq import nonzero_numbers, read_dense_text
-from clue.benchmark.rehearsal import (
-    SIZES,
-    expected,
-    simulate_dataset,
-    write_bucket,
-    write_geo_bmmc,
-    write_geo_share,
-    write_glue,
-)
+from clue.benchmark.rehearsal import SIZES, WRITERS, expected, simulate_dataset, write_geo_bmmc
 from clue.benchmark.task import make_task
 
 FACTOR = 0.002
@@ -33,14 +25,6 @@ RNA = "GSM4156608_skin.late.anagen.rna.counts.txt.gz"
 ATAC = "GSM4156597_skin.late.anagen.counts.txt.gz"
 BARCODES = "GSM4156597_skin.late.anagen.barcodes.txt.gz"
 CELL_TYPES = "GSM4156597_skin_celltype.txt.gz"
-WRITERS = {
-    ("bmmc_cite", "bucket"): lambda cells, folder: write_bucket("bmmc_cite", cells, folder),
-    ("bmmc_cite", "geo"): lambda cells, folder: write_geo_bmmc("bmmc_cite", cells, folder),
-    ("bmmc_multiome", "bucket"): lambda cells, folder: write_bucket("bmmc_multiome", cells, folder),
-    ("bmmc_multiome", "geo"): lambda cells, folder: write_geo_bmmc("bmmc_multiome", cells, folder),
-    ("share_skin", "geo"): write_geo_share,
-    ("share_skin", "glue"): write_glue,
-}
 LAYOUTS = list(WRITERS)
 
 
@@ -147,7 +131,7 @@ def test_simulated_sizes_are_the_published_ones_at_factor_1(project, name):
 def test_both_layouts_of_the_competition_are_one_data_set(written, project, cells, tmp_path):
     spec, folder = written("bmmc_cite", "bucket")
     bucket = prepare("bmmc_cite", spec, folder)
-    write_geo_bmmc("bmmc_cite", cells["bmmc_cite"], tmp_path / "geo")
+    write_geo_bmmc(cells["bmmc_cite"], tmp_path / "geo")
     geo = prepare("bmmc_cite", spec_of(project, "bmmc_cite", "geo", cells["bmmc_cite"]), tmp_path / "geo")
     for modality in ("rna", "adt"):
         same = geo.mod[modality][bucket.mod[modality].obs_names]
