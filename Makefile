@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 CONFIG ?= config/quick.yaml
 CORES ?= 2
+# Of the rehearsal: the size of the data sets, where 1 is full size.
+FACTOR ?= 0.005
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -9,12 +11,13 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study score test check-method r lint clean download
+.PHONY: help install run study download rehearsal score test check-method r lint clean
 
 help:
 	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES))"
 	@echo "make study    compare settings of CLUE on held-out training cells (config/study.yaml)"
 	@echo "make download fetch the raw files of CONFIG ahead of a run, for machines without network"
+	@echo "make rehearsal  run config/config.yaml on simulated files (FACTOR=$(FACTOR), METHODS=\"clue cca\")"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make test     run the tests"
 	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
@@ -39,6 +42,10 @@ study: $(INSTALLED)
 
 download: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config $(CONFIG) --cores $(CORES) --download
+
+rehearsal: $(INSTALLED)
+	$(BIN)/python scripts/rehearse.py --factor $(FACTOR) --folder build/rehearsal --cores $(CORES) \
+		$(if $(METHODS),--methods $(METHODS))
 
 score: $(INSTALLED)
 	$(BIN)/python scripts/score.py --embedding $(EMBEDDING) --solution $(SOLUTION)

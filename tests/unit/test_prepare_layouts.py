@@ -1,6 +1,7 @@
 """The layouts of the paper's data sets and of users' own data, on simulated files: counts, pairs, labels, faults."""
 
 import gzip
+import re
 import tracemalloc
 
 import anndata as ad
@@ -9,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import yaml
 from scipy.io import mmwrite
 
 from clue.benchmark.config import load
 from clue.benchmark.contracts import check_dataset
 from clue.benchmark.download import download
-from clue.benchmark.prepare import PrepareError
+from clue.benchmark.prepare import PREPARERS, PrepareError
 from clue.benchmark.prepare import prepare as prepare_downloaded
 from clue.benchmark.prepare.share_seq import nonzero_numbers, read_dense_text
 from clue.benchmark.rehearsal import SIZES, WRITERS, expected, simulate_dataset, write_geo_bmmc
@@ -506,3 +508,29 @@ class TestOwn:
         assert "no cell is in every modality (rna 'cell_000001', adt 'xcell_000001')" in fault("m", spec, tmp_path)
         cut(tmp_path / "adt.h5ad")
         assert "adt.h5ad: cannot be read" in fault("m", spec, tmp_path)
+
+    def test_three_lines_of_the_readme(self, own, project, workplace, add_dataset):
+        """What the README says to write, with the folder alone replaced."""
+        chapter = (project / "README.md").read_text().partition("## Bring your data")[2]
+        yaml_block = chapter.partition("```yaml\n")[2].partition("```")[0]
+        assert len(yaml_block.strip().splitlines()) == 3
+        written = yaml.safe_load(yaml_block)
+        written["source"]["folder"] = str(workplace)
+        add_dataset("my_data", written)
+        mdata = md.MuData({name: adata.copy() for name, adata in own[1].mod.items()})
+        for adata in mdata.mod.values():
+            adata.obs = adata.obs.rename(columns={"batch": "sample", "cell_type": "annotation"})
+        mdata.write(workplace / "my.h5mu")
+        spec = load("datasets", "my_data")
+        prepared = prepare("my_data", spec, workplace / "raw")
+        task = make_task(prepared, "my_data", "random20", spec["splits"]["random20"])
+        assert task.solution.n_obs == 12 and task.solution.uns["labels"] == "published"
+
+    def test_every_line_of_the_readme_s_table_is_valid(self, project, workplace, add_dataset):
+        chapter = (project / "README.md").read_text().partition("## Bring your data")[2].partition("\n## ")[0]
+        rows = re.findall(r"`(\{kind: .*\})` \|$", chapter, flags=re.MULTILINE)
+        assert len(rows) == 5
+        for row in rows:
+            source = {"kind": "files", "folder": ".", "files": ["x"]}
+            add_dataset("mine", {"modalities": ["rna", "adt"], "source": source, "prepare": yaml.safe_load(row)})
+            assert load("datasets", "mine")["prepare"]["kind"] in PREPARERS
