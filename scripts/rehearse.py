@@ -23,7 +23,7 @@ import yaml
 
 from clue.benchmark import rehearsal
 from clue.benchmark.collect import log_path
-from clue.benchmark.config import ORACLE, Benchmark, read_yaml
+from clue.benchmark.config import ORACLE, Benchmark, Job, read_yaml
 from clue.benchmark.errors import BenchmarkError, run_program
 
 PARTS = ("Snakefile", "rules", "config", "envs", "scripts", "clue")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--factor", type=float, required=True, help="size of the data sets, 1 is full size")
     parser.add_argument("--folder", type=Path, required=True, help="where the copy of the project goes; emptied first")
     parser.add_argument("--cores", type=int, required=True, help="how many jobs of one thread run at a time")
-    parser.add_argument("--methods", nargs="*", help="methods in place of those of config/config.yaml")
+    parser.add_argument("--methods", nargs="*", help="in place of the default variants of config/config.yaml's methods")
     parser.add_argument("--budget", default="test", help="the budget of each method")
     arguments = parser.parse_args(argv)
     copy = copy_project(Path.cwd(), arguments.folder)
@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in dict.fromkeys(entry.partition("/")[0] for entry in config["datasets"]):
             write_dataset(copy, name, arguments.factor, address)
         succeeded = run(copy, arguments.cores)
-    check(copy, Benchmark(config, copy), succeeded)
+    check(copy, Benchmark(config, copy))
+    if not succeeded:
+        print("the run's exit status is not 0, for the methods named above")
 
 
 # ---- the copy ------------------------------------------------------------------------------------
@@ -73,14 +75,16 @@ def copy_project(project: Path, folder: Path) -> Path:
 
 
 def configure(copy: Path, address: str, arguments: argparse.Namespace) -> dict:
-    """Write the run's settings: the default ones, but for a small budget, one seed and no GPU."""
-    changes = {"run": RUN, "seeds": [0], "budget": arguments.budget, "device": "cpu"}
-    if arguments.methods:
-        changes["methods"] = arguments.methods
+    """Write the run's settings: the default ones, but for a small budget, one seed, default variants and no GPU."""
+    config = read_yaml(copy / CONFIG)
+    # Ablations are other settings of the same programs.
+    methods = arguments.methods or list(
+        dict.fromkeys(f"{name.partition('/')[0]}/default" for name in config["methods"])
+    )
+    changes = {"run": RUN, "methods": methods, "seeds": [0], "budget": arguments.budget, "device": "cpu"}
     print(f"rehearsal of {CONFIG} with {changes}, factor {arguments.factor}, files from {address}", flush=True)
-    config = read_yaml(copy / CONFIG) | changes
-    (copy / CONFIG).write_text(yaml.safe_dump(config))
-    return config
+    (copy / CONFIG).write_text(yaml.safe_dump(config | changes))
+    return config | changes
 
 
 def write_dataset(copy: Path, name: str, factor: float, address: str) -> None:
@@ -141,7 +145,7 @@ def run(copy: Path, cores: int) -> bool:
 # ---- what must have come out ---------------------------------------------------------------------
 
 
-def check(copy: Path, benchmark: Benchmark, succeeded: bool) -> None:
+def check(copy: Path, benchmark: Benchmark) -> None:
     """Check the tables; a method of another environment than Python's may be missing here, but must say why.
 
     Raises
@@ -162,17 +166,28 @@ def check(copy: Path, benchmark: Benchmark, succeeded: bool) -> None:
             n_ok += 1
         elif job.reason:
             continue
-        elif job.method != ORACLE and benchmark.methods[job.method]["env"] != "python" and all(rows["reason"]):
+        elif _may_be_missing(job, benchmark) and len(rows) and all(rows["reason"]):
             print(f"not on this machine: {'/'.join(_names(job))}: {rows['reason'].iloc[0]}")
         else:
             faults.append(f"{'/'.join(_names(job))} ({', '.join(status) or 'no row'}; {log_path(job, copy)})")
     faults += _imperfect(table)
     if faults:
         raise BenchmarkError(f"{results / 'metrics.tsv'}: {len(faults)} faults: {'; '.join(faults)}")
-    print(f"rehearsal: {n_ok} of {len(benchmark.plan())} jobs ok, exit status {'0' if succeeded else 'not 0'}")
+    seconds = cpu_seconds(copy / "logs")
+    print(f"rehearsal: {n_ok} of {len(benchmark.plan())} jobs ok, {seconds:.0f} CPU-seconds in jobs")
 
 
-def _names(job) -> tuple[str, str, str, str]:
+def cpu_seconds(logs: Path) -> float:
+    """Return the processor time of all jobs, as Snakemake measured it."""
+    tables = [pd.read_csv(path, sep="\t", na_values="-") for path in logs.rglob("*.benchmark.tsv")]
+    return float(sum(table["cpu_time"].fillna(0).sum() for table in tables))
+
+
+def _may_be_missing(job: Job, benchmark: Benchmark) -> bool:
+    return job.method != ORACLE and benchmark.methods[job.method]["env"] != "python"
+
+
+def _names(job: Job) -> tuple[str, str, str, str]:
     return job.dataset, job.split, job.method, job.variant
 
 
