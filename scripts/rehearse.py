@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name in dict.fromkeys(entry.partition("/")[0] for entry in config["datasets"]):
             write_dataset(copy, name, arguments.factor, address)
         succeeded = run(copy, arguments.cores)
+    report_stages(copy / "logs")
     check(copy, Benchmark(config, copy))
     if not succeeded:
         print("the run's exit status is not 0, for the methods named above")
@@ -173,14 +174,20 @@ def check(copy: Path, benchmark: Benchmark) -> None:
     faults += _imperfect(table)
     if faults:
         raise BenchmarkError(f"{results / 'metrics.tsv'}: {len(faults)} faults: {'; '.join(faults)}")
-    seconds = cpu_seconds(copy / "logs")
-    print(f"rehearsal: {n_ok} of {len(benchmark.plan())} jobs ok, {seconds:.0f} CPU-seconds in jobs")
+    print(f"rehearsal: {n_ok} of {len(benchmark.plan())} jobs ok")
 
 
-def cpu_seconds(logs: Path) -> float:
-    """Return the processor time of all jobs, as Snakemake measured it."""
-    tables = [pd.read_csv(path, sep="\t", na_values="-") for path in logs.rglob("*.benchmark.tsv")]
-    return float(sum(table["cpu_time"].fillna(0).sum() for table in tables))
+def report_stages(logs: Path) -> None:
+    """Print time and memory of download, preparation and splitting, and of all jobs, as Snakemake measured them."""
+    tables = {path: pd.read_csv(path, sep="\t", na_values="-") for path in sorted(logs.rglob("*.benchmark.tsv"))}
+    columns = {"s": "seconds", "cpu_time": "cpu_seconds", "max_rss": "peak_memory_mb"}
+    rows = pd.concat(tables)[list(columns)].rename(columns=columns).droplevel(1)
+    rows.index = [str(path.relative_to(logs)).removesuffix(".benchmark.tsv") for path in rows.index]
+    early = rows[[name.startswith("download/") or name.endswith(("/prepare", "/task")) for name in rows.index]]
+    print(early.round(1).to_string())
+    print(
+        f"all {len(rows)} jobs: {rows['cpu_seconds'].sum():.0f} CPU-seconds, peak {rows['peak_memory_mb'].max():.0f} MB"
+    )
 
 
 def _may_be_missing(job: Job, benchmark: Benchmark) -> bool:

@@ -23,7 +23,7 @@ def prepare_glue(spec: Spec, folder: Path) -> Modalities:
     for modality, frame in cells.items():
         if len(frame) != len(reference):
             raise PrepareError(f"{paths[modality]}: has {len(frame)} cells, but {paths['rna']} has {len(reference)}")
-        differ = (frame.index != reference.index) | (frame != reference).any(axis=1)
+        differ = (frame.index != reference.index) | (frame.to_numpy() != reference.to_numpy()).any(axis=1)
         if differ.any():
             row = int(np.flatnonzero(differ)[0])
             raise PrepareError(
