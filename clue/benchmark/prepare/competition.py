@@ -8,7 +8,6 @@ cells; without it they are derived.
 from pathlib import Path
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -21,9 +20,8 @@ from clue.benchmark.prepare.reading import (
     check_unique,
     column_of,
     counts_of,
+    opened,
     read_h5ad,
-    reading,
-    unpacked,
 )
 
 TYPES = {"GEX": "rna", "ATAC": "atac", "ADT": "adt"}
@@ -85,7 +83,7 @@ def _second_of_first(solution: ad.AnnData, n_first: int, n_second: int, path: Pa
 
 
 def _add_cell_types(modalities: Modalities, path: Path) -> None:
-    with reading(path), unpacked(path) as plain, h5py.File(plain) as file:
+    with opened(path) as file:
         obs = ad.io.read_elem(file["obs"])
     check_unique(obs.index, "cell name", path)
     cell_types = column_of(obs, "cell_type", "obs", path).astype(str)

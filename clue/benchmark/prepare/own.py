@@ -6,7 +6,6 @@ Cells are paired by name. Cells that lack a modality are dropped: a split may ta
 from pathlib import Path
 
 import anndata as ad
-import h5py
 import pandas as pd
 
 from clue.benchmark.prepare.reading import (
@@ -17,8 +16,8 @@ from clue.benchmark.prepare.reading import (
     column_of,
     counts_of,
     elements,
+    opened,
     read_h5ad,
-    reading,
     same_cells,
 )
 
@@ -52,7 +51,7 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
 
 def _read_h5mu(path: Path, wanted: list[str], layer: str | None) -> Modalities:
     """Return the wanted modalities; columns of the MuData's own ``obs`` are added to theirs."""
-    with reading(path), h5py.File(path) as file:
+    with opened(path) as file:
         if "mod" not in file:
             raise PrepareError(f"{path}: has no modalities; is it an .h5mu file? prepare.files takes .h5ad files")
         absent = [name for name in wanted if name not in file["mod"]]

@@ -22,7 +22,6 @@ Spec = Mapping[str, Any]
 Modalities = dict[str, ad.AnnData]
 
 CHUNK = 1 << 22
-TEMPORARY = ".unpacked-"
 
 
 class PrepareError(BenchmarkError):
@@ -44,25 +43,25 @@ def reading(path: Path) -> Iterator[None]:
         raise PrepareError(f"{path}: cannot be read ({reason}); delete it and run again") from error
 
 
-@contextmanager
-def unpacked(path: Path) -> Iterator[Path]:
-    """Give the file itself, or what a ``.gz`` holds, unpacked beside it while the block lasts.
-
-    HDF5 is read here and there, which gzip cannot do; beside it, since /tmp may be small where data are large.
-    """
-    if path.suffix != ".gz":
-        yield path
-        return
-    for left in path.parent.glob(f"{TEMPORARY}*"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=path.parent) as folder:
-        target = Path(folder, path.stem)
-        with gzip.open(path) as packed, open(target, "wb") as plain:
-            shutil.copyfileobj(packed, plain, CHUNK)
-        yield target
-
-
 # ---- h5ad ----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open an HDF5 file, or what a ``.gz`` of one holds.
+
+    HDF5 is read here and there, which gzip cannot do: it is unpacked into a file without a name, which vanishes with
+    the process, on the disk of the raw file, since /tmp may be small where data are large.
+    """
+    with reading(path):
+        if path.suffix != ".gz":
+            with h5py.File(path) as file:
+                yield file
+            return
+        with tempfile.TemporaryFile(dir=path.parent) as plain, gzip.open(path) as packed:
+            shutil.copyfileobj(packed, plain, CHUNK)
+            with h5py.File(plain, "r") as file:
+                yield file
 
 
 def read_h5ad(path: Path, layer: str | None = None) -> ad.AnnData:
@@ -80,7 +79,7 @@ def read_h5ad(path: Path, layer: str | None = None) -> ad.AnnData:
     PrepareError
         If the file cannot be read or has no such matrix.
     """
-    with reading(path), unpacked(path) as plain, h5py.File(plain) as file:
+    with opened(path) as file:
         return elements(file, path, layer)
 
 
