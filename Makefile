@@ -45,7 +45,7 @@ download: $(INSTALLED)
 
 rehearsal: $(INSTALLED)
 	$(BIN)/python scripts/rehearse.py --factor $(FACTOR) --folder build/rehearsal --cores $(CORES) \
-		$(if $(METHODS),--methods $(METHODS))
+		$(if $(METHODS),--methods $(METHODS)) $(if $(DATASETS),--datasets $(DATASETS))
 
 score: $(INSTALLED)
 	$(BIN)/python scripts/score.py --embedding $(EMBEDDING) --solution $(SOLUTION)

@@ -40,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, required=True, help="where the copy of the project goes; emptied first")
     parser.add_argument("--cores", type=int, required=True, help="how many jobs of one thread run at a time")
     parser.add_argument("--methods", nargs="*", help="in place of the default variants of config/config.yaml's methods")
+    parser.add_argument("--datasets", nargs="*", help="in place of those of config/config.yaml")
     parser.add_argument("--budget", default="test", help="the budget of each method")
     arguments = parser.parse_args(argv)
     copy = copy_project(Path.cwd(), arguments.folder)
@@ -83,6 +84,8 @@ def configure(copy: Path, address: str, arguments: argparse.Namespace) -> dict:
         dict.fromkeys(f"{name.partition('/')[0]}/default" for name in config["methods"])
     )
     changes = {"run": RUN, "methods": methods, "seeds": [0], "budget": arguments.budget, "device": "cpu"}
+    if arguments.datasets:
+        changes["datasets"] = arguments.datasets
     print(f"rehearsal of {CONFIG} with {changes}, factor {arguments.factor}, files from {address}", flush=True)
     (copy / CONFIG).write_text(yaml.safe_dump(config | changes))
     return config | changes
