@@ -59,9 +59,7 @@ for dataset, spec in BENCHMARK.datasets.items():
                 {key: spec.get(key) for key in ("source", "sources", "prepare", "modalities", "expect")}
                 | {"splits": {split: spec["splits"].get(split) for split in spec.get("expect", {}).get("splits", {})}}
             ),
-            code=digest(
-                "scripts/prepare.py", "clue/benchmark/prepare/*.py", "clue/simulate.py"
-            ),
+            code=digest("scripts/prepare.py", "clue/benchmark/prepare/*.py", "clue/simulate.py"),
         shell:
             "python -P scripts/prepare.py --dataset {params.dataset} --raw {params.folder} --output {output}"
             " {params.max_cells} > {log} 2>&1"
