@@ -49,8 +49,8 @@ for dataset, spec in BENCHMARK.datasets.items():
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=4000,
-            runtime=30,
+            mem_mb=int(1000 * spec["resources"]["mem_gb"]),
+            runtime=spec["resources"]["runtime_min"],
         params:
             dataset=dataset,
             folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",
