@@ -21,14 +21,18 @@ def prepare_h5ad(spec: Spec, folder: Path) -> Modalities:
     rows = _kept_cells(adata.obs, settings.get("drop_cells"), path)
     obs = obs_of(adata.obs, settings["obs"], path).iloc[rows]
     types = column_of(adata.var, "feature_types", "var", path).astype(str)
-    wanted = _wanted_features(adata.var_names, settings.get("drop_features", []), path)
+    names = adata.var_names
+    wanted = _wanted_features(names, settings.get("drop_features", []), path)
+    # At full size each copy of the counts takes gigabytes: rows are taken once, and what was read is let go.
+    matrix = adata.X if len(rows) == adata.n_obs else adata.X[rows]
+    del adata
     modalities = {}
     for modality, feature_type in settings["feature_types"].items():
         columns = np.flatnonzero(types.eq(feature_type) & wanted)
         if not len(columns):
             raise PrepareError(f"{path}: no feature whose var['feature_types'] is {feature_type!r} ({modality})")
-        var = pd.DataFrame({"feature_types": feature_type}, index=adata.var_names[columns])
-        counts = counts_of(adata.X[rows][:, columns], f"{path} [{modality}]")
+        var = pd.DataFrame({"feature_types": feature_type}, index=names[columns])
+        counts = counts_of(matrix[:, columns], f"{path} [{modality}]")
         modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var)
     return modalities
 
