@@ -3,6 +3,7 @@
 make run                                          quick, on a laptop
 snakemake --cores 4 --configfile config/full.yaml
 snakemake --cores 4                               config/config.yaml: on a GPU
+snakemake --profile slurm                         the same on a cluster
 """
 
 from snakemake.utils import min_version
@@ -16,6 +17,16 @@ if not workflow.overwrite_configfiles:
 
 
 include: "rules/common.smk"
+
+
+onstart:
+    begin_run()
+
+
+onerror:
+    print_failures()
+
+
 include: "rules/data.smk"
 include: "rules/task.smk"
 include: "rules/methods.smk"

@@ -14,6 +14,8 @@ sys.path.insert(0, str(ROOT))
 from clue.benchmark.config import ORACLE, Benchmark
 from clue.benchmark.download import MANIFEST, has_files, sources
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.recovery import start
+from clue.benchmark.status import failures, standings
 
 # Jobs run the Python that runs Snakemake, and this checkout's clue, whether or not an environment is activated;
 # a conda environment is activated later and still goes first. By the folder scripts/run.py knows the jobs of a killed run.
@@ -72,6 +74,11 @@ def match_files(first, second):
     return [f"{JOB}/match_{first}2{second}.npz", f"{JOB}/match_{second}2{first}.npz"]
 
 
+def growing(amount):
+    """Return a resource that doubles with every attempt of a job; how often it is tried again is in the profile."""
+    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
+
+
 def to_json(value):
     """Return a value as JSON that is equal whenever the value is, to serve as a parameter of a rule."""
     return json.dumps(value, sort_keys=True)
@@ -128,6 +135,21 @@ def drawn(dataset, split):
 def solution(dataset, split):
     """Return the path of a split's solution."""
     return f"{RESULTS}/{dataset}/{split}/solution.h5ad"
+
+
+def begin_run():
+    """Refuse to run beside jobs that a killed run has left in Slurm's queue."""
+    try:
+        start(Path.cwd())
+    except BenchmarkError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def print_failures():
+    """Name each failed job, why, and how to go on."""
+    lines = failures(standings(BENCHMARK, Path.cwd()))
+    lines.append("Finished jobs are kept and training resumes from its checkpoint: start the same command again.")
+    print("\n".join(["", *lines]), file=sys.stderr)
 
 
 def looks(*patterns):

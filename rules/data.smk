@@ -49,17 +49,16 @@ for dataset, spec in BENCHMARK.datasets.items():
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=int(1000 * spec["resources"]["mem_gb"]),
-            runtime=spec["resources"]["runtime_min"],
+            mem_mb=growing(4000),
+            runtime=growing(30),
         params:
             dataset=dataset,
             folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",
             max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
-            spec=to_json(
-                {key: spec.get(key) for key in ("source", "sources", "prepare", "modalities", "expect")}
-                | {"splits": {split: spec["splits"].get(split) for split in spec.get("expect", {}).get("splits", {})}}
+            spec=to_json({key: spec.get(key) for key in ("source", "sources", "prepare", "modalities", "expect")}),
+            code=digest(
+                "scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"
             ),
-            code=digest("scripts/prepare.py", "clue/benchmark/prepare/*.py", "clue/simulate.py"),
         shell:
             "python -P scripts/prepare.py --dataset {params.dataset} --raw {params.folder} --output {output}"
             " {params.max_cells} > {log} 2>&1"

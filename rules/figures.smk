@@ -34,6 +34,7 @@ rule comparison:
         f"{LOGS}/figures/comparison.log",
     benchmark:
         f"{LOGS}/figures/comparison.benchmark.tsv"
+    localrule: True
     conda:
         "../envs/python.yaml"
     params:
@@ -60,6 +61,7 @@ rule ablation:
         f"{LOGS}/figures/ablation.log",
     benchmark:
         f"{LOGS}/figures/ablation.benchmark.tsv"
+    localrule: True
     conda:
         "../envs/python.yaml"
     params:
@@ -84,6 +86,7 @@ rule resources:
         f"{LOGS}/figures/resources.log",
     benchmark:
         f"{LOGS}/figures/resources.benchmark.tsv"
+    localrule: True
     conda:
         "../envs/python.yaml"
     params:
@@ -117,8 +120,8 @@ for dataset, split in UMAPS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=4000,
-            runtime=60,
+            mem_mb=growing(4000),
+            runtime=growing(60),
         params:
             points=UMAP_POINTS,
             code=looks("scripts/figures/umaps.py", "clue/benchmark/plots.py", "clue/benchmark/umap.py"),

@@ -25,8 +25,8 @@ for method, spec in BENCHMARK.methods.items():
             f"../envs/{spec['env']}.yaml"
         threads: spec["resources"]["threads"]
         resources:
-            mem_mb=int(1000 * spec["resources"]["mem_gb"]),
-            runtime=spec["resources"]["runtime_min"],
+            mem_mb=growing(int(1000 * spec["resources"]["mem_gb"])),
+            runtime=growing(spec["resources"]["runtime_min"]),
             gpu=spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0,
         params:
             method=method,

@@ -17,8 +17,8 @@ if not PARTIAL:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=2000,
-            runtime=15,
+            mem_mb=growing(2000),
+            runtime=growing(15),
         params:
             code=digest("scripts/oracle.py"),
         shell:
@@ -48,8 +48,8 @@ for first, second in MODALITY_SETS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=4000,
-            runtime=30,
+            mem_mb=growing(4000),
+            runtime=growing(30),
         params:
             run=RUN,
             code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scoring.py"),

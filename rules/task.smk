@@ -22,8 +22,8 @@ for wanted in MODALITY_SETS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=lambda wildcards: int(1000 * BENCHMARK.datasets[wildcards.dataset]["resources"]["mem_gb"]),
-            runtime=lambda wildcards: BENCHMARK.datasets[wildcards.dataset]["resources"]["runtime_min"],
+            mem_mb=growing(4000),
+            runtime=growing(30),
         params:
             folder=subpath(output[0], parent=True),
             split=lambda wildcards: to_json(BENCHMARK.datasets[wildcards.dataset]["splits"][wildcards.split]),

@@ -1,8 +1,9 @@
-"""Run the benchmark on this machine and make its report: what `make run` does.
+"""Run the benchmark and make its report: what `make run` does.
 
-Snakemake does the work. Around it: a lock that a killed run has left is cleared, with the jobs that it left
-at work; when jobs fail, what exists is still collected, drawn and reported; the report is made when it is
-older than what it shows. The exit status is not 0 if any job failed.
+Snakemake does the work, on this machine or, with a profile, on a cluster. Around it: a lock that a killed run
+has left is cleared, with the jobs that it left at work or in the queue; when jobs fail, what exists is still
+collected, drawn and reported; the report is made when it is older than what it shows. The exit status is not
+0 if any job failed.
 """
 
 import argparse
@@ -10,32 +11,27 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import psutil
 
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError, run_program
-
-MARK = "CLUE_BENCH_FOLDER"
-"""An environment variable that rules/common.smk sets: the jobs of a run in this folder are known by it."""
-GRACE_SECONDS = 30
+from clue.benchmark.recovery import clear_killed_run, end, processes_at_work
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description="Run the benchmark on this machine and make its report.")
+    parser = argparse.ArgumentParser(description="Run the benchmark and make its report.")
     parser.add_argument("--config", type=Path, required=True, help="for instance config/quick.yaml")
-    parser.add_argument("--cores", type=int, required=True, help="how many jobs of one thread run at a time")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("--cores", type=int, help="on this machine: how many jobs of one thread run at a time")
+    where.add_argument("--profile", help="on a cluster: a Snakemake profile, for instance slurm")
     parser.add_argument("--download", action="store_true", help="only fetch the raw files")
     arguments = parser.parse_args(argv)
     run = Benchmark(read_yaml(arguments.config), where=str(arguments.config)).config["run"]
-    snakemake = Snakemake(arguments.config, arguments.cores)
-    if is_lock_stale(Path.cwd()):
-        end(list(jobs_at_work(Path.cwd())))
-        print("Clearing the lock of a killed run.", flush=True)
-        snakemake("all", "--unlock")
+    snakemake = Snakemake(arguments.config, arguments.cores, arguments.profile)
+    for line in clear_killed_run(Path.cwd()):
+        print(line, flush=True)
     if arguments.download:
         if not snakemake("download", "--keep-going", "--rerun-incomplete"):
             sys.exit("error: some files could not be downloaded; see logs/download, and run again")
@@ -54,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 class Snakemake:
     """Snakemake on one configuration, as a command that tells whether it succeeded."""
 
-    def __init__(self, config: Path, cores: int):
-        self.command = [sys.executable, "-m", "snakemake", "--configfile", str(config), "--cores", str(cores)]
-        # The greedy scheduler needs no solver, and one GPU runs one job at a time.
-        self.command += ["--scheduler", "greedy", "--resources", "gpu=1", "--show-failed-logs"]
+    def __init__(self, config: Path, cores: int | None, profile: str | None):
+        self.command = [sys.executable, "-m", "snakemake", "--configfile", str(config)]
+        if profile:
+            self.command += ["--profile", profile]
+        else:
+            # The greedy scheduler needs no solver, and one GPU runs one job at a time.
+            self.command += ["--cores", str(cores), "--scheduler", "greedy", "--resources", "gpu=1"]
+            self.command += ["--show-failed-logs"]
 
     def __call__(self, target: str, *options: str) -> bool:
         """Run towards a target; an interrupt or a termination is handed on to Snakemake and its jobs."""
@@ -69,7 +69,7 @@ class Snakemake:
             if isinstance(interrupt, SystemExit):
                 # A terminal interrupts Snakemake too; a termination reaches this process only.
                 process.send_signal(signal.SIGINT)
-            end(list(jobs_at_work(Path.cwd())))
+            end(list(processes_at_work(Path.cwd())))
             process.wait()
             sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, SystemExit) else signal.SIGINT))
         finally:
@@ -84,61 +84,6 @@ def _listen_to_interrupts() -> None:
 
 def _exit_terminated(*_: object) -> None:
     sys.exit(128 + signal.SIGTERM)
-
-
-# ---- after a kill --------------------------------------------------------------------------------
-
-
-def is_lock_stale(folder: Path) -> bool:
-    """Tell whether Snakemake's lock is there although no Snakemake is.
-
-    Raises
-    ------
-    BenchmarkError
-        If there is a lock and its owner is alive.
-    """
-    if not any(folder.glob(".snakemake/locks/*.lock")):
-        return False
-    for process in snakemakes(folder):
-        raise BenchmarkError(
-            f"{folder}: another run is at work here (process {process.pid}); wait for its end or interrupt it"
-        )
-    return True
-
-
-def jobs_at_work(folder: Path) -> Iterator[psutil.Process]:
-    """Yield the processes of jobs of a run in this folder; what was started otherwise is not among them."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(folder):
-                yield process
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
-            # Another user's process, or one that has just ended: not a job of ours.
-            continue
-
-
-def snakemakes(folder: Path) -> Iterator[psutil.Process]:
-    """Yield every Snakemake at work in this folder, however it was started."""
-    for process in psutil.process_iter():
-        try:
-            # `snakemake ...` or `python -m snakemake ...`
-            if process.cwd() == str(folder) and "snakemake" in [Path(word).name for word in process.cmdline()[:3]]:
-                yield process
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
-            continue
-
-
-def end(processes: list[psutil.Process]) -> None:
-    """Terminate processes, and kill those that do not end in time."""
-    for process in processes:
-        try:
-            process.terminate()
-        except psutil.NoSuchProcess:
-            continue
-    _, alive = psutil.wait_procs(processes, timeout=GRACE_SECONDS)
-    for process in alive:
-        process.kill()
-    psutil.wait_procs(alive, timeout=GRACE_SECONDS)
 
 
 # ---- the report ----------------------------------------------------------------------------------

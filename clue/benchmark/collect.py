@@ -8,6 +8,7 @@ import pandas as pd
 
 from clue.benchmark.config import Job
 from clue.benchmark.scoring import IDENTITY_COLUMNS, METRICS_COLUMNS
+from clue.benchmark.status import method_step, said, slurm_reason
 
 MEASURED = ["device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb"]
 RESOURCES_COLUMNS = [*IDENTITY_COLUMNS, *MEASURED, "epochs"]
@@ -63,11 +64,10 @@ def collect(jobs: list[Job], root: str | Path) -> Tables:
 
 def log_path(job: Job, root: Path) -> str:
     """Return the log to read, relative to the project: that of scoring where the method succeeded."""
-    folder = f"logs/{job.run}/{job.dataset}/{job.split}/{job.method}/{job.variant}"
-    scoring = f"{folder}/seed-{job.seed}.score.log"
+    scoring = f"{job.log}.score.log"
     if (root / job.folder / "embedding.h5ad").exists() and (root / scoring).exists():
         return scoring
-    return f"{folder}/seed-{job.seed}.log"
+    return f"{job.log}.log"
 
 
 def summary(tables: Tables, n_jobs: int) -> list[str]:
@@ -95,7 +95,9 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     folder = root / job.folder
     metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
     if not embedding.exists():
-        raise NoResult(_failure(folder) or f"no result; see {log_path(job, root)}")
+        step = method_step(job)
+        reason = slurm_reason(step, root) or "no result"
+        raise NoResult(said(embedding) or f"{reason}; see {step.log}")
     if not metrics.exists():
         raise NoResult(f"not scored; see {log_path(job, root)}")
     if metrics.stat().st_mtime < embedding.stat().st_mtime:
@@ -115,14 +117,6 @@ def _read_scores(path: Path) -> pd.DataFrame:
     if list(table.columns) != METRICS_COLUMNS or table.empty:
         raise NoResult("metrics.tsv has other columns than expected, or no rows; delete it and run again")
     return table
-
-
-def _failure(folder: Path) -> str:
-    """Return the reason that a method left, or nothing."""
-    path = folder / "failure.json"
-    if not path.exists():
-        return ""
-    return " ".join(str(_read_json(path).get("error", "")).split())
 
 
 def _resources(job: Job, root: Path) -> list[dict[str, Any]]:

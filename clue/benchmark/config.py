@@ -150,6 +150,11 @@ class Job:
         """Where its outputs are, relative to the project."""
         return f"results/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
 
+    @property
+    def log(self) -> str:
+        """The path of its logs without their endings, relative to the project."""
+        return f"logs/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
+
 
 class Benchmark:
     """The checked configuration of one run and all that follows from it.

@@ -1,0 +1,145 @@
+"""Slurm: what the site asks for, and this checkout's jobs in the queue.
+
+``profiles/slurm/config.yaml`` calls `slurm_site`; ``make resume`` and ``make status`` ask for the jobs.
+"""
+
+import shutil
+import subprocess
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from clue.benchmark.config import read_yaml
+from clue.benchmark.errors import BenchmarkError
+
+SITE_FILE = "slurm-site.yaml"
+EXAMPLE = "profiles/slurm/site.example.yaml"
+PREFIX = "clue-bench"
+"""The ``slurm-jobname-prefix`` of the profile."""
+CANCEL_SECONDS = 300
+
+
+# ---- the site ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Site:
+    """What ``slurm-site.yaml`` says.
+
+    Attributes
+    ----------
+    account, qos
+        As given to ``sbatch``; empty for the cluster's default.
+    partitions
+        By name, the limits that the Slurm plugin knows; empty for the cluster's default partition.
+    file
+        Where it was read.
+    """
+
+    account: str = ""
+    qos: str = ""
+    partitions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    file: str = SITE_FILE
+
+
+def slurm_site(path: str | Path = SITE_FILE) -> Site:
+    """Return the site's settings after Slurm has agreed to them.
+
+    Raises
+    ------
+    BenchmarkError
+        If the file is wrong, or Slurm would refuse a job submitted so. Where there is no Slurm nothing is
+        asked, so that a dry run works anywhere.
+    """
+    site = _read_site(Path(path))
+    if shutil.which("sbatch"):
+        for partition in site.partitions or [""]:
+            _check_accepted(site, partition)
+    return site
+
+
+def _read_site(path: Path) -> Site:
+    if not path.exists():
+        return Site(file=str(path))
+    known = ("account", "qos", "partitions")
+    data = read_yaml(path)
+    for key, value in data.items():
+        if key not in known:
+            raise BenchmarkError(f"{path}: unknown key {key!r}; known: {', '.join(known)}")
+        if key != "partitions" and not isinstance(value, str | int):
+            raise BenchmarkError(f"{path}: {key}: must be one word, not {value!r}")
+    partitions = data.get("partitions", {})
+    if not isinstance(partitions, dict) or not all(isinstance(limits, dict) for limits in partitions.values()):
+        raise BenchmarkError(f"{path}: partitions: must be a map of names to limits, see {EXAMPLE}")
+    return Site(str(data.get("account", "")), str(data.get("qos", "")), partitions, str(path))
+
+
+def _check_accepted(site: Site, partition: str) -> None:
+    """Let Slurm test a job of one second, which it does not run."""
+    words = {"--account": site.account, "--qos": site.qos, "--partition": partition}
+    options = [f"{option}={value}" for option, value in words.items() if value]
+    command = ["sbatch", "--test-only", "--time=1", "--mem=1", *options, "--wrap", "true"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        said = " ".join(done.stderr.replace("allocation failure:", "").replace("sbatch: error:", "").split())
+        mend = f"mend {site.file}" if Path(site.file).exists() else f"copy {EXAMPLE} to {site.file} and fill it in"
+        raise BenchmarkError(
+            f"{site.file}: Slurm refuses a job with {options or 'no account or partition'}: {said}; {mend}"
+        )
+
+
+# ---- jobs in the queue ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One job in the queue: its number, Slurm's state, its node or why it waits, the rule and wildcards it is for."""
+
+    number: str
+    state: str
+    where: str
+    comment: str
+
+
+def slurm_jobs(folder: Path) -> list[SlurmJob]:
+    """Return the jobs in the queue that Snakemake has submitted from a folder; none where there is no Slurm.
+
+    Raises
+    ------
+    BenchmarkError
+        If there is a Slurm that does not answer.
+    """
+    if not shutil.which("squeue"):
+        return []
+    done = subprocess.run(
+        ["squeue", "--me", "--noheader", "--format=%i\t%T\t%R\t%j\t%Z\t%k"], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise BenchmarkError(f"squeue: {' '.join(done.stderr.split())}; Slurm must answer, try again later")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    return [
+        SlurmJob(number, state, where, comment)
+        for number, state, where, name, workdir, comment in rows
+        if workdir == str(folder) and name.startswith(f"{PREFIX}_")
+    ]
+
+
+def cancel(folder: Path) -> int:
+    """Cancel a folder's jobs and wait until they are gone, so that no other writes the same files; return how many.
+
+    Raises
+    ------
+    BenchmarkError
+        If one is still there after some minutes, as on a node that does not answer.
+    """
+    jobs = slurm_jobs(folder)
+    if jobs:
+        subprocess.run(["scancel", *(job.number for job in jobs)], check=True)
+    end = time.monotonic() + CANCEL_SECONDS
+    while left := slurm_jobs(folder):
+        if time.monotonic() > end:
+            numbers = " ".join(job.number for job in left)
+            raise BenchmarkError(f"Slurm does not end job {numbers}; ask your administrator about node {left[0].where}")
+        time.sleep(1)
+    return len(jobs)

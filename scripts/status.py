@@ -1,0 +1,34 @@
+"""Show where a run stands: what `make status` does. It may be called at any time, also while the run is at work."""
+
+import argparse
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+
+from clue.benchmark.config import Benchmark, read_yaml
+from clue.benchmark.errors import run_program
+from clue.benchmark.recovery import host, snakemakes
+from clue.benchmark.status import report, standings
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program."""
+    parser = argparse.ArgumentParser(description="Show where a run stands.")
+    parser.add_argument("--config", type=Path, required=True, help="for instance config/quick.yaml")
+    arguments = parser.parse_args(argv)
+    benchmark = Benchmark(read_yaml(arguments.config), where=str(arguments.config))
+    print(f"run {benchmark.config['run']}: {_at_work(Path.cwd())}")
+    print("\n".join(report(standings(benchmark, Path.cwd()))))
+
+
+def _at_work(folder: Path) -> str:
+    for process in snakemakes(folder):
+        return f"Snakemake is at work (process {process.pid})"
+    owner = host(folder)
+    if owner not in ("", socket.gethostname()):
+        return f"last started on {owner}; what runs on that machine itself is seen there only"
+    return "Snakemake is not at work"
+
+
+if __name__ == "__main__":
+    run_program(main)

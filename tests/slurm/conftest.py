@@ -1,0 +1,54 @@
+"""Runs on a real Slurm (cluster.py beside this file), which is started for the tests and stopped after them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import cluster
+import pytest
+from slurm_project import ROOT, RUN, SITE, SlurmProject, workflow
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what is in this folder."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slurm)
+
+
+@pytest.fixture(scope="session")
+def slurm_cluster():
+    """The cluster, started where it is not; stopped after the tests if they have started it."""
+    if reason := cluster.why_not():
+        pytest.skip(f"no Slurm here: {reason}")
+    os.environ.update(cluster.environment())
+    found = bool(cluster._running("slurmctld"))
+    cluster.start()
+    yield cluster
+    if not found:
+        cluster.stop()
+
+
+@pytest.fixture
+def project(slurm_cluster, tmp_path):
+    """A copy of the project with a site file; what a failing test leaves at work is ended."""
+    copy = SlurmProject(workflow.copy_project(tmp_path / "project").folder)
+    shutil.copytree(ROOT / "profiles", copy.path("profiles"))
+    copy.path("slurm").symlink_to("profiles/slurm")
+    copy.write("slurm-site.yaml", SITE)
+    copy.configure(**RUN)
+    started = []
+    start = copy.snakemake
+    copy.snakemake = lambda *options: started.append(start(*options)) or started[-1]
+    yield copy
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+    subprocess.run([sys.executable, "scripts/resume.py"], cwd=copy.folder, env=copy.environment, timeout=120)

@@ -1,0 +1,62 @@
+"""The whole benchmark through Slurm, on two nodes and two partitions."""
+
+import pytest
+from slurm_project import SITE, slurm
+
+
+@pytest.fixture
+def finished(project):
+    """A project whose run has ended well, with CLUE on a GPU node."""
+    process = project.snakemake("--set-resources", "clue:gpu=1")
+    assert process.wait(400) == 0, project.output()
+    return project
+
+
+def test_benchmark_on_two_nodes_and_two_partitions(finished):
+    table = finished.table()
+    assert set(table["method"]) == {"random", "cca", "clue", "oracle"} and set(table["status"]) == {"ok"}
+    assert finished.path("results/test/figures/comparison.png").exists()
+    nodes = {comment.split("_wildcards")[0]: node for comment, node, _ in finished.jobs()}
+    assert nodes.pop("rule_clue") == "gpu1"
+    assert set(nodes.values()) == {"cpu1"}
+    assert {"rule_random", "rule_cca", "rule_task_rna_atac", "rule_score_rna_atac"} <= set(nodes)
+    assert not {"rule_collect", "rule_comparison", "rule_page_summary"} & set(nodes), (
+        "small rules run where Snakemake does"
+    )
+    assert {state for _, _, state in finished.jobs()} == {"COMPLETED"}
+
+    n_jobs = len(finished.jobs())
+    process = finished.snakemake()
+    assert process.wait(100) == 0 and "Nothing to be done" in finished.output()
+    assert len(finished.jobs()) == n_jobs
+
+    status, output = finished.call("scripts/status.py", "--config", "config/test.yaml")
+    assert status == 0 and "11 done of 11 steps" in output, output
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"account": "nobody"}, "Slurm refuses a job with ['--account=nobody', '--partition=cpu']: Invalid account"),
+        ({"partitions": {"long": {}}}, "invalid partition specified: long"),
+        ({"acount": "bench"}, "slurm-site.yaml: unknown key 'acount'; known: account, qos, partitions"),
+        ({"partitions": ["cpu"]}, "slurm-site.yaml: partitions: must be a map of names to limits"),
+    ],
+)
+def test_wrong_site_is_said_before_anything_is_submitted(project, change, line):
+    project.write("slurm-site.yaml", SITE | change)
+    status, output = project.call("-m", "snakemake", *project.options)
+    assert status != 0 and line in output, output
+    assert not project.jobs()
+
+
+def test_site_that_needs_a_file_says_so(project):
+    """Without a default partition a job needs a partition, hence the file."""
+    project.path("slurm-site.yaml").unlink()
+    slurm("scontrol", "update", "partitionname=cpu", "default=no")
+    try:
+        status, output = project.call("-m", "snakemake", *project.options)
+    finally:
+        slurm("scontrol", "update", "partitionname=cpu", "default=yes")
+    assert status != 0 and "copy profiles/slurm/site.example.yaml to slurm-site.yaml" in output, output
+    assert not project.jobs()

@@ -1,0 +1,170 @@
+"""What goes wrong on a cluster, one fault at a time: the run ends well, and training goes on from its checkpoint.
+
+CLUE trains for a minute, so that there is something to lose. The tests marked ``fault`` take minutes each.
+"""
+
+import os
+import re
+import signal
+
+import cluster
+import pytest
+from slurm_project import slurm, wait_for
+
+
+def ends_well(project, process, seconds=420):
+    """Check that the run ends with the job's row in the table."""
+    assert process.wait(seconds) == 0, project.output()
+    assert set(project.table().set_index("method").loc["clue", "status"]) == {"ok"}
+
+
+def resumed_at(project):
+    """Return the step at which the last try of CLUE has gone on."""
+    found = re.search(r"resuming at step (\d+) from", project.log())
+    assert found, project.log()
+    return int(found.group(1))
+
+
+@pytest.fixture
+def training(project):
+    """A project whose CLUE trains on the cluster and has written a checkpoint; the process of Snakemake."""
+    project.train_long()
+    process = project.snakemake()
+    project.job("clue")
+    project.checkpoint()
+    return project, process
+
+
+def test_cancelled_job_is_tried_again(training):
+    project, process = training
+    slurm("scancel", project.job("clue"))
+    ends_well(project, process)
+    assert resumed_at(project) > 0
+    assert "SLURM status is: 'CANCELLED'" in project.output()
+    states = [state for name, _, state in project.jobs() if name.startswith("rule_clue")]
+    assert len(states) == 2 and states[0].startswith("CANCELLED") and states[1] == "COMPLETED"
+
+
+def test_killed_snakemake_then_resume(training):
+    project, process = training
+    orphan = project.job("clue")
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
+    finished = project.path("results/test/simulated/random20/train.h5mu").stat().st_mtime_ns
+
+    status, output = project.call("-m", "snakemake", *project.options)
+    assert status != 0 and "Directory cannot be locked" in output
+    # Unlocked by hand: two jobs would write the same files.
+    assert project.call("-m", "snakemake", *project.options, "--unlock")[0] == 0
+    status, output = project.call("-m", "snakemake", *project.options)
+    assert status != 0 and f"left jobs in Slurm's queue ({orphan}); `make resume`" in output, output
+
+    status, output = project.call("scripts/resume.py")
+    assert status == 0 and "Cancelled 1 job(s)" in output, output
+    assert orphan not in slurm("squeue", "--noheader", "--format=%i").split()
+    assert not list(project.path("results").rglob("*.tmp*")), "no half-written file"
+    assert not list(project.path("results").rglob("embedding.h5ad"))
+    ends_well(project, project.snakemake())
+    assert resumed_at(project) > 0
+    assert project.path("results/test/simulated/random20/train.h5mu").stat().st_mtime_ns == finished
+    assert project.call("scripts/resume.py")[1].startswith("No killed run here.")
+
+
+def test_too_much_memory_is_tried_again_with_more(project):
+    """The first try takes 1.5 GB of 1 GB and is killed; the second one may have 2 GB."""
+    project.add_method("hungry", body="import time; kept = np.ones(190_000_000); time.sleep(8)")
+    project.change("config/methods/hungry.yaml", resources={"mem_gb": 1})
+    project.configure(methods=["hungry"])
+    project.drop_figures()
+    process = project.snakemake()
+    first = project.job("hungry")
+    wait_for("the job to be killed", lambda: first not in slurm("squeue", "--noheader", "--format=%i").split())
+    wait_for("its error", lambda: f"SLURM-job '{first}' failed" in project.output())
+    assert process.wait(300) == 0, project.output()
+    requests = slurm("sacct", "-X", "-n", "-P", "--format=Comment,ReqMem,State,WorkDir", "--starttime=now-1hour")
+    rows = [
+        row.split("|") for row in requests.splitlines() if row.startswith("rule_hungry") and str(project.folder) in row
+    ]
+    assert [row[1] for row in rows] == ["1000M", "2000M"]
+    assert rows[0][2] != "COMPLETED" and rows[1][2] == "COMPLETED"
+
+
+# ---- by hand -------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault
+def test_requeued_job_goes_on(training):
+    """What preemption does: the job is told to end and queued again; Snakemake goes on waiting for it."""
+    project, process = training
+    job = project.job("clue")
+    slurm("scontrol", "requeue", job)
+    ends_well(project, process)
+    assert resumed_at(project) > 0
+    assert [name for name, _, _ in project.jobs() if name.startswith("rule_clue")]
+    assert "failed" not in project.output()
+
+
+@pytest.mark.fault
+def test_too_little_time_is_tried_again_with_more(project):
+    project.train_long(steps=60000)
+    project.change("config/methods/clue.yaml", resources={"gpu": 0, "mem_gb": 4, "runtime_min": 1})
+    process = project.snakemake()
+    wait_for("the time to be up", lambda: "TIMEOUT" in project.output(), 300)
+    ends_well(project, process, 900)
+    assert resumed_at(project) > 0
+    [log, *_] = sorted(project.path("logs/slurm/rule_clue").rglob("*.log"))
+    assert "DUE TO TIME LIMIT" in log.read_text()
+
+
+@pytest.mark.fault
+def test_lost_node(training):
+    project, process = training
+    job = project.job("clue")
+    cluster.lose_node("cpu1")
+    try:
+        wait_for("Slurm to notice", lambda: f"{job} PENDING" in slurm("squeue", "--noheader", "--format=%i %T"), 120)
+    finally:
+        cluster.start_node("cpu1")
+    ends_well(project, process)
+    assert resumed_at(project) > 0
+
+
+@pytest.mark.fault
+def test_restarted_controller(training):
+    project, process = training
+    cluster.end("slurmctld")
+    wait_for("half a minute", lambda: project.log().count("\r") > 4, 60)
+    assert process.poll() is None
+    status, output = project.call("scripts/status.py", "--config", "config/test.yaml")
+    assert status == 1 and "Slurm must answer, try again later" in output, output
+    cluster.start_controller()
+    ends_well(project, process)
+    assert "failed" not in project.output()
+
+
+@pytest.mark.fault
+def test_killed_run_through_make_run(training):
+    """`make run PROFILE=slurm` alone: it cancels, unlocks and goes on."""
+    project, process = training
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait(30)
+    status, output = project.call("scripts/run.py", "--config", "config/test.yaml", "--profile", "slurm")
+    assert status == 0 and "Cancelled 1 job(s)" in output, output
+    assert resumed_at(project) > 0
+
+
+@pytest.mark.fault
+def test_late_file_system(project):
+    """Outputs appear 20 s after the job that wrote them has ended, as on a slow shared file system."""
+    project.configure(methods=["random"])
+    project.drop_figures()
+    common = project.path("rules/methods.smk")
+    text = common.read_text()
+    late = "&& mv {output.embedding} {output.embedding}.late && (setsid sh -c 'sleep 20; mv {output.embedding}.late {output.embedding}' >/dev/null 2>&1 &)"
+    assert text.count('> {log} 2>&1"') == 1
+    common.write_text(text.replace('> {log} 2>&1"', f'> {{log}} 2>&1 {late}"'))
+    process = project.snakemake()
+    assert process.wait(300) == 0, project.output()
+    assert "Waiting at most 120 seconds for missing files" in project.output() + "".join(
+        log.read_text() for log in project.path("logs/slurm").rglob("*.log")
+    )
