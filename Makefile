@@ -4,6 +4,7 @@ CONFIG ?= config/quick.yaml
 CORES ?= 2
 # Of the rehearsal: the size of the data sets, where 1 is full size.
 FACTOR ?= 0.005
+PROFILE ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,15 +12,19 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study download rehearsal score test check-method r lint clean
+.PHONY: help install run study download rehearsal score test check-method r lint clean resume status slurm-test slurm-faults
 
 help:
 	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES))"
+	@echo "         PROFILE=slurm on a cluster"
+	@echo "make status   show where the run of CONFIG stands"
+	@echo "make resume   after a kill of snakemake --profile slurm: cancel what it left in the queue, unlock"
 	@echo "make study    compare settings of CLUE on held-out training cells (config/study.yaml)"
 	@echo "make download fetch the raw files of CONFIG ahead of a run, for machines without network"
 	@echo "make rehearsal  run config/config.yaml on simulated files (FACTOR=$(FACTOR), METHODS=\"clue cca\")"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make test     run the tests"
+	@echo "make slurm-test   run the tests on a real Slurm that is set up for them; slurm-faults: the long ones too"
 	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
 	@echo "make r        make an R with Seurat 5 in .r/ (Debian, as root); with conda: envs/seurat.yaml"
 	@echo "make lint     check style: ruff, snakefmt, snakemake --lint"
@@ -35,7 +40,13 @@ $(INSTALLED): requirements.lock pyproject.toml
 	touch $@
 
 run: $(INSTALLED)
-	$(BIN)/python scripts/run.py --config $(CONFIG) --cores $(CORES)
+	$(BIN)/python scripts/run.py --config $(CONFIG) $(if $(PROFILE),--profile $(PROFILE),--cores $(CORES))
+
+resume: $(INSTALLED)
+	$(BIN)/python -P scripts/resume.py
+
+status: $(INSTALLED)
+	@$(BIN)/python -P scripts/status.py --config $(CONFIG)
 
 study: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config config/study.yaml --cores $(CORES)
@@ -52,6 +63,16 @@ score: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+slurm-test: $(INSTALLED)
+	@reason=$$($(BIN)/python tests/slurm/cluster.py why-not); if [ -n "$$reason" ]; then echo "no Slurm here: $$reason"; \
+	else $(BIN)/python -m pytest tests/slurm -m "slurm and not fault"; fi
+
+slurm-faults: $(INSTALLED)
+	$(BIN)/python -m pytest tests/slurm --durations=0
+
+envs/%.sif: envs/%.yaml envs/apptainer.def
+	apptainer build --force --build-arg env=$* $@ envs/apptainer.def
 
 check-method: $(INSTALLED)
 	@[ -f "config/methods/$(NAME).yaml" ] || { echo "NAME=$(NAME): no file config/methods/$(NAME).yaml"; exit 1; }

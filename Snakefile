@@ -19,6 +19,10 @@ if not workflow.overwrite_configfiles:
 include: "rules/common.smk"
 
 
+# Used with --software-deployment-method apptainer only; a method of another environment has its own.
+container: "envs/python.sif"
+
+
 onstart:
     begin_run()
 

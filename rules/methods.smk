@@ -23,6 +23,8 @@ for method, spec in BENCHMARK.methods.items():
             variant="|".join(spec["variants"]),
         conda:
             f"../envs/{spec['env']}.yaml"
+        container:
+            f"envs/{spec['env']}.sif"
         threads: spec["resources"]["threads"]
         resources:
             mem_mb=growing(int(1000 * spec["resources"]["mem_gb"])),

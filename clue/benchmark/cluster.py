@@ -84,9 +84,8 @@ def _check_accepted(site: Site, partition: str) -> None:
     if done.returncode:
         said = " ".join(done.stderr.replace("allocation failure:", "").replace("sbatch: error:", "").split())
         mend = f"mend {site.file}" if Path(site.file).exists() else f"copy {EXAMPLE} to {site.file} and fill it in"
-        raise BenchmarkError(
-            f"{site.file}: Slurm refuses a job with {options or 'no account or partition'}: {said}; {mend}"
-        )
+        given = " ".join(options) or "no account or partition"
+        raise BenchmarkError(f"{site.file}: Slurm refuses a job with {given}: {said}; {mend}")
 
 
 # ---- jobs in the queue ---------------------------------------------------------------------------

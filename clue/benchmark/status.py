@@ -62,9 +62,8 @@ def steps(benchmark: Benchmark) -> list[Step]:
     found = []
     for dataset, spec in benchmark.datasets.items():
         if files := raw_files(spec):
-            found.append(
-                Step(f"download_{dataset}", (), f"data/raw/{dataset}/{files[-1]}", f"logs/download/{dataset}.log")
-            )
+            output, log = f"data/raw/{dataset}/{files[-1]}", f"logs/download/{dataset}.log"
+            found.append(Step(f"download_{dataset}", (), output, log))
         folder = f"{run}/{dataset}"
         found.append(Step(f"prepare_{dataset}", (), f"results/{folder}/dataset.h5mu", f"logs/{folder}/prepare.log"))
         for split in spec["splits"]:
@@ -78,9 +77,9 @@ def steps(benchmark: Benchmark) -> list[Step]:
 
 def method_step(job: Job) -> Step:
     """Return the step that makes a job's embedding."""
-    wildcards = (
-        (job.dataset, job.split) if job.method == ORACLE else (job.dataset, job.split, job.variant, str(job.seed))
-    )
+    wildcards = (job.dataset, job.split)
+    if job.method != ORACLE:
+        wildcards += (job.variant, str(job.seed))
     return Step(job.method, wildcards, f"{job.folder}/embedding.h5ad", f"{job.log}.log")
 
 

@@ -1,6 +1,6 @@
 """A real Slurm on this machine: two nodes (cpu1, gpu1), two partitions, accounting; Debian as root only.
 
-    python tests/slurm/cluster.py start|stop
+    python tests/slurm/cluster.py start|stop|why-not
     eval "$(python tests/slurm/cluster.py environment)"    then sinfo, squeue, snakemake --profile slurm
 
 Without systemd and cgroups. Everything is below one folder; only processes that were started here are ended, known
@@ -320,9 +320,12 @@ def _wait(what: str, ready, seconds: int = 40) -> None:
 
 def main(action: str) -> None:
     """Run the program."""
-    if reason := why_not():
+    reason = why_not()
+    if action == "why-not":
+        print(reason)
+    elif reason:
         sys.exit(f"no Slurm here: {reason}")
-    if action == "environment":
+    elif action == "environment":
         print("".join(f"export {name}={value}\n" for name, value in environment().items()), end="")
     else:
         {"start": start, "stop": stop}[action]()

@@ -37,7 +37,7 @@ def test_benchmark_on_two_nodes_and_two_partitions(finished):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"account": "nobody"}, "Slurm refuses a job with ['--account=nobody', '--partition=cpu']: Invalid account"),
+        ({"account": "nobody"}, "Slurm refuses a job with --account=nobody --partition=cpu: Invalid account"),
         ({"partitions": {"long": {}}}, "invalid partition specified: long"),
         ({"acount": "bench"}, "slurm-site.yaml: unknown key 'acount'; known: account, qos, partitions"),
         ({"partitions": ["cpu"]}, "slurm-site.yaml: partitions: must be a map of names to limits"),

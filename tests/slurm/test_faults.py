@@ -160,7 +160,8 @@ def test_late_file_system(project):
     project.drop_figures()
     common = project.path("rules/methods.smk")
     text = common.read_text()
-    late = "&& mv {output.embedding} {output.embedding}.late && (setsid sh -c 'sleep 20; mv {output.embedding}.late {output.embedding}' >/dev/null 2>&1 &)"
+    appear = "sleep 20; mv {output.embedding}.late {output.embedding}"
+    late = f"&& mv {{output.embedding}} {{output.embedding}}.late && (setsid sh -c '{appear}' > /dev/null 2>&1 &)"
     assert text.count('> {log} 2>&1"') == 1
     common.write_text(text.replace('> {log} 2>&1"', f'> {{log}} 2>&1 {late}"'))
     process = project.snakemake()

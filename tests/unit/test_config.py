@@ -198,7 +198,19 @@ def test_lock_holds_every_dependency():
     assert names - {"clue-bench"} <= set(pins())
 
 
-@pytest.mark.parametrize("name", ["python", "seurat"])
-def test_conda_environment_has_the_versions_of_the_lock(name):
-    pip = read_yaml(ROOT / "envs" / f"{name}.yaml")["dependencies"][-1]["pip"]
-    assert {line.lower() for line in pip} <= {f"{name}=={version}" for name, version in pins().items()}
+@pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)
+def test_conda_environment_has_the_versions_of_the_lock(path):
+    known = pins()
+    for line in read_yaml(path)["dependencies"]:
+        for package in line["pip"] if isinstance(line, dict) else [line]:
+            name, _, version = package.lower().replace(" ", "").partition("=")
+            assert version or name == "pip", f"{path}: {package} has no version"
+            if isinstance(line, dict):
+                assert known.get(name) == version.lstrip("="), f"{path}: {package} is not what requirements.lock has"
+
+
+def test_container_is_made_from_the_conda_environment():
+    """One list of versions: the definition copies the environment's file and names no version of a package."""
+    text = (ROOT / "envs/apptainer.def").read_text()
+    assert "envs/{{ env }}.yaml /opt/environment.yaml" in text and "--file /opt/environment.yaml" in text
+    assert not re.findall(r"^[^#]*[a-z]=+[0-9]", text.replace("micromamba:2.0.5", ""), flags=re.MULTILINE)

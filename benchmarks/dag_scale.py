@@ -1,0 +1,78 @@
+"""How long `snakemake --dry-run` takes for many jobs, against the floor: as many jobs of trivial rules.
+
+    python benchmarks/dag_scale.py [--jobs 100 1000 10000] [--repeats 3]
+
+The floor has the benchmark's shape, two jobs in a row for each result, and rules with one input, one output and one
+line of shell. Both take turns; printed are CPU seconds (medians; other work on the machine disturbs them least), their
+ratio, and the median of the ratios of wall-clock times.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+RUN = {"run": "scale", "datasets": ["pbmc_cite", "pbmc_multiome"], "methods": ["clue", "cca", "random"]}
+JOBS_PER_SEED = 24  # 2 data sets with one split each, 6 variants of 3 methods, each embedded and scored
+FLOOR = """
+rule all:
+    input: expand("score/{{seed}}.tsv", seed=range({n}))
+rule score:
+    input: "embedding/{{seed}}.h5ad"
+    output: "score/{{seed}}.tsv"
+    shell: "cp {{input}} {{output}}"
+rule embed:
+    output: "embedding/{{seed}}.h5ad"
+    shell: "touch {{output}}"
+"""
+
+
+def main() -> None:
+    """Print a line per number of jobs."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1000, 10000])
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    print("jobs\tbenchmark_cpu_s\tfloor_cpu_s\tcpu_ratio\twall_ratio")
+    for n_jobs in arguments.jobs:
+        with tempfile.TemporaryDirectory() as folder:
+            benchmark, floor = _write(Path(folder), n_jobs)
+            pairs = [(_dry_run(*benchmark), _dry_run(*floor)) for _ in range(arguments.repeats)]
+        cpu = [statistics.median(times[0] for times in side) for side in zip(*pairs, strict=True)]
+        wall = statistics.median(ours[1] / theirs[1] for ours, theirs in pairs)
+        print(f"{n_jobs}\t{cpu[0]:.1f}\t{cpu[1]:.1f}\t{cpu[0] / cpu[1]:.2f}\t{wall:.2f}", flush=True)
+
+
+def _write(folder: Path, n_jobs: int) -> tuple[tuple[Path, list[str]], tuple[Path, list[str]]]:
+    """Return where to run either side, and with which options."""
+    config, snakefile = folder / "config.yaml", folder / "Snakefile"
+    config.write_text(yaml.safe_dump(RUN | {"seeds": list(range(max(round(n_jobs / JOBS_PER_SEED), 1)))}))
+    snakefile.write_text(FLOOR.format(n=n_jobs // 2))
+    ours = ["--snakefile", str(ROOT / "Snakefile"), "--configfile", str(config), "--directory", str(folder / "ours")]
+    # The workflow asks for files of the project by relative paths.
+    (folder / "ours").mkdir()
+    (folder / "ours" / "config").symlink_to(ROOT / "config")
+    return (folder, ours), (folder, ["--snakefile", str(snakefile), "--directory", str(folder / "floor")])
+
+
+def _dry_run(folder: Path, options: list[str]) -> tuple[float, float]:
+    """Return the CPU and wall-clock seconds of a dry run."""
+    command = [sys.executable, "-m", "snakemake", "--dry-run", "--quiet", "rules", "--cores", "1", *options]
+    before, start = os.times(), time.perf_counter()
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    wall, after = time.perf_counter() - start, os.times()
+    if done.returncode:
+        sys.exit(done.stdout[-2000:] + done.stderr[-2000:])
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return cpu, wall
+
+
+if __name__ == "__main__":
+    main()
