@@ -73,10 +73,24 @@ def completes(project):
     assert set(project.table().set_index("method").loc["slow", "status"]) == {"ok"}
 
 
+def status(project):
+    """Return what `make status` shows."""
+    code, output = project.call("scripts/status.py", "--config", "config/test.yaml")
+    assert code == 0, output
+    return output
+
+
 def test_killed_job_then_the_same_command(slow):
     process = slow.start(*slow.run_command)
-    os.kill(wait_for_job(slow, process), signal.SIGKILL)
+    job = wait_for_job(slow, process)
+    shown = status(slow)
+    assert "Snakemake is at work" in shown and "running  slow simulated/random20/default/0: 0 min" in shown, shown
+    os.kill(job, signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
+    failed = "failed   slow simulated/random20/default/0: "
+    assert failed in output and "start the same command again" in output, "the end of a run names what failed"
+    shown = status(slow)
+    assert "Snakemake is not at work" in shown and failed in shown and "1 failed" in shown, shown
     assert process.returncode != 0, output
     row = slow.table("failures").set_index("method").loc["slow"]
     assert row["status"] == "failed" and row["log"] in row["reason"]

@@ -1,0 +1,132 @@
+"""What is known of a cluster without asking it: the site file, whose lock it is, how the steps of a run stand."""
+
+import json
+
+import pytest
+
+from clue.benchmark import status
+from clue.benchmark.cluster import Site, slurm_site
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.recovery import clear_killed_run, host, start
+
+
+@pytest.fixture(autouse=True)
+def no_slurm(monkeypatch, tmp_path):
+    """A machine without Slurm; tests/slurm has one."""
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_site_without_a_file_is_the_clusters_default():
+    assert slurm_site() == Site()
+
+
+def test_site(tmp_path):
+    path = tmp_path / "slurm-site.yaml"
+    path.write_text("account: 123\npartitions: {gpu: {max_gpu: 2}}\n")
+    assert slurm_site(path) == Site("123", "", {"gpu": {"max_gpu": 2}}, str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("acount: a", "unknown key 'acount'; known: account, qos, partitions"),
+        ("account: [a, b]", "account: must be one word, not ['a', 'b']"),
+        ("partitions: [cpu]", "partitions: must be a map of names to limits, see profiles/slurm/site.example.yaml"),
+        ("partitions: {cpu: 5}", "partitions: must be a map"),
+        ("- account", "must hold a map of keys"),
+    ],
+)
+def test_wrong_site_is_one_line(tmp_path, text, line):
+    path = tmp_path / "slurm-site.yaml"
+    path.write_text(text)
+    with pytest.raises(BenchmarkError, match="slurm-site.yaml: ") as error:
+        slurm_site(path)
+    assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_example_of_a_site_is_right(project):
+    assert slurm_site(project / "profiles/slurm/site.example.yaml").partitions
+
+
+def test_profile_is_reachable_by_its_name(project):
+    assert (project / "slurm/config.yaml").samefile(project / "profiles/slurm/config.yaml")
+    assert not (project / "profiles/default").exists(), "it would go before every other profile"
+
+
+# ---- after a kill --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def lock(tmp_path):
+    """The lock of a run that is no more."""
+    path = tmp_path / ".snakemake/locks/0.input.lock"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    return path
+
+
+def test_lock_of_a_dead_run_is_cleared(tmp_path, lock):
+    start(tmp_path)
+    assert clear_killed_run(tmp_path) == ["Cleared the lock of a killed run."]
+    assert not lock.exists()
+    assert clear_killed_run(tmp_path) == []
+
+
+def test_lock_of_another_machine_is_not_touched(tmp_path, lock):
+    start(tmp_path)
+    [file] = tmp_path.glob(".snakemake/*.json")
+    file.write_text(json.dumps({"host": "login2"}))
+    with pytest.raises(BenchmarkError, match=r"started here on login2; do this there, or.* delete .*\.json first"):
+        clear_killed_run(tmp_path)
+    assert lock.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}"])
+def test_odd_note_of_the_host_is_none(tmp_path, text):
+    start(tmp_path)
+    [file] = tmp_path.glob(".snakemake/*.json")
+    file.write_text(text)
+    assert host(tmp_path) == ""
+
+
+# ---- how a step stands ---------------------------------------------------------------------------
+
+
+STEP = status.Step("clue", ("d", "s", "default", "0"), "results/x/embedding.h5ad", "logs/x.log")
+
+
+def write(path, text=""):
+    """Write a file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_reasons_from_the_most_telling_to_the_least(tmp_path):
+    assert status.why(STEP, tmp_path) == "no message"
+    write(tmp_path / STEP.log, "reading\n 10%|#   |\r 20%|##  | 40/200\n\n")
+    assert status.why(STEP, tmp_path) == "20%|##  | 40/200"
+    slurm_log = tmp_path / "logs/slurm/rule_clue/d_s_default_0/7.log"
+    write(slurm_log, "x\nslurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n")
+    assert status.why(STEP, tmp_path) == "Slurm: JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT"
+    write(tmp_path / "results/x/failure.json", json.dumps({"error": "ValueError: no\nluck"}))
+    assert status.why(STEP, tmp_path) == "ValueError: no luck"
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"error"', "{}"])
+def test_odd_failure_says_nothing(tmp_path, text):
+    write(tmp_path / "results/x/failure.json", text)
+    assert status.why(STEP, tmp_path) == "no message"
+
+
+def test_report_counts_and_names(tmp_path):
+    found = [
+        status.Standing(STEP, "done"),
+        status.Standing(STEP, "queued", "Slurm job 3 (Priority)"),
+        status.Standing(STEP, "failed", "no luck"),
+    ]
+    assert status.report(found) == [
+        "1 done, 1 queued, 1 failed of 3 steps",
+        "queued   clue d/s/default/0: Slurm job 3 (Priority)",
+        "failed   clue d/s/default/0: no luck (log: logs/x.log)",
+    ]
