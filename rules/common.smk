@@ -1,5 +1,6 @@
 """What the rules share: the checked configuration, the planned grid, paths and content digests."""
 
+import functools
 import hashlib
 import json
 import os
@@ -72,6 +73,12 @@ def test_files(wanted):
 def match_files(first, second):
     """Return the patterns of the two match matrices of a pair of modalities."""
     return [f"{JOB}/match_{first}2{second}.npz", f"{JOB}/match_{second}2{first}.npz"]
+
+
+@functools.cache
+def params_json(method, variant, dataset):
+    """Return the hyper-parameters of a variant as JSON; the same for all seeds, of which there may be thousands."""
+    return to_json(BENCHMARK.params(method, variant, modalities(dataset)))
 
 
 def growing(amount):

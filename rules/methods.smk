@@ -9,9 +9,7 @@ for method, spec in BENCHMARK.methods.items():
             method
         input:
             train=f"{TASK}/train.h5mu",
-            tests=lambda wildcards: expand(
-                f"{TASK}/test_{{modality}}.h5ad", modality=modalities(wildcards.dataset), allow_missing=True
-            ),
+            tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
         output:
             embedding=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/embedding.h5ad",
             run=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/run.json",
@@ -34,9 +32,7 @@ for method, spec in BENCHMARK.methods.items():
             method=method,
             script=f"scripts/methods/{spec['script']}",
             device=BENCHMARK.config["device"],
-            values=lambda wildcards, method=method: to_json(
-                BENCHMARK.params(method, wildcards.variant, modalities(wildcards.dataset))
-            ),
+            values=lambda wildcards, method=method: params_json(method, wildcards.variant, wildcards.dataset),
             code=method_code(spec),
         # -P: a method's program must not shadow the library of its name (clue.py, the package clue).
         shell:

@@ -4,9 +4,7 @@ if not PARTIAL:
 
     rule oracle:
         input:
-            tests=lambda wildcards: expand(
-                f"{TASK}/test_{{modality}}.h5ad", modality=modalities(wildcards.dataset), allow_missing=True
-            ),
+            tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
             solution=f"{TASK}/solution.h5ad",
         output:
             embedding=f"{TASK}/{ORACLE}/default/seed-0/embedding.h5ad",

@@ -2,15 +2,18 @@
 
 import sys
 from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class BenchmarkError(Exception):
     """What a user gave is wrong; the message names the file, the key and the mend."""
 
 
-def run_program(main: Callable[[], None]) -> None:
-    """Run a command-line program; a `BenchmarkError` becomes one line on stderr and exit status 1."""
+def run_program(main: Callable[[], Result]) -> Result:
+    """Run a command-line program and return what it does; a `BenchmarkError` becomes one line on stderr and exit status 1."""
     try:
-        main()
+        return main()
     except BenchmarkError as error:
         sys.exit(f"error: {error}")

@@ -46,7 +46,7 @@ def test_benchmark_on_two_nodes_and_two_partitions(finished):
 def test_wrong_site_is_said_before_anything_is_submitted(project, change, line):
     project.write("slurm-site.yaml", SITE | change)
     status, output = project.call("-m", "snakemake", *project.options)
-    assert status != 0 and line in output, output
+    assert status == 1 and output.splitlines()[-1].startswith("error: ") and line in output, output
     assert not project.jobs()
 
 
