@@ -12,7 +12,7 @@ class BenchmarkError(Exception):
 
 
 def run_program(main: Callable[[], Result]) -> Result:
-    """Run a command-line program and return what it does; a `BenchmarkError` becomes one line on stderr and exit status 1."""
+    """Return what a command-line program does; a `BenchmarkError` becomes one line on stderr and exit status 1."""
     try:
         return main()
     except BenchmarkError as error:

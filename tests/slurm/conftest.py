@@ -33,13 +33,39 @@ def slurm_cluster():
 
 
 @pytest.fixture
-def project(slurm_cluster, tmp_path):
-    """A copy of the project with a site file; what a failing test leaves at work is ended."""
-    copy = SlurmProject(workflow.copy_project(tmp_path / "project").folder)
+def fresh(tmp_path):
+    """A copy of the project with a site file, in which nothing has run."""
+    return on_slurm(workflow.copy_project(tmp_path / "project").folder)
+
+
+def on_slurm(folder):
+    """Add the profile, the site file and the configuration to a copy of the project."""
+    copy = SlurmProject(folder)
     shutil.copytree(ROOT / "profiles", copy.path("profiles"))
     copy.path("slurm").symlink_to("profiles/slurm")
     copy.write("slurm-site.yaml", SITE)
     copy.configure(**RUN)
+    return copy
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory):
+    """A copy in which data set and task are made, on this machine; not to be changed."""
+    copy = on_slurm(workflow.copy_project(tmp_path_factory.mktemp("prepared") / "project").folder)
+    words = ["--configfile", "config/test.yaml", "--cores", "1", "results/test/simulated/random20/solution.h5ad"]
+    status, output = copy.call("-m", "snakemake", *words)
+    assert status == 0, output
+    return copy
+
+
+@pytest.fixture
+def project(slurm_cluster, request, tmp_path):
+    """A prepared project, or a fresh one where a test asks for that; what a failing test leaves at work is ended."""
+    if "fresh" in request.fixturenames:
+        copy = request.getfixturevalue("fresh")
+    else:
+        source = request.getfixturevalue("prepared").folder
+        copy = SlurmProject(shutil.copytree(source, tmp_path / "project", symlinks=True))
     started = []
     start = copy.snakemake
     copy.snakemake = lambda *options: started.append(start(*options)) or started[-1]

@@ -50,7 +50,7 @@ class SlurmProject(workflow.Project):
         """Return all that Snakemake has printed."""
         return self.path("snakemake.out").read_text()
 
-    def job(self, rule, state="RUNNING", seconds=180):
+    def job(self, rule, state="RUNNING", seconds=600):
         """Wait until a job of a rule is in a state; return its number."""
 
         def number():
@@ -65,7 +65,7 @@ class SlurmProject(workflow.Project):
         path = self.path(f"logs/test/simulated/random20/{method}/default/seed-0.log")
         return path.read_text() if path.exists() else ""
 
-    def checkpoint(self, seconds=180):
+    def checkpoint(self, seconds=600):
         """Wait until CLUE has written a checkpoint that is not that of its start."""
         folder = self.path("results/test/simulated/random20/clue/default/seed-0/checkpoints")
         return wait_for("a checkpoint", lambda: list(folder.glob("*.pt")), seconds)[0]
@@ -104,7 +104,7 @@ def slurm(*command):
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
 
 
-def wait_for(what, ready, seconds=180):
+def wait_for(what, ready, seconds=600):
     """Return what a function gives as soon as it is true."""
     deadline = time.monotonic() + seconds
     while not (found := ready()):

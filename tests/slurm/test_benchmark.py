@@ -5,10 +5,10 @@ from slurm_project import SITE, slurm
 
 
 @pytest.fixture
-def finished(project):
+def finished(fresh, project):
     """A project whose run has ended well, with CLUE on a GPU node."""
     process = project.snakemake("--set-resources", "clue:gpu=1")
-    assert process.wait(400) == 0, project.output()
+    assert process.wait(1200) == 0, project.output()
     return project
 
 
@@ -27,7 +27,7 @@ def test_benchmark_on_two_nodes_and_two_partitions(finished):
 
     n_jobs = len(finished.jobs())
     process = finished.snakemake()
-    assert process.wait(100) == 0 and "Nothing to be done" in finished.output()
+    assert process.wait(300) == 0 and "Nothing to be done" in finished.output()
     assert len(finished.jobs()) == n_jobs
 
     status, output = finished.call("scripts/status.py", "--config", "config/test.yaml")

@@ -107,7 +107,9 @@ def test_reasons_from_the_most_telling_to_the_least(tmp_path):
     write(tmp_path / STEP.log, "reading\n 10%|#   |\r 20%|##  | 40/200\n\n")
     assert status.why(STEP, tmp_path) == "20%|##  | 40/200"
     slurm_log = tmp_path / "logs/slurm/rule_clue/d_s_default_0/7.log"
-    write(slurm_log, "x\nslurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n")
+    write(
+        slurm_log, "x\nslurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n"
+    )
     assert status.why(STEP, tmp_path) == "Slurm: JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT"
     write(tmp_path / "results/x/failure.json", json.dumps({"error": "ValueError: no\nluck"}))
     assert status.why(STEP, tmp_path) == "ValueError: no luck"
