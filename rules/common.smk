@@ -12,6 +12,7 @@ from snakemake.exceptions import WorkflowError
 ROOT = Path(workflow.basedir)
 sys.path.insert(0, str(ROOT))
 
+from clue.benchmark.cluster import read_site
 from clue.benchmark.config import ORACLE, Benchmark
 from clue.benchmark.download import MANIFEST, has_files, sources
 from clue.benchmark.errors import BenchmarkError
@@ -28,6 +29,7 @@ os.environ.update(
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 try:
+    SITE = read_site()
     BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
     RAW = {name: [f"data/raw/{name}/{MANIFEST}"] for name, spec in BENCHMARK.datasets.items() if has_files(spec)}
 except BenchmarkError as error:
@@ -81,9 +83,19 @@ def params_json(method, variant, dataset):
     return to_json(BENCHMARK.params(method, variant, modalities(dataset)))
 
 
-def growing(amount):
-    """Return a resource that doubles with every attempt of a job; how often it is tried again is in the profile."""
-    return lambda wildcards, attempt: amount * 2 ** (attempt - 1)
+def memory(megabytes, gpu=0):
+    """Return the memory of a job, twice as much with every further attempt, up to what the site has."""
+    return _growing(megabytes, SITE.most("max_mem_mb", gpu))
+
+
+def minutes(number, gpu=0):
+    """Return the time of a job, twice as much with every further attempt, up to what the site allows."""
+    return _growing(number, SITE.most("max_runtime", gpu))
+
+
+def _growing(amount, most):
+    # What is more than the site has from the start is left for Slurm to refuse.
+    return lambda wildcards, attempt: int(min(amount * 2 ** (attempt - 1), max(most, amount)))
 
 
 def to_json(value):

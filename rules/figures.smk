@@ -120,8 +120,8 @@ for dataset, split in UMAPS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=growing(4000),
-            runtime=growing(60),
+            mem_mb=memory(4000),
+            runtime=minutes(60),
         params:
             points=UMAP_POINTS,
             code=looks("scripts/figures/umaps.py", "clue/benchmark/plots.py", "clue/benchmark/umap.py"),

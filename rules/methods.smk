@@ -3,6 +3,7 @@
 for method, spec in BENCHMARK.methods.items():
     if PARTIAL:
         continue
+    gpus = spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0
 
     rule:
         name:
@@ -25,9 +26,9 @@ for method, spec in BENCHMARK.methods.items():
             f"envs/{spec['env']}.sif"
         threads: spec["resources"]["threads"]
         resources:
-            mem_mb=growing(int(1000 * spec["resources"]["mem_gb"])),
-            runtime=growing(spec["resources"]["runtime_min"]),
-            gpu=spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0,
+            mem_mb=memory(int(1000 * spec["resources"]["mem_gb"]), gpu=gpus),
+            runtime=minutes(spec["resources"]["runtime_min"], gpu=gpus),
+            gpu=gpus,
         params:
             method=method,
             script=f"scripts/methods/{spec['script']}",

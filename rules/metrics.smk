@@ -15,8 +15,8 @@ if not PARTIAL:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=growing(2000),
-            runtime=growing(15),
+            mem_mb=memory(2000),
+            runtime=minutes(15),
         params:
             code=digest("scripts/oracle.py"),
         shell:
@@ -46,8 +46,8 @@ for first, second in MODALITY_SETS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=growing(4000),
-            runtime=growing(30),
+            mem_mb=memory(4000),
+            runtime=minutes(30),
         params:
             run=RUN,
             code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scoring.py"),

@@ -22,8 +22,8 @@ for wanted in MODALITY_SETS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=growing(4000),
-            runtime=growing(30),
+            mem_mb=memory(4000),
+            runtime=minutes(30),
         params:
             folder=subpath(output[0], parent=True),
             split=lambda wildcards: to_json(BENCHMARK.datasets[wildcards.dataset]["splits"][wildcards.split]),

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,11 @@ class Site:
     partitions: dict[str, dict[str, Any]] = field(default_factory=dict)
     file: str = SITE_FILE
 
+    def most(self, limit: str, gpu: int) -> float:
+        """Return the largest value of a limit over the partitions that take a job; infinite where none is given."""
+        fitting = [limits for limits in self.partitions.values() if limits.get("max_gpu", 0) >= gpu]
+        return max((limits.get(limit, inf) for limits in fitting), default=inf)
+
 
 def slurm_site(path: str | Path = SITE_FILE) -> Site:
     """Return the site's settings after Slurm has agreed to them.
@@ -52,14 +58,16 @@ def slurm_site(path: str | Path = SITE_FILE) -> Site:
         If the file is wrong, or Slurm would refuse a job submitted so. Where there is no Slurm nothing is
         asked, so that a dry run works anywhere.
     """
-    site = _read_site(Path(path))
+    site = read_site(path)
     if shutil.which("sbatch"):
         for partition in site.partitions or [""]:
             _check_accepted(site, partition)
     return site
 
 
-def _read_site(path: Path) -> Site:
+def read_site(path: str | Path = SITE_FILE) -> Site:
+    """Return the site's settings as the file has them; the defaults where there is no file."""
+    path = Path(path)
     if not path.exists():
         return Site(file=str(path))
     known = ("account", "qos", "partitions")
@@ -72,6 +80,10 @@ def _read_site(path: Path) -> Site:
     partitions = data.get("partitions", {})
     if not isinstance(partitions, dict) or not all(isinstance(limits, dict) for limits in partitions.values()):
         raise BenchmarkError(f"{path}: partitions: must be a map of names to limits, see {EXAMPLE}")
+    for name, limits in partitions.items():
+        for limit in ("max_runtime", "max_mem_mb", "max_gpu"):
+            if not isinstance(limits.get(limit, 0), int):
+                raise BenchmarkError(f"{path}: partitions: {name}: {limit} must be a whole number (minutes, MB, GPUs)")
     return Site(str(data.get("account", "")), str(data.get("qos", "")), partitions, str(path))
 
 

@@ -22,7 +22,10 @@ RUN = {
     "max_cells": 400,
     "budget": "test",
 }
-SITE = {"account": cluster.ACCOUNT, "partitions": {"cpu": {"max_runtime": 2880}, "gpu": {"max_gpu": 2}}}
+SITE = {
+    "account": cluster.ACCOUNT,
+    "partitions": {"cpu": {"max_mem_mb": 20000}, "gpu": {"max_mem_mb": 20000, "max_gpu": 2}},
+}
 
 
 class SlurmProject(workflow.Project):
@@ -83,8 +86,8 @@ class SlurmProject(workflow.Project):
         rows = [line.split("|") for line in slurm(*command, "--starttime=now-1hour").splitlines()]
         return [tuple(row[1:]) for row in rows if row[0] == str(self.folder)]
 
-    def train_long(self, steps=12000):
-        """Let CLUE train for a minute or so, with a checkpoint after every stretch of training."""
+    def train_long(self, steps=2000):
+        """Let CLUE train for some time, with a checkpoint after every stretch of training."""
         training = {
             "max_steps": steps,
             "batch_size": 32,

@@ -1,6 +1,7 @@
 """What goes wrong on a cluster, one fault at a time: the run ends well, and training goes on from its checkpoint.
 
-CLUE trains for a minute, so that there is something to lose. The tests marked ``fault`` take minutes each.
+CLUE writes a checkpoint as often as it can, so that there is something to lose. The tests marked ``fault`` take
+minutes each.
 """
 
 import os
@@ -57,13 +58,13 @@ def test_killed_snakemake_then_resume(training):
     # Unlocked by hand: two jobs would write the same files.
     assert project.call("-m", "snakemake", *project.options, "--unlock")[0] == 0
     status, output = project.call("-m", "snakemake", *project.options)
-    assert status != 0 and f"left jobs in Slurm's queue ({orphan}); `make resume`" in output, output
+    assert status != 0 and f"left jobs in Slurm's queue ({orphan}" in output and "`make resume`" in output, output
 
     status, output = project.call("scripts/resume.py")
-    assert status == 0 and "Cancelled 1 job(s)" in output, output
+    assert status == 0 and re.search(r"Cancelled \d job\(s\)", output), output
     assert orphan not in slurm("squeue", "--noheader", "--format=%i").split()
     assert not list(project.path("results").rglob("*.tmp*")), "no half-written file"
-    assert not list(project.path("results").rglob("embedding.h5ad"))
+    assert not list(project.path("results/test/simulated/random20/clue").rglob("embedding.h5ad"))
     ends_well(project, project.snakemake())
     assert resumed_at(project) > 0
     assert project.path("results/test/simulated/random20/train.h5mu").stat().st_mtime_ns == finished
@@ -149,7 +150,7 @@ def test_killed_run_through_make_run(training):
     os.kill(process.pid, signal.SIGKILL)
     process.wait(60)
     status, output = project.call("scripts/run.py", "--config", "config/test.yaml", "--profile", "slurm")
-    assert status == 0 and "Cancelled 1 job(s)" in output, output
+    assert status == 0 and re.search(r"Cancelled \d job\(s\)", output), output
     assert resumed_at(project) > 0
 
 

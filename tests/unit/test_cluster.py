@@ -34,6 +34,7 @@ def test_site(tmp_path):
         ("account: [a, b]", "account: must be one word, not ['a', 'b']"),
         ("partitions: [cpu]", "partitions: must be a map of names to limits, see profiles/slurm/site.example.yaml"),
         ("partitions: {cpu: 5}", "partitions: must be a map"),
+        ("partitions: {cpu: {max_runtime: 2d}}", "cpu: max_runtime must be a whole number"),
         ("- account", "must hold a map of keys"),
     ],
 )
@@ -43,6 +44,14 @@ def test_wrong_site_is_one_line(tmp_path, text, line):
     with pytest.raises(BenchmarkError, match="slurm-site.yaml: ") as error:
         slurm_site(path)
     assert line in str(error.value) and "\n" not in str(error.value)
+
+
+def test_most_that_a_job_may_ask_for():
+    gpu = {"max_gpu": 2, "max_mem_mb": 300}
+    site = Site(partitions={"cpu": {"max_mem_mb": 100}, "big": {"max_mem_mb": 900}, "gpu": gpu})
+    assert site.most("max_mem_mb", gpu=0) == 900
+    assert site.most("max_mem_mb", gpu=1) == 300
+    assert site.most("max_runtime", gpu=0) == Site().most("max_mem_mb", gpu=1) == float("inf")
 
 
 def test_example_of_a_site_is_right(project):
