@@ -166,7 +166,10 @@ def begin_run():
 
 def print_failures():
     """Name each failed job, why, and how to go on."""
-    lines = failures(standings(BENCHMARK, Path.cwd()))
+    try:
+        lines = failures(standings(BENCHMARK, Path.cwd()))
+    except BenchmarkError as error:
+        lines = [str(error)]
     lines.append("Finished jobs are kept and training resumes from its checkpoint: start the same command again.")
     print("\n".join(["", *lines]), file=sys.stderr)
 

@@ -18,6 +18,8 @@ SITE_FILE = "slurm-site.yaml"
 EXAMPLE = "profiles/slurm/site.example.yaml"
 PREFIX = "clue-bench"
 """The ``slurm-jobname-prefix`` of the profile."""
+SLURM_LOGS = "logs/slurm"
+"""The ``slurm-logdir`` of the profile; it is there if a job was ever submitted."""
 CANCEL_SECONDS = 300
 
 
@@ -88,7 +90,7 @@ def read_site(path: str | Path = SITE_FILE) -> Site:
 
 
 def _check_accepted(site: Site, partition: str) -> None:
-    """Let Slurm test a job of one second, which it does not run."""
+    """Let Slurm judge a job of a minute that it does not run."""
     words = {"--account": site.account, "--qos": site.qos, "--partition": partition}
     options = [f"{option}={value}" for option, value in words.items() if value]
     command = ["sbatch", "--test-only", "--time=1", "--mem=1", *options, "--wrap", "true"]
@@ -116,12 +118,14 @@ class SlurmJob:
 def slurm_jobs(folder: Path) -> list[SlurmJob]:
     """Return the jobs in the queue that Snakemake has submitted from a folder; none where there is no Slurm.
 
+    A folder that never submitted a job does not ask, so that a local run does without an answer.
+
     Raises
     ------
     BenchmarkError
         If there is a Slurm that does not answer.
     """
-    if not shutil.which("squeue"):
+    if not (folder / SLURM_LOGS).exists() or not shutil.which("squeue"):
         return []
     done = subprocess.run(
         ["squeue", "--me", "--noheader", "--format=%i\t%T\t%R\t%j\t%Z\t%k"], capture_output=True, text=True

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import psutil
 
-from clue.benchmark.cluster import slurm_jobs
+from clue.benchmark.cluster import SLURM_LOGS, slurm_jobs
 from clue.benchmark.config import ORACLE, Benchmark, Job
 from clue.benchmark.download import raw_files
 from clue.benchmark.recovery import processes_at_work
 
 STATES = ("done", "running", "queued", "failed", "waiting")
-SLURM_LOGS = "logs/slurm"
-"""The ``slurm-logdir`` of the profile."""
 _WHY_SLURM_ENDED_IT = re.compile(
     r"(?:slurmstepd|srun|slurmd)(?:-\S+)?: error: (.*(?:CANCELLED|limit|oom|Killed|Node fail).*)", re.I
 )
