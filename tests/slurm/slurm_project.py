@@ -97,7 +97,7 @@ class SlurmProject(workflow.Project):
         }
         tiny = {"encoder": [1, 16], "decoder": [1, 16], "discriminator": [1, 16], "n_components": 10, "n_latent": 4}
         budget = {"model": tiny, "training": training, "fine_tuning": training | {"max_steps": 3}}
-        self.change("config/methods/clue.yaml", budgets={"test": budget})
+        self.change("config/methods/clue.yaml", budgets={"test": budget}, resources={"mem_gb": 2, "runtime_min": 60})
         self.configure(**RUN | {"methods": ["clue/default"]})
         self.drop_figures()
 

@@ -107,14 +107,21 @@ def test_requeued_job_goes_on(training):
 
 @pytest.mark.fault
 def test_too_little_time_is_tried_again_with_more(project):
-    project.train_long(steps=60000)
-    project.change("config/methods/clue.yaml", resources={"gpu": 0, "mem_gb": 4, "runtime_min": 1})
+    """Training that would take an hour gets a minute, then two; each try goes on where the last one was ended."""
+    project.train_long(steps=1_000_000)
+    project.change("config/methods/clue.yaml", resources={"mem_gb": 2, "runtime_min": 1})
     process = project.snakemake()
-    wait_for("the time to be up", lambda: "TIMEOUT" in project.output(), 600)
-    ends_well(project, process, 900)
-    assert resumed_at(project) > 0
-    [log, *_] = sorted(project.path("logs/slurm/rule_clue").rglob("*.log"))
+    first = project.job("clue")
+    wait_for("the time to be up", lambda: f"SLURM-job '{first}' failed, SLURM status is: 'TIMEOUT'" in project.output())
+    second = project.job("clue")
+    wait_for("training to go on", lambda: resumed_at(project) if "resuming" in project.log() else 0)
+    limits = [slurm("sacct", "-X", "-n", "-P", "-j", job, "--format=Timelimit").strip() for job in (first, second)]
+    assert limits == ["00:01:00", "00:02:00"]
+    [log] = project.path("logs/slurm/rule_clue").rglob(f"{first}.log")
     assert "DUE TO TIME LIMIT" in log.read_text()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(300) != 0
+    assert second not in slurm("squeue", "--noheader", "--states=PENDING,RUNNING", "--format=%i").split()
 
 
 @pytest.mark.fault
