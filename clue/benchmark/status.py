@@ -10,7 +10,7 @@ import psutil
 
 from clue.benchmark.cluster import SLURM_LOGS, slurm_jobs
 from clue.benchmark.config import ORACLE, Benchmark, Job
-from clue.benchmark.download import raw_files
+from clue.benchmark.download import MANIFEST, has_files
 from clue.benchmark.recovery import processes_at_work
 
 STATES = ("done", "running", "queued", "failed", "waiting")
@@ -59,8 +59,8 @@ def steps(benchmark: Benchmark) -> list[Step]:
     run = benchmark.config["run"]
     found = []
     for dataset, spec in benchmark.datasets.items():
-        if files := raw_files(spec):
-            output, log = f"data/raw/{dataset}/{files[-1]}", f"logs/download/{dataset}.log"
+        if has_files(spec):
+            output, log = f"data/raw/{dataset}/{MANIFEST}", f"logs/download/{dataset}.log"
             found.append(Step(f"download_{dataset}", (), output, log))
         folder = f"{run}/{dataset}"
         found.append(Step(f"prepare_{dataset}", (), f"results/{folder}/dataset.h5mu", f"logs/{folder}/prepare.log"))
