@@ -125,16 +125,19 @@ def test_too_little_time_is_tried_again_with_more(project):
 
 
 @pytest.mark.fault
-def test_lost_node(training):
-    project, process = training
+def test_lost_node(project):
+    project.train_long()
+    process = project.snakemake("--set-resources", "clue:gpu=1")
     job = project.job("clue")
-    cluster.lose_node("cpu1")
+    project.checkpoint()
+    cluster.lose_node("gpu1")
     try:
         wait_for("Slurm to notice", lambda: f"{job} PENDING" in slurm("squeue", "--noheader", "--format=%i %T"), 300)
     finally:
-        cluster.start_node("cpu1")
+        cluster.start_node("gpu1")
     ends_well(project, process)
     assert resumed_at(project) > 0
+    assert "Error in rule clue" not in project.output()
 
 
 @pytest.mark.fault
