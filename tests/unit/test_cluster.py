@@ -1,13 +1,15 @@
 """What is known of a cluster without asking it: the site file, whose lock it is, how the steps of a run stand."""
 
 import json
+import os
+import subprocess
 
 import pytest
 
 from clue.benchmark import status
 from clue.benchmark.cluster import Site, slurm_site
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.recovery import clear_killed_run, host, start
+from clue.benchmark.recovery import MARK, clear_killed_run, host, start
 
 
 @pytest.fixture(autouse=True)
@@ -128,6 +130,20 @@ def test_reasons_from_the_most_telling_to_the_least(tmp_path):
 def test_odd_failure_says_nothing(tmp_path, text):
     write(tmp_path / "results/x/failure.json", text)
     assert status.why(STEP, tmp_path) == "no message"
+
+
+def test_job_at_work_is_seen_by_its_open_log(tmp_path):
+    """Without Snakemake: the job's environment names the folder, and its output goes to its log."""
+    write(tmp_path / STEP.log, "epoch 3\n")
+    with open(tmp_path / STEP.log, "a") as log:
+        job = subprocess.Popen(["sleep", "60"], stdout=log, env={**os.environ, MARK: str(tmp_path)})
+    try:
+        found = status._standing(STEP, tmp_path, {}, status._open_logs(tmp_path))
+    finally:
+        job.kill()
+        job.wait()
+    assert (found.state, found.detail) == ("running", "0 min: epoch 3")
+    assert status._standing(STEP, tmp_path, {}, status._open_logs(tmp_path)).state == "failed"
 
 
 def test_report_counts_and_names(tmp_path):
