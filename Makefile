@@ -15,8 +15,7 @@ SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 .PHONY: help install run study download rehearsal score test check-method r lint clean resume status slurm-test slurm-faults
 
 help:
-	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES))"
-	@echo "         PROFILE=slurm on a cluster"
+	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES); PROFILE=slurm on a cluster)"
 	@echo "make status   show where the run of CONFIG stands"
 	@echo "make resume   after a kill of snakemake --profile slurm: cancel what it left in the queue, unlock"
 	@echo "make study    compare settings of CLUE on held-out training cells (config/study.yaml)"

@@ -83,6 +83,11 @@ def params_json(method, variant, dataset):
     return to_json(BENCHMARK.params(method, variant, modalities(dataset)))
 
 
+def needs(wildcards):
+    """Return the resources that preparing and splitting a data set take."""
+    return BENCHMARK.datasets[wildcards.dataset]["resources"]
+
+
 def memory(megabytes, gpu=0):
     """Return the memory of a job, twice as much with every further attempt, up to what the site has."""
     return _growing(megabytes, SITE.most("max_mem_mb", gpu))

@@ -49,8 +49,8 @@ for dataset, spec in BENCHMARK.datasets.items():
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=memory(4000),
-            runtime=minutes(30),
+            mem_mb=memory(int(1000 * spec["resources"]["mem_gb"])),
+            runtime=minutes(spec["resources"]["runtime_min"]),
         params:
             dataset=dataset,
             folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",

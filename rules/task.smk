@@ -22,8 +22,8 @@ for wanted in MODALITY_SETS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=memory(4000),
-            runtime=minutes(30),
+            mem_mb=lambda wildcards, attempt: memory(1000 * needs(wildcards)["mem_gb"])(wildcards, attempt),
+            runtime=lambda wildcards, attempt: minutes(needs(wildcards)["runtime_min"])(wildcards, attempt),
         params:
             folder=subpath(output[0], parent=True),
             split=lambda wildcards: to_json(BENCHMARK.datasets[wildcards.dataset]["splits"][wildcards.split]),
