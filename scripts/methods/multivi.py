@@ -1,0 +1,98 @@
+"""MultiVI, `scvi.model.MULTIVI`, trained as its tutorial recommends: on all cells at once, the test cells unpaired.
+
+A cell's modality that was not measured is filled with zeros, which upstream masks; what a cell was measured for is its
+batch, its sample a covariate. Upstream does not resume: a run that was cut short starts anew.
+"""
+
+from importlib.metadata import version
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods import Task, run_method
+
+ROLES = {"rna": "rna_layer", "atac": "atac_layer", "adt": "protein_layer"}
+"""Arguments of upstream's `setup_mudata` that name the modalities."""
+N_REPORTS = 50
+"""How many lines of progress a full training prints."""
+
+
+def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
+    """Train and return posterior means."""
+    import scvi
+
+    scvi.settings.seed = seed
+    scvi.settings.logging_dir = str(task.checkpoints)
+    cells = all_cells(task, params["min_cell_fraction"])
+    roles = {ROLES[name]: name for name in cells.mod}
+    scvi.model.MULTIVI.setup_mudata(
+        cells, batch_key="modality", categorical_covariate_keys=["sample"], modalities=roles
+    )
+    model = scvi.model.MULTIVI(cells, **params["model"])
+    trainer = {"accelerator": "gpu" if task.device == "cuda" else "cpu", "devices": 1, "enable_progress_bar": False}
+    model.train(**params["training"], **trainer, callbacks=[progress(params["training"]["max_epochs"])])
+    task.info.update(
+        epochs=int(model.trainer.current_epoch),
+        n_latent=int(model.module.n_latent),
+        n_hidden=int(model.module.n_hidden),
+        n_features={name: adata.n_vars for name, adata in cells.mod.items()},
+        scvi=version("scvi-tools"),
+    )
+    latent = pd.DataFrame(model.get_latent_representation(), index=cells.obs_names)
+    return {name: latent.loc[test.obs_names].to_numpy() for name, test in task.test.items()}
+
+
+def all_cells(task: Task, min_cell_fraction: float) -> md.MuData:
+    """Return training and test cells, each with all modalities, those not measured being zeros.
+
+    Features are kept that are detected in at least `min_cell_fraction` of all cells. ``obs`` says for what a cell was
+    measured (``modality``) and where it is from (``sample``).
+    """
+    parts = {name: ad.concat([task.train.mod[name], test]) for name, test in task.test.items()}
+    names = pd.Index(np.unique(np.concatenate([part.obs_names for part in parts.values()])))
+    obs = pd.DataFrame("", index=names, columns=["modality", "sample"])
+    for name, part in parts.items():
+        obs.loc[part.obs_names, "modality"] += f"+{name}"
+        obs.loc[part.obs_names, "sample"] = part.obs["batch"].astype(str)
+    padded = {}
+    for name, part in parts.items():
+        counts = spread(part.X, names.get_indexer(part.obs_names), len(names))
+        kept = counts.getnnz(axis=0) >= int(min_cell_fraction * len(names))
+        if not kept.any():
+            raise BenchmarkError(f"{name}: no feature is detected in {min_cell_fraction:.0%} of {len(names)} cells")
+        padded[name] = ad.AnnData(counts[:, kept], obs=obs.copy(), var=pd.DataFrame(index=name + ":" + part.var_names[kept]))
+    with md.set_options(pull_on_update=False):
+        cells = md.MuData(padded)
+    cells.obs = obs
+    return cells
+
+
+def spread(counts: sp.csr_matrix, rows: np.ndarray, n_rows: int) -> sp.csr_matrix:
+    """Return a matrix of `n_rows` rows with `counts` at `rows` and zeros elsewhere."""
+    place = sp.csr_matrix((np.ones(len(rows), counts.dtype), (rows, np.arange(len(rows)))), (n_rows, len(rows)))
+    return (place @ counts).tocsr()
+
+
+def progress(max_epochs: int):
+    """Return a callback that prints the losses as lines: upstream's bar is unreadable in a log."""
+    from lightning.pytorch.callbacks import LambdaCallback
+
+    every = max(1, max_epochs // N_REPORTS)
+
+    def report(trainer, _):
+        epoch = trainer.current_epoch + 1
+        if epoch % every == 0 or epoch == 1:
+            shown = ("train_loss", "reconstruction_loss_validation")
+            losses = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
+            words = ", ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
+            print(f"epoch {epoch} of at most {max_epochs}: {words}", flush=True)
+
+    return LambdaCallback(on_train_epoch_end=report)
+
+
+if __name__ == "__main__":
+    run_method(embed)
