@@ -5,6 +5,7 @@ batch, its sample a covariate. Upstream does not resume: a run that was cut shor
 """
 
 from importlib.metadata import version
+from math import ceil
 
 import anndata as ad
 import mudata as md
@@ -33,10 +34,12 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
         cells, batch_key="modality", categorical_covariate_keys=["sample"], modalities=roles
     )
     model = scvi.model.MULTIVI(cells, **params["model"])
+    training = long_enough(params["training"], cells.n_obs, params["min_steps"])
     trainer = {"accelerator": "gpu" if task.device == "cuda" else "cpu", "devices": 1, "enable_progress_bar": False}
-    model.train(**params["training"], **trainer, callbacks=[progress(params["training"]["max_epochs"])])
+    model.train(**training, **trainer, callbacks=[progress(training["max_epochs"])])
     task.info.update(
         epochs=int(model.trainer.current_epoch),
+        max_epochs=training["max_epochs"],
         n_latent=int(model.module.n_latent),
         n_hidden=int(model.module.n_hidden),
         n_features={name: adata.n_vars for name, adata in cells.mod.items()},
@@ -64,7 +67,8 @@ def all_cells(task: Task, min_cell_fraction: float) -> md.MuData:
         kept = counts.getnnz(axis=0) >= int(min_cell_fraction * len(names))
         if not kept.any():
             raise BenchmarkError(f"{name}: no feature is detected in {min_cell_fraction:.0%} of {len(names)} cells")
-        padded[name] = ad.AnnData(counts[:, kept], obs=obs.copy(), var=pd.DataFrame(index=name + ":" + part.var_names[kept]))
+        var = pd.DataFrame(index=name + ":" + part.var_names[kept])
+        padded[name] = ad.AnnData(counts[:, kept], obs=obs.copy(), var=var)
     with md.set_options(pull_on_update=False):
         cells = md.MuData(padded)
     cells.obs = obs
@@ -75,6 +79,12 @@ def spread(counts: sp.csr_matrix, rows: np.ndarray, n_rows: int) -> sp.csr_matri
     """Return a matrix of `n_rows` rows with `counts` at `rows` and zeros elsewhere."""
     place = sp.csr_matrix((np.ones(len(rows), counts.dtype), (rows, np.arange(len(rows)))), (n_rows, len(rows)))
     return (place @ counts).tocsr()
+
+
+def long_enough(training: dict, n_cells: int, min_steps: int) -> dict:
+    """Return the settings of training with as many epochs as `min_steps` steps need, if that is more."""
+    steps = ceil(n_cells * training["train_size"] / training["batch_size"])
+    return {**training, "max_epochs": max(training["max_epochs"], ceil(min_steps / steps))}
 
 
 def progress(max_epochs: int):

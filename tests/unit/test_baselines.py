@@ -5,7 +5,9 @@ import math
 from pathlib import Path
 
 import anndata as ad
+import mudata as md
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
@@ -161,3 +163,55 @@ def upstream_model(scglue, adatas, lr):
     weights = {"lam_align": 2, "lam_sup": 0, "lam_joint_cross": 2, "lam_real_cross": 0, "lam_cos": 1}
     model.compile(lam_data=1, lam_kl=1, normalize_u=True, lr=lr, **weights)
     return model
+
+
+# ---- MultiVI -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["adt", "atac"])
+def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
+    scvi = pytest.importorskip("scvi", reason="scvi-tools, which holds MultiVI, is not installed")
+    cells = simulate(160, {"rna": 50, second: 40}, seed=2)
+    split = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
+    task = make_task(cells, "tiny", "random25", split)
+    training = {"max_epochs": 3, "lr": 0.001, "batch_size": 32, "train_size": 0.9, "n_epochs_kl_warmup": 1}
+    params = {"min_cell_fraction": 0.01, "min_steps": 0, "model": {"n_latent": 4, "n_hidden": 16}, "training": training}
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    found = program("multivi").embed(own, params, seed=3)
+
+    # Upstream's calls, nothing of ours: tables padded with zeros, cells and features by name.
+    tables = {name: pd.concat([a.to_df() for a in (task.train.mod[name], task.tests[name])]) for name in task.train.mod}
+    batch = pd.concat([a.obs["batch"].astype(str) for a in (*task.train.mod.values(), *task.tests.values())])
+    names = sorted(set().union(*(table.index for table in tables.values())))
+    obs = pd.DataFrame({"sample": batch[~batch.index.duplicated()].loc[names]}, index=names)
+    obs["measured"] = ["+".join(name for name, table in tables.items() if cell in table.index) for cell in names]
+    assert obs["measured"].value_counts().to_dict() == {f"rna+{second}": 96, "rna": 52, second: 52}
+    layers = {"rna": "rna_layer", "atac": "atac_layer", "adt": "protein_layer"}
+    modalities = {}
+    for name, table in tables.items():
+        padded = table.reindex(names, fill_value=0.0)
+        padded = padded.loc[:, (padded > 0).sum() >= int(0.01 * len(names))]
+        modalities[name] = ad.AnnData(sp.csr_matrix(padded.to_numpy(np.float32)), obs=obs)
+    scvi.settings.seed = 3
+    mdata = md.MuData(modalities)
+    mdata.obs = obs
+    scvi.model.MULTIVI.setup_mudata(
+        mdata,
+        batch_key="measured",
+        categorical_covariate_keys=["sample"],
+        modalities={layers[name]: name for name in modalities},
+    )
+    model = scvi.model.MULTIVI(mdata, n_latent=4, n_hidden=16)
+    model.train(**training, accelerator="cpu")
+    expected = pd.DataFrame(model.get_latent_representation(), index=names)
+    for name, test in task.tests.items():
+        np.testing.assert_array_equal(found[name], expected.loc[test.obs_names])
+    assert own.info["epochs"] == 3 and own.info["n_latent"] == 4
+
+
+def test_multivi_trains_for_as_many_steps_as_asked():
+    long_enough = program("multivi").long_enough
+    settings = {"max_epochs": 10, "batch_size": 100, "train_size": 0.9}
+    assert long_enough(settings, n_cells=1000, min_steps=0)["max_epochs"] == 10
+    assert long_enough(settings, n_cells=1000, min_steps=91)["max_epochs"] == 11

@@ -1,0 +1,273 @@
+"""Cobolt: a topic model of cells seen in any subset of several modalities, as a variational autoencoder.
+
+Our own implementation of Gong, Zhou and Purdom, *Genome Biology* 22, 351 (2021), so that the baseline runs where the
+authors' package (a Git repository only) is not installed. What the paper leaves open follows the behaviour of the
+authors' code; `tests/unit/test_cobolt.py` compares both where that code is there.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+PRIOR_MASS = 50.0
+"""Sum of the parameters of the symmetric Dirichlet prior over topics."""
+INFERENCE_BATCH = 128
+
+
+class Diverged(ArithmeticError):
+    """The loss is not finite any more."""
+
+
+@dataclass(frozen=True)
+class Modality:
+    """The cells of one modality.
+
+    Parameters
+    ----------
+    cells
+        Their names; one name in two modalities is one cell.
+    counts
+        Raw counts, shape (cells, features).
+    dataset
+        Number of the data set that each cell is from, shape (cells,); data sets differ in technical effects.
+    """
+
+    cells: pd.Index
+    counts: sp.csr_matrix
+    dataset: np.ndarray
+
+
+# ---- the model -----------------------------------------------------------------------------------
+
+
+class CoboltModel(nn.Module):
+    """Topic proportions softmax(z) of a cell; its counts are multinomial in each modality.
+
+    The prior of z is the Laplace approximation of a symmetric Dirichlet in softmax coordinates (Srivastava and Sutton
+    2017). The posterior is a product of Gaussian experts: the prior, and one per modality seen.
+
+    Parameters
+    ----------
+    n_features, n_datasets
+        Features, and data sets, of each modality.
+    n_latent
+        Number of topics.
+    hidden
+        Widths of the encoders' hidden layers.
+    """
+
+    def __init__(self, n_features: Mapping[str, int], n_datasets: Mapping[str, int], n_latent: int, hidden: list[int]):
+        super().__init__()
+        self.register_buffer("prior_variance", torch.full((n_latent,), prior_variance(n_latent)))
+        self.encoders = nn.ModuleDict({name: encoder(n, n_latent, hidden) for name, n in n_features.items()})
+        self.topics = nn.ParameterDict({name: uniform(n_latent, n) for name, n in n_features.items()})
+        self.intercepts = nn.ParameterDict({name: uniform(n_datasets[name], n) for name, n in n_features.items()})
+        self.slopes = nn.ParameterDict(
+            {name: nn.Parameter(torch.rand(n_datasets[name], n)) for name, n in n_features.items()}
+        )
+
+    def posterior(self, counts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return mean and variance of z given the counts of some modalities, each of shape (cells, n_latent)."""
+        precision, weighted = 1 / self.prior_variance, 0.0
+        for name, x in counts.items():
+            mean, log_variance = self.encoders[name](torch.log1p(x)).chunk(2, dim=1)
+            precision = precision + torch.exp(-log_variance)
+            weighted = weighted + mean * torch.exp(-log_variance)
+        return weighted / precision, 1 / precision
+
+    def log_likelihood(self, name: str, z: Tensor, counts: Tensor, dataset: Tensor) -> Tensor:
+        """Return the multinomial log-likelihood of each cell, without the term that is constant in the parameters."""
+        scores = torch.softmax(z, dim=1) @ self.topics[name]
+        scores = scores * (1 + self.slopes[name][dataset]) + self.intercepts[name][dataset]
+        return (counts * F.log_softmax(scores, dim=1)).sum(dim=1)
+
+    def losses(self, counts: Mapping[str, Tensor], dataset: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the two terms of the negative ELBO, summed over cells: KL divergence and reconstruction."""
+        mean, variance = self.posterior(counts)
+        z = mean + variance.sqrt() * torch.randn_like(mean)
+        ratio = variance / self.prior_variance
+        divergence = 0.5 * (ratio + mean**2 / self.prior_variance - 1 - torch.log(ratio)).sum()
+        likelihood = sum(self.log_likelihood(name, z, x, dataset[name]).sum() for name, x in counts.items())
+        return divergence, -likelihood
+
+
+def prior_variance(n_latent: int) -> float:
+    """Return the variance of each coordinate of a symmetric Dirichlet's Laplace approximation; its mean is 0."""
+    return (1 - 1 / n_latent) / (PRIOR_MASS / n_latent)
+
+
+def encoder(n_features: int, n_latent: int, hidden: list[int]) -> nn.Sequential:
+    """Return a perceptron whose output is the mean and the log-variance of the expert."""
+    layers: list[nn.Module] = []
+    for n_input, n_output in zip([n_features, *hidden], hidden, strict=False):
+        layers += [nn.Linear(n_input, n_output), nn.BatchNorm1d(n_output), nn.LeakyReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden[-1], 2 * n_latent))
+
+
+def uniform(n_rows: int, n_columns: int) -> nn.Parameter:
+    """Return a parameter drawn as Glorot and Bengio (2010) do."""
+    return nn.Parameter(nn.init.xavier_uniform_(torch.empty(n_rows, n_columns)))
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+class View:
+    """The cells seen in all of some modalities, whether or not in others too."""
+
+    def __init__(self, modalities: Mapping[str, Modality], names: tuple[str, ...]):
+        self.modalities = {name: modalities[name] for name in names}
+        first, *others = (modality.cells for modality in self.modalities.values())
+        self.cells = first
+        for cells in others:
+            self.cells = self.cells[self.cells.isin(cells)]
+        self.rows = {name: modality.cells.get_indexer(self.cells) for name, modality in self.modalities.items()}
+
+    def __len__(self) -> int:
+        return len(self.cells)
+
+    def batch(self, cells: np.ndarray, device: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return dense counts and data sets of some of the cells."""
+        counts, dataset = {}, {}
+        for name, modality in self.modalities.items():
+            rows = self.rows[name][cells]
+            counts[name] = torch.from_numpy(modality.counts[rows].toarray().astype(np.float32)).to(device)
+            dataset[name] = torch.from_numpy(modality.dataset[rows].astype(np.int64)).to(device)
+        return counts, dataset
+
+    def batches(
+        self, order: np.ndarray, size: int, device: str
+    ) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+        """Yield batches of cells in this order."""
+        for start in range(0, len(order), size):
+            yield self.batch(order[start : start + size], device)
+
+
+def fit(
+    modalities: Mapping[str, Modality],
+    *,
+    n_latent: int,
+    hidden: list[int],
+    learning_rate: float,
+    n_epochs: int,
+    annealing_epochs: int,
+    batch_size: int,
+    seed: int,
+    device: str,
+) -> CoboltModel:
+    """Train a model; every epoch visits the cells of each subset of modalities in turn.
+
+    Parameters
+    ----------
+    modalities
+        All cells, test cells among them.
+    n_latent, hidden
+        As of `CoboltModel`.
+    learning_rate
+        Of Adam.
+    n_epochs
+        Number of epochs.
+    annealing_epochs
+        Over these the weight of the KL divergence grows from 0 to 1.
+    batch_size
+        Cells per step; no last batch may have one cell alone, see `widened`.
+    seed, device
+        Seed of all that is random; ``"cpu"`` or ``"cuda"``.
+
+    Raises
+    ------
+    Diverged
+        If the loss is not finite.
+    """
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    n_features = {name: modality.counts.shape[1] for name, modality in modalities.items()}
+    n_datasets = {name: int(modality.dataset.max()) + 1 for name, modality in modalities.items()}
+    model = CoboltModel(n_features, n_datasets, n_latent, hidden).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    views = [view for view in all_views(modalities) if len(view)]
+    with tqdm(range(n_epochs), unit="epoch", mininterval=5) as epochs:
+        for epoch in epochs:
+            weight = 1.0 if epoch >= annealing_epochs else epoch / annealing_epochs
+            loss = 0.0
+            for view in views:
+                for counts, dataset in view.batches(rng.permutation(len(view)), batch_size, device):
+                    divergence, reconstruction = model.losses(counts, dataset)
+                    optimizer.zero_grad(set_to_none=True)
+                    (weight * divergence + reconstruction).backward()
+                    optimizer.step()
+                    loss += (divergence + reconstruction).item() / len(view)
+            if not np.isfinite(loss):
+                raise Diverged(f"loss {loss} in epoch {epoch + 1} at learning rate {learning_rate}")
+            epochs.set_postfix(loss=f"{loss:.1f}", refresh=False)
+    return model
+
+
+def all_views(modalities: Mapping[str, Modality]) -> list[View]:
+    """Return the views of all subsets of modalities, from one to all."""
+    sizes = range(1, len(modalities) + 1)
+    return [View(modalities, names) for size in sizes for names in combinations(modalities, size)]
+
+
+def widened(batch_size: int, modalities: Mapping[str, Modality]) -> int:
+    """Return the next batch size that leaves no batch of one cell, which batch normalisation cannot do."""
+    sizes = [len(view) for view in all_views(modalities)]
+    while any(size % batch_size == 1 for size in sizes):
+        batch_size += 1
+    return batch_size
+
+
+# ---- embedding -----------------------------------------------------------------------------------
+
+
+def embed(model: CoboltModel, modalities: Mapping[str, Modality], n_threads: int) -> dict[str, pd.DataFrame]:
+    """Return the coordinates of the cells that are seen in one modality alone, by name.
+
+    The posterior given one modality is not comparable with that given another. Hence gradient-boosted trees learn, on
+    the cells seen in all, what the joint posterior mean is where the single one is known; each dimension on its own.
+    As z matters up to a constant only (softmax), each row is centred.
+
+    Parameters
+    ----------
+    model
+        A trained model.
+    modalities
+        The cells that it was trained on.
+    n_threads
+        For the trees.
+    """
+    joint = posterior_means(model, View(modalities, tuple(modalities)))
+    embedded = {}
+    for name in modalities:
+        single = posterior_means(model, View(modalities, (name,)))
+        others = single[~single.index.isin(joint.index)]
+        predicted = regress(single.loc[joint.index].to_numpy(), joint.to_numpy(), others.to_numpy(), n_threads)
+        embedded[name] = pd.DataFrame(predicted - predicted.mean(axis=1, keepdims=True), index=others.index)
+    return embedded
+
+
+@torch.no_grad()
+def posterior_means(model: CoboltModel, view: View) -> pd.DataFrame:
+    """Return the posterior mean of each cell of a view."""
+    model.eval()
+    device = str(model.prior_variance.device)
+    batches = view.batches(np.arange(len(view)), INFERENCE_BATCH, device)
+    means = [model.posterior(counts)[0].cpu().numpy() for counts, _ in batches]
+    model.train()
+    return pd.DataFrame(np.concatenate(means), index=view.cells)
+
+
+def regress(x: np.ndarray, y: np.ndarray, new: np.ndarray, n_threads: int) -> np.ndarray:
+    """Predict each column of `y` from `x` by gradient-boosted trees of XGBoost's default settings."""
+    from xgboost import XGBRegressor  # a baseline's dependency, not the library's
+
+    trees = [XGBRegressor(n_jobs=n_threads).fit(x, column) for column in y.T]
+    return np.stack([tree.predict(new) for tree in trees], axis=1)

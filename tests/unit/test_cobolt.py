@@ -1,0 +1,297 @@
+"""Our Cobolt computes the published model, and what the authors' code computes; the program chooses the right one."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import scipy.stats
+import torch
+
+from clue.benchmark import cobolt
+from clue.benchmark.config import Benchmark, read_yaml
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods import Task
+from clue.benchmark.task import make_task
+from clue.metrics import foscttm
+from clue.simulate import simulate
+
+ROOT = Path(__file__).parents[2]
+N_LATENT = 5
+HIDDEN = [8, 6]
+TRAINING = {"learning_rate": 0.005, "n_epochs": 3, "annealing_epochs": 1, "batch_size": 32, "seed": 0, "device": "cpu"}
+SPLIT = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The method's program, imported."""
+    spec = importlib.util.spec_from_file_location("cobolt_routes", ROOT / "scripts/methods/cobolt_routes.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Hyper-parameters of the budget `test`."""
+    config = {"run": "x", "datasets": ["simulated"], "methods": ["cobolt"], "seeds": [0], "budget": "test"}
+    return Benchmark(config, ROOT).params("cobolt", "default", ["rna", "adt"])
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A tiny task."""
+    files = make_task(simulate(160, {"rna": 60, "adt": 20}, seed=1), "tiny", "random25", SPLIT)
+    return Task(files.train, files.tests, "cpu", 1, tmp_path)
+
+
+def modalities(n_cells=50, n_alone=7, seed=0):
+    """Return cells of two modalities and two data sets; the last ones are in one modality alone."""
+    rng = np.random.default_rng(seed)
+    made = {}
+    for name, n_features in (("rna", 30), ("adt", 12)):
+        names = pd.Index([f"{i:03d}" for i in range(n_cells)] + [f"{name}{i:03d}" for i in range(n_alone)])
+        counts = sp.csr_matrix(rng.poisson(2.0, (len(names), n_features)).astype(np.float32))
+        made[name] = cobolt.Modality(names, counts, np.repeat([0, 1], [n_cells, n_alone]))
+    return made
+
+
+def build(parts, seed=0):
+    torch.manual_seed(seed)
+    n_features = {name: part.counts.shape[1] for name, part in parts.items()}
+    return cobolt.CoboltModel(n_features, dict.fromkeys(parts, 2), N_LATENT, HIDDEN)
+
+
+# ---- the published model -------------------------------------------------------------------------
+
+
+def test_prior_is_the_laplace_approximation_of_a_dirichlet():
+    n, a = 10, 50 / 10
+    formula = (1 - 2 / n) / a + n / a / n**2
+    assert cobolt.prior_variance(n) == pytest.approx(formula) == pytest.approx(0.18)
+
+
+def test_posterior_is_a_product_of_the_prior_and_an_expert_per_modality():
+    parts = modalities()
+    model = build(parts).eval()
+    counts, _ = cobolt.View(parts, ("rna", "adt")).batch(np.arange(9), "cpu")
+    experts = [(torch.zeros(9, N_LATENT), torch.full((9, N_LATENT), cobolt.prior_variance(N_LATENT)))]
+    for name, x in counts.items():
+        mean, log_variance = model.encoders[name](torch.log1p(x)).chunk(2, dim=1)
+        experts.append((mean, log_variance.exp()))
+    grid = torch.linspace(-8, 8, 4001)
+    for dimension in (0, N_LATENT - 1):
+        density = sum(
+            torch.distributions.Normal(m[3, dimension], v[3, dimension].sqrt()).log_prob(grid) for m, v in experts
+        ).softmax(dim=0)
+        mean = (density * grid).sum()
+        found = [moment[3, dimension].item() for moment in model.posterior(counts)]
+        assert found == pytest.approx([mean.item(), (density * (grid - mean) ** 2).sum().item()], rel=1e-3)
+
+
+def test_likelihood_is_multinomial():
+    parts = modalities()
+    model = build(parts)
+    counts, dataset = cobolt.View(parts, ("adt",)).batch(np.array([0, 55]), "cpu")
+    z = torch.randn(2, N_LATENT)
+    found = model.log_likelihood("adt", z, counts["adt"], dataset["adt"]).detach()
+    for cell in range(2):
+        k = cell  # the first cell is of the first data set, the second of the second
+        scores = (
+            torch.softmax(z[cell], 0) @ model.topics["adt"] * (1 + model.slopes["adt"][k]) + model.intercepts["adt"][k]
+        )
+        p = torch.softmax(scores, 0).detach().double().numpy()
+        x = counts["adt"][cell].numpy().astype(int)
+        coefficient = scipy.special.gammaln(x.sum() + 1) - scipy.special.gammaln(x + 1).sum()
+        expected = scipy.stats.multinomial.logpmf(x, x.sum(), p / p.sum()) - coefficient
+        assert found[cell].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_divergence_is_that_of_gaussians():
+    parts = modalities()
+    model = build(parts).eval()
+    batch = cobolt.View(parts, ("rna", "adt")).batch(np.arange(9), "cpu")
+    mean, variance = model.posterior(batch[0])
+    prior = torch.distributions.Normal(0.0, model.prior_variance.sqrt())
+    expected = torch.distributions.kl_divergence(torch.distributions.Normal(mean, variance.sqrt()), prior).sum()
+    assert model.losses(*batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_view_holds_the_cells_seen_in_all_of_its_modalities():
+    parts = modalities(n_cells=5, n_alone=2)
+    sizes = {tuple(view.modalities): len(view) for view in cobolt.all_views(parts)}
+    assert sizes == {("rna",): 7, ("adt",): 7, ("rna", "adt"): 5}
+
+
+def test_no_batch_has_one_cell():
+    parts = modalities(n_cells=57, n_alone=8)  # 65 cells of each modality, 57 of both
+    assert [cobolt.widened(size, parts) for size in (32, 64, 56, 50)] == [33, 65, 57, 50]
+
+
+def split_cells(data, n_paired):
+    """Return the modalities of a simulation, of which only the first cells keep their pairing."""
+    parts = {}
+    for name, adata in data.mod.items():
+        alone = adata.n_obs - n_paired
+        cells = pd.Index([*adata.obs_names[:n_paired], *(f"{name}{i:03d}" for i in range(alone))])
+        parts[name] = cobolt.Modality(cells, adata.X.tocsr(), np.repeat([0, 1], [n_paired, alone]))
+    return parts
+
+
+def test_embedding_finds_partners():
+    data = simulate(400, {"rna": 100, "adt": 60}, n_specific=0, batch_strength=0, seed=3)
+    parts = split_cells(data, n_paired=300)
+    settings = {**TRAINING, "n_epochs": 30, "annealing_epochs": 10, "n_latent": 6, "hidden": [32, 16]}
+    found = cobolt.embed(cobolt.fit(parts, **settings), parts, 1)
+    assert {name: z.shape for name, z in found.items()} == {"rna": (100, 6), "adt": (100, 6)}
+    np.testing.assert_allclose(found["rna"].mean(axis=1), 0, atol=1e-5)
+    assert np.mean(foscttm(found["rna"].to_numpy(), found["adt"].to_numpy())) < 0.35
+
+
+def test_embedding_follows_from_the_seed():
+    parts = modalities()
+    settings = {**TRAINING, "n_latent": N_LATENT, "hidden": HIDDEN}
+    first, second = (cobolt.embed(cobolt.fit(parts, **settings), parts, 1) for _ in range(2))
+    other = cobolt.embed(cobolt.fit(parts, **settings | {"seed": 1}), parts, 1)
+    for name in parts:
+        pd.testing.assert_frame_equal(first[name], second[name])
+        assert not np.allclose(first[name], other[name])
+
+
+# ---- the program ---------------------------------------------------------------------------------
+
+
+def test_a_divergence_is_retried_at_a_smaller_learning_rate(program, params, task):
+    params = {**params, "route": "native", "training": {**params["training"], "learning_rates": [1e30, 0.005]}}
+    embedded = program.embed(task, params, seed=0)
+    assert task.info["diverged_at"] == [1e30] and task.info["learning_rate"] == 0.005
+    assert task.info["route"] == "native" and all(np.isfinite(z).all() for z in embedded.values())
+
+
+def test_divergence_at_every_learning_rate_is_an_error(program, params, task):
+    params = {**params, "route": "native", "training": {**params["training"], "learning_rates": [1e30]}}
+    with pytest.raises(BenchmarkError, match="diverged at every learning rate of .*learning_rates"):
+        program.embed(task, params, seed=0)
+
+
+def test_the_index_has_another_package_of_that_name(program, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    other = tmp_path / "cobolt" / "__init__.py"
+    other.parent.mkdir()
+    other.write_text("raise RuntimeError('another package was imported')")
+    importlib.invalidate_caches()
+    assert not program.is_upstream_installed()
+    assert program.chosen_route("auto") == "native"
+    with pytest.raises(BenchmarkError, match="envs/cobolt.yaml"):
+        program.chosen_route("upstream")
+
+
+def test_unknown_route(program):
+    with pytest.raises(BenchmarkError, match="params.route: 'both'; known: auto, native, upstream"):
+        program.chosen_route("both")
+
+
+def test_a_filter_that_leaves_nothing_is_an_error(program, params, task):
+    strict = {"min_count": 10**6, "min_cells": 5, "lower_quantile": 0, "upper_quantile": 1}
+    with pytest.raises(BenchmarkError, match="adt: no feature passes params.filter.adt"):
+        program.embed(task, {**params, "filter": {**params["filter"], "adt": strict}}, seed=0)
+
+
+def test_environment_names_a_commit_and_has_the_versions_of_the_lock():
+    ours, theirs = (read_yaml(ROOT / f"envs/{name}.yaml")["dependencies"][-1]["pip"] for name in ("python", "cobolt"))
+    commit = [line for line in theirs if line.startswith("cobolt @ ")]
+    assert re.fullmatch(r"cobolt @ git\+https://github.com/boyinggong/cobolt@[0-9a-f]{40}", *commit)
+    added = {line.split("==")[0] for line in theirs if line not in ours} - set(commit)
+    assert added == {"python-igraph", "xgboost"}
+
+
+# ---- the authors' code, where it is installed ----------------------------------------------------
+
+
+@pytest.fixture
+def upstream(program):
+    """The authors' package, or a skip that says why."""
+    if not program.is_upstream_installed():
+        pytest.skip("the authors' cobolt is not installed (github.com/boyinggong/cobolt, see envs/cobolt.yaml)")
+    import cobolt.model
+    import cobolt.utils
+
+    return cobolt
+
+
+def copied(upstream, model, parts):
+    """Return the authors' model with the weights of ours."""
+    n_features = [part.counts.shape[1] for part in parts.values()]
+    theirs = upstream.model.CoboltModel(n_features, N_LATENT, [2] * len(parts), hidden_dims=HIDDEN)
+    with torch.no_grad():
+        for i, name in enumerate(parts):
+            *hidden, last = (m for m in model.encoders[name] if isinstance(m, torch.nn.Linear))
+            norms = [m for m in model.encoders[name] if isinstance(m, torch.nn.BatchNorm1d)]
+            for block, linear, norm in zip(theirs.encoder[i], hidden, norms, strict=True):
+                block[0].load_state_dict(linear.state_dict())
+                block[1].load_state_dict(norm.state_dict())
+            for head, rows in ((theirs.fc_mu[i], slice(N_LATENT)), (theirs.fc_var[i], slice(N_LATENT, None))):
+                head.weight.copy_(last.weight[rows])
+                head.bias.copy_(last.bias[rows])
+            theirs.beta[i].copy_(model.topics[name])
+            theirs.beta_dataset[i].copy_(model.intercepts[name])
+            theirs.beta_dataset_mtp[i].copy_(model.slopes[name])
+    return theirs
+
+
+@pytest.mark.parametrize("names", [("rna",), ("adt",), ("rna", "adt")], ids="+".join)
+def test_losses_gradients_and_posteriors_are_those_of_upstream(names, upstream):
+    parts = modalities()
+    model = build(parts)
+    theirs = copied(upstream, model, parts)
+    counts, dataset = cobolt.View(parts, names).batch(np.arange(40, 50), "cpu")
+    seen = [name in names for name in parts]
+    x = [[counts.get(name) for name in parts], [dataset.get(name) for name in parts]]
+    torch.manual_seed(1)
+    own = model.losses(counts, dataset)
+    torch.manual_seed(1)
+    expected = theirs(x, elbo_combn=[seen])
+    # Upstream takes the number of topics from every coordinate of every cell instead of once a cell: a constant.
+    constant = len(x[0][names == ("adt",)]) * N_LATENT * (N_LATENT - 1) / 2
+    assert own[0].item() == pytest.approx(expected[0].item() + constant, rel=1e-5)
+    assert own[1].item() == pytest.approx(expected[1].item(), rel=1e-5)
+    sum(own).backward()
+    sum(expected).backward()
+    for i, name in enumerate(parts):
+        pairs = [(model.topics, theirs.beta), (model.slopes, theirs.beta_dataset_mtp)]
+        pairs = [(a[name].grad, b[i].grad) for a, b in pairs]
+        pairs.append((model.encoders[name][0].weight.grad, theirs.encoder[i][0][0].weight.grad))
+        for ours, upstreams in pairs:
+            if name not in names:
+                # Upstream leaves them out of the graph as well.
+                assert ours is None and upstreams is None
+            else:
+                torch.testing.assert_close(ours, upstreams, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(
+        model.posterior(counts)[0].detach(), theirs.get_latent(x, elbo_bool=seen), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_features_are_those_that_upstream_keeps(program, params, upstream, task):
+    limits = params["filter"]["rna"]
+    # Not the class csr_matrix, whose sums are numpy matrices: numpy's quantiles of those keep every feature.
+    counts = sp.csr_array(task.train.mod["rna"].X)
+    features = np.array([f"{column:03d}" for column in range(counts.shape[1])])
+    single = upstream.utils.SingleData("rna", "train", features, counts, task.train.mod["rna"].obs_names.to_numpy())
+    theirs = {"min_cell" if name == "min_cells" else name: value for name, value in limits.items()}
+    single.filter_features(**theirs)
+    np.testing.assert_array_equal(features[program.passes(task.train.mod["rna"].X, **limits)], single.feature)
+
+
+def test_the_upstream_route_embeds_every_test_cell(program, params, upstream, task):
+    embedded = program.embed(task, {**params, "route": "upstream"}, seed=0)
+    assert task.info["route"] == "upstream" and json.dumps(task.info)
+    assert {name: len(z) for name, z in embedded.items()} == {name: cells.n_obs for name, cells in task.test.items()}
+    again = program.embed(task, {**params, "route": "upstream"}, seed=0)
+    for name in embedded:
+        np.testing.assert_array_equal(embedded[name], again[name])
