@@ -107,8 +107,10 @@ def prior_variance(n_latent: int) -> float:
 def encoder(n_features: int, n_latent: int, hidden: list[int]) -> nn.Sequential:
     """Return a perceptron whose output is the mean and the log-variance of the expert."""
     layers: list[nn.Module] = []
+    # The authors' code never leaves training mode: the statistics are those of the mini-batch in embedding too, which
+    # takes the level of each data set out. Without running statistics that is so in any mode.
     for n_input, n_output in zip([n_features, *hidden], hidden, strict=False):
-        layers += [nn.Linear(n_input, n_output), nn.BatchNorm1d(n_output), nn.LeakyReLU()]
+        layers += [nn.Linear(n_input, n_output), nn.BatchNorm1d(n_output, track_running_stats=False), nn.LeakyReLU()]
     return nn.Sequential(*layers, nn.Linear(hidden[-1], 2 * n_latent))
 
 
@@ -257,11 +259,9 @@ def embed(model: CoboltModel, modalities: Mapping[str, Modality], n_threads: int
 @torch.no_grad()
 def posterior_means(model: CoboltModel, view: View) -> pd.DataFrame:
     """Return the posterior mean of each cell of a view."""
-    model.eval()
     device = str(model.prior_variance.device)
-    batches = view.batches(np.arange(len(view)), INFERENCE_BATCH, device)
+    batches = view.batches(np.arange(len(view)), widened(INFERENCE_BATCH, view.modalities), device)
     means = [model.posterior(counts)[0].cpu().numpy() for counts, _ in batches]
-    model.train()
     return pd.DataFrame(np.concatenate(means), index=view.cells)
 
 

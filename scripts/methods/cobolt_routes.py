@@ -17,7 +17,7 @@ from clue.benchmark import cobolt as native
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
 
-TRAIN, TEST = 0, 1
+TEST, TRAIN = 0, 1
 """Numbers of the data sets that a modality has."""
 
 
@@ -70,14 +70,14 @@ def is_upstream_installed() -> bool:
 
 def both_sets(name: str, task: Task, **limits) -> native.Modality:
     """Return training and test cells of a modality, with the features that pass the filter in both."""
-    sets = [task.train.mod[name], task.test[name]]
+    sets = [task.test[name], task.train.mod[name]]
     kept = np.logical_and.reduce([passes(cells.X, **limits) for cells in sets])
     if not kept.any():
         raise BenchmarkError(f"{name}: no feature passes params.filter.{name} in training and in test cells")
     return native.Modality(
         cells=pd.Index(np.concatenate([cells.obs_names for cells in sets])),
         counts=sp.vstack([cells.X[:, kept] for cells in sets], format="csr"),
-        dataset=np.repeat([TRAIN, TEST], [cells.n_obs for cells in sets]),
+        dataset=np.repeat([TEST, TRAIN], [cells.n_obs for cells in sets]),
     )
 
 
@@ -103,6 +103,11 @@ def run_upstream(modalities: Mapping[str, native.Modality], task: Task, settings
     import torch
     from cobolt.model import Cobolt
 
+    if native.widened(native.INFERENCE_BATCH, modalities) != native.INFERENCE_BATCH:
+        raise BenchmarkError(
+            f"the authors' cobolt embeds {native.INFERENCE_BATCH} cells at a time and cannot embed one alone, which is"
+            " what these numbers of cells leave; set params.route: native"
+        )
     random.seed(settings["seed"])
     np.random.seed(settings["seed"])
     torch.manual_seed(settings["seed"])

@@ -78,7 +78,7 @@ def test_prior_is_the_laplace_approximation_of_a_dirichlet():
 
 def test_posterior_is_a_product_of_the_prior_and_an_expert_per_modality():
     parts = modalities()
-    model = build(parts).eval()
+    model = build(parts)
     counts, _ = cobolt.View(parts, ("rna", "adt")).batch(np.arange(9), "cpu")
     experts = [(torch.zeros(9, N_LATENT), torch.full((9, N_LATENT), cobolt.prior_variance(N_LATENT)))]
     for name, x in counts.items():
@@ -114,7 +114,7 @@ def test_likelihood_is_multinomial():
 
 def test_divergence_is_that_of_gaussians():
     parts = modalities()
-    model = build(parts).eval()
+    model = build(parts)
     batch = cobolt.View(parts, ("rna", "adt")).batch(np.arange(9), "cpu")
     mean, variance = model.posterior(batch[0])
     prior = torch.distributions.Normal(0.0, model.prior_variance.sqrt())
@@ -143,6 +143,7 @@ def split_cells(data, n_paired):
     return parts
 
 
+@pytest.mark.slow
 def test_embedding_finds_partners():
     data = simulate(400, {"rna": 100, "adt": 60}, n_specific=0, batch_strength=0, seed=3)
     parts = split_cells(data, n_paired=300)
@@ -234,7 +235,7 @@ def copied(upstream, model, parts):
             norms = [m for m in model.encoders[name] if isinstance(m, torch.nn.BatchNorm1d)]
             for block, linear, norm in zip(theirs.encoder[i], hidden, norms, strict=True):
                 block[0].load_state_dict(linear.state_dict())
-                block[1].load_state_dict(norm.state_dict())
+                block[1].load_state_dict(norm.state_dict(), strict=False)  # ours keeps no running statistics
             for head, rows in ((theirs.fc_mu[i], slice(N_LATENT)), (theirs.fc_var[i], slice(N_LATENT, None))):
                 head.weight.copy_(last.weight[rows])
                 head.bias.copy_(last.bias[rows])
@@ -286,6 +287,11 @@ def test_features_are_those_that_upstream_keeps(program, params, upstream, task)
     theirs = {"min_cell" if name == "min_cells" else name: value for name, value in limits.items()}
     single.filter_features(**theirs)
     np.testing.assert_array_equal(features[program.passes(task.train.mod["rna"].X, **limits)], single.feature)
+
+
+def test_upstream_says_that_it_cannot_embed_one_cell_alone(program, upstream, task):
+    with pytest.raises(BenchmarkError, match="route: native"):
+        program.run_upstream(modalities(n_cells=120, n_alone=9), task, TRAINING)
 
 
 def test_the_upstream_route_embeds_every_test_cell(program, params, upstream, task):
