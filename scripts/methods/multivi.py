@@ -4,7 +4,6 @@ A cell's modality that was not measured is filled with zeros, which upstream mas
 batch, its sample a covariate. Upstream does not resume: a run that was cut short starts anew.
 """
 
-from importlib.metadata import version
 from math import ceil
 
 import anndata as ad
@@ -43,7 +42,6 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
         n_latent=int(model.module.n_latent),
         n_hidden=int(model.module.n_hidden),
         n_features={name: adata.n_vars for name, adata in cells.mod.items()},
-        scvi=version("scvi-tools"),
     )
     latent = pd.DataFrame(model.get_latent_representation(), index=cells.obs_names)
     return {name: latent.loc[test.obs_names].to_numpy() for name, test in task.test.items()}
