@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [run(arguments.task, route, seed, arguments.budget) for seed in arguments.seeds]
         for name, values in zip(("match_score", "foscttm"), zip(*rows, strict=True), strict=True):
             summary = summarise(values)
-            print(f"{route}: {name} {summary.mean:.4f} ± {summary.sd:.4f} (sd of {summary.n} seeds)", flush=True)
+            spread = f" ± {summary.sd:.4f}" if summary.n > 1 else ""
+            print(f"{route}: {name} {summary.mean:.4f}{spread}, {summary.n} seeds", flush=True)
 
 
 def run(folder: Path, route: str, seed: int, budget: str) -> tuple[float, float]:

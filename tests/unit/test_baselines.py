@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task
 from clue.benchmark.task import make_task
 from clue.benchmark.validation import choose, combinations
@@ -215,3 +216,12 @@ def test_multivi_trains_for_as_many_steps_as_asked():
     settings = {"max_epochs": 10, "batch_size": 100, "train_size": 0.9}
     assert long_enough(settings, n_cells=1000, min_steps=0)["max_epochs"] == 10
     assert long_enough(settings, n_cells=1000, min_steps=91)["max_epochs"] == 11
+
+
+def test_multivi_without_features_says_so(tmp_path):
+    cells = make_task(
+        simulate(40, {"rna": 8, "adt": 5}, seed=0), "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0}
+    )
+    task = Task(cells.train, cells.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    with pytest.raises(BenchmarkError, match="rna: no feature is detected in 200% of 60 cells"):
+        program("multivi").all_cells(task, min_cell_fraction=2)
