@@ -120,6 +120,10 @@ def run_upstream(modalities: Mapping[str, native.Modality], task: Task, settings
         batch_size=settings["batch_size"],
         hidden_dims=settings["hidden"],
     )
+    # Upstream puts its prior on a GPU wherever there is one, whatever `device` says.
+    network = model.model
+    network.device = settings["device"]
+    network.mu2, network.var2 = network.mu2.to(settings["device"]), network.var2.to(settings["device"])
     try:
         model.train(settings["n_epochs"])
     except ValueError as error:
