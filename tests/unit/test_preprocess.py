@@ -26,8 +26,10 @@ def same_scores(found, expected, tolerance=1e-3):
     np.testing.assert_allclose(found * sign, expected, atol=tolerance * np.abs(expected).max())
 
 
-def test_expression_equals_the_dense_formula(data, monkeypatch):
+@pytest.mark.parametrize("small_covariance", [2000, 0])
+def test_expression_equals_the_dense_formula(data, monkeypatch, small_covariance):
     monkeypatch.setattr(preprocess, "BLOCK", 64)
+    monkeypatch.setattr(preprocess, "SMALL_COVARIANCE", small_covariance)
     counts = data["rna"].X.toarray()
     # a gene so rare that its counts are clipped
     counts[:, 7] = 0
@@ -94,7 +96,9 @@ def test_embed_streams_a_file_without_loading_it(data, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("modality", ["rna", "atac"])
-def test_fitting_needs_no_dense_matrix(modality):
+def test_fitting_needs_no_dense_matrix(modality, monkeypatch):
+    # with so few cells even a covariance matrix of genes would be larger than they are
+    monkeypatch.setattr(preprocess, "SMALL_COVARIANCE", 0)
     # 2 % non-zeros: the dense matrix is 25 times the sparse one
     counts = sp.random(4000, 2000, 0.02, format="csr", dtype=np.float32, random_state=0)
     counts.data = np.ceil(counts.data * 3)
