@@ -18,9 +18,10 @@ from pathlib import Path
 
 import yaml
 
+from clue.benchmark.config import ORACLE, Benchmark
+
 ROOT = Path(__file__).resolve().parents[1]
 RUN = {"run": "scale", "datasets": ["pbmc_cite", "pbmc_multiome"], "methods": ["clue", "cca", "random"]}
-JOBS_PER_SEED = 24  # 2 data sets with one split each, 6 variants of 3 methods, each embedded and scored
 FLOOR = """
 rule all:
     input: expand("score/{{seed}}.tsv", seed=range({n}))
@@ -53,7 +54,9 @@ def main() -> None:
 def _write(folder: Path, n_jobs: int) -> tuple[tuple[Path, list[str]], tuple[Path, list[str]]]:
     """Return where to run either side, and with which options."""
     config, snakefile = folder / "config.yaml", folder / "Snakefile"
-    config.write_text(yaml.safe_dump(RUN | {"seeds": list(range(max(round(n_jobs / JOBS_PER_SEED), 1)))}))
+    # Each planned job is embedded and scored; the oracle alone does not grow with the seeds.
+    per_seed = 2 * sum(not job.reason and job.method != ORACLE for job in Benchmark(RUN | {"seeds": [0]}, ROOT).plan())
+    config.write_text(yaml.safe_dump(RUN | {"seeds": list(range(max(round(n_jobs / per_seed), 1)))}))
     snakefile.write_text(FLOOR.format(n=n_jobs // 2))
     ours = ["--snakefile", str(ROOT / "Snakefile"), "--configfile", str(config), "--directory", str(folder / "ours")]
     # The workflow asks for files of the project by relative paths.
