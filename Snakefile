@@ -44,6 +44,7 @@ rule all:
         TABLE,
         FIGURES,
         TABLES,
+        REPORT,
 
 
 rule download:

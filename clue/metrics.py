@@ -48,6 +48,14 @@ def match_score(matches, truth) -> float:
     -----
     ``match_probability`` of the NeurIPS 2021 multimodal competition.
     """
+    return float(np.mean(true_weights(matches, truth)))
+
+
+def true_weights(matches, truth) -> np.ndarray:
+    """Return for each row of a match matrix the weight of its true partner; their mean is `match_score`.
+
+    Parameters and errors are those of `match_score`.
+    """
     matches = _non_negative(matches)
     truth = np.asarray(truth)
     if truth.shape != (matches.shape[0],) or truth.min() < 0 or truth.max() >= matches.shape[1]:
@@ -57,7 +65,7 @@ def match_score(matches, truth) -> float:
     if empty:
         raise ValueError(f"{empty} of {len(total)} rows of the match matrix are empty")
     hit = np.asarray(matches[np.arange(len(truth)), truth]).ravel()
-    return float(np.mean(hit / total))
+    return hit / total
 
 
 def cell_type_match(matches, types_x, types_y) -> float:

@@ -156,6 +156,13 @@ def drawn(dataset, split):
     return list((methods or {method: first[method] for method in first if method == "random"}).values())
 
 
+def matches_of(dataset, split):
+    """Return the match matrices of the embeddings of a split's UMAPs, both directions of each."""
+    first, second = modalities(dataset)
+    folders = [Path(path).parent for path in drawn(dataset, split)]
+    return [f"{folder}/match_{pair}.npz" for folder in folders for pair in (f"{first}2{second}", f"{second}2{first}")]
+
+
 def solution(dataset, split):
     """Return the path of a split's solution."""
     return f"{RESULTS}/{dataset}/{split}/solution.h5ad"

@@ -1,14 +1,39 @@
 """Figures and the pages of the report, drawn from the tidy tables; only the UMAPs read embeddings."""
 
+from glob import glob
+
 FIGURE = f"{RESULTS}/figures/{{name}}.png"
-PAGES = {"summary": "Scores", "failures": "Jobs without a result", "datasets": "Data sets"}
+TABLE_OF = f"{RESULTS}/tables/{{name}}.tsv"
 UMAP_POINTS = 5000
+PUBLISHED = expand(
+    "config/reference/{name}.tsv",
+    name=["leaderboard", "leaderboard_values", "cell_type_match", "organisers", "rebenchmarks"],
+)
 
 SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS))
 UMAPS = [split for split in SPLITS if drawn(*split) and present([solution(*split)])]
-FIGURES = expand(FIGURE, name=["comparison", "ablation", "resources", *(f"umap_{a}_{b}" for a, b in UMAPS)])
-TABLES = expand(f"{RESULTS}/tables/{{name}}.tsv", name=["comparison", "ablation", "datasets"])
-TABLES += expand(f"{RESULTS}/tables/{{name}}.html", name=PAGES)
+
+INTEGRATION_POINTS = 4000
+RESOURCES = f"{RESULTS}/resources.tsv"
+# Another program's table of probes on simulated factors; the figure is drawn once it is there.
+PROBES = f"{RESULTS}/probes.tsv"
+
+# Figures that differ in what they read alone: name -> the options of its program, with their files.
+DRAWINGS = {
+    "leaderboard": {"metrics": TABLE, "published": PUBLISHED},
+    "ranking": {"metrics": TABLE},
+    "ablation": {"metrics": TABLE, "reference": "config/reference/ablation.tsv"},
+    "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAPS]},
+}
+DRAWINGS |= {"factors": {"probes": PROBES}} if Path(PROBES).exists() else {}
+if len({BENCHMARK.datasets[a]["splits"][b].get("paired_fraction") for a, b in SPLITS}) > 1:
+    DRAWINGS["pairing"] = {"metrics": TABLE}
+# The same, where the program also looks into the results of jobs.
+WALKS = {"learning": {"resources": RESOURCES}, "scaling": {"resources": RESOURCES}}
+REPORT = f"{RESULTS}/report.html"
+FIGURES = expand(FIGURE, name=["comparison", "resources", *DRAWINGS, *WALKS])
+FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAPS]
+TABLES = expand(TABLE_OF, name=["comparison", "summary", "paper", "datasets", *DRAWINGS, *WALKS])
 
 
 rule figures:
@@ -17,19 +42,44 @@ rule figures:
         TABLES,
 
 
+for name, options in (DRAWINGS | WALKS).items():
+
+    rule:
+        name:
+            name
+        input:
+            **options,
+        output:
+            png=FIGURE.format(name=name),
+            pdf=f"{RESULTS}/figures/{name}.pdf",
+            table=TABLE_OF.format(name=name),
+        log:
+            f"{LOGS}/figures/{name}.log",
+        benchmark:
+            f"{LOGS}/figures/{name}.benchmark.tsv"
+        conda:
+            "../envs/python.yaml"
+        params:
+            script=f"scripts/figures/{name}.py",
+            files=lambda wildcards, input: " ".join(f"--{option} {files}" for option, files in input.items()),
+            results=f"--results {RESULTS}" if name in WALKS else "",
+            code=looks(f"scripts/figures/{name}.py", "clue/benchmark/plots.py", "clue/benchmark/reference.py"),
+        shell:
+            "python -P {params.script} {params.files} {params.results} --display config/display.yaml"
+            " --figure {output.png} --table {output.table} > {log} 2>&1"
+
+
 rule comparison:
     input:
-        TABLE,
+        metrics=TABLE,
+        cells=present([f"{job.folder}/cells.tsv.gz" for job in scored(RUNNABLE)]),
     output:
-        png=report(
-            FIGURE.format(name="comparison"),
-            caption="captions/comparison.rst",
-            category="1 Comparison",
-            labels={"figure": "Match score and FOSCTTM"},
-        ),
+        png=FIGURE.format(name="comparison"),
         pdf=f"{RESULTS}/figures/comparison.pdf",
         table=f"{RESULTS}/tables/comparison.tsv",
         summary=f"{RESULTS}/tables/summary.tsv",
+        tests=f"{RESULTS}/tables/tests.tsv",
+        intervals=f"{RESULTS}/tables/intervals.tsv",
     log:
         f"{LOGS}/figures/comparison.log",
     benchmark:
@@ -38,49 +88,40 @@ rule comparison:
     conda:
         "../envs/python.yaml"
     params:
+        folder=subpath(input.metrics, parent=True),
         code=looks("scripts/figures/comparison.py", "clue/benchmark/plots.py"),
     shell:
-        "python -P scripts/figures/comparison.py --metrics {input} --display config/display.yaml"
-        " --figure {output.png} --table {output.table} --summary {output.summary} > {log} 2>&1"
+        "python -P scripts/figures/comparison.py --metrics {input.metrics} --cells {params.folder}"
+        " --display config/display.yaml --figure {output.png} --table {output.table} --summary {output.summary}"
+        " --tests {output.tests} --intervals {output.intervals} > {log} 2>&1"
 
 
-rule ablation:
+rule paper:
     input:
         metrics=TABLE,
-        reference="config/reference/ablation.tsv",
+        published=PUBLISHED,
+        ablation="config/reference/ablation.tsv",
     output:
-        png=report(
-            FIGURE.format(name="ablation"),
-            caption="captions/ablation.rst",
-            category="2 Ablation",
-            labels={"figure": "Change against the full method"},
-        ),
-        pdf=f"{RESULTS}/figures/ablation.pdf",
-        table=f"{RESULTS}/tables/ablation.tsv",
+        TABLE_OF.format(name="paper"),
     log:
-        f"{LOGS}/figures/ablation.log",
+        f"{LOGS}/figures/paper.log",
     benchmark:
-        f"{LOGS}/figures/ablation.benchmark.tsv"
+        f"{LOGS}/figures/paper.benchmark.tsv"
     localrule: True
     conda:
         "../envs/python.yaml"
     params:
-        code=looks("scripts/figures/ablation.py", "clue/benchmark/plots.py"),
+        code=looks("scripts/figures/paper.py", "clue/benchmark/reference.py"),
     shell:
-        "python -P scripts/figures/ablation.py --metrics {input.metrics} --reference {input.reference}"
-        " --display config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
+        "python -P scripts/figures/paper.py --metrics {input.metrics} --published {input.published}"
+        " --ablation {input.ablation} --display config/display.yaml --table {output} > {log} 2>&1"
 
 
 rule resources:
     input:
-        f"{RESULTS}/resources.tsv",
+        RESOURCES,
     output:
-        png=report(
-            FIGURE.format(name="resources"),
-            caption="captions/resources.rst",
-            category="4 Run time and memory",
-            labels={"figure": "Run time and peak memory"},
-        ),
+        png=FIGURE.format(name="resources"),
         pdf=f"{RESULTS}/figures/resources.pdf",
     log:
         f"{LOGS}/figures/resources.log",
@@ -105,12 +146,7 @@ for dataset, split in UMAPS:
             solution=solution(dataset, split),
             embeddings=drawn(dataset, split),
         output:
-            png=report(
-                FIGURE.format(name=f"umap_{dataset}_{split}"),
-                caption="captions/umap.rst",
-                category="3 UMAP of test cells",
-                labels={"data set": dataset, "split": split},
-            ),
+            png=FIGURE.format(name=f"umap_{dataset}_{split}"),
             pdf=f"{RESULTS}/figures/umap_{dataset}_{split}.pdf",
             table=f"{RESULTS}/tables/umap_{dataset}_{split}.tsv.gz",
         log:
@@ -129,6 +165,61 @@ for dataset, split in UMAPS:
             "python -P scripts/figures/umaps.py --solution {input.solution} --embeddings {input.embeddings}"
             " --points {params.points} --seed 0 --display config/display.yaml --figure {output.png}"
             " --table {output.table} > {log} 2>&1"
+
+
+for dataset, split in UMAPS:
+
+    rule:
+        name:
+            f"integration_{dataset}_{split}"
+        input:
+            solution=solution(dataset, split),
+            embeddings=drawn(dataset, split),
+        output:
+            f"{RESULTS}/{dataset}/{split}/integration.tsv",
+        log:
+            f"{LOGS}/{dataset}/{split}/integration.log",
+        benchmark:
+            f"{LOGS}/{dataset}/{split}/integration.benchmark.tsv"
+        conda:
+            "../envs/python.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=30,
+        params:
+            points=INTEGRATION_POINTS,
+            code=digest("scripts/integration.py", "clue/benchmark/umap.py"),
+        shell:
+            "python -P scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
+            " --points {params.points} --seed 0 --table {output} > {log} 2>&1"
+
+
+for dataset, split in UMAPS:
+
+    rule:
+        name:
+            f"confusion_{dataset}_{split}"
+        input:
+            solution=solution(dataset, split),
+            matches=matches_of(dataset, split),
+        output:
+            png=FIGURE.format(name=f"confusion_{dataset}_{split}"),
+            pdf=f"{RESULTS}/figures/confusion_{dataset}_{split}.pdf",
+            table=TABLE_OF.format(name=f"confusion_{dataset}_{split}"),
+        log:
+            f"{LOGS}/figures/confusion_{dataset}_{split}.log",
+        benchmark:
+            f"{LOGS}/figures/confusion_{dataset}_{split}.benchmark.tsv"
+        conda:
+            "../envs/python.yaml"
+        resources:
+            mem_mb=4000,
+            runtime=15,
+        params:
+            code=looks("scripts/figures/confusion.py", "clue/benchmark/plots.py"),
+        shell:
+            "python -P scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
+            " --display config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
 
 
 rule datasets:
@@ -151,29 +242,27 @@ rule datasets:
         " --config config --table {output} > {log} 2>&1"
 
 
-for page, title in PAGES.items():
-
-    rule:
-        name:
-            f"page_{page}"
-        input:
-            f"{RESULTS}/failures.tsv" if page == "failures" else f"{RESULTS}/tables/{page}.tsv",
-        output:
-            report(
-                f"{RESULTS}/tables/{page}.html",
-                caption=f"captions/{page}.rst",
-                category={"summary": "1 Comparison"}.get(page, "5 Data and failures"),
-                labels={"figure": title},
-            ),
-        log:
-            f"{LOGS}/figures/page_{page}.log",
-        benchmark:
-            f"{LOGS}/figures/page_{page}.benchmark.tsv"
-        localrule: True
-        conda:
-            "../envs/python.yaml"
-        params:
-            title=title,
-            code=looks("scripts/figures/page.py"),
-        shell:
-            "python -P scripts/figures/page.py --table {input} --title {params.title:q} --page {output}" " > {log} 2>&1"
+rule html_report:
+    input:
+        figures=FIGURES,
+        tables=TABLES,
+        collected=[TABLE, RESOURCES, f"{RESULTS}/failures.tsv"],
+        captions=sorted(glob("rules/captions/*.rst")),
+    output:
+        REPORT,
+    log:
+        f"{LOGS}/figures/report.log",
+    benchmark:
+        f"{LOGS}/figures/report.benchmark.tsv"
+    localrule: True
+    conda:
+        "../envs/python.yaml"
+    params:
+        folder=subpath(output[0], parent=True),
+        config=to_json(BENCHMARK.config),
+        configfiles=" ".join(map(os.path.relpath, workflow.configfiles)),
+        code=looks("scripts/figures/report*"),
+    shell:
+        "python -P scripts/figures/report.py --results {params.folder} --figures {input.figures}"
+        " --captions rules/captions --config {params.config:q} --configfiles {params.configfiles:q}"
+        " --display config/display.yaml --output {output} > {log} 2>&1"

@@ -37,6 +37,7 @@ for first, second in MODALITY_SETS:
         output:
             matches=match_files(first, second),
             metrics=f"{JOB}/metrics.tsv",
+            cells=f"{JOB}/cells.tsv.gz",
         log:
             f"{LOGS}/{{dataset}}/{{split}}/{{method}}/{{variant}}/seed-{{seed}}.score.log",
         benchmark:
@@ -53,7 +54,7 @@ for first, second in MODALITY_SETS:
             code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scoring.py"),
         shell:
             "python -P scripts/score.py --embedding {input.embedding} --solution {input.solution}"
-            " --matches {output.matches} --metrics {output.metrics} --run {params.run} > {log} 2>&1"
+            " --matches {output.matches} --metrics {output.metrics} --cells {output.cells} --run {params.run} > {log} 2>&1"
 
 
 rule collect:

@@ -2,12 +2,10 @@
 
 Snakemake does the work, on this machine or, with a profile, on a cluster. Around it: a lock that a killed run
 has left is cleared, with the jobs that it left at work or in the queue; when jobs fail, what exists is still
-collected, drawn and reported; the report is made when it is older than what it shows. The exit status is not
-0 if any job failed.
+collected, drawn and reported. The exit status is not 0 if any job failed.
 """
 
 import argparse
-import os
 import signal
 import subprocess
 import sys
@@ -37,12 +35,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit("error: some files could not be downloaded; see logs/download, and run again")
         return
     failed = not snakemake("all", "--keep-going", "--rerun-incomplete")
-    partial = ["--config", "partial=True"] if failed else []
     if failed:
         print("\nSome jobs failed: collecting and drawing what exists.\n", flush=True)
-        if not snakemake("all", "--keep-going", "--rerun-incomplete", "--forcerun", "collect", *partial):
+        if not snakemake(
+            "all", "--keep-going", "--rerun-incomplete", "--forcerun", "collect", "--config", "partial=True"
+        ):
             sys.exit(f"error: nothing could be collected; see logs/{run} and .snakemake/log")
-    make_report(snakemake, Path("results", run), partial)
+    print(f"\nReport: {Path('results', run, 'report.html').resolve()}", flush=True)
     if failed:
         sys.exit(f"error: some jobs failed; see results/{run}/failures.tsv")
 
@@ -61,7 +60,7 @@ class Snakemake:
 
     def __call__(self, target: str, *options: str) -> bool:
         """Run towards a target; an interrupt or a termination is handed on to Snakemake and its jobs."""
-        process = subprocess.Popen([*self.command, *options, "--", target])
+        process = subprocess.Popen([*self.command, *options, "--", target], preexec_fn=_listen_to_interrupts)
         previous = signal.signal(signal.SIGTERM, _exit_terminated)
         try:
             return process.wait() == 0
@@ -84,25 +83,6 @@ def _listen_to_interrupts() -> None:
 
 def _exit_terminated(*_: object) -> None:
     sys.exit(128 + signal.SIGTERM)
-
-
-# ---- the report ----------------------------------------------------------------------------------
-
-
-def make_report(snakemake: Snakemake, results: Path, partial: list[str]) -> None:
-    """Make the HTML report if it is older than a figure or a table; say where it is."""
-    report = results / "report.html"
-    shown = [*results.glob("*.tsv"), *results.glob("figures/*"), *results.glob("tables/*")]
-    newest = max((path.stat().st_mtime for path in shown), default=0.0)
-    if not report.exists() or report.stat().st_mtime < newest:
-        temporary = results / ".report.tmp.html"
-        try:
-            if not snakemake("all", "--report", str(temporary), *partial):
-                raise BenchmarkError(f"{report}: the report could not be made; see the messages above")
-            os.replace(temporary, report)
-        finally:
-            temporary.unlink(missing_ok=True)
-    print(f"\nReport: {report.resolve()}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pandas as pd
 
 from clue.benchmark.contracts import read_embedding, read_solution
 from clue.benchmark.errors import run_program
-from clue.benchmark.scoring import score, write_matches, write_table
+from clue.benchmark.scoring import score, write_cells, write_matches, write_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--matches", type=Path, nargs=2, help="match matrices to write, first to second modality and back (.npz)"
     )
     parser.add_argument("--metrics", type=Path, help="the table to write (metrics.tsv)")
+    parser.add_argument("--cells", type=Path, help="scores per cell to write (cells.tsv.gz)")
     parser.add_argument("--run", default="", help="name of the run, for the table")
     arguments = parser.parse_args(argv)
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for matches, path in zip(scores.matches.values(), arguments.matches or (), strict=False):
         write_matches(matches, path)
+    if arguments.cells:
+        write_cells(scores.cells, arguments.cells)
     if arguments.metrics:
         write_table(scores.metrics, arguments.metrics)
     print(summary(scores.metrics))

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import mudata as md
 import pytest
@@ -58,6 +59,19 @@ def add_dataset(workplace: Path) -> Callable[[str, dict], None]:
         (workplace / "config" / "datasets" / f"{name}.yaml").write_text(yaml.safe_dump(spec))
 
     return add
+
+
+@pytest.fixture(scope="session")
+def scripts() -> Callable[[str], ModuleType]:
+    """A function that imports a program of ``scripts/``."""
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(f"scripts_{Path(name).stem}", PROJECT / "scripts" / name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture

@@ -22,11 +22,12 @@ from clue.metrics import (
     count_closer,
     foscttm_within_batch,
     label_transfer_accuracy,
-    match_score,
+    true_weights,
 )
 
 IDENTITY_COLUMNS = ["run", "dataset", "split", "method", "variant", "seed"]
 METRICS_COLUMNS = [*IDENTITY_COLUMNS, "transductive", "direction", "metric", "value", "status", "reason"]
+CELL_COLUMNS = ["pair", "direction", "match_score", "foscttm"]
 BOTH = "both"
 """The direction that is the mean of the two."""
 
@@ -45,10 +46,12 @@ class Side:
 
 @dataclass
 class Scores:
-    """Match matrices by direction (``rna2adt``, ``adt2rna``) and the rows of ``metrics.tsv``."""
+    """Match matrices by direction (``rna2adt``, ``adt2rna``), the rows of ``metrics.tsv``, and scores per cell."""
 
     matches: dict[str, sp.csr_matrix]
     metrics: pd.DataFrame
+    cells: pd.DataFrame
+    """Match score and FOSCTTM of each pair, a row of the solution, in each direction: their means are the metrics."""
 
 
 # ---- alignment -----------------------------------------------------------------------------------
@@ -112,11 +115,22 @@ def score(embedding: ad.AnnData, solution: ad.AnnData, run: str = "", where: str
     identity = identify(embedding, solution, run, where)
     first, second = align(embedding, solution, where)
     table = _Table(f"{first.modality}2{second.modality}", f"{second.modality}2{first.modality}")
-    matches = _score_matches(first, second, table)
-    _score_distances(first, second, table)
+    matches, hits = _score_matches(first, second, table)
+    fractions = _score_distances(first, second, table)
     table.both_ways("label_transfer_accuracy", *_two_ways(_label_transfer, first, second))
     metrics = pd.DataFrame(table.rows).assign(**identity)
-    return Scores(matches, metrics[METRICS_COLUMNS])
+    fractions = [fraction[np.argsort(first.pair)] for fraction in fractions]
+    hits = [hit[np.argsort(side.pair)] for hit, side in zip(hits, (first, second), strict=True)]
+    return Scores(matches, metrics[METRICS_COLUMNS], _cells(list(matches), hits, fractions))
+
+
+def _cells(directions: list[str], hits: list[np.ndarray], fractions: list[np.ndarray]) -> pd.DataFrame:
+    """Return one row per pair and direction; the arrays are in the solution's order."""
+    blocks = [
+        pd.DataFrame({"pair": np.arange(len(hit)), "direction": direction, "match_score": hit, "foscttm": fraction})
+        for direction, hit, fraction in zip(directions, hits, fractions, strict=True)
+    ]
+    return pd.concat(blocks, ignore_index=True)[CELL_COLUMNS]
 
 
 class _Table:
@@ -147,10 +161,10 @@ def _match(matching: Callable, source: Side, target: Side) -> sp.csr_matrix:
     return matching(source.embedding, target.embedding, batch_x=source.batch, batch_y=target.batch)
 
 
-def _score_matches(first: Side, second: Side, table: _Table) -> dict[str, sp.csr_matrix]:
-    """Score the three matchings; return the matrices of the first, which are the ones to keep."""
+def _score_matches(first: Side, second: Side, table: _Table) -> tuple[dict[str, sp.csr_matrix], list[np.ndarray]]:
+    """Score the three matchings; return the matrices of the first, which are the ones to keep, and its hits."""
     truth = _two_ways(_partners, first, second)
-    matched = {}
+    matched, hits = {}, {}
     for metric, matching in (
         ("match_score", match_snn),
         ("match_score_gaussian", match_gaussian),
@@ -161,17 +175,19 @@ def _score_matches(first: Side, second: Side, table: _Table) -> dict[str, sp.csr
         except BatchTooLarge as error:
             table.unsupported(metric, str(error))
         else:
-            table.both_ways(metric, *map(match_score, matched[metric], truth))
+            hits[metric] = list(map(true_weights, matched[metric], truth))
+            table.both_ways(metric, *(hit.mean() for hit in hits[metric]))
     forward, backward = matched["match_score"]
     table.both_ways(
         "cell_type_match",
         cell_type_match(forward, first.cell_type, second.cell_type),
         cell_type_match(backward, second.cell_type, first.cell_type),
     )
-    return {table.forward: forward, table.backward: backward}
+    return {table.forward: forward, table.backward: backward}, hits["match_score"]
 
 
-def _score_distances(first: Side, second: Side, table: _Table) -> None:
+def _score_distances(first: Side, second: Side, table: _Table) -> tuple[np.ndarray, np.ndarray]:
+    """Score distances; return FOSCTTM of each cell of both modalities, both in the first one's order."""
     x, y = first.embedding, second.embedding[_partners(first, second)]
     cosine = count_closer(x, y, "cosine")
     variants = {
@@ -182,6 +198,7 @@ def _score_distances(first: Side, second: Side, table: _Table) -> None:
     }
     for metric, (of_first, of_second) in variants.items():
         table.both_ways(metric, of_first.mean(), of_second.mean())
+    return variants["foscttm"]
 
 
 def _label_transfer(source: Side, target: Side) -> float:
@@ -235,3 +252,10 @@ def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write a tab-separated table; missing numbers stay empty."""
     with atomic(path) as temporary:
         table.to_csv(temporary, sep="\t", index=False)
+
+
+def write_cells(cells: pd.DataFrame, path: str | Path) -> None:
+    """Write the scores per cell, compressed; equal scores give equal bytes."""
+    with atomic(path) as temporary:
+        compression = {"method": "gzip", "mtime": 1}
+        cells.to_csv(temporary, sep="\t", index=False, float_format="%.6g", compression=compression)

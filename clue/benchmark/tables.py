@@ -51,6 +51,27 @@ def read_resources(path: str | Path) -> pd.DataFrame:
     return read_table(path, RESOURCES, numeric=["seconds", "peak_memory_mb", "gpu_memory_mb"])
 
 
+def read_cells(folder: str | Path, *job: str) -> pd.DataFrame | None:
+    """Read the scores per pair of a job, both directions averaged; None where there is no file.
+
+    Parameters
+    ----------
+    folder
+        ``results/<run>``.
+    job
+        Data set, split, method, variant and seed.
+    """
+    *names, seed = job
+    path = Path(folder, *names, f"seed-{seed}", "cells.tsv.gz")
+    if not path.exists():
+        return None
+    try:
+        table = pd.read_csv(path, sep="\t")
+        return table.groupby("pair")[["match_score", "foscttm"]].mean()
+    except (OSError, EOFError, KeyError, ValueError) as error:
+        raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
+
+
 def write_table(table: pd.DataFrame, path: str | Path) -> None:
     """Write tab-separated text with six significant digits; missing values are empty."""
     with atomic(path) as temporary:

@@ -9,19 +9,19 @@ from matplotlib.ticker import MaxNLocator
 
 from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
-from clue.benchmark.stats import summarise
+from clue.benchmark.reference import read_drops
+from clue.benchmark.stats import relative_changes, summarise
 
 METRICS = {"match_score": "below 0 is worse", "foscttm": "above 0 is worse"}
-REFERENCE = ["method", "metric", "variant", "drop_percent", "source", "evidence"]
 FULL = "default"
 PUBLISHED = {"marker": "D", "s": 18, "facecolor": "black", "edgecolor": "white", "linewidth": 0.6}
 
 
 def changes(here: pd.DataFrame, method: str, variant: str, metric: str) -> pd.Series:
-    """Return ``100 (variant - full) / full`` per seed that both have and where the full method is not at 0."""
+    """Return the change in percent per seed that both have and where the full method is not at 0."""
     full = tables.scores(tables.rows_of(here, method=method, variant=FULL), metric).values
     part = tables.scores(tables.rows_of(here, method=method, variant=variant), metric).values
-    return (100 * (part - full) / full[full != 0]).dropna()
+    return relative_changes(full, part)
 
 
 def ablations(table: pd.DataFrame, reference: pd.DataFrame, display: style.Display) -> list[tuple[str, str]]:
@@ -124,7 +124,7 @@ def finish_panel(
 
 def legend(reference: pd.DataFrame) -> str:
     """Say in a sentence what is drawn."""
-    evidence = "; ".join(dict.fromkeys(reference["evidence"]))
+    evidence = "; ".join(dict.fromkeys(reference["evidence"] + ", " + reference["note"]))
     return (
         "Circle: one seed, against the full method with the same seed; bar: mean; line through it: 95 % t-interval, "
         f"cut where very wide. Black diamond: published ({evidence})."
@@ -141,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", required=True, help="table to write")
     args = parser.parse_args(argv)
     display, table = style.Display(args.display), tables.read_metrics(args.metrics)
-    reference = tables.read_table(args.reference, REFERENCE, numeric=["drop_percent"])
+    reference = read_drops(args.reference)
     pairs = ablations(table, reference, display)
     tables.write_table(change_table(table, pairs, reference), args.table)
     figure = draw(table, pairs, reference, display) if pairs else plots.empty("This run has no ablations.")

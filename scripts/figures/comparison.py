@@ -7,12 +7,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
+from tqdm import tqdm
 
 from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
-from clue.benchmark.stats import summarise
+from clue.benchmark.stats import bootstrap_mean, paired_tests, summarise
 
 METRICS = ("match_score", "foscttm")
+NO_INTERVALS = pd.DataFrame(columns=[*tables.JOB, "seed", "metric", "n_cells", "low", "high"])
 SUMMARY_METRICS = (*METRICS, "foscttm_within_batch", "label_transfer_accuracy", "cell_type_match")
 
 
@@ -31,16 +33,31 @@ def compared(table: pd.DataFrame, display: style.Display) -> list[tuple[str, str
     return [pair for pair in pairs if not display.is_control(pair[0])] or pairs
 
 
-def make_line(jobs: pd.DataFrame, metric: str, color: str, name: str, notes: plots.Notes) -> plots.Line:
+def make_line(
+    jobs: pd.DataFrame, metric: str, color: str, name: str, notes: plots.Notes, intervals: pd.DataFrame
+) -> plots.Line:
     """Return the line of one method variant, with a text and a footnote where seeds are missing."""
     found = tables.scores(jobs, metric)
+    cells = cell_intervals(jobs, metric, found.values, intervals)
     if found.status == "ok" or not found.planned:
-        return plots.Line(found.values, color, "" if found.planned else "not run")
+        return plots.Line(found.values, color, "" if found.planned else "not run", cells)
     mark = notes.mark(f"{name}: {found.reason}")
     if len(found.values):
-        return plots.Line(found.values, color, f"{len(found.values)}/{found.planned} {mark}")
+        return plots.Line(found.values, color, f"{len(found.values)}/{found.planned} {mark}", cells)
     word = {"unsupported": "n/a"}.get(found.status, found.status)
     return plots.Line(found.values, color, f"{word} {mark}")
+
+
+def cell_intervals(
+    jobs: pd.DataFrame, metric: str, values: pd.Series, intervals: pd.DataFrame
+) -> list[tuple[float, float]]:
+    """Return the interval over cells of each seed, or nothing where one is missing."""
+    if jobs.empty:
+        return []
+    job = {key: jobs[key].iloc[0] for key in tables.JOB}
+    known = tables.rows_of(intervals, **job, metric=metric).set_index("seed")[["low", "high"]]
+    complete = len(values) and values.index.isin(known.index).all()
+    return list(known.loc[values.index].itertuples(index=False, name=None)) if complete else []
 
 
 def controls(here: pd.DataFrame, metric: str, display: style.Display) -> dict[str, float]:
@@ -68,8 +85,8 @@ def finish_panel(
     axis.set_xlabel(f"{entry['label']} ({entry['better']} is better)" + (f"\n{text}" if text else ""))
 
 
-def draw(table: pd.DataFrame, display: style.Display) -> plt.Figure:
-    """Draw a row of panels per metric and a column per data set and split."""
+def draw(table: pd.DataFrame, display: style.Display, intervals: pd.DataFrame = NO_INTERVALS) -> plt.Figure:
+    """Draw a row of panels per metric and a column per data set and split; `intervals` are those over cells."""
     style.apply()
     pairs, notes = compared(table, display), plots.Notes()
     places = tables.panels(table)
@@ -86,21 +103,23 @@ def draw(table: pd.DataFrame, display: style.Display) -> plt.Figure:
                     display.color("methods", method),
                     names[i],
                     notes,
+                    intervals,
                 )
                 for i, (method, variant) in enumerate(pairs)
             ]
             axis = axes[row, column]
             plots.draw_lines(axis, names, lines, show_labels=column == 0)
             finish_panel(axis, metric, lines, controls(here, metric, display), display)
-    plots.add_notes(figure, [legend(table, display, notes), *notes.lines()])
+    plots.add_notes(figure, [legend(table, display, notes, not intervals.empty), *notes.lines()])
     return figure
 
 
-def legend(table: pd.DataFrame, display: style.Display, notes: plots.Notes) -> str:
+def legend(table: pd.DataFrame, display: style.Display, notes: plots.Notes, over_cells: bool) -> str:
     """Say in a sentence what is drawn."""
     names = display.order("methods", {name for name in table["method"] if display.is_control(name)})
     lines = [f"{display.entry('methods', name).get('line', 'dashed')} line: {name}" for name in names]
-    drawn = "Circle: one seed; bar: mean; line through it: 95 % t-interval, cut where very wide"
+    drawn = "Circle: one seed; bar: mean; line through it: 95 % t-interval over seeds, cut where very wide"
+    drawn += "; thin line: 95 % bootstrap interval over the cells of a seed" if over_cells else ""
     missing = ["2/3: seeds with a result of those planned"] if notes.texts else []
     return "; ".join([drawn, *lines, *missing]) + "."
 
@@ -152,6 +171,40 @@ def readable_scores(jobs: pd.DataFrame, display: style.Display) -> dict[str, str
     return record
 
 
+def bootstrap_table(table: pd.DataFrame, folder: str) -> pd.DataFrame:
+    """Return the interval over cells of both metrics of every job that left its scores per cell."""
+    records = []
+    jobs = table.loc[table["status"] == "ok", [*tables.JOB, "seed"]].drop_duplicates()
+    for job in tqdm(jobs.itertuples(index=False, name=None), total=len(jobs), desc="bootstrap", mininterval=1):
+        cells = tables.read_cells(folder, *job)
+        if cells is None:
+            continue
+        for metric in METRICS:
+            low, high = bootstrap_mean(cells[metric])
+            record = dict(zip([*tables.JOB, "seed"], job, strict=True))
+            records.append(record | {"metric": metric, "n_cells": len(cells), "low": low, "high": high})
+    return pd.DataFrame(records, columns=list(NO_INTERVALS))
+
+
+def tests_table(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
+    """Return a paired test over seeds for each pair of methods, corrected per split and metric."""
+    found = []
+    pairs = compared(table, display)
+    for dataset, split in tables.panels(table):
+        here = tables.rows_of(table, dataset=dataset, split=split)
+        for metric in METRICS:
+            values = {
+                display.name(method, variant): tables.scores(
+                    tables.rows_of(here, method=method, variant=variant), metric
+                ).values
+                for method, variant in pairs
+            }
+            tests = paired_tests({name: value for name, value in values.items() if len(value)})
+            found.append(tests.assign(dataset=dataset, split=split, metric=metric))
+    tests = pd.concat(found, ignore_index=True)
+    return tests[["dataset", "split", "metric", *[key for key in tests if key not in ("dataset", "split", "metric")]]]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -160,11 +213,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--figure", required=True, help="PNG to write; the PDF goes beside it")
     parser.add_argument("--table", required=True, help="tidy table to write")
     parser.add_argument("--summary", required=True, help="readable table to write")
+    parser.add_argument("--tests", required=True, help="table of paired tests to write")
+    parser.add_argument("--cells", required=True, help="results/<run>, whose jobs hold cells.tsv.gz")
+    parser.add_argument("--intervals", required=True, help="table of intervals over cells to write")
     args = parser.parse_args(argv)
     display, table = style.Display(args.display), tables.read_metrics(args.metrics)
     tables.write_table(summary_table(table), args.table)
     tables.write_table(readable_table(table, display), args.summary)
-    style.save(draw(table, display), args.figure)
+    tables.write_table(tests_table(table, display), args.tests)
+    intervals = bootstrap_table(table, args.cells)
+    tables.write_table(intervals, args.intervals)
+    style.save(draw(table, display, intervals), args.figure)
 
 
 if __name__ == "__main__":

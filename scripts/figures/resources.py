@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
@@ -49,10 +48,7 @@ def finish_panel(axis: plt.Axes, label: str, values: pd.Series) -> None:
     middle = (low * high) ** 0.5
     axis.set_xscale("log")
     axis.set_xlim(min(low / 1.4, middle / 10**0.5), max(high * 1.4, middle * 10**0.5))
-    wide = high / low > 50
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    plots.log_ticks(axis.xaxis, low, high)
     axis.set_xlabel(label)
 
 

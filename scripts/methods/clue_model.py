@@ -15,6 +15,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
         model.fit(task.test, **common, **params["fine_tuning"])
     ends = {row["stage"]: row for row in model.history}.values()
     task.info.update(steps=[row["step"] for row in ends], epochs=round(sum(row["epoch"] for row in ends), 1))
+    task.info.update(history=model.history)
     return {modality: model.embed(cells, modality) for modality, cells in task.test.items()}
 
 

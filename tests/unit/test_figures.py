@@ -1,10 +1,7 @@
 """Figures: statistics with known answers, what is shown and said, and tables of every shape."""
 
 import gzip
-import importlib.util
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import anndata as ad
 import matplotlib.pyplot as plt
@@ -12,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tidy import CONTROLS, NAN, SHAPES, metrics, resources
 
 from clue.benchmark import contracts, plots, style, tables, umap
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.stats import summarise
-
-NAN = float("nan")
-JOB_COLUMNS = ["dataset", "split", "method", "variant", "seed"]
+from clue.benchmark.reference import competition_scores, read_drops, read_published
+from clue.benchmark.scoring import write_cells
+from clue.benchmark.stats import bootstrap_mean, holm, paired_tests, summarise
 
 
 @pytest.fixture(scope="module")
@@ -27,64 +24,11 @@ def display(project) -> style.Display:
     return style.Display(project / "config" / "display.yaml")
 
 
-@pytest.fixture(scope="module")
-def scripts(project) -> Callable[[str], ModuleType]:
-    """A function that imports a program of ``scripts/``."""
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"scripts_{Path(name).stem}", project / "scripts" / name)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
 @pytest.fixture(autouse=True)
 def close_figures():
     """Close what a test drew and did not save."""
     yield
     plt.close("all")
-
-
-def metrics(*jobs: tuple, run: str = "test") -> pd.DataFrame:
-    """Return a tidy table from (dataset, split, method, variant, seed, match score, foscttm or status, reason)."""
-    rows = []
-    for *job, match, foscttm in jobs:
-        common = {"run": run, **dict(zip(JOB_COLUMNS, map(str, job), strict=True)), "transductive": "False"}
-        if isinstance(match, str):
-            rows.append({**common, "direction": "", "metric": "", "value": NAN, "status": match, "reason": foscttm})
-            continue
-        for metric, value in (("match_score", match), ("foscttm", foscttm)):
-            ok = {"metric": metric, "value": value, "status": "ok", "reason": ""}
-            rows += [{**common, "direction": direction, **ok} for direction in ("rna2adt", "adt2rna", "both")]
-    return pd.DataFrame(rows, columns=tables.METRICS)
-
-
-def resources(*jobs: tuple) -> pd.DataFrame:
-    """Return a table from (dataset, split, method, variant, seed, seconds, MB, GPU MB)."""
-    rows = [dict(zip([*JOB_COLUMNS, "seconds", "peak_memory_mb", "gpu_memory_mb"], job, strict=True)) for job in jobs]
-    return pd.DataFrame(
-        [{"run": "test", "device": "cpu", "threads": 1, **row} for row in rows], columns=tables.RESOURCES
-    )
-
-
-CONTROLS = (
-    ("a", "s", "random", "default", 0, 0.01, 0.5),
-    ("a", "s", "oracle", "default", 0, 1.0, 0.0),
-)
-SHAPES = {
-    "usual": [("a", "s", m, "default", i, 0.1 + 0.01 * i, 0.05) for m in ("clue", "cca") for i in range(3)],
-    "one seed": [("a", "s", "clue", "default", 0, 0.1, 0.05), ("a", "s", "clue", "no_mse", 0, 0.08, 0.07)],
-    "nan": [("a", "s", "clue", "default", 0, NAN, 0.05), ("a", "s", "clue", "no_cross", 0, 0.1, NAN)],
-    "zero": [("a", "s", "clue", "default", i, 0.0, 0.0) for i in range(2)],
-    "failed": [("a", "s", "clue", "default", 0, "failed", "out of memory"), ("a", "s", "cca", "default", 0, 0.1, 0.1)],
-    "unsupported": [("a", "s", "clue", "default", i, "unsupported", "does not support rna+atac") for i in range(2)],
-    "missing method": [("a", "s", "clue", "default", 0, 0.1, 0.1), ("b", "s", "cca", "default", 0, 0.1, 0.1)],
-    "many methods": [("a", "s", f"method_{m}", "default", i, 0.1, 0.1) for m in range(30) for i in range(2)],
-    "many splits": [(d, "s", "clue", "default", 0, 0.1, 0.1) for d in "abcdefg"],
-    "controls only": [],
-}
 
 
 # ---- statistics ----------------------------------------------------------------------------------
@@ -108,6 +52,35 @@ def test_one_value_has_no_interval_and_none_no_mean():
     assert (one.n, one.mean) == (1, 5)
     assert np.isnan([one.sd, one.low, one.high, none.mean]).all()
     assert none.n == 0
+
+
+def test_bootstrap_interval_of_many_cells_is_that_of_the_normal_law():
+    """1,000 values with sd 1: mean ± 1.96 / sqrt(1000), up to the noise of 1,000 resamples."""
+    values = np.random.default_rng(0).normal(size=1000)
+    values = (values - values.mean()) / values.std()
+    low, high = bootstrap_mean(values)
+    assert (low, high) == pytest.approx((-1.96 / 1000**0.5, 1.96 / 1000**0.5), abs=0.008)
+    assert bootstrap_mean(values) == (low, high), "seeded"
+    assert np.isnan(bootstrap_mean([1.0])).all() and bootstrap_mean([2.0, 2.0]) == (2.0, 2.0)
+
+
+def test_holm_has_the_textbook_answer():
+    """0.01 × 4, 0.02 × 3, max(0.03 × 2, 0.06), max(0.04 × 1, 0.06); what was not tested does not count."""
+    assert holm([0.04, 0.01, NAN, 0.03, 0.02]).tolist() == pytest.approx([0.06, 0.04, NAN, 0.06, 0.06], nan_ok=True)
+    assert holm([0.6, 0.7]).tolist() == [1, 1]
+
+
+def test_paired_tests_need_six_seeds_and_pair_them():
+    """Differences 1..6: mean 3.5, sd 1.8708, t = 4.5826 with 5 degrees of freedom, p = 0.00593."""
+    base = pd.Series(np.arange(7.0) ** 2, index=map(str, range(7)))
+    other = (base.iloc[:6] - np.arange(1, 7)).iloc[::-1]
+    table = paired_tests({"a": base, "b": other}, minimum=6)
+    assert (table["n"][0], table["difference"][0]) == (6, 3.5)
+    assert table["p"][0] == pytest.approx(0.005934, abs=1e-5) == table["p_holm"][0]
+    few = paired_tests({"a": base, "b": other.iloc[:5]}).iloc[0]
+    assert np.isnan(few["p"]) and few["note"] == "no test: 5 common seeds, 6 are needed"
+    assert "same difference" in paired_tests({"a": base, "b": base})["note"][0]
+    assert paired_tests({"a": base}).empty
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -257,7 +230,7 @@ def test_ablation_pairs_seeds(scripts):
 
 def test_ablation_shows_published_drops(scripts, display, project):
     program = scripts("figures/ablation.py")
-    reference = tables.read_table(project / "config/reference/ablation.tsv", program.REFERENCE, ["drop_percent"])
+    reference = read_drops(project / "config/reference/ablation.tsv")
     table = metrics(*SHAPES["one seed"])
     pairs = program.ablations(table, reference, display)
     assert pairs == [("clue", "no_adversarial"), ("clue", "no_mse"), ("clue", "no_cross")]
@@ -265,6 +238,127 @@ def test_ablation_shows_published_drops(scripts, display, project):
     assert np.isnan(program.published_change(reference, *pairs[0], "foscttm"))
     said = texts(program.draw(table, pairs, reference, display))
     assert "published (second-hand" in said and "n/a [1]" in said
+
+
+def test_comparison_reads_the_scores_of_cells(scripts, display, tmp_path):
+    """Half of the pairs match in one direction, all in the other: mean 0.75 per seed, and the interval holds it."""
+    table = metrics(("a", "s", "cca", "default", 0, 0.75, 0.2), ("a", "s", "cca", "default", 1, 0.75, 0.2))
+    cells = pd.DataFrame(
+        {"pair": [*range(100)] * 2, "direction": ["x"] * 100 + ["y"] * 100, "match_score": [0, 1] * 50 + [1] * 100}
+    ).assign(foscttm=0.2)
+    folder = tmp_path / "a" / "s" / "cca" / "default" / "seed-0"
+    folder.mkdir(parents=True)
+    write_cells(cells, folder / "cells.tsv.gz")
+    program = scripts("figures/comparison.py")
+    found = program.bootstrap_table(table, str(tmp_path))
+    assert found[["seed", "metric", "n_cells"]].to_numpy().tolist() == [
+        ["0", "match_score", 100],
+        ["0", "foscttm", 100],
+    ]
+    assert found["low"][0] < 0.75 < found["high"][0] and found["high"][0] - found["low"][0] == pytest.approx(
+        0.1, abs=0.02
+    )
+    assert program.cell_intervals(table, "match_score", pd.Series([0.75, 0.75], index=["0", "1"]), found) == []
+    assert len(program.cell_intervals(table, "match_score", pd.Series([0.75], index=["0"]), found)) == 1
+    (folder / "cells.tsv.gz").write_bytes(b"no gzip")
+    with pytest.raises(BenchmarkError, match="cells.tsv.gz: cannot be read"):
+        program.bootstrap_table(table, str(tmp_path))
+
+
+# ---- published numbers ---------------------------------------------------------------------------
+
+
+def test_every_published_number_has_a_source(project):
+    """The closed check reads every file of the folder."""
+    paths = sorted((project / "config/reference").glob("*.tsv"))
+    scores = read_published(path for path in paths if path.stem != "ablation")
+    assert len(scores) > 250 and len(read_drops(project / "config/reference/ablation.tsv")) == 3
+    clue = scores[(scores["file"] == "leaderboard.tsv") & (scores["method"] == "clue")].set_index("direction")["value"]
+    assert clue.drop("overall").mean() == pytest.approx(clue["overall"], abs=6e-5), "0.05385, rounded"
+
+
+@pytest.mark.parametrize(
+    ("column", "text", "message"),
+    [
+        ("source", "", "line 2: source is empty"),
+        ("value", "", "line 2: value is not a number"),
+        ("value", "many", "column value"),
+        ("evidence", "hearsay", "line 2: evidence is not one of source, reconstructed"),
+        ("Extra", "x", "unknown column 'Extra'"),
+    ],
+)
+def test_a_wrong_published_number_is_one_clear_line(project, tmp_path, column, text, message):
+    table = pd.read_csv(project / "config/reference/leaderboard.tsv", sep="\t", dtype=str, keep_default_na=False)
+    table.loc[0, column] = text
+    table.to_csv(tmp_path / "wrong.tsv", sep="\t", index=False)
+    with pytest.raises(BenchmarkError, match=f"wrong.tsv: {message}"):
+        read_published([tmp_path / "wrong.tsv"])
+
+
+def test_a_number_given_twice_is_one_clear_line(project, tmp_path):
+    lines = (project / "config/reference/leaderboard.tsv").read_text().splitlines(keepends=True)
+    (tmp_path / "twice.tsv").write_text("".join([*lines, lines[1]]))
+    with pytest.raises(BenchmarkError, match=f"line {len(lines) + 1}: .* are those of an earlier line"):
+        read_published([tmp_path / "twice.tsv"])
+
+
+SITE4 = [("bmmc_cite", "rna2adt", 0.05), ("bmmc_cite", "adt2rna", 0.06), ("bmmc_multiome", "rna2atac", 0.01)]
+
+
+def competition(*places: tuple) -> pd.DataFrame:
+    """Return a table from (data set, direction, match score) of CLUE's seeds 0 and 1, the second 0.01 higher."""
+    jobs = [(dataset, "site4", "clue", "default", seed, 0.5, 0.1) for dataset, *_ in places for seed in range(2)]
+    table = metrics(*dict.fromkeys(jobs)).query("metric == 'match_score' and direction == 'both'")
+    rows = []
+    for dataset, direction, value in places:
+        here = table[table["dataset"] == dataset]
+        rows.append(here.assign(direction=direction, value=value + 0.01 * here["seed"].astype(int)))
+    return pd.concat(rows)
+
+
+def test_overall_needs_all_four_subtasks():
+    three = competition_scores(competition(*SITE4))["clue"]
+    assert three["overall"].isna().all() and three["rna2adt"].tolist() == pytest.approx([0.05, 0.06])
+    four = competition_scores(competition(*SITE4, ("bmmc_multiome", "atac2rna", 0.04)))["clue"]
+    assert four["overall"].tolist() == pytest.approx([0.04, 0.05])
+
+
+def test_leaderboard_sorts_published_and_own_and_says_what_did_not_run(scripts, display, project):
+    program = scripts("figures/leaderboard.py")
+    published = read_published(sorted((project / "config/reference").glob("[lor]*.tsv")))
+    table = competition(*SITE4, ("bmmc_multiome", "atac2rna", 0.09))
+    board = program.leaderboard(published, competition_scores(table), display)
+    ours = board.index[board["origin"] == "this run"].item()
+    theirs = board.index[board["label"] == "CLUE (team GLUE)"].item()
+    assert ours == theirs - 1
+    assert board["overall"][ours] == pytest.approx(0.0575) and program.not_run(table) == []
+    said = texts(program.draw(board, competition_scores(table), [], display))
+    assert "this run: one seed" in said and "CLUE (team GLUE)" in said
+    absent = program.not_run(metrics(("a", "s", "clue", "default", 0, 0.1, 0.1)))
+    assert len(absent) == 2 and "bmmc_cite" in absent[0] and "not part of this run" in absent[0]
+    alone = program.leaderboard(published, {}, display)
+    assert "this run: one seed" not in texts(program.draw(alone, {}, absent, display))
+
+
+@pytest.mark.parametrize(
+    ("published", "better", "expected"),
+    [(2.0, "higher", "within seeds"), (0.5, "higher", "better"), (0.5, "lower", "worse"), (9.0, "lower", "better")],
+)
+def test_verdict(scripts, published, better, expected):
+    assert scripts("figures/paper.py").verdict(published, [1.0, 3.0], better) == expected
+
+
+def test_paper_table_has_every_published_number_and_why_not(scripts, display, project):
+    program = scripts("figures/paper.py")
+    published = read_published(p for p in sorted((project / "config/reference").glob("*.tsv")) if p.stem != "ablation")
+    rows = pd.DataFrame(program.score_rows(published, competition(*SITE4), display))
+    assert len(rows) == len(published)
+    of = rows[rows["file"] == "leaderboard.tsv"].set_index(["method", "direction"])
+    assert of.loc[("clue", "rna2adt"), "verdict"] == "better" and of.loc[("clue", "adt2rna"), "verdict"] == "better"
+    assert of.loc[("clue", "rna2atac"), "difference"] == pytest.approx(0.015 - 0.0560)
+    assert "four sub-tasks" in of.loc[("clue", "overall"), "why"]
+    assert of.loc[("novel", "rna2adt"), "why"] == "the method is not part of this run"
+    assert rows.loc[rows["verdict"] == "not run here", "why"].ne("").all()
 
 
 # ---- programs on tables of every shape -----------------------------------------------------------
@@ -285,6 +379,8 @@ def test_programs_take_tables_of_every_shape(shape, scripts, project, tmp_path):
     tables.write_table(table, tmp_path / "metrics.tsv")
     given = ["--metrics", f"{tmp_path}/metrics.tsv", "--display", f"{project}/config/display.yaml"]
     comparison = ["--table", f"{tmp_path}/comparison.tsv", "--summary", f"{tmp_path}/summary.tsv"]
+    comparison += ["--tests", f"{tmp_path}/tests.tsv", "--intervals", f"{tmp_path}/intervals.tsv"]
+    comparison += ["--cells", str(tmp_path)]
     scripts("figures/comparison.py").main([*given, "--figure", f"{tmp_path}/comparison.png", *comparison])
     reference = ["--reference", f"{project}/config/reference/ablation.tsv", "--table", f"{tmp_path}/ablation.tsv"]
     scripts("figures/ablation.py").main([*given, "--figure", f"{tmp_path}/ablation.png", *reference])
@@ -391,7 +487,7 @@ def test_umap_says_that_labels_are_derived_and_cells_sampled(scripts):
     assert describe(40, 40, "0", "derived: clusters")[1] == "Cell types are not published but derived: clusters."
 
 
-# ---- data sets and pages -------------------------------------------------------------------------
+# ---- data sets -------------------------------------------------------------------------
 
 
 def test_datasets_table_names_source_and_size(scripts, project, tmp_path, tiny_mdata):
@@ -413,18 +509,6 @@ def test_a_broken_data_set_is_one_clear_line(scripts, tmp_path):
     (tmp_path / "dataset.h5mu").write_bytes(b"not HDF5")
     with pytest.raises(BenchmarkError, match="dataset.h5mu: cannot be read"):
         scripts("figures/datasets.py").shapes(tmp_path / "dataset.h5mu")
-
-
-def test_a_page_shows_all_text_and_no_markup_of_others(scripts, tmp_path):
-    tables.write_table(pd.DataFrame({"Note": ["<b>" + "long " * 60], "Other": [""]}), tmp_path / "table.tsv")
-    given = ["--table", f"{tmp_path}/table.tsv", "--title", "A & B", "--page", f"{tmp_path}/page.html"]
-    scripts("figures/page.py").main(given)
-    page = (tmp_path / "page.html").read_text()
-    assert "&lt;b&gt;" in page and "A &amp; B" in page and page.count("long") == 60 and "NaN" not in page
-
-
-def test_a_page_of_an_empty_table_says_so(scripts):
-    assert "None." in scripts("figures/page.py").render(pd.DataFrame({"reason": []}), "Failures")
 
 
 # ---- the overview --------------------------------------------------------------------------------

@@ -124,6 +124,21 @@ def test_scores_are_those_of_cells_in_the_solutions_order(embedding, solution, p
     assert value(metrics, "foscttm", "both") == pytest.approx(np.mean([of_x, of_y]))
 
 
+def test_scores_per_cell_are_in_the_solutions_order(embedding, solution, points):
+    """By hand from the points in the solution's order; their means are the metrics."""
+    scores = score(embedding, solution)
+    x, y = (points[name].astype(np.float32) for name in ("rna", "adt"))
+    batch = solution.obs["batch"].to_numpy()
+    fractions = dict(zip(("rna2adt", "adt2rna"), foscttm(x, y), strict=True))
+    for direction, a, b in (("rna2adt", x, y), ("adt2rna", y, x)):
+        cells = scores.cells[scores.cells["direction"] == direction]
+        assert cells["pair"].tolist() == list(range(N))
+        np.testing.assert_allclose(cells["match_score"], match_snn(a, b, batch_x=batch, batch_y=batch).diagonal())
+        np.testing.assert_allclose(cells["foscttm"], fractions[direction])
+        for metric in ("match_score", "foscttm"):
+            assert cells[metric].mean() == pytest.approx(value(scores.metrics, metric, direction))
+
+
 def test_match_matrices_are_in_file_order_and_within_batch(embedding, solution):
     matches = score(embedding, solution).matches
     assert list(matches) == ["rna2adt", "adt2rna"]

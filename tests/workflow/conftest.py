@@ -60,7 +60,7 @@ class Project:
 
     def drop_figures(self):
         """Leave the figures out, where they are not the matter: drawing takes longer than all else."""
-        self.path("rules/figures.smk").write_text("FIGURES = []\nTABLES = []\n")
+        self.path("rules/figures.smk").write_text("FIGURES = []\nTABLES = []\nREPORT = []\n")
 
     def add_method(self, name, body="pass", modalities=("rna", "atac")):
         """Add a method as the README says: a YAML file and a program with one function."""

@@ -1,0 +1,199 @@
+"""Figures beyond the paper: known answers, and tables of every shape."""
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import matplotlib.pyplot as plt
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from tidy import NAN, SHAPES, metrics, resources
+
+from clue.benchmark import contracts, style, tables
+from clue.benchmark.errors import BenchmarkError
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    """Close what a test drew and did not save."""
+    yield
+    plt.close("all")
+
+
+@pytest.fixture(scope="session")
+def display(project) -> style.Display:
+    """The project's own labels and colours."""
+    return style.Display(project / "config" / "display.yaml")
+
+
+@pytest.fixture
+def draw(scripts, project, tmp_path):
+    """A function that runs a figure's program on a table and returns what it writes; both files must be there."""
+
+    def run(name: str, table: pd.DataFrame, option: str, *arguments: str) -> pd.DataFrame:
+        tables.write_table(table, tmp_path / "input.tsv")
+        given = [f"--{option}", f"{tmp_path}/input.tsv", "--display", f"{project}/config/display.yaml", *arguments]
+        written = ["--figure", f"{tmp_path}/{name}.png", "--table", f"{tmp_path}/{name}.tsv"]
+        scripts(f"figures/{name}.py").main([*given, *written])
+        assert (tmp_path / f"{name}.png").stat().st_size > 1000 and (tmp_path / f"{name}.pdf").exists()
+        return pd.read_csv(tmp_path / f"{name}.tsv", sep="\t", keep_default_na=False)
+
+    return run
+
+
+# ---- ranking -------------------------------------------------------------------------------------
+
+
+def test_ranks_have_known_answers(scripts, display):
+    """On split a CLUE is best in match score and worst in FOSCTTM; on b it is alone; the control has no rank."""
+    table = metrics(
+        ("a", "s", "clue", "default", 0, 0.3, 0.2),
+        ("a", "s", "cca", "default", 0, 0.2, 0.1),
+        ("a", "s", "ridge", "default", 0, 0.2, 0.1),
+        ("a", "s", "random", "default", 0, 0.9, 0.0),
+        ("b", "s", "clue", "default", 0, 0.1, 0.3),
+        ("b", "s", "cca", "default", 0, "failed", "memory"),
+    )
+    program = scripts("figures/ranking.py")
+    means = program.mean_ranks(program.ranks(table, display), display).set_index(["metric", "method"])
+    assert means.loc[("match_score", "clue"), ["mean_rank", "splits"]].tolist() == [1, 2]
+    assert means.loc[("foscttm", "clue"), ["mean_rank", "worst"]].tolist() == [2, 3]
+    assert means.loc[("match_score", "cca"), ["mean_rank", "splits"]].tolist() == [2.5, 1], "equal means share a rank"
+    assert "random" not in means.index.get_level_values("method")
+
+
+# ---- paired fraction -----------------------------------------------------------------------------
+
+
+def test_pairing_joins_splits_with_the_same_test_cells(draw):
+    places = [("simulated", "random20", 0.4), ("simulated", "paired20", 0.2), ("pbmc_multiome", "random30", 0.3)]
+    table = metrics(*[(d, s, "clue", "default", i, v + i / 10, 0.1) for d, s, v in places for i in range(3)])
+    found = draw("pairing", table, "metrics").query("metric == 'match_score'").set_index("percent_paired")
+    assert sorted(found.index) == [20, 100] and set(found["dataset"]) == {"simulated"}
+    assert found.loc[20, "mean"] == pytest.approx(0.3) and found.loc[100, "n"] == 3
+
+
+def test_the_paired_splits_of_pbmc_cite_have_the_same_test_cells(scripts, project):
+    family = scripts("figures/pairing.py").family
+    assert len({family("pbmc_cite", split, project) for split in ("donors", "paired10", "paired30")}) == 1
+
+
+# ---- learning curves, growth ---------------------------------------------------------------------
+
+
+def write_run(folder: Path, history: list[dict] | None, n_cells: int = 30) -> None:
+    """Write what a job of CLUE on split ``s`` of data set ``a`` leaves."""
+    job = folder / "a" / "s" / "clue" / "default" / "seed-0"
+    job.mkdir(parents=True)
+    (job / "run.json").write_text(json.dumps({"info": {"history": history}}))
+    names = {"rna": n_cells, "adt": n_cells - 10}
+    obs = {key: pd.DataFrame(index=[f"cell {i}" for i in range(n)]) for key, n in names.items()}
+    parts = {key: ad.AnnData(np.ones((len(of), 1)), of, pd.DataFrame(index=[key])) for key, of in obs.items()}
+    md.MuData(parts).write(folder / "a" / "s" / "train.h5mu")
+
+
+RAN = resources(("a", "s", "clue", "default", 0, 10.0, 100.0, NAN), ("a", "s", "clue", "no_mse", 0, 9.0, 100.0, NAN))
+
+
+def test_stages_of_a_history_follow_each_other(draw, scripts, tmp_path):
+    history = [{"stage": s, "step": t, "epoch": 1, "loss": 1.0, "cross": NAN} for s in (1, 2) for t in (0, 50)]
+    write_run(tmp_path, history)
+    found = draw("learning", RAN, "resources", "--results", str(tmp_path))
+    assert scripts("figures/learning.py").continued(found)["step"].tolist() == [0, 50, 50, 100]
+
+
+@pytest.mark.parametrize("history", [None, []])
+def test_a_method_without_a_history_is_no_error(draw, tmp_path, history):
+    write_run(tmp_path, history)
+    assert draw("learning", RAN, "resources", "--results", str(tmp_path)).empty
+
+
+def test_a_broken_history_is_one_clear_line(draw, tmp_path):
+    write_run(tmp_path, [{"loss": 1.0}])
+    with pytest.raises(BenchmarkError, match="run.json: cannot be read"):
+        draw("learning", RAN, "resources", "--results", str(tmp_path))
+
+
+def test_growth_counts_training_cells_once(draw, tmp_path):
+    write_run(tmp_path, None)
+    found = draw("scaling", RAN, "resources", "--results", str(tmp_path))
+    assert found["training_cells"].tolist() == [30], "20 cells are seen in both modalities; ablations are left out"
+
+
+def test_growth_without_any_job(draw, tmp_path):
+    assert draw("scaling", resources(), "resources", "--results", str(tmp_path)).empty
+
+
+# ---- probes, confusion, bio-conservation ---------------------------------------------------------
+
+
+def test_probes_are_averaged_over_factors_before_seeds(draw):
+    rows = [
+        ("simulated", "clue", "default", seed, "shared", factor, "rna", value)
+        for seed, values in enumerate(((0.2, 0.4), (0.6, 0.8)))
+        for factor, value in enumerate(values)
+    ]
+    columns = ["dataset", "method", "variant", "seed", "factor_kind", "factor", "input_modality", "r2"]
+    row = draw("factors", pd.DataFrame(rows, columns=columns), "probes").iloc[0]
+    assert (row["n"], row["mean"]) == (2, 0.5) and row["sd"] == pytest.approx(0.4 / 2**0.5, abs=1e-5)
+    assert draw("factors", pd.DataFrame(columns=columns), "probes").empty
+
+
+def test_confusion_has_known_answers(scripts):
+    """Cell 0 (B) goes to a B and a T alike, cell 1 (B) to the T; cell 2 (T) has no weight."""
+    matches = sp.csr_matrix([[0.5, 0.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    table = scripts("figures/confusion.py").confusion(matches, np.array(["B", "B", "T"]), np.array(["B", "B", "T"]))
+    assert table.to_numpy().tolist() == [[0.25, 0.75], [0, 0]] and list(table) == ["B", "T"]
+
+
+def test_confusion_follows_the_solution_into_shuffled_files(scripts):
+    names = contracts.names_of_test_cells("rna", 4)
+    obs = {"rna": [names[i] for i in (2, 0, 3, 1)], "cell_type": ["c0", "c1", "c2", "c3"]}
+    obs = pd.DataFrame(obs, index=list("abcd"))
+    solution = ad.AnnData(np.zeros((4, 0)), obs=obs)
+    assert scripts("figures/confusion.py").types_of(solution, "rna").tolist() == ["c1", "c3", "c0", "c2"]
+
+
+def test_plane_is_the_mean_of_each_group(scripts, draw, project):
+    program = scripts("figures/integration.py")
+    job = ("a", "s", "clue", "default", 0)
+    values = [("bio", "nmi", 0.2), ("bio", "ari", 0.4), ("mixing", "ilisi", 0.9)]
+    table = pd.DataFrame([(*job, *value, 100, "published") for value in values], columns=program.COLUMNS)
+    assert program.plane(table)[["bio", "mixing"]].to_numpy().tolist() == [pytest.approx([0.3, 0.9])]
+    assert len(draw("integration", table, "scores")) == 3
+    table.loc[0, "value"] = NAN
+    assert np.isnan(program.plane(table)["bio"][0])
+
+
+@pytest.mark.slow
+def test_integration_ranks_embeddings_by_what_they_are(scripts):
+    """Types apart and modalities mixed; modalities apart; no information at all."""
+    rng = np.random.default_rng(0)
+    types, modalities = np.tile(list("ABC"), 80), np.repeat(["rna", "adt"], 120)
+    noise = rng.normal(0, 0.05, (240, 6))
+    by_type = noise + np.pad(np.eye(3)[np.tile(range(3), 80)], ((0, 0), (0, 3)))
+    by_modality = noise + np.pad(np.eye(2)[np.repeat(range(2), 120)], ((0, 0), (4, 0)))
+    scores = scripts("integration.py").scores
+    good, split, nothing = (scores(x, types, modalities, seed=0) for x in (by_type, by_modality, noise))
+    every = [item for found in (good, split, nothing) for item in found.items()]
+    outside = [(key, value) for key, value in every if not -0.05 <= value <= 1.05]
+    assert not outside, "chance lies at 0, so that noise falls a little below"
+    assert good[("bio", "nmi")] > 0.95 > 0.2 > nothing[("bio", "nmi")]
+    assert good[("mixing", "ilisi")] > 0.8 > 0.2 > split[("mixing", "ilisi")]
+
+
+# ---- tables of every shape -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_ranking_and_leaderboard_take_tables_of_every_shape(shape, draw, project):
+    table = metrics(("a", "s", "random", "default", 0, 0.01, 0.5), *SHAPES[shape])
+    draw("ranking", table, "metrics")
+    names = ("leaderboard", "organisers", "rebenchmarks")
+    references = [str(project / f"config/reference/{name}.tsv") for name in names]
+    there = table.replace({"dataset": {"a": "bmmc_cite"}, "split": {"s": "site4"}})
+    board = draw("leaderboard", there, "metrics", "--published", *references)
+    assert (board["origin"] == "published").sum() > 8

@@ -1,0 +1,141 @@
+"""The report in a real browser: it loads from disk without a console error, sorts, and hovers."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tidy import metrics
+
+from clue.benchmark import tables
+
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+FLAGS += ["--disable-background-networking", "--disable-component-update", "--window-size=1300,1000"]
+N_POINTS = 40
+
+
+@pytest.fixture
+def results(tmp_path) -> Path:
+    """The results of a run: scores of two methods, one failure, a figure, a UMAP."""
+    for folder in ("figures", "tables"):
+        (tmp_path / folder).mkdir()
+    scores = [("pbmc_cite", "donors", name, "default", i, 0.1, 0.05) for name in ("clue", "cca") for i in range(2)]
+    failed = ("pbmc_cite", "donors", "multivi", "default", 0, "failed", "no <script>alert(1)</script> memory")
+    tables.write_table(metrics(*scores, failed), tmp_path / "metrics.tsv")
+    failures = pd.DataFrame([{"method": "multivi", "status": "failed", "reason": failed[-1]}])
+    tables.write_table(failures, tmp_path / "failures.tsv")
+    summary = {"Method": ["b", "c", "a", "d"], "Match score ↑": ["0.09 ± 0.01", "0.1 ± 0.2", "2e-05", ""]}
+    tables.write_table(pd.DataFrame(summary), tmp_path / "tables" / "summary.tsv")
+    for name in ("ablation", "umap_pbmc_cite_donors"):
+        Image.new("RGB", (400, 200), "white").save(tmp_path / "figures" / f"{name}.png")
+    rng = np.random.default_rng(0)
+    points = pd.DataFrame(
+        {
+            "method": np.repeat(["clue", "cca"], N_POINTS),
+            "variant": "default",
+            "cell": [f"rna_{i:06d}" for i in range(1, N_POINTS + 1)] * 2,
+            "modality": np.tile(np.repeat(["rna", "adt"], N_POINTS // 2), 2),
+            "cell_type": np.tile([f"type {i % 3}" for i in range(N_POINTS)], 2),
+            "x": rng.normal(size=2 * N_POINTS),
+            "y": rng.normal(size=2 * N_POINTS),
+        }
+    )
+    points.to_csv(tmp_path / "tables" / "umap_pbmc_cite_donors.tsv.gz", sep="\t", index=False)
+    return tmp_path
+
+
+@pytest.fixture
+def report(results, scripts, project) -> Path:
+    """The report of those results."""
+    given = ["--results", str(results), "--captions", f"{project}/rules/captions", "--config", json.dumps({"run": "t"})]
+    given += ["--figures", *sorted(map(str, results.glob("figures/*.png"))), "--configfiles", "config/quick.yaml"]
+    given += ["--display", f"{project}/config/display.yaml", "--output", str(results / "report.html")]
+    scripts("figures/report.py").main(given)
+    return results / "report.html"
+
+
+def test_report_names_commands_failures_and_versions(report):
+    page = report.read_text()
+    assert "snakemake --cores 1 --configfile config/quick.yaml" in page and "figures/ablation.pdf" in page
+    assert "4 of 5 planned jobs have scores" in page and "1 job(s) failed" in page
+    assert "no &lt;script&gt;alert(1)&lt;/script&gt; memory" in page and "<script>alert(1)" not in page
+    assert "clue-bench" in page and "run: t" in page
+    body = page[: page.index("/**\n* plotly.js")]
+    assert 'src="http' not in body and 'href="http' not in body, "what a page loads must be inside it"
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator:
+    """Headless Chromium with a log of its console."""
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver on this machine; Debian: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()
+
+
+def column(browser, table: str, i: int) -> list[str]:
+    """Return a column of a table as the page shows it."""
+    rows = f"#{table} tbody tr td:nth-child({i + 1})"
+    return [cell.text for cell in browser.find_elements("css selector", rows)]
+
+
+def requested(browser) -> set[str]:
+    """Return the addresses that the page asked for, inline ones and the browser's own new tab left out."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    return {url for url in sent if not url.startswith(("data:", "chrome:"))}
+
+
+def hover(browser, x: float, y: float) -> None:
+    """Move the mouse to a point of the window."""
+    event = {"type": "mouseMoved", "x": x, "y": y}
+    browser.execute_cdp_cmd("Input.dispatchMouseEvent", event)
+
+
+@pytest.mark.slow
+def test_report_works_in_a_browser(browser, report, tmp_path):
+    from selenium.webdriver.support.ui import Select, WebDriverWait
+
+    wait = WebDriverWait(browser, 60)
+    browser.get(report.as_uri())
+    wait.until(lambda page: len(page.find_elements("css selector", ".umap .legendtoggle")) == 3)
+
+    # Sorting: by number, empty last; a second click turns it round.
+    head = browser.find_elements("css selector", "#table_summary th button")[1]
+    head.click()
+    assert column(browser, "table_summary", 0) == ["a", "b", "c", "d"]
+    head.click()
+    assert column(browser, "table_summary", 0) == ["c", "b", "a", "d"]
+
+    # Hovering: the label of the first point names cell, type, modality and method.
+    Select(browser.find_element("css selector", ".umap .method")).select_by_visible_text("CCA")
+    Select(browser.find_element("css selector", ".umap .colour")).select_by_value("modality")
+    wait.until(lambda page: len(page.find_elements("css selector", ".umap .legendtoggle")) == 2)
+    browser.execute_script("document.querySelector('.plot').scrollIntoView({block: 'center'})")
+    place = browser.execute_script(
+        "const r = document.querySelector('.plot .scatterlayer path.point').getBoundingClientRect();"
+        "return [r.x + r.width / 2, r.y + r.height / 2]"
+    )
+    hover(browser, place[0] - 30, place[1])
+    hover(browser, *place)
+    label = wait.until(lambda page: page.find_elements("css selector", ".hoverlayer .hovertext"))[0].text
+    assert "rna_0000" in label and "type " in label and "CCA" in label and ("RNA" in label or "ADT" in label)
+
+    # Nothing failed on the way, and nothing came from elsewhere.
+    assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
+    assert requested(browser) == {report.as_uri()}
+    browser.save_screenshot(str(tmp_path / "report.png"))
+    assert (tmp_path / "report.png").stat().st_size > 20_000

@@ -1,0 +1,48 @@
+"""Tidy tables of every shape, for the tests of figures."""
+
+import pandas as pd
+
+from clue.benchmark import tables
+
+NAN = float("nan")
+JOB_COLUMNS = ["dataset", "split", "method", "variant", "seed"]
+
+
+def metrics(*jobs: tuple, run: str = "test") -> pd.DataFrame:
+    """Return a tidy table from (dataset, split, method, variant, seed, match score, foscttm or status, reason)."""
+    rows = []
+    for *job, match, foscttm in jobs:
+        common = {"run": run, **dict(zip(JOB_COLUMNS, map(str, job), strict=True)), "transductive": "False"}
+        if isinstance(match, str):
+            rows.append({**common, "direction": "", "metric": "", "value": NAN, "status": match, "reason": foscttm})
+            continue
+        for metric, value in (("match_score", match), ("foscttm", foscttm)):
+            ok = {"metric": metric, "value": value, "status": "ok", "reason": ""}
+            rows += [{**common, "direction": direction, **ok} for direction in ("rna2adt", "adt2rna", "both")]
+    return pd.DataFrame(rows, columns=tables.METRICS)
+
+
+def resources(*jobs: tuple) -> pd.DataFrame:
+    """Return a table from (dataset, split, method, variant, seed, seconds, MB, GPU MB)."""
+    rows = [dict(zip([*JOB_COLUMNS, "seconds", "peak_memory_mb", "gpu_memory_mb"], job, strict=True)) for job in jobs]
+    return pd.DataFrame(
+        [{"run": "test", "device": "cpu", "threads": 1, **row} for row in rows], columns=tables.RESOURCES
+    )
+
+
+CONTROLS = (
+    ("a", "s", "random", "default", 0, 0.01, 0.5),
+    ("a", "s", "oracle", "default", 0, 1.0, 0.0),
+)
+SHAPES = {
+    "usual": [("a", "s", m, "default", i, 0.1 + 0.01 * i, 0.05) for m in ("clue", "cca") for i in range(3)],
+    "one seed": [("a", "s", "clue", "default", 0, 0.1, 0.05), ("a", "s", "clue", "no_mse", 0, 0.08, 0.07)],
+    "nan": [("a", "s", "clue", "default", 0, NAN, 0.05), ("a", "s", "clue", "no_cross", 0, 0.1, NAN)],
+    "zero": [("a", "s", "clue", "default", i, 0.0, 0.0) for i in range(2)],
+    "failed": [("a", "s", "clue", "default", 0, "failed", "out of memory"), ("a", "s", "cca", "default", 0, 0.1, 0.1)],
+    "unsupported": [("a", "s", "clue", "default", i, "unsupported", "does not support rna+atac") for i in range(2)],
+    "missing method": [("a", "s", "clue", "default", 0, 0.1, 0.1), ("b", "s", "cca", "default", 0, 0.1, 0.1)],
+    "many methods": [("a", "s", f"method_{m}", "default", i, 0.1, 0.1) for m in range(30) for i in range(2)],
+    "many splits": [(d, "s", "clue", "default", 0, 0.1, 0.1) for d in "abcdefg"],
+    "controls only": [],
+}
