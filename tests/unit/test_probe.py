@@ -1,0 +1,71 @@
+"""Linear probes: known answers, and an embedding that keeps one kind of factor alone."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+
+from clue.benchmark.contracts import ContractError
+from clue.benchmark.probe import probe, r_squared
+from clue.benchmark.task import make_task
+from clue.simulate import simulate
+
+SPLIT = {"kind": "random", "fraction": 0.5, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def simulated():
+    return simulate(800, {"rna": 60, "atac": 60}, n_shared=3, n_specific=2, seed=2)
+
+
+@pytest.fixture(scope="module")
+def solution(simulated):
+    return make_task(simulated, "tiny", "s", SPLIT).solution
+
+
+def embedded(simulated, solution, arrays):
+    """Return the embedding of test cells, in file order, made of arrays over all simulated cells."""
+    parts, names, modalities = [], [], []
+    for modality in ("rna", "atac"):
+        order = np.argsort(solution.obs[modality].to_numpy())
+        rows = simulated[modality].obs_names.get_indexer(solution.obs_names[order])
+        parts.append(arrays[modality][rows])
+        names += list(solution.obs[modality].iloc[order])
+        modalities += [modality] * len(order)
+    obs = pd.DataFrame({"cell": names, "modality": modalities}, index=names)
+    uns = {"dataset": "tiny", "split": "s", "method": "m", "variant": "default", "seed": 0}
+    return ad.AnnData(np.concatenate(parts).astype(np.float32), obs=obs, uns=uns)
+
+
+def mean_r2(table):
+    return table.groupby(["input_modality", "factor_kind"])["r2"].mean()
+
+
+def test_what_is_in_the_embedding_is_found_and_nothing_else(simulated, solution):
+    specific = {name: adata.obsm["specific"] for name, adata in simulated.mod.items()}
+    found = mean_r2(probe(embedded(simulated, solution, specific), solution, simulated, "x"))
+    assert found["rna", "own"] > 0.99 and found["atac", "own"] > 0.99
+    assert abs(found["rna", "other"]) < 0.05 and abs(found["rna", "shared"]) < 0.05
+
+
+def test_a_shared_space_has_no_specific_factor(simulated, solution):
+    rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    shared = {name: adata.obsm["shared"] @ rotation for name, adata in simulated.mod.items()}
+    found = mean_r2(probe(embedded(simulated, solution, shared), solution, simulated, "x"))
+    assert found["rna", "shared"] > 0.99 and abs(found["rna", "own"]) < 0.05
+
+
+def test_r_squared_of_a_factor_with_as_much_noise():
+    rng = np.random.default_rng(0)
+    factors = rng.standard_normal((4000, 1))
+    # half of the variance is signal: the best linear guess explains half of the factor
+    assert r_squared(factors + rng.standard_normal((4000, 1)), factors)[0] == pytest.approx(0.5, abs=0.03)
+
+
+def test_cells_of_other_data_are_refused(simulated, solution):
+    other = simulated.copy()
+    for adata in other.mod.values():
+        adata.obs_names = "x" + adata.obs_names
+    embedding = embedded(simulated, solution, {name: adata.obsm["shared"] for name, adata in simulated.mod.items()})
+    with pytest.raises(ContractError, match="is no cell of the simulated data"):
+        probe(embedding, solution, other, "x")
