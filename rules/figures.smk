@@ -15,8 +15,9 @@ UMAPS = [split for split in SPLITS if drawn(*split) and present([solution(*split
 
 INTEGRATION_POINTS = 4000
 RESOURCES = f"{RESULTS}/resources.tsv"
-# Another program's table of probes on simulated factors; the figure is drawn once it is there.
 PROBES = f"{RESULTS}/probes.tsv"
+# Of these the factors are known that embeddings should keep.
+SIMULATED = [split for split in SPLITS if split[0] not in RAW]
 
 # Figures that differ in what they read alone: name -> the options of its program, with their files.
 DRAWINGS = {
@@ -25,7 +26,8 @@ DRAWINGS = {
     "ablation": {"metrics": TABLE, "reference": "config/reference/ablation.tsv"},
     "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAPS]},
 }
-DRAWINGS |= {"factors": {"probes": PROBES}} if Path(PROBES).exists() else {}
+if SIMULATED:
+    DRAWINGS["factors"] = {"probes": PROBES}
 if len({BENCHMARK.datasets[a]["splits"][b].get("paired_fraction") for a, b in SPLITS}) > 1:
     DRAWINGS["pairing"] = {"metrics": TABLE}
 # The same, where the program also looks into the results of jobs.
@@ -57,6 +59,7 @@ for name, options in (DRAWINGS | WALKS).items():
             f"{LOGS}/figures/{name}.log",
         benchmark:
             f"{LOGS}/figures/{name}.benchmark.tsv"
+        localrule: True
         conda:
             "../envs/python.yaml"
         params:
@@ -67,6 +70,28 @@ for name, options in (DRAWINGS | WALKS).items():
         shell:
             "python -P {params.script} {params.files} {params.results} --display config/display.yaml"
             " --figure {output.png} --table {output.table} > {log} 2>&1"
+
+
+rule probes:
+    input:
+        solutions=present([solution(*split) for split in SIMULATED]),
+        embeddings=[f"{job.folder}/embedding.h5ad" for job in scored(RUNNABLE) if (job.dataset, job.split) in SIMULATED],
+    output:
+        PROBES,
+    log:
+        f"{LOGS}/probes.log",
+    benchmark:
+        f"{LOGS}/probes.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(60),
+    params:
+        code=digest("scripts/probe.py", "clue/benchmark/probe.py", "clue/simulate.py"),
+    shell:
+        "python -P scripts/probe.py --solutions {input.solutions} --embeddings {input.embeddings}"
+        " --table {output} > {log} 2>&1"
 
 
 rule comparison:
@@ -184,8 +209,8 @@ for dataset, split in UMAPS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=4000,
-            runtime=30,
+            mem_mb=memory(4000),
+            runtime=minutes(30),
         params:
             points=INTEGRATION_POINTS,
             code=digest("scripts/integration.py", "clue/benchmark/umap.py"),
@@ -213,8 +238,8 @@ for dataset, split in UMAPS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=4000,
-            runtime=15,
+            mem_mb=memory(4000),
+            runtime=minutes(15),
         params:
             code=looks("scripts/figures/confusion.py", "clue/benchmark/plots.py"),
         shell:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clue.benchmark.config import Benchmark, read_yaml
-from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.errors import run_program
 from clue.benchmark.recovery import clear_killed_run, end, processes_at_work
 
 
