@@ -61,7 +61,7 @@ score: $(INSTALLED)
 	$(BIN)/python scripts/score.py --embedding $(EMBEDDING) --solution $(SOLUTION)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
 
 slurm-test: $(INSTALLED)
 	@reason=$$($(BIN)/python tests/slurm/cluster.py why-not); if [ -n "$$reason" ]; then echo "no Slurm here: $$reason"; \

@@ -15,6 +15,8 @@ import yaml
 from clue.benchmark.errors import run_program
 from clue.simulate import simulate
 
+# Data are small, and several processes test at a time: threads that wait for each other would take most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Numba fixes its number of threads when it first needs them; `run_method`, which tests call, would change it later.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
