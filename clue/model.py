@@ -36,7 +36,10 @@ class CLUE:
     fusion, library, normalize, precision
         See `Network`.
     n_components
-        Principal components (or LSI components) that encoders read.
+        Principal components (or LSI components) that encoders read, at most.
+    cells_per_component
+        So many cells of a modality are needed for each component: where cells are few, later components are noise
+        that encoders would fit.
     n_features
         Most variable genes and most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all.
@@ -67,6 +70,7 @@ class CLUE:
         normalize: bool = True,
         precision: str = "float32",
         n_components: int = 100,
+        cells_per_component: int = 10,
         n_features: dict[str, int] | None = None,
         seed: int = 0,
         device: str = "cpu",
@@ -82,8 +86,9 @@ class CLUE:
         unknown = set(chosen) - set(adatas)
         if unknown:
             raise ValueError(f"n_features names {sorted(unknown)}, which the data do not hold: {list(adatas)}")
+        most = {k: max(1, min(n_components, adata.n_obs // cells_per_component)) for k, adata in adatas.items()}
         self.preprocessors = {
-            k: Preprocessor(k, n_components, chosen.get(k), seed).fit(adata, batch_key) for k, adata in adatas.items()
+            k: Preprocessor(k, most[k], chosen.get(k), seed).fit(adata, batch_key) for k, adata in adatas.items()
         }
         self.settings = {
             "n_latent": n_latent,

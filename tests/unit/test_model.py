@@ -60,6 +60,11 @@ def test_embeddings_of_one_cell_come_together(two):
     assert losses[-1] < losses[0]
 
 
+def test_few_cells_have_few_components(two):
+    model = clue.CLUE({k: adata[:100] for k, adata in two.items()}, n_components=15, cells_per_component=20)
+    assert [p.width for p in model.preprocessors.values()] == [5, 5]
+
+
 def test_same_seed_same_embedding(two):
     first, second, other = (fitted(two, seed).embed(two["rna"], "rna") for seed in (0, 0, 1))
     assert np.array_equal(first, second)
