@@ -72,8 +72,8 @@ def compare(n_cells: int, arguments, rates: dict[str, float]) -> None:
         memory, flops = ends[side]["peak_gb"], ends[side]["gflop"]
         floor = flops / rates["bfloat16" if side.endswith("bfloat16") else "float32"]
         print(
-            f"{n_cells}\t{side}\t{step * steps_per_epoch:.1f}\t{ratio:.2f}\t{memory:.2f}"
-            f"\t{memory / ends['reference']['peak_gb']:.2f}\t{floor * steps_per_epoch:.1f}\t{step / floor:.2f}",
+            f"{n_cells}\t{side}\t{step * steps_per_epoch:.3g}\t{ratio:.2f}\t{memory:.2f}"
+            f"\t{memory / ends['reference']['peak_gb']:.2f}\t{floor * steps_per_epoch:.3g}\t{step / floor:.2f}",
             flush=True,
         )
 
@@ -250,7 +250,8 @@ def train_clue(adatas, folder: str, precision: str) -> Turnstile:
     batches = [str(i) for i in range(BATCHES)]
     cells = Cells(adatas, {k: GivenInput(adata.n_vars) for k, adata in adatas.items()}, batches, "batch", "cpu")
     chosen = settings("clue_competition")
-    model = {key: value for key, value in chosen["model"].items() if key not in ("n_components", "n_features")}
+    of_inputs = ("n_components", "cells_per_component", "n_features")
+    model = {key: value for key, value in chosen["model"].items() if key not in of_inputs}
     widths = {k: adata.n_vars for k, adata in adatas.items()}
     adatas.clear()
     torch.manual_seed(0)

@@ -201,12 +201,16 @@ def test_lock_holds_every_dependency():
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)
 def test_conda_environment_has_the_versions_of_the_lock(path):
     known = pins()
+    exact = re.compile(r"([a-z0-9._-]+)(?:==([0-9][a-z0-9.]*)| @ git\+https://\S+@[0-9a-f]{40})")
     for line in read_yaml(path)["dependencies"]:
-        for package in line["pip"] if isinstance(line, dict) else [line]:
-            name, _, version = package.lower().replace(" ", "").partition("=")
-            assert version or name == "pip", f"{path}: {package} has no version"
-            if isinstance(line, dict):
-                assert known.get(name) == version.lstrip("="), f"{path}: {package} is not what requirements.lock has"
+        if isinstance(line, str):
+            assert "=" in line or line == "pip", f"{path}: {line} has no version"
+            continue
+        for package in line["pip"]:
+            found = exact.fullmatch(package.lower())
+            assert found, f"{path}: {package} names no version, and no commit"
+            name, version = found.groups()
+            assert known.get(name, version) == version, f"{path}: {package} is not what requirements.lock has"
 
 
 def test_container_is_made_from_the_conda_environment():
