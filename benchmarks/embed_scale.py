@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         size = cells.stat().st_size / 2**30
     print("cells\tgenes\tfile_GB\tseconds\tcells_per_s\tpeak_GB\tpeak_before_GB")
     print(
-        f"{arguments.cells}\t{arguments.genes}\t{size:.2f}\t{answer['seconds']:.1f}"
+        f"{arguments.cells}\t{arguments.genes}\t{size:.2f}\t{answer['seconds']:.3g}"
         f"\t{arguments.cells / answer['seconds']:.0f}\t{answer['peak_gb']:.2f}\t{answer['before_gb']:.2f}"
     )
 

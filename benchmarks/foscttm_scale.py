@@ -46,7 +46,7 @@ def run(side: str, n_cells: int, n_dimensions: int) -> float:
     """Measure in a process of its own, print the row, return the result."""
     command = [sys.executable, __file__, "--side", side, "--cells", str(n_cells), "--dimensions", str(n_dimensions)]
     answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    print(f"{n_cells}\t{side}\t{answer['seconds']:.1f}\t{answer['peak_gb']:.2f}\t{answer['result']:.6f}", flush=True)
+    print(f"{n_cells}\t{side}\t{answer['seconds']:.3g}\t{answer['peak_gb']:.2f}\t{answer['result']:.6f}", flush=True)
     return answer["result"]
 
 

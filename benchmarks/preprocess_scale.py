@@ -68,7 +68,7 @@ def compare(n_cells: int, modality: str, path: Path, limit_gb: float) -> None:
         ratio = f"{found['seconds'] / ours:.2f}" if ours else "-"
         added = found["csr_gb"] + found["peak_gb"] - found["before_gb"]
         print(
-            f"{n_cells}\t{modality}\t{side}\t{found['seconds']:.1f}\t{found['peak_gb']:.2f}\t{found['csr_gb']:.2f}"
+            f"{n_cells}\t{modality}\t{side}\t{found['seconds']:.3g}\t{found['peak_gb']:.2f}\t{found['csr_gb']:.2f}"
             f"\t{added / found['csr_gb']:.2f}\t{ratio}",
             flush=True,
         )
