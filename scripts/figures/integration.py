@@ -35,18 +35,27 @@ def draw(found: pd.DataFrame, display: style.Display) -> plt.Figure:
         here = tables.rows_of(found, dataset=dataset, split=split)
         for method in display.order("methods", here["method"]):
             frame = tables.rows_of(here, method=method).dropna(subset=list(GROUPS))
-            look = {"s": 26, "edgecolor": "white", "linewidth": 0.5, "zorder": 3}
+            look = {"s": 26, "edgecolor": "white", "linewidth": 0.5, "zorder": 3, "alpha": 0.8}
             color, label = display.color("methods", method), display.label("methods", method)
             axis.scatter(frame["mixing"], frame["bio"], color=color, label=label, **look)
         derived = "" if (here["labels"] == "published").all() else "\n(derived labels)"
         axis.set_title(plots.panel_title(display.label("datasets", dataset), split) + derived)
-        axis.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel=GROUPS["mixing"], ylabel=GROUPS["bio"])
+        axis.set(xlim=limits(found["mixing"]), ylim=limits(found["bio"]), xlabel=GROUPS["mixing"], ylabel=GROUPS["bio"])
         axis.set_box_aspect(1)
         axis.grid(color="#e8e8e8", linewidth=0.5)
         axis.set_axisbelow(True)
     plots.legend_beside(figure, axes)
     plots.add_notes(figure, [note(found)])
     return figure
+
+
+def limits(values: pd.Series) -> tuple[float, float]:
+    """Return the range to show, the same in all panels: methods that score alike must stay apart."""
+    values = values.dropna()
+    if values.empty:
+        return 0.0, 1.0
+    margin = max(0.08 * (values.max() - values.min()), 0.02)
+    return values.min() - margin, values.max() + margin
 
 
 def note(found: pd.DataFrame) -> str:
@@ -56,7 +65,7 @@ def note(found: pd.DataFrame) -> str:
     return (
         "Bio-conservation: mean of NMI, ARI (k-means), silhouette of types, cLISI. Mixing: mean of silhouette of "
         f"modalities, iLISI, graph connectivity. First seed of the default variant; {count} points, a cell is one per "
-        "modality, sampled where there are more."
+        "modality, sampled where there are more. Both range from 0 to 1; the axes show the part where methods are."
     )
 
 

@@ -65,6 +65,9 @@ def draw(table: pd.DataFrame, display: style.Display) -> plt.Figure:
             for method in display.order("methods", here["method"]):
                 draw_method(axis, tables.rows_of(here, method=method), loss, method, display)
             axis.set_ylabel(loss.replace("_", " ") if column == 0 else "")
+            if not axis.lines:  # a modality that this data set lacks
+                axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center", va="center", color=style.MUTED)
+                axis.tick_params(axis="y", left=False, labelleft=False)
         axes[0, column].set_title(plots.panel_title(display.label("datasets", dataset), split))
         axes[-1, column].set_xlabel("Step")
     plots.legend_beside(figure, axes)

@@ -23,6 +23,8 @@ from clue.benchmark.umap import coordinates, points, sample_cells
 
 ROW_HEIGHT = 2.35
 LEGEND_LINE = 0.135
+NUMBER_SIZE = np.array([0.07, 0.055])
+"""Width and height of a cell type's number, as shares of a panel."""
 LEGEND_ROWS = 40
 """Cell types per column of the legend."""
 
@@ -67,11 +69,15 @@ def draw_points(axis: Axes, frame: pd.DataFrame, colors: Sequence[str], seed: in
 
 
 def number_types(axis: Axes, frame: pd.DataFrame, numbers: dict[str, int]) -> None:
-    """Write each type's number on the point nearest its median, the rarest types on top."""
+    """Write each type's number on the point nearest its median, the most frequent first; none over another."""
+    apart = NUMBER_SIZE * np.ptp(frame[["x", "y"]].to_numpy(), axis=0)
+    taken = np.empty((0, 2))
     for name in frame["cell_type"].value_counts().index:
-        group = frame[frame["cell_type"] == name]
-        place = group[["x", "y"]].to_numpy()
+        place = frame.loc[frame["cell_type"] == name, ["x", "y"]].to_numpy()
         middle = place[np.linalg.norm(place - np.median(place, axis=0), axis=1).argmin()]
+        if (np.abs(taken - middle) < apart).all(axis=1).any():
+            continue
+        taken = np.vstack([taken, middle])
         text = axis.text(*middle, str(numbers[name]), fontsize=5.5, fontweight="bold", ha="center", va="center")
         text.set_path_effects([effects.withStroke(linewidth=1.5, foreground="white")])
 
@@ -131,7 +137,10 @@ def describe(n_cells: int, n_drawn: int, seed: str, labels: str) -> list[str]:
     sample = (
         f"{n_drawn:,} of {n_cells:,} test cells, drawn at random" if n_drawn < n_cells else f"{n_cells:,} test cells"
     )
-    lines = [f"UMAP of the embeddings of seed {seed}: {sample}; each is one point per modality."]
+    lines = [
+        f"UMAP of the embeddings of seed {seed}: {sample}; each is one point per modality. "
+        "The number of a rare cell type is left out where it would cover another one."
+    ]
     return lines if labels == "published" else [*lines, f"Cell types are not published but {labels}."]
 
 
