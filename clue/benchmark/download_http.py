@@ -375,7 +375,8 @@ def _reason(error: Exception) -> str:
     text = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split()))
     if "IncompleteRead" in text:
         return "the connection broke off"
-    return text.rpartition(": ")[2].strip("()'\" .") or type(error).__name__
+    text = text.rpartition(": ")[2].strip("()'\" .")
+    return text + ")" * (text.count("(") - text.count(")")) or type(error).__name__
 
 
 # ---- progress ------------------------------------------------------------------------------------

@@ -244,6 +244,7 @@ def test_nobody_listens(web, folder):
 def test_an_unknown_host_is_one_short_line(folder):
     message = fails(folder, source("http://data.invalid/"))
     assert "data.invalid" in message and "(3 attempts)" in message and len(message) < 200
+    assert message.count("(") == message.count(")")
 
 
 # ---- the answer ----------------------------------------------------------------------------------
