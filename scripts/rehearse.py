@@ -71,6 +71,8 @@ def copy_project(project: Path, folder: Path) -> Path:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy2(source, target)
+    if (project / ".r").is_dir():  # an R that `make r` has made
+        (folder / ".r").symlink_to(project.resolve() / ".r")
     # Checksums of real files are none of simulated ones.
     (folder / "config" / "datasets" / "checksums.tsv").unlink(missing_ok=True)
     return folder.resolve()
