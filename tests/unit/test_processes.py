@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 import clue
 from clue import network as clue_network
 from clue.network import Objective
+from clue.processes import Processes
 from clue.simulate import simulate
 from clue.train import Training, _Loop
 
@@ -108,4 +109,4 @@ def test_a_batch_that_cannot_be_shared_is_refused(folder):
 
 def test_one_process_asks_nothing():
     assert not dist.is_initialized()
-    assert clue.train._Processes("cpu").n == 1
+    assert Processes("cpu").n == 1
