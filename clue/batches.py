@@ -9,8 +9,9 @@ import scipy.sparse as sp
 import torch
 from scipy.special import gammaln
 
+from clue.disk import as_type, is_mapped
 from clue.likelihood import SparseCounts
-from clue.preprocess import BLOCK, Preprocessor
+from clue.preprocess import BLOCK, Preprocessor, columns
 
 
 @dataclass
@@ -49,40 +50,46 @@ class MiniBatch:
 
 
 class Counts:
-    """A compressed sparse row matrix whose rows are gathered on the tensors' own device; on a CPU it is not copied."""
+    """A compressed sparse row matrix whose rows are gathered where it lies: on the device or, if mapped, on disk.
+
+    On a CPU it is not copied.
+    """
 
     def __init__(self, matrix: sp.csr_matrix, device: str):
         matrix = sp.csr_matrix(matrix)
         if np.count_nonzero(matrix.data) < matrix.nnz:
             matrix = matrix.copy()
             matrix.eliminate_zeros()
-        self.start = torch.from_numpy(matrix.indptr.astype(np.int64, copy=False)).to(device)
+        self.device = device
+        place = "cpu" if is_mapped(matrix.data) else device
+        self.start = torch.from_numpy(matrix.indptr.astype(np.int64, copy=False)).to(place)
         # int32 halves the memory of the largest array; indices become int64 in the mini-batch only
-        self.feature = torch.from_numpy(matrix.indices.astype(np.int32, copy=False)).to(device)
-        self.value = torch.from_numpy(matrix.data.astype(np.float32, copy=False)).to(device)
+        self.feature = torch.from_numpy(as_type(matrix.indices, np.int32)).to(place)
+        self.value = torch.from_numpy(as_type(matrix.data, np.float32)).to(place)
         self.n_features = matrix.shape[1]
-        self.total = torch.from_numpy(_row_sums(matrix, matrix.data)).to(device)
+        self.total = torch.from_numpy(_row_sums(matrix, matrix.data)).to(place)
         log_factorial = np.zeros(matrix.shape[0], dtype=np.float32)
         for start in range(0, matrix.shape[0], BLOCK):
             block = matrix[start : start + BLOCK]
             log_factorial[start : start + BLOCK] = _row_sums(block, gammaln(block.data + 1))
-        self.log_factorial = torch.from_numpy(log_factorial).to(device)
+        self.log_factorial = torch.from_numpy(log_factorial).to(place)
 
     def rows(self, index: torch.Tensor) -> SparseCounts:
-        """Return the cells `index` in that order."""
+        """Return the cells `index` in that order, on the device."""
+        index = index.to(self.start.device)
         start = self.start[index]
         length = self.start[index + 1] - start
         cell = torch.repeat_interleave(torch.arange(len(index), device=index.device), length)
         first = torch.repeat_interleave(start - (length.cumsum(0) - length), length)
         entry = first + torch.arange(len(cell), device=index.device)
-        return SparseCounts(
+        tensors = (
             cell,
             self.feature.index_select(0, entry).long(),
             self.value.index_select(0, entry),
             self.total[index],
             self.log_factorial[index],
-            self.n_features,
         )
+        return SparseCounts(*(tensor.to(self.device) for tensor in tensors), self.n_features)
 
 
 def _row_sums(matrix: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
@@ -91,7 +98,7 @@ def _row_sums(matrix: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
 
 
 class Cells:
-    """All cells to train on, resident on the device, and the mask of what is seen of each.
+    """All cells to train on, resident on the device but for mapped counts, and the mask of what is seen of each.
 
     Parameters
     ----------
@@ -127,10 +134,7 @@ class Cells:
             label[row >= 0] = batch_labels(adata, batches, batch_key)[row[row >= 0]]
             self.row[modality] = torch.from_numpy(row.astype(np.int64)).to(device)
             self.x[modality] = torch.from_numpy(preprocessor.transform(adata)).to(device)
-            counts = preprocessor.align(adata)
-            if len(preprocessor.selected) < counts.shape[1]:
-                counts = counts[:, preprocessor.selected]
-            self.counts[modality] = Counts(counts, device)
+            self.counts[modality] = Counts(columns(preprocessor.align(adata), preprocessor.selected), device)
         self.batch = torch.from_numpy(label).to(device)
 
     def __len__(self) -> int:

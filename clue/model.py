@@ -3,15 +3,20 @@
 `clue.network` holds modules and losses, `clue.train` the loop.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 import anndata as ad
 import mudata as md
 import numpy as np
+import pandas as pd
+import scipy.sparse as sp
 import torch
 
 from clue.batches import Cells, batch_labels
+from clue.disk import is_mapped, mapped
 from clue.network import Network, Objective
 from clue.preprocess import Preprocessor, row_blocks
 from clue.train import Training, save_atomically, train
@@ -24,7 +29,12 @@ class CLUE:
     ----------
     mdata
         Raw counts of two modalities or more (``rna``, ``atac``, ``adt``); cells of equal names are
-        one cell. Some cells must be seen in two modalities. A dict of AnnData serves as well.
+        one cell. Some cells must be seen in two modalities. A dict of AnnData serves as well. Counts of backed data
+        (``mudata.read_h5mu(path, backed="r")``; CSR or dense) are read once, a few thousand cells at a time, and
+        copied to files in the folder for temporary files (`clue.disk`), up to 24 bytes for each non-zero count; each
+        process of several makes its own. Results are the same as in memory, to the bit for float32 counts. In memory
+        stay the encoder inputs, 4 · `n_components` bytes of each cell and modality, and, while variable genes are
+        chosen, a copy of the largest batch.
     batch_key
         Column of each modality's ``obs`` with the batch; None for data without batches.
     n_latent
@@ -78,8 +88,7 @@ class CLUE:
         adatas = modalities_of(mdata)
         if len(adatas) < 2:
             raise ValueError(f"CLUE needs two modalities or more, not {list(adatas)}")
-        for k, adata in adatas.items():
-            _check_counts(k, adata)
+        adatas = {k: _with_counts(k, adata) for k, adata in adatas.items()}
         self.batch_key, self.seed, self.device = batch_key, seed, device
         self.batches = _all_batches(adatas, batch_key)
         chosen = n_features or {}
@@ -136,7 +145,8 @@ class CLUE:
         ----------
         extra
             Cells of single modalities to train on besides (transductive fine-tuning). Their names
-            must differ from those of the model's data and from each other's: equal names are pairs.
+            must differ from those of the model's data and from each other's: equal names are pairs. They may be
+            backed or not, whatever the model's data are.
         objective
             Loss weights (`Objective`).
         checkpoints
@@ -173,8 +183,11 @@ class CLUE:
             known = adatas[k].obs_names.intersection(more.obs_names)
             if len(known):
                 raise ValueError(f"extra cell {known[0]!r} of {k} is among the training cells; rename it")
-            ordered = ad.AnnData(self.preprocessors[k].align(more), obs=more.obs, var=adatas[k].var[[]])
-            adatas[k] = ad.concat([adatas[k], ordered], join="inner")
+            more = _with_counts(k, more)
+            counts = _stacked(adatas[k].X, self.preprocessors[k].align(more))
+            kept = [self.batch_key] if self.batch_key in more.obs else []
+            obs = pd.concat([adatas[k].obs[kept], more.obs[kept]])
+            adatas[k] = ad.AnnData(counts, obs=obs, var=adatas[k].var[[]])
         return adatas
 
     def _cells(self, adatas: dict[str, ad.AnnData]) -> Cells:
@@ -298,11 +311,32 @@ def modalities_of(mdata: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnD
     return dict(mdata.mod) if isinstance(mdata, md.MuData) else dict(mdata)
 
 
-def _check_counts(modality: str, adata: ad.AnnData) -> None:
+def _with_counts(modality: str, adata: ad.AnnData) -> ad.AnnData:
+    """Return `adata` with its counts checked and, if they are in a file, mapped."""
+    blocks = _checked_blocks(modality, adata)
+    if sp.issparse(adata.X) or isinstance(adata.X, np.ndarray):
+        for _ in blocks:
+            pass
+        return adata
+    if getattr(adata.X, "format", "csr") != "csr":
+        raise ValueError(f"{modality}: X is {adata.X.format} in its file, which cannot be read by cells; write it as csr")
+    return ad.AnnData(mapped(blocks, adata.n_vars), obs=adata.obs, var=adata.var[[]])
+
+
+def _checked_blocks(modality: str, adata: ad.AnnData) -> Iterator[sp.csr_matrix]:
     for block in row_blocks(adata.X):
         values = block.data
         if not np.isfinite(values).all() or (values < 0).any() or (values != np.round(values)).any():
             raise ValueError(f"{modality}: X must hold raw counts, whole numbers from 0 up")
+        yield block
+
+
+def _stacked(first, second: sp.csr_matrix) -> sp.csr_matrix:
+    """Return the rows of both, mapped if those of either are."""
+    first = sp.csr_matrix(first)
+    if is_mapped(first.data) or is_mapped(second.data):
+        return mapped(chain(row_blocks(first), row_blocks(second)), first.shape[1])
+    return sp.vstack([first, second], format="csr")
 
 
 def _all_batches(adatas: dict[str, ad.AnnData], batch_key: str | None) -> list[str]:

@@ -11,7 +11,9 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
-from sklearn.utils.extmath import randomized_svd
+from sklearn.utils.extmath import randomized_svd, svd_flip
+
+from clue.disk import filled, is_mapped, mapped
 
 CLIP = 10.0
 """Standardised expression is clipped to ± this many standard deviations, as scanpy's and the authors' code do."""
@@ -27,6 +29,15 @@ def row_blocks(matrix) -> Iterator[sp.csr_matrix]:
     """Yield all rows in blocks; `matrix` may be sparse, dense, or in a file (`X` of a backed AnnData)."""
     for start in range(0, matrix.shape[0], BLOCK):
         yield sp.csr_matrix(matrix[start : start + BLOCK])
+
+
+def columns(matrix, chosen: np.ndarray):
+    """Return the columns `chosen`: of all in order, `matrix` itself; of a mapped matrix, a mapped one."""
+    if np.array_equal(chosen, np.arange(matrix.shape[1])):
+        return matrix
+    if sp.issparse(matrix) and is_mapped(matrix.data):
+        return mapped((block[:, chosen] for block in row_blocks(matrix)), len(chosen))
+    return matrix[:, chosen]
 
 
 def size_normalised(counts: sp.csr_matrix, target: float = 1e4) -> sp.csr_matrix:
@@ -47,11 +58,9 @@ def _per_value(block: sp.csr_matrix, of_row: np.ndarray) -> np.ndarray:
 
 def _with_values(matrix: sp.csr_matrix, values: Callable[[sp.csr_matrix, slice], np.ndarray]) -> sp.csr_matrix:
     """Return a float32 matrix of the same pattern, sharing its memory; `values` gets some rows and which they are."""
-    data = np.empty(matrix.nnz, dtype=np.float32)
-    for start in range(0, matrix.shape[0], BLOCK):
-        rows = slice(start, min(start + BLOCK, matrix.shape[0]))
-        entries = slice(matrix.indptr[rows.start], matrix.indptr[rows.stop])
-        data[entries] = values(matrix[rows], rows)
+    slices = (slice(start, start + BLOCK) for start in range(0, matrix.shape[0], BLOCK))
+    parts = (values(matrix[rows], rows) for rows in slices)
+    data = filled(parts, matrix.nnz, np.float32, is_mapped(matrix.data))
     return sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 
@@ -141,7 +150,8 @@ class Preprocessor:
             chosen = np.argsort(-detected, kind="stable")[: self.n_features]
         else:
             seen = np.flatnonzero(keep)
-            chosen = seen[highly_variable(adata[:, seen], self.n_features, batch_key)]
+            some = ad.AnnData(columns(adata.X, seen), obs=adata.obs, var=adata.var[[]].iloc[seen])
+            chosen = seen[highly_variable(some, self.n_features, batch_key)]
         mask = np.zeros(adata.n_vars, dtype=bool)
         mask[chosen] = True
         return mask & keep
@@ -159,7 +169,7 @@ class Preprocessor:
 
     def _fit_expression(self, counts: sp.csr_matrix) -> None:
         if self.modality == "rna":
-            self._fit_sparse(size_normalised(counts)[:, self.selected])
+            self._fit_sparse(columns(size_normalised(counts), self.selected))
             return
         values = self._expression(counts)
         std = values.std(axis=0)
@@ -174,7 +184,7 @@ class Preprocessor:
         So the standardised matrix is a sparse one, of the differences from that zero, and a constant row, which
         centring removes.
         """
-        mean = np.asarray(values.mean(axis=0, dtype=np.float64)).ravel()
+        mean = _means(values).astype(np.float64)
         squares = sum(np.asarray(block.power(2).sum(axis=0, dtype=np.float64)).ravel() for block in row_blocks(values))
         std = np.sqrt(np.maximum(squares / values.shape[0] - mean**2, 0))
         # what is left of a constant gene is rounding
@@ -187,11 +197,15 @@ class Preprocessor:
             return np.clip((block.data - mean[gene]) / std[gene], -CLIP, CLIP) - zero[gene]
 
         sparse = _with_values(values, differences)
+        n_components = self._n_components(sparse.shape)
         # the eigenvectors of a small covariance matrix cost a fraction of hundreds of Lanczos vectors
-        solver = "covariance_eigh" if sparse.shape[1] <= SMALL_COVARIANCE else "arpack"
-        pca = PCA(self._n_components(sparse.shape), svd_solver=solver, tol=1e-6, random_state=self.seed).fit(sparse)
-        self.arrays["centre"] = (zero + pca.mean_).astype(np.float32)
-        self.arrays["components"] = np.ascontiguousarray(pca.components_.T, dtype=np.float32)
+        if sparse.shape[1] <= SMALL_COVARIANCE:
+            centre, axes = _principal_axes(sparse, n_components)
+        else:
+            pca = PCA(n_components, svd_solver="arpack", tol=1e-6, random_state=self.seed).fit(sparse)
+            centre, axes = pca.mean_, pca.components_
+        self.arrays["centre"] = (zero + centre).astype(np.float32)
+        self.arrays["components"] = np.ascontiguousarray(axes.T, dtype=np.float32)
 
     def _components(self, values: np.ndarray | sp.csr_matrix) -> np.ndarray:
         _, _, vt = randomized_svd(values, self._n_components(values.shape), n_iter=15, random_state=self.seed)
@@ -240,13 +254,18 @@ class Preprocessor:
         ValueError
             If `adata` lacks features of the training data; the message names some.
         """
-        return np.concatenate([np.zeros((0, self.width), dtype=np.float32), *self.transformed_blocks(adata)])
+        x = np.empty((adata.n_obs, self.width), dtype=np.float32)
+        start = 0
+        for block in self.transformed_blocks(adata):
+            x[start : start + len(block)] = block
+            start += len(block)
+        return x
 
     def transformed_blocks(self, adata: ad.AnnData) -> Iterator[np.ndarray]:
         """Yield what `transform` returns for a few thousand cells at a time; of a backed AnnData no more is read."""
-        columns = self._columns(adata)
+        position = self._columns(adata)
         for block in row_blocks(adata.X):
-            yield self._transform(block if columns is None else block[:, columns])
+            yield self._transform(block if position is None else block[:, position])
 
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
         if self.modality != "atac":
@@ -260,9 +279,9 @@ class Preprocessor:
 
     def align(self, adata: ad.AnnData) -> sp.csr_matrix:
         """Return the counts of `adata` with the training data's features, in their order."""
-        columns = self._columns(adata)
+        position = self._columns(adata)
         counts = _in_memory(adata.X)
-        return counts if columns is None else counts[:, columns]
+        return counts if position is None else columns(counts, position)
 
     def _columns(self, adata: ad.AnnData) -> np.ndarray | None:
         """Positions of the training data's features in `adata`; None where they are the same features in order."""
@@ -285,6 +304,34 @@ class Preprocessor:
     def from_state(cls, state: dict) -> "Preprocessor":
         """Restore what `state` returned."""
         return cls(**state)
+
+
+def _means(matrix: sp.csr_matrix) -> np.ndarray:
+    """Return the mean of each column, float32; to the last bit what scipy and PCA compute, without their copy of it."""
+    means = np.zeros(matrix.shape[1], dtype=np.float32)
+    for block in row_blocks(matrix):
+        np.add.at(means, block.indices, block.data * np.float32(1 / matrix.shape[0]))
+    return means
+
+
+def _principal_axes(matrix: sp.csr_matrix, n_components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return means and principal axes through the covariance matrix, a few rows at a time.
+
+    The steps are those of scikit-learn's PCA with ``covariance_eigh``, which copies the whole matrix to transpose it.
+    """
+    n_rows, n_columns = matrix.shape
+    product = sp.csr_matrix((n_columns, n_columns), dtype=np.float32)
+    identity = sp.identity(n_columns, dtype=np.float32, format="csr")
+    for start in range(0, n_rows, 4 * BLOCK):
+        block = matrix[start : start + 4 * BLOCK]
+        # what there is enters as further rows, not as a second sum: so each entry is summed row by row, and where
+        # blocks end changes no bit
+        product = sp.vstack([identity, block]).T @ sp.vstack([product, block])
+    means = _means(matrix)
+    covariance = product.toarray() - n_rows * means[:, None] * means
+    _, axes = np.linalg.eigh(covariance / (n_rows - 1))
+    _, axes = svd_flip(None, axes[:, ::-1].T, u_based_decision=False)
+    return means, axes[:n_components]
 
 
 def _in_memory(matrix) -> sp.csr_matrix:

@@ -282,7 +282,7 @@ class _Loop:
         digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(str(self.network).encode())
         for value in self.network.state_dict().values():
-            digest.update(value.detach().cpu().numpy().tobytes())
+            digest.update(value.detach().cpu().numpy().ravel())
         for k in self.cells.row:
             for tensor in (
                 self.cells.row[k],
@@ -290,7 +290,8 @@ class _Loop:
                 self.cells.counts[k].value,
                 self.cells.counts[k].feature,
             ):
-                digest.update(tensor.cpu().numpy().tobytes())
+                # no copy: counts may lie on disk
+                digest.update(tensor.cpu().numpy().ravel())
         return digest.hexdigest()[:16]
 
     def state(self) -> dict:

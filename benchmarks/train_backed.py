@@ -1,0 +1,96 @@
+"""Memory and speed of training from a backed file, beside training in memory.
+
+    OMP_NUM_THREADS=1 python benchmarks/train_backed.py [--cells 20000] [--genes 2000] [--steps 100] [--folder FOLDER]
+
+Writes simulated counts (CSR, 12 % non-zeros) of genes and 20 proteins; then each side, a process of its own, reads
+them, makes a model of the default sizes and trains. Peaks are of the whole process, libraries included, every 10 ms:
+RssAnon, which only swapping can give back, and VmRSS, which counts the mapped pages that the operating system may take
+back. before_GB is RssAnon after the imports.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import anndata as ad
+import pandas as pd
+from embed_scale import write
+
+import clue
+from clue.network import Objective
+from clue.train import Training, _Loop
+
+SIDES = {"memory": None, "backed": "r"}
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print a row per side."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=int, default=20_000)
+    parser.add_argument("--genes", type=int, default=2_000)
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--folder", type=Path, help="where the files are written and removed")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    if arguments.side:
+        train(arguments.side, arguments.folder, arguments.steps)
+        return
+    print("cells\tgenes\tside\tprepare_s\tsteps_per_s\tpeak_anon_GB\tpeak_rss_GB\tbefore_GB", flush=True)
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+        for modality, n_features in (("rna", arguments.genes), ("adt", 20)):
+            features = pd.Index([f"{modality}_{i}" for i in range(n_features)])
+            write(Path(folder) / f"{modality}.h5ad", arguments.cells, features)
+        for side in SIDES:
+            answer, peaks = watched(side, folder, arguments.steps)
+            print(
+                f"{arguments.cells}\t{arguments.genes}\t{side}\t{answer['prepare_s']:.3g}\t{answer['steps_per_s']:.3g}"
+                f"\t{peaks['RssAnon']:.3f}\t{peaks['VmRSS']:.3f}\t{answer['before_gb']:.3f}",
+                flush=True,
+            )
+
+
+def watched(side: str, folder: str, n_steps: int) -> tuple[dict, dict[str, float]]:
+    """Train one side in a process; return what it says and its peaks of memory."""
+    command = [sys.executable, __file__, "--side", side, "--folder", folder, "--steps", str(n_steps)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peaks = {"RssAnon": 0.0, "VmRSS": 0.0}
+    while process.poll() is None:
+        for name, now in memory_gb(process.pid).items():
+            peaks[name] = max(peaks[name], now)
+        time.sleep(0.01)
+    if process.returncode:
+        raise SystemExit(f"train_backed: the process of {side} ended; its error is above")
+    return json.loads(process.stdout.read().splitlines()[-1]), peaks
+
+
+def memory_gb(pid: int | str) -> dict[str, float]:
+    """Return the memory of a process now; nothing of one that has ended."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: int(fields[name].split()[0]) / 2**20 for name in ("RssAnon", "VmRSS") if name in fields}
+
+
+def train(side: str, folder: Path, n_steps: int) -> None:
+    """Train `n_steps` steps; print seconds and the memory before."""
+    before = memory_gb("self")["RssAnon"]
+    start = time.monotonic()
+    adatas = {k: ad.read_h5ad(folder / f"{k}.h5ad", backed=SIDES[side]) for k in ("rna", "adt")}
+    model = clue.CLUE(adatas, batch_key=None)
+    loop = _Loop(model.network, model._cells(model._data), Objective(), Training(), 0)
+    middle = time.monotonic()
+    while loop.step < n_steps:
+        for index in loop.sampler.one_pass():
+            loop._train_step(index)
+            if loop.step == n_steps:
+                break
+    end = time.monotonic()
+    times = {"prepare_s": middle - start, "steps_per_s": n_steps / (end - middle)}
+    print(json.dumps({**times, "before_gb": before}))
+
+
+if __name__ == "__main__":
+    main()

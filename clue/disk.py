@@ -1,0 +1,91 @@
+"""Matrices that need not fit in memory: written once to files without a name, then mapped.
+
+The pages of such a map are copies of what the disk holds, so that the operating system takes them back when it needs
+memory. A file without a name belongs to one process and is gone with it, however that ends: nothing is left behind,
+and nothing half-written can be taken for done. The files lie in Python's folder for temporary files; the environment
+variable ``TMPDIR`` names another, which should be on a disk and not, as some ``/tmp``, in memory.
+"""
+
+import mmap
+import os
+import tempfile
+from collections.abc import Iterable
+
+import numpy as np
+import scipy.sparse as sp
+
+PART = 2**22
+"""Numbers that are converted at a time."""
+
+
+class _File:
+    """An array that grows, in a file without a name."""
+
+    def __init__(self, dtype):
+        self.dtype = np.dtype(dtype)
+        self.size = 0
+        self.file = tempfile.TemporaryFile(prefix="clue-")
+
+    def append(self, values: np.ndarray) -> None:
+        """Write more values; they are on their way to the disk when this returns."""
+        try:
+            # not through the map: there, a full disk would kill the process
+            self.file.write(np.ascontiguousarray(values, self.dtype))
+            self.file.flush()
+        except OSError as error:
+            reason = f"{os.strerror(error.errno)}, for counts kept on disk while training (TMPDIR names the folder)"
+            raise OSError(error.errno, reason, tempfile.gettempdir()) from error
+        self.size += len(values)
+
+    def mapped(self) -> np.ndarray:
+        """Return all values as a map. It is shared, not private: private ones need as much free memory as they map."""
+        if not self.size:
+            return np.empty(0, self.dtype)
+        return np.asarray(np.memmap(self.file, self.dtype, "r+"))
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Return whether an array lies in a map of a file."""
+    while isinstance(array, np.ndarray):
+        array = array.base
+    return isinstance(array, mmap.mmap)
+
+
+def filled(parts: Iterable[np.ndarray], size: int, dtype, on_disk: bool) -> np.ndarray:
+    """Return an array of `size` that consists of the parts, in memory or mapped."""
+    if on_disk:
+        file = _File(dtype)
+        for part in parts:
+            file.append(part)
+        return file.mapped()
+    array = np.empty(size, dtype)
+    end = 0
+    for part in parts:
+        array[end : end + len(part)] = part
+        end += len(part)
+    return array
+
+
+def as_type(array: np.ndarray, dtype) -> np.ndarray:
+    """Return an array with another type, or itself; of a map, a map."""
+    if array.dtype == dtype:
+        return array
+    parts = (array[start : start + PART] for start in range(0, len(array), PART))
+    return filled(parts, len(array), dtype, is_mapped(array))
+
+
+def mapped(blocks: Iterable[sp.csr_matrix], n_columns: int) -> sp.csr_matrix:
+    """Write blocks of rows one after the other; return them as one matrix, float32, mapped, without explicit zeros."""
+    data, indices = _File(np.float32), _File(np.int32)
+    ends = [np.zeros(1, dtype=np.int64)]
+    for block in blocks:
+        if np.count_nonzero(block.data) < block.nnz:
+            block = block.copy()
+            block.eliminate_zeros()
+        ends.append(data.size + block.indptr[1:].astype(np.int64))
+        data.append(block.data)
+        indices.append(block.indices)
+    # scipy wants one type for both, and would convert to it in memory
+    index = sp.get_index_dtype(maxval=max(data.size, n_columns))
+    indptr = np.concatenate(ends).astype(index)
+    return sp.csr_matrix((data.mapped(), as_type(indices.mapped(), index), indptr), shape=(len(indptr) - 1, n_columns))

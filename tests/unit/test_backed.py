@@ -1,0 +1,148 @@
+"""Training from counts in a file: the same results as in memory, nothing left behind, clear errors."""
+
+import errno
+import tempfile
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from sklearn.decomposition import PCA
+
+import clue
+from clue import disk, preprocess
+from clue.simulate import simulate
+
+SMALL = {"n_latent": 6, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 10}
+SHORT = {"max_steps": 12, "warmup_steps": 4, "check_steps": 4, "batch_size": 64, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def data():
+    """RNA, ATAC and proteins of the same 240 cells."""
+    return simulate(240, {"rna": 80, "atac": 100, "adt": 20}, n_batches=2, seed=0)
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    """The folder for temporary files; blocks are so small that a file has several."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setattr(preprocess, "BLOCK", 32)
+    monkeypatch.setattr(disk, "PART", 100)
+    return folder
+
+
+def in_files(data, folder, kind):
+    """Write the data and open them backed."""
+    if kind == "h5mu":
+        data.write(folder / "data.h5mu")
+        return md.read_h5mu(folder / "data.h5mu", backed="r")
+    for k, adata in data.mod.items():
+        adata.write_h5ad(folder / f"{k}.h5ad")
+    return {k: ad.read_h5ad(folder / f"{k}.h5ad", backed="r") for k in data.mod}
+
+
+def unpaired(data):
+    """Cells of another batch, features in another order."""
+    extra = {k: data[k][:50, ::-1].copy() for k in ("rna", "adt")}
+    for k, adata in extra.items():
+        adata.obs_names = [f"{k}_{i}" for i in range(adata.n_obs)]
+        adata.obs["batch"] = "new"
+    return extra
+
+
+def same_weights(first, second):
+    first, second = first.network.state_dict(), second.network.state_dict()
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("kind", ["h5mu", "h5ad"])
+@pytest.mark.parametrize("n_features", [{}, {"rna": 40, "atac": 60}], ids=["all", "variable"])
+def test_training_equals_that_in_memory(data, tmp_path, scratch, kind, n_features):
+    inside = clue.CLUE(data, n_features=n_features, **SMALL).fit(**SHORT)
+    outside = clue.CLUE(in_files(data, tmp_path, kind), n_features=n_features, **SMALL)
+    cells = outside._cells(outside._data)
+    assert all(disk.is_mapped(counts.value.numpy()) for counts in cells.counts.values())
+    assert same_weights(inside, outside.fit(**SHORT))
+    # cells in memory join those in the file
+    inside.fit(unpaired(data), **SHORT)
+    assert same_weights(inside, outside.fit(unpaired(data), **SHORT))
+    assert not list(scratch.iterdir())
+
+
+def test_resume_from_a_file(data, tmp_path, scratch, monkeypatch, capsys):
+    backed = in_files(data, tmp_path, "h5ad")
+    whole = clue.CLUE(backed, **SMALL).fit(**SHORT)
+    advance = clue.train._Loop.advance
+
+    def stop_at_8(loop):
+        if loop.step >= 8:
+            raise KeyboardInterrupt
+        advance(loop)
+
+    always = SHORT | {"checkpoints": tmp_path / "checkpoints", "checkpoint_seconds": 0}
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(clue.train._Loop, "advance", stop_at_8)
+        clue.CLUE(backed, **SMALL).fit(**always)
+    assert same_weights(whole, clue.CLUE(backed, **SMALL).fit(**always))
+    assert "resuming at step" in capsys.readouterr().out
+    # the checkpoint is of the data, wherever they are
+    clue.CLUE(data, **SMALL).fit(**always)
+    assert "resuming at step 12" in capsys.readouterr().out
+
+
+def test_dense_files_work_and_csc_is_refused(data, tmp_path, scratch):
+    inside = clue.CLUE({k: data[k] for k in ("rna", "adt")}, **SMALL).fit(**SHORT)
+
+    def converted(convert, name):
+        for k in inside.modalities:
+            changed = ad.AnnData(convert(data[k].X), obs=data[k].obs, var=data[k].var[[]])
+            changed.write_h5ad(tmp_path / f"{k}_{name}.h5ad")
+        return {k: ad.read_h5ad(tmp_path / f"{k}_{name}.h5ad", backed="r") for k in inside.modalities}
+
+    dense = converted(lambda counts: counts.toarray(), "dense")
+    assert same_weights(inside, clue.CLUE(dense, **SMALL).fit(**SHORT))
+    with pytest.raises(ValueError, match="rna: X is csc in its file"):
+        clue.CLUE(converted(sp.csc_matrix, "csc"), **SMALL)
+
+
+def test_a_file_must_hold_counts(data, tmp_path, scratch):
+    backed = in_files(data, tmp_path, "h5ad")
+    half = data["rna"].copy()
+    half.X = half.X * 0.5
+    half.write_h5ad(tmp_path / "half.h5ad")
+    with pytest.raises(ValueError, match="rna: X must hold raw counts"):
+        clue.CLUE(backed | {"rna": ad.read_h5ad(tmp_path / "half.h5ad", backed="r")}, **SMALL)
+
+
+def test_a_full_disk_is_one_clear_line(data, tmp_path, scratch, monkeypatch):
+    backed = in_files(data, tmp_path, "h5ad")
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: open("/dev/full", "wb", buffering=0))
+    with pytest.raises(OSError, match=f"No space left on device, for counts kept on disk.*{scratch}") as caught:
+        clue.CLUE(backed, **SMALL)
+    assert caught.value.errno == errno.ENOSPC
+
+
+@pytest.mark.parametrize("block", [16, 10_000])
+def test_covariance_by_rows_is_that_of_sklearn(monkeypatch, block):
+    monkeypatch.setattr(preprocess, "BLOCK", block)
+    matrix = sp.random(300, 40, 0.2, format="csr", dtype=np.float32, random_state=0)
+    means, axes = preprocess._principal_axes(matrix, 8)
+    expected = PCA(8, svd_solver="covariance_eigh").fit(matrix)
+    assert np.array_equal(means, expected.mean_) and np.array_equal(axes, expected.components_)
+
+
+def test_a_map_keeps_what_is_written(scratch):
+    matrix = sp.random(70, 30, 0.2, format="csr", dtype=np.float32, random_state=0)
+    matrix.data[::7] = 0
+    found = disk.mapped(preprocess.row_blocks(matrix), 30)
+    assert disk.is_mapped(found.data) and disk.is_mapped(found.indices) and not disk.is_mapped(matrix.data)
+    assert found.nnz == np.count_nonzero(matrix.data) and np.array_equal(found.toarray(), matrix.toarray())
+    longer = disk.as_type(found.indices, np.int64)
+    assert disk.is_mapped(longer) and longer.dtype == np.int64 and np.array_equal(longer, found.indices)
+    nothing = disk.mapped([sp.csr_matrix((3, 30), dtype=np.float32)], 30)
+    assert nothing.shape == (3, 30) and nothing.nnz == 0
