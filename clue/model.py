@@ -319,7 +319,7 @@ def _with_counts(modality: str, adata: ad.AnnData) -> ad.AnnData:
             pass
         return adata
     if getattr(adata.X, "format", "csr") != "csr":
-        raise ValueError(f"{modality}: X is {adata.X.format} in its file, which cannot be read by cells; write it as csr")
+        raise ValueError(f"{modality}: X is {adata.X.format} in its file, not readable by cells; write it as csr")
     return ad.AnnData(mapped(blocks, adata.n_vars), obs=adata.obs, var=adata.var[[]])
 
 

@@ -1,7 +1,9 @@
 """Two processes that share mini-batches compute the gradients of one, and stay equal."""
 
 import os
+import signal
 import socket
+import time
 from pathlib import Path
 
 import numpy as np
@@ -73,14 +75,39 @@ def in_a_process(rank, port, device, folder):
 torch_noise = clue_network._noise_like
 
 
+def train_in_a_process(rank, port, device, folder, stops):
+    """Train; if it `stops`, do no more after the first checkpoint, which only a kill ends."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=N_PROCESSES)
+    advance = _Loop.advance
+
+    def once(loop):
+        if loop.step:
+            time.sleep(600)
+        advance(loop)
+
+    if stops:
+        _Loop.advance = once
+    model = model_of(device, dropout=0.2)
+    options = {"max_steps": 12, "warmup_steps": 4, "check_steps": 4, "batch_size": 32, "progress": False}
+    model.fit(checkpoints=folder / "checkpoints", checkpoint_seconds=0, **options)
+    np.savez(folder / f"resumed_{rank}.npz", **{k: v.cpu().numpy() for k, v in model.network.state_dict().items()})
+    dist.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 @pytest.fixture(scope="module", params=DEVICES)
 def folder(request, tmp_path_factory):
     """What two processes left behind."""
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(in_a_process, (port, request.param, folder), nprocs=N_PROCESSES)
+    mp.spawn(in_a_process, (free_port(), request.param, folder), nprocs=N_PROCESSES)
+    (folder / "device.txt").write_text(request.param)
     return Path(folder)
 
 
@@ -101,6 +128,25 @@ def test_processes_end_with_the_same_weights_also_from_a_checkpoint(folder, what
         other = np.load(folder / f"{what}_{rank}.npz")
         for name in first:
             assert np.array_equal(first[name], other[name]), name
+
+
+def test_killed_processes_go_on_from_the_checkpoint(folder, tmp_path, capfd):
+    device = (folder / "device.txt").read_text()
+    running = mp.spawn(train_in_a_process, (free_port(), device, tmp_path, True), nprocs=N_PROCESSES, join=False)
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("checkpoints/*.pt")):
+        assert time.monotonic() < deadline and all(process.is_alive() for process in running.processes)
+        time.sleep(0.1)
+    for process in running.processes:
+        os.kill(process.pid, signal.SIGKILL)
+    for process in running.processes:
+        process.join()
+    mp.spawn(train_in_a_process, (free_port(), device, tmp_path, False), nprocs=N_PROCESSES)
+    assert "resuming at step" in capfd.readouterr().out
+    expected = np.load(folder / "weights_0.npz")
+    for rank in range(N_PROCESSES):
+        resumed = np.load(tmp_path / f"resumed_{rank}.npz")
+        assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(folder):
