@@ -103,6 +103,16 @@ def _growing(amount, most):
     return lambda wildcards, attempt: int(min(amount * 2 ** (attempt - 1), max(most, amount)))
 
 
+def together(resources):
+    """Return what goes before a method's command: nothing, or the program that starts its tasks.
+
+    Their number is text of the rule: results depend on it, so that another one re-runs the method.
+    """
+    if resources["tasks"] == 1:
+        return ""
+    return f"scripts/together.sh {resources['tasks']} {{resources.nodes}} {{threads}} {{resources.gpu}} "
+
+
 def to_json(value):
     """Return a value as JSON that is equal whenever the value is, to serve as a parameter of a rule."""
     return json.dumps(value, sort_keys=True)

@@ -3,7 +3,8 @@
 for method, spec in BENCHMARK.methods.items():
     if PARTIAL:
         continue
-    gpus = spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0
+    tasks, nodes = spec["resources"]["tasks"], spec["resources"]["nodes"]
+    gpus = tasks * spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0
 
     rule:
         name:
@@ -29,6 +30,11 @@ for method, spec in BENCHMARK.methods.items():
             mem_mb=memory(int(1000 * spec["resources"]["mem_gb"]), gpu=gpus),
             runtime=minutes(spec["resources"]["runtime_min"], gpu=gpus),
             gpu=gpus,
+            # Several tasks: the job's shell calls srun itself, which `mpi` tells the Slurm plugin. None is no resource.
+            mpi="srun" if tasks > 1 else None,
+            tasks=tasks if tasks > 1 else None,
+            nodes=nodes if tasks > 1 else None,
+            tasks_per_gpu=0 if tasks > 1 else None,
         params:
             method=method,
             script=f"scripts/methods/{spec['script']}",
@@ -37,6 +43,7 @@ for method, spec in BENCHMARK.methods.items():
             code=method_code(spec),
         # -P: a method's program must not shadow the library of its name (clue.py, the package clue).
         shell:
+            f"{together(spec['resources'])}"
             "python -P {params.script} --train {input.train} --tests {input.tests} --embedding {output.embedding}"
             " --method {params.method} --variant {wildcards.variant} --seed {wildcards.seed}"
             " --params {params.values:q} --device {params.device} --threads {threads} > {log} 2>&1"

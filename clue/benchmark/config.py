@@ -103,6 +103,9 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
         _resolve_within(spec["splits"], path)
     if kind == "methods":
         spec["variants"] = {"default": {}, **spec["variants"]}
+        n_tasks, n_nodes = spec["resources"]["tasks"], spec["resources"]["nodes"]
+        if n_nodes > n_tasks:
+            raise ConfigError(f"{path}: resources.nodes: {n_nodes} nodes for tasks: {n_tasks}; each takes at least one")
         if not (root / "scripts" / "methods" / spec["script"]).exists():
             raise ConfigError(f"{path}: script: no file scripts/methods/{spec['script']}")
     return spec

@@ -35,6 +35,7 @@ import threadpoolctl
 from clue.benchmark.contracts import ContractError, check_embedding_fits, read_test, read_train, write_embedding
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
+from clue.benchmark.together import Processes, host, processes
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 REPORTED_PACKAGES = ("clue-bench", "numpy", "scipy", "pandas", "anndata", "mudata")
@@ -105,15 +106,17 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     arguments = _arguments(argv)
     failure = arguments.embedding.with_name("failure.json")
     failure.parent.mkdir(parents=True, exist_ok=True)
-    # Were it removed at success only, a killed process would leave the reason of an earlier failure.
-    failure.unlink(missing_ok=True)
     try:
-        _run(embed, arguments)
+        together = processes(arguments.tasks)
+        if together.rank == 0:
+            # Were it removed at success only, a killed process would leave the reason of an earlier failure.
+            failure.unlink(missing_ok=True)
+        _run(embed, arguments, together)
     except BenchmarkError as error:
-        _write_json(failure, {"error": _one_line(str(error))})
+        _write_failure(failure, str(error), arguments.tasks)
         sys.exit(f"error: {error}")
     except Exception as error:  # a method may raise anything; the reason must reach the table, and the job still fails
-        _write_json(failure, {"error": _one_line(f"{type(error).__name__}: {error}")})
+        _write_failure(failure, f"{type(error).__name__}: {error}", arguments.tasks)
         traceback.print_exc()
         sys.exit(1)
 
@@ -129,6 +132,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--params", type=_json_map, required=True, help="hyper-parameters, a JSON map")
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--tasks", type=int, default=1, help="processes that run it together (scripts/together.sh)")
     return parser.parse_args(argv)
 
 
@@ -142,7 +146,7 @@ def _json_map(text: str) -> Params:
     return Params(values)
 
 
-def _run(embed: Embed, arguments: argparse.Namespace) -> None:
+def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> None:
     _check_device(arguments.device)
     _limit_threads(arguments.threads)
     _seed(arguments.seed)
@@ -151,6 +155,11 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     missing = [modality for modality in test if modality not in train.mod]
     if missing:
         raise ContractError(f"{arguments.train}: holds {list(train.mod)} but the test cells are of {list(test)} too")
+    together.join(arguments.device)
+    # The first one may remove what is there before the others look.
+    if together.rank == 0:
+        _prepare_checkpoints(arguments)
+    together.gather(None)
     task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
     start = time.perf_counter()
     arrays = embed(task, Params(arguments.params), arguments.seed)
@@ -158,10 +167,13 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     arrays = check_arrays(arrays, test, arguments.method)
     embedding = _embedding(arrays, test, arguments)
     check_embedding_fits(embedding, {name: cells.obs_names for name, cells in test.items()}, str(arguments.embedding))
-    _write_json(arguments.embedding.with_name("run.json"), _report(arguments, task, seconds))
-    # Last: whoever finds an embedding finds all that belongs to it.
-    write_embedding(embedding, arguments.embedding)
-    _settings_file(task.checkpoints).unlink(missing_ok=True)
+    report = _report(arguments, task, seconds, together)
+    if together.rank == 0:
+        _write_json(arguments.embedding.with_name("run.json"), report)
+        # Last: whoever finds an embedding finds all that belongs to it.
+        write_embedding(embedding, arguments.embedding)
+        _settings_file(task.checkpoints).unlink(missing_ok=True)
+    together.leave()
 
 
 def _keyed(path: Path) -> tuple[str, ad.AnnData]:
@@ -202,8 +214,12 @@ def _settings_file(checkpoints: Path) -> Path:
 
 
 def _checkpoints(arguments: argparse.Namespace) -> Path:
-    """Return the folder of checkpoints; drop those of other settings or data, and of a finished run."""
-    folder = arguments.embedding.with_name("checkpoints")
+    return arguments.embedding.with_name("checkpoints")
+
+
+def _prepare_checkpoints(arguments: argparse.Namespace) -> None:
+    """Make the folder of checkpoints; drop those of other settings or data, and of a finished run."""
+    folder = _checkpoints(arguments)
     stats = {path.name: path.stat() for path in [arguments.train, *arguments.tests] if path.exists()}
     settings = {
         "params": arguments.params,
@@ -211,6 +227,8 @@ def _checkpoints(arguments: argparse.Namespace) -> Path:
         "device": arguments.device,
         "inputs": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
     }
+    if arguments.tasks > 1:
+        settings["tasks"] = arguments.tasks
     file = _settings_file(folder)
     if not file.exists() or file.read_text() != json.dumps(settings):
         if folder.exists():
@@ -218,7 +236,6 @@ def _checkpoints(arguments: argparse.Namespace) -> Path:
         folder.mkdir(parents=True)
         with atomic(file) as temporary:
             temporary.write_text(json.dumps(settings))
-    return folder
 
 
 # ---- after: checks and files ---------------------------------------------------------------------
@@ -285,14 +302,17 @@ def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> 
     }
 
 
-def _report(arguments: argparse.Namespace, task: Task, seconds: float) -> dict[str, Any]:
+def _report(arguments: argparse.Namespace, task: Task, seconds: float, together: Processes) -> dict[str, Any]:
+    hosts, memory = zip(*together.gather((host(), peak_memory_mb())), strict=True)
     return {
         **_identity(arguments, task.test),
         "params": arguments.params,
         "device": arguments.device,
         "threads": arguments.threads,
+        "tasks": together.n,
+        "hosts": list(hosts),
         "seconds": round(seconds, 3),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "peak_memory_mb": round(max(memory), 1),
         "gpu_memory_mb": _gpu_memory_mb(arguments.device),
         "versions": _versions(),
         "info": task.info,
@@ -320,6 +340,12 @@ def _versions() -> dict[str, str]:
             # The library runs from a checkout that is on the path but not installed.
             versions[package] = "not installed"
     return versions
+
+
+def _write_failure(path: Path, reason: str, tasks: int) -> None:
+    # Where one of several fails, the others fail for want of it: the first reason is the cause.
+    if tasks == 1 or not path.exists():
+        _write_json(path, {"error": _one_line(reason)})
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
