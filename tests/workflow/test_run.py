@@ -53,6 +53,14 @@ def test_change_of_a_parameter_runs_that_method_again(finished):
     assert figures(finished.planned_rules()) == {"random": 1, "score_rna_atac": 1, "collect": 1}
 
 
+def test_another_number_of_tasks_runs_that_method_again(finished):
+    """Two processes train other weights than one. Resources that change no result re-run nothing."""
+    finished.change("config/methods/random.yaml", resources={"mem_gb": 3, "runtime_min": 11})
+    assert figures(finished.planned_rules()) == {}
+    finished.change("config/methods/random.yaml", resources={"tasks": 2})
+    assert figures(finished.planned_rules()) == {"random": 1, "score_rna_atac": 1, "collect": 1}
+
+
 @pytest.mark.parametrize(
     ("program", "expected"),
     [
