@@ -141,16 +141,24 @@ def test_lost_node(project):
 
 
 @pytest.mark.fault
-def test_restarted_controller(training):
-    project, process = training
+def test_restarted_controller(project):
+    """Snakemake asks for its job in vain, and goes on when there is an answer again; the job has not noticed."""
+    project.train_long()
+    process = project.snakemake("--verbose")
+    job = project.job("clue")
+    project.checkpoint()
     cluster.end("slurmctld")
-    wait_for("half a minute", lambda: project.log().count("\r") > 4, 60)
-    assert process.poll() is None
-    status, output = project.call("scripts/status.py", "--config", "config/test.yaml")
-    assert status == 1 and "Slurm must answer, try again later" in output, output
-    cluster.start_controller()
+    try:
+        wait_for("Snakemake to ask in vain", lambda: "SLURM query command failed" in project.output())
+        assert process.poll() is None
+        status, output = project.call("scripts/status.py", "--config", "config/test.yaml")
+        assert status == 1 and "Slurm must answer, try again later" in output, output
+    finally:
+        cluster.start_controller()
     ends_well(project, process)
-    assert "failed" not in project.output()
+    assert f"SLURM-job '{job}' failed" not in project.output()
+    assert [state for name, _, state in project.jobs() if name.startswith("rule_clue")] == ["COMPLETED"]
+    assert "resuming" not in project.log()
 
 
 @pytest.mark.fault
@@ -159,9 +167,13 @@ def test_killed_run_through_make_run(training):
     project, process = training
     os.kill(process.pid, signal.SIGKILL)
     process.wait(60)
-    status, output = project.call("scripts/run.py", "--config", "config/test.yaml", "--profile", "slurm")
-    assert status == 0 and re.search(r"Cancelled \d job\(s\)", output), output
+    finished = project.path("results/test/simulated/random20/train.h5mu").stat().st_mtime_ns
+    run = project.start("scripts/run.py", "--config", "config/test.yaml", "--profile", "slurm")
+    output, _ = run.communicate(timeout=1200)
+    assert run.returncode == 0 and re.search(r"Cancelled \d job\(s\)", output), output
     assert resumed_at(project) > 0
+    assert project.path("results/test/simulated/random20/train.h5mu").stat().st_mtime_ns == finished
+    assert not list(project.path("results").rglob("*.tmp*"))
 
 
 @pytest.mark.fault
