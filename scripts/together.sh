@@ -13,5 +13,5 @@ fi
 : "${MASTER_ADDR:=$(hostname)}" "${MASTER_PORT:=$((20000 + SLURM_JOB_ID % 20000))}"
 export MASTER_ADDR MASTER_PORT
 [ "$gpus" -eq 0 ] || set -- --gpus="$gpus" "$@"
-# One that fails ends the others, which would wait for it.
-exec srun --nodes="$nodes" --ntasks="$tasks" --cpus-per-task="$threads" --cpu-bind=quiet --kill-on-bad-exit=1 "$@"
+# One that fails ends the others, which would wait for it; one that has ended well does not.
+exec srun --nodes="$nodes" --ntasks="$tasks" --cpus-per-task="$threads" --kill-on-bad-exit=1 --wait=0 "$@"

@@ -48,9 +48,8 @@ def test_each_task_has_its_gpu(pair):
     pair.configure(methods=["seer"])
     process = pair.snakemake("--set-resources", "seer:gpu=2")
     assert process.wait(900) == 0, pair.output()
-    assert json.loads(pair.path("results/test/simulated/random20/seer/default/seed-0/run.json").read_text())[
-        "hosts"
-    ] == ["gpu1", "gpu1"]
+    report = json.loads(pair.path(FOLDER.replace("clue", "seer"), "run.json").read_text())
+    assert report["hosts"] == ["gpu1", "gpu1"]
     # All GPUs of the job are shown to each task, which takes one by its rank on the node; or each sees its own.
     seen = [pair.path(f"gpus-{rank}").read_text() for rank in (0, 1)]
     assert seen in (["0,1", "0,1"], ["0", "1"]), seen
