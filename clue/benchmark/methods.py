@@ -162,7 +162,8 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     together.gather(None)
     task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
     start = time.perf_counter()
-    arrays = embed(task, Params(arguments.params), arguments.seed)
+    with together.one_voice():
+        arrays = embed(task, Params(arguments.params), arguments.seed)
     seconds = time.perf_counter() - start
     arrays = check_arrays(arrays, test, arguments.method)
     embedding = _embedding(arrays, test, arguments)

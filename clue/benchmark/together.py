@@ -6,6 +6,8 @@ default, asks for nothing: neither the environment nor torch.
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +59,15 @@ class Processes:
             values = [None] * self.n
             dist.all_gather_object(values, value)
         return values
+
+    @contextmanager
+    def one_voice(self) -> Iterator[None]:
+        """Let the first process alone print: progress bars of several tear each other's lines in a common log."""
+        if self.rank == 0:
+            yield
+            return
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+            yield
 
     def leave(self) -> None:
         """End what `join` has begun."""

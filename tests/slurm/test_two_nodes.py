@@ -29,6 +29,7 @@ def test_two_nodes_train_one_model(pair):
     ends_well(pair, pair.snakemake())
     report = json.loads(pair.path(FOLDER, "run.json").read_text())
     assert report["tasks"] == 2 and report["hosts"] == ["cpu1", "gpu1"]
+    assert pair.log().count("0/6 [") == 1, "one progress bar, not one of each process"
     embedding = ad.read_h5ad(pair.path(FOLDER, "embedding.h5ad")).X
     assert len(embedding) and np.isfinite(embedding).all()
 
@@ -57,7 +58,7 @@ def test_each_task_has_its_gpu(pair):
 
 @pytest.mark.fault
 def test_lost_process_ends_the_others_and_training_goes_on(pair):
-    pair.train_long()
+    pair.train_long(steps=1000)
     pair.change("config/methods/clue.yaml", resources=TWO)
     process = pair.snakemake()
     first = pair.job("clue")

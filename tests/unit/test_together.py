@@ -18,10 +18,11 @@ from clue.benchmark.together import LAUNCHERS, Processes, processes
 ROOT = Path(__file__).parents[2]
 folder = test_methods.folder
 PROGRAM = """
-import numpy as np, torch, torch.distributed as dist
+import sys, numpy as np, torch, torch.distributed as dist
 from clue.benchmark.methods import run_method
 
 def embed(task, params, seed):
+    print("progress of", dist.get_rank(), file=sys.stderr)
     total = torch.tensor(float(dist.get_rank() + 1))
     if params.get("fail") == dist.get_rank():
         raise ValueError("bad luck")
@@ -52,6 +53,7 @@ def test_two_processes_make_one_embedding(folder):
     report = json.loads((folder / "out/run.json").read_text())
     assert report["tasks"] == 2 and len(report["hosts"]) == 2
     assert not list((folder / "out").glob("*.tmp*"))
+    assert "progress of 0" in done.stderr and "progress of 1" not in done.stderr
 
 
 def test_first_reason_is_kept(folder):
