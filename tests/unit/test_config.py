@@ -221,3 +221,17 @@ def test_container_is_made_from_the_conda_environment():
     text = (ROOT / "envs/apptainer.def").read_text()
     assert "envs/{{ env }}.yaml /opt/environment.yaml" in text and "--file /opt/environment.yaml" in text
     assert not re.findall(r"^[^#]*[a-z]=+[0-9]", text.replace("micromamba:2.0.5", ""), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "config" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_sources_name_what_they_import(path):
+    """A change of a module of the library re-runs every method that computes with it."""
+    spec = yaml.safe_load(path.read_text())
+    sources = set(spec.get("sources", []))
+    imported = {
+        module
+        for file in [f"scripts/methods/{spec['script']}", *sources]
+        if file.endswith(".py")
+        for module in re.findall(r"^from (clue\.(?!benchmark)\w+) import", (ROOT / file).read_text(), re.MULTILINE)
+    }
+    assert {f"{module.replace('.', '/')}.py" for module in imported} <= sources
