@@ -104,8 +104,9 @@ def train(
     loop = _Loop(network, cells, objective, settings, seed)
     path = None
     if checkpoints is not None:
-        path = Path(checkpoints) / f"{loop.key()}.pt"
-        if path.exists():
+        # all processes go by what the first one sees: another machine may see a shared folder late
+        path = Path(checkpoints) / f"{loop.processes.from_first(loop.key())}.pt"
+        if loop.processes.from_first(path.exists()):
             loop.load_state(torch.load(path, map_location=cells.device, weights_only=False))
             if loop.processes.rank == 0:
                 print(f"resuming at step {loop.step} from {path}", flush=True)
