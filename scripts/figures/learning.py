@@ -37,12 +37,12 @@ def read_histories(resources: pd.DataFrame, results: Path) -> pd.DataFrame:
 
 
 def losses_of(table: pd.DataFrame) -> list[str]:
-    """Return the names of the losses to draw, the total first; what is 0 throughout and the small KL terms are not."""
+    """Return the names of the losses to draw: the total, likelihoods, others; not what is 0, nor the small KL terms."""
     numbers = [
         name for name in table if name not in {*KEYS, *NOT_LOSSES} and pd.api.types.is_numeric_dtype(table[name])
     ]
     names = [name for name in numbers if table[name].fillna(0).any() and not name.startswith("kl_")]
-    return sorted(names, key=lambda name: (name != "loss", names.index(name)))
+    return sorted(names, key=lambda name: (name != "loss", not name.startswith("nll_"), names.index(name)))
 
 
 def continued(history: pd.DataFrame) -> pd.DataFrame:

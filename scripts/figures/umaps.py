@@ -92,7 +92,7 @@ def add_legends(axis: Axes, modalities: dict[str, str], types: dict[str, str], n
     look = {"frameon": False, "alignment": "left", "borderaxespad": 0, "handletextpad": 0.3, "labelspacing": 0.3}
     first = axis.legend(handles(modalities), modalities, title="Modality", loc="upper left", **look)
     axis.add_artist(first)
-    below = 0.36 / axis.figure.get_figheight() * (len(modalities) + 1) / 2 + 0.05
+    below = (0.18 * (len(modalities) + 1) + 0.2) / axis.figure.get_figheight()
     axis.legend(
         handles(types),
         [f"{numbers[name]}  {plots.shorten(name, 30)}" for name in types],
