@@ -50,11 +50,9 @@ def score(jobs: pd.DataFrame, metric: str) -> str:
 
 
 def number(values: pd.Series) -> str:
-    """Return ``mean ± sd`` to three and two digits."""
+    """Return ``mean ± sd``."""
     summary = summarise(values)
-    if not summary.n:
-        return "–"
-    return f"{summary.mean:.3g}" + (f" ± {summary.sd:.2g}" if summary.n > 1 else "")
+    return str(summary) if summary.n else "–"
 
 
 def markdown(table: pd.DataFrame) -> str:

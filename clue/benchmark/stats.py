@@ -23,6 +23,11 @@ class Summary:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        """Return ``mean ± sd`` to three and two digits; a spread that is rounding is 0."""
+        sd = self.sd if self.sd > 1e-6 * abs(self.mean) else 0
+        return f"{self.mean:.3g}" + (f" ± {sd:.2g}" if self.n > 1 else "")
+
 
 def summarise(values: ArrayLike, level: float = 0.95) -> Summary:
     """Return mean, sample standard deviation and Student's t interval of the mean.

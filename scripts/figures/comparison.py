@@ -161,10 +161,9 @@ def readable_scores(jobs: pd.DataFrame, display: style.Display) -> dict[str, str
     for metric in SUMMARY_METRICS:
         found = tables.scores(jobs, metric)
         summary = summarise(found.values)
-        spread = f" ± {summary.sd:.2g}" if summary.n > 1 else ""
         entry = display.entry("metrics", metric)
         arrow = "↑" if entry["better"] == "higher" else "↓"
-        record[f"{entry['label']} {arrow}"] = f"{summary.mean:.3g}{spread}" if summary.n else found.status
+        record[f"{entry['label']} {arrow}"] = str(summary) if summary.n else found.status
     main = tables.scores(jobs, METRICS[0])
     record["Seeds"] = f"{len(main.values)} of {main.planned}"
     record["Note"] = main.reason

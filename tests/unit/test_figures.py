@@ -42,6 +42,11 @@ def test_interval_has_the_textbook_answer():
     assert 2 - summary.low == pytest.approx(2.484138, abs=1e-5)
 
 
+def test_summary_as_text():
+    texts = [str(summarise(values)) for values in ([1, 2, 3], [0.04993, 0.04993 + 1e-12], [0.25])]
+    assert texts == ["2 ± 1", "0.0499 ± 0", "0.25"]
+
+
 def test_two_seeds_have_a_wide_interval():
     """t(0.975, 1) = 12.7062."""
     assert summarise([0, 2]).high == pytest.approx(1 + 12.7062, abs=1e-3)
