@@ -322,8 +322,7 @@ def _principal_axes(matrix: sp.csr_matrix, n_components: int) -> tuple[np.ndarra
     n_rows, n_columns = matrix.shape
     product = sp.csr_matrix((n_columns, n_columns), dtype=np.float32)
     identity = sp.identity(n_columns, dtype=np.float32, format="csr")
-    for start in range(0, n_rows, 4 * BLOCK):
-        block = matrix[start : start + 4 * BLOCK]
+    for block in row_blocks(matrix):
         # what there is enters as further rows, not as a second sum: so each entry is summed row by row, and where
         # blocks end changes no bit
         product = sp.vstack([identity, block]).T @ sp.vstack([product, block])
