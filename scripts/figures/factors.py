@@ -33,9 +33,11 @@ def summarised(found: pd.DataFrame) -> pd.DataFrame:
 def draw(found: pd.DataFrame, display: style.Display) -> plt.Figure:
     """Draw a row per data set and kind of factor, a column per modality that was embedded."""
     style.apply()
+    methods = display.order("methods", found["method"])
     pairs = [
         (method, variant)
-        for method in display.order("methods", found["method"])
+        # a control is no embedding that was learned
+        for method in [name for name in methods if not display.is_control(name)] or methods
         for variant in display.order("variants", tables.rows_of(found, method=method)["variant"])
     ]
     names = [display.name(*pair) for pair in pairs]
