@@ -108,7 +108,7 @@ def measure(side: str, modality: str, path: str) -> None:
     """Fit and transform; print seconds and peak memory."""
     import scanpy  # noqa: F401  both sides use it; its import is not what is measured
 
-    import clue.preprocess  # noqa: F401
+    import clue.preprocess  # noqa: F401  likewise
 
     counts = sp.load_npz(path)
     size = (counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes) / 2**30
