@@ -40,12 +40,15 @@ def columns(matrix, chosen: np.ndarray):
     return matrix[:, chosen]
 
 
-def size_normalised(counts: sp.csr_matrix, target: float = 1e4) -> sp.csr_matrix:
-    """Scale every cell to `target` counts and take log(1 + x)."""
+def size_normalised(counts: sp.csr_matrix, chosen: np.ndarray, target: float = 1e4) -> sp.csr_matrix:
+    """Scale every cell to `target` counts and take log(1 + x); return the columns `chosen`."""
     total = np.asarray(counts.sum(axis=1)).ravel()
-    return _with_values(
-        counts, lambda block, rows: np.log1p(block.data * _per_value(block, target / _above(total[rows])))
-    )
+    some = columns(counts, chosen)
+
+    def scaled(block: sp.csr_matrix, rows: slice) -> np.ndarray:
+        return np.log1p(block.data * _per_value(block, target / _above(total[rows])))
+
+    return _with_values(some, scaled, overwrite=some is not counts)
 
 
 def _above(total: np.ndarray) -> np.ndarray:
@@ -56,10 +59,21 @@ def _per_value(block: sp.csr_matrix, of_row: np.ndarray) -> np.ndarray:
     return np.repeat(of_row, np.diff(block.indptr))
 
 
-def _with_values(matrix: sp.csr_matrix, values: Callable[[sp.csr_matrix, slice], np.ndarray]) -> sp.csr_matrix:
-    """Return a float32 matrix of the same pattern, sharing its memory; `values` gets some rows and which they are."""
+def _with_values(
+    matrix: sp.csr_matrix, values: Callable[[sp.csr_matrix, slice], np.ndarray], overwrite: bool = False
+) -> sp.csr_matrix:
+    """Return a float32 matrix of the same pattern, sharing its memory; `values` gets some rows and which they are.
+
+    `overwrite` says that the old values are needed no more: new ones take their place if they are of the same type.
+    """
     slices = (slice(start, start + BLOCK) for start in range(0, matrix.shape[0], BLOCK))
     parts = (values(matrix[rows], rows) for rows in slices)
+    if overwrite and matrix.data.dtype == np.float32:
+        end = 0
+        for part in parts:
+            matrix.data[end : end + len(part)] = part
+            end += len(part)
+        return matrix
     data = filled(parts, matrix.nnz, np.float32, is_mapped(matrix.data))
     return sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
@@ -161,7 +175,7 @@ class Preprocessor:
     def _expression(self, counts: sp.csr_matrix) -> np.ndarray:
         if self.modality == "adt":
             return centred_log_ratio(counts[:, self.selected])
-        return size_normalised(counts)[:, self.selected].toarray()
+        return size_normalised(counts, self.selected).toarray()
 
     def _standardise(self, values: np.ndarray) -> np.ndarray:
         values = (values - self.arrays["mean"]) / self.arrays["std"]
@@ -169,7 +183,7 @@ class Preprocessor:
 
     def _fit_expression(self, counts: sp.csr_matrix) -> None:
         if self.modality == "rna":
-            self._fit_sparse(columns(size_normalised(counts), self.selected))
+            self._fit_sparse(size_normalised(counts, self.selected))
             return
         values = self._expression(counts)
         std = values.std(axis=0)
@@ -179,7 +193,7 @@ class Preprocessor:
         self.arrays["components"] = self._components(values - self.arrays["centre"])
 
     def _fit_sparse(self, values: sp.csr_matrix) -> None:
-        """Fit without a dense matrix: a standardised zero is the same for all cells of a gene.
+        """Fit without a dense matrix, overwriting `values`: a standardised zero is the same for all cells of a gene.
 
         So the standardised matrix is a sparse one, of the differences from that zero, and a constant row, which
         centring removes.
@@ -196,7 +210,7 @@ class Preprocessor:
             gene = block.indices
             return np.clip((block.data - mean[gene]) / std[gene], -CLIP, CLIP) - zero[gene]
 
-        sparse = _with_values(values, differences)
+        sparse = _with_values(values, differences, overwrite=True)
         n_components = self._n_components(sparse.shape)
         # the eigenvectors of a small covariance matrix cost a fraction of hundreds of Lanczos vectors
         if sparse.shape[1] <= SMALL_COVARIANCE:
