@@ -1,6 +1,7 @@
 """A copy of the project whose runs go to Slurm, and what tests wait for in it."""
 
 import importlib.util
+import signal
 import subprocess
 import sys
 import time
@@ -45,8 +46,15 @@ class SlurmProject(workflow.Project):
         """Start `snakemake --profile slurm`; its output is in ``snakemake.out``."""
         command = [sys.executable, "-m", "snakemake", *self.options, *options]
         with open(self.path("snakemake.out"), "a") as log:
+            # A shell has what it starts in the background ignore Ctrl-C, and that is inherited.
             return subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=log, stderr=log, start_new_session=True
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     def output(self):
