@@ -1,7 +1,8 @@
 """Bridge integration with Seurat 5 (Hao et al., Nature Biotechnology 2023); the work is done by ``seurat_bridge.R``.
 
 Paired training cells are the bridge, test RNA is the reference, the other modality's test cells are the query.
-In which of two spaces cells are matched is chosen on training cells held out, unless the parameters name one.
+In which of two spaces cells are matched is chosen on training cells held out; where the parameters name one, or the
+held-out cells are too few for Seurat, it is the first.
 """
 
 from pathlib import Path
@@ -21,28 +22,34 @@ MIN_CELLS = 60
 FOR_R = ("normalization", "n_genes", "n_pcs", "n_query", "supervised", "k_weight")
 
 
+class TooFewCells(BenchmarkError):
+    """Seurat cannot work on so few cells."""
+
+
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     """Choose a space, then embed the test cells."""
     paired = paired_cells(task.train)
     grid = combinations({"space": params["space"]})
+    settings = grid[0]
     if len(grid) > 1:
 
         def candidates(fit_on, held_out):
-            spaces, _ = integrate(fit_on, held_out, params, seed, "the choice of a space, with some cells held out")
+            spaces, _ = integrate(fit_on, held_out, params, seed)
             for settings in grid:
                 yield tuple(spaces[settings["space"]].values())
 
         folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
-        settings, task.info["inner_validation"] = choose(paired, grid, candidates, seed=seed, **folds)
-    else:
-        settings = grid[0]
-    spaces, info = integrate(paired, task.test, params, seed, "the integration")
+        try:
+            settings, task.info["inner_validation"] = choose(paired, grid, candidates, seed=seed, **folds)
+        except TooFewCells as error:
+            task.info["inner_validation"] = f"none, with some cells held out: {error}"
+    spaces, info = integrate(paired, task.test, params, seed)
     task.info.update(info, chosen=settings)
     return spaces[settings["space"]]
 
 
 def integrate(
-    paired: dict[str, ad.AnnData], cells: dict[str, ad.AnnData], params: dict, seed: int, purpose: str
+    paired: dict[str, ad.AnnData], cells: dict[str, ad.AnnData], params: dict, seed: int
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
     """Return cells of each modality in each space, and what was done.
 
@@ -52,8 +59,11 @@ def integrate(
         The bridge, rows paired.
     cells
         RNA cells, the reference, and those of another modality, the query; rows in any order.
-    purpose
-        What it is for, to be named where cells are too few.
+
+    Raises
+    ------
+    TooFewCells
+        If any of the four inputs has fewer than `MIN_CELLS`.
     """
     other = next(modality for modality in cells if modality != "rna")
     n_available = paired["rna"].n_obs
@@ -66,10 +76,7 @@ def integrate(
     }
     for name, adata in inputs.items():
         if adata.n_obs < MIN_CELLS:
-            raise BenchmarkError(
-                f"{name} has {adata.n_obs} cells, Seurat needs {MIN_CELLS} for {purpose}; give more cells, or a single"
-                " space in the method's YAML, which saves the choice"
-            )
+            raise TooFewCells(f"{name} has {adata.n_obs} cells, Seurat needs {MIN_CELLS}; give more cells")
     values = {name: params[name] for name in FOR_R}
     n_components = limits(inputs, values)
     arrays, info = run_r(SCRIPT, inputs, values | n_components | {"query": other, "seed": seed}, R_PACKAGES)

@@ -276,6 +276,15 @@ def test_too_few_cells_are_told_before_r_starts(tmp_path, monkeypatch):
     assert "Seurat needs 60" in json.loads((tmp_path / "failure.json").read_text())["error"]
 
 
+@pytest.mark.slow
+def test_too_few_cells_to_choose_a_space_take_the_first(real_r, tmp_path):
+    _, report, _ = run_bridge(tmp_path, "adt", test_cells=80, n_cells=200)
+    assert report["info"]["chosen"] == {"space": "direct"}
+    assert report["info"]["inner_validation"] == (
+        "none, with some cells held out: reference has 31 cells, Seurat needs 60; give more cells"
+    )
+
+
 def test_bridge_cells_are_drawn_in_pairs_and_in_order():
     paired = dict(simulate(50, {"rna": 5, "adt": 4}, seed=0).mod)
     drawn = seurat_bridge().subsample(paired, 20, seed=1)
