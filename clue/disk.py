@@ -58,7 +58,11 @@ def filled(parts: Iterable[np.ndarray], size: int, dtype, on_disk: bool) -> np.n
         for part in parts:
             file.append(part)
         return file.mapped()
-    array = np.empty(size, dtype)
+    return fill(np.empty(size, dtype), parts)
+
+
+def fill(array: np.ndarray, parts: Iterable[np.ndarray]) -> np.ndarray:
+    """Write the parts into an array, one after the other; return it."""
     end = 0
     for part in parts:
         array[end : end + len(part)] = part

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 from sklearn.utils.extmath import randomized_svd, svd_flip
 
-from clue.disk import filled, is_mapped, mapped
+from clue.disk import fill, filled, is_mapped, mapped
 
 CLIP = 10.0
 """Standardised expression is clipped to ± this many standard deviations, as scanpy's and the authors' code do."""
@@ -69,10 +69,7 @@ def _with_values(
     slices = (slice(start, start + BLOCK) for start in range(0, matrix.shape[0], BLOCK))
     parts = (values(matrix[rows], rows) for rows in slices)
     if overwrite and matrix.data.dtype == np.float32:
-        end = 0
-        for part in parts:
-            matrix.data[end : end + len(part)] = part
-            end += len(part)
+        fill(matrix.data, parts)
         return matrix
     data = filled(parts, matrix.nnz, np.float32, is_mapped(matrix.data))
     return sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)

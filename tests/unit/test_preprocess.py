@@ -61,6 +61,15 @@ def test_peaks_equal_the_dense_formula(data, monkeypatch):
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
+@pytest.mark.parametrize("n_features", [None, 60])
+@pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
+def test_counts_are_not_changed(data, modality, n_features):
+    adata = data[modality].copy()
+    assert adata.X.dtype == np.float32, "what is prepared in place"
+    Preprocessor(modality, 8, n_features).fit(adata).transform(adata)
+    assert (adata.X != data[modality].X).nnz == 0
+
+
 @pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
 def test_a_backed_file_gives_the_same(data, modality, tmp_path, monkeypatch):
     adata = data[modality].copy()
