@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
 from clue.benchmark import plots, style, tables
@@ -33,9 +34,11 @@ def draw(found: pd.DataFrame, display: style.Display) -> plt.Figure:
         axis.axis("off")
     for axis, (dataset, split) in zip(axes.flat, places, strict=False):
         here = tables.rows_of(found, dataset=dataset, split=split)
-        for method in display.order("methods", here["method"]):
+        methods = display.order("methods", here["method"])
+        # a later point is smaller: of two in one place the first is a ring around the second
+        for method, area in zip(methods, np.linspace(60, 14, len(methods)), strict=True):
             frame = tables.rows_of(here, method=method).dropna(subset=list(GROUPS))
-            look = {"s": 26, "edgecolor": "white", "linewidth": 0.5, "zorder": 3, "alpha": 0.8}
+            look = {"s": area, "edgecolor": "white", "linewidth": 0.5, "zorder": 3, "alpha": 0.8}
             color, label = display.color("methods", method), display.label("methods", method)
             axis.scatter(frame["mixing"], frame["bio"], color=color, label=label, **look)
         derived = "" if (here["labels"] == "published").all() else "\n(derived labels)"
@@ -65,7 +68,8 @@ def note(found: pd.DataFrame) -> str:
     return (
         "Bio-conservation: mean of NMI, ARI (k-means), silhouette of types, cLISI. Mixing: mean of silhouette of "
         f"modalities, iLISI, graph connectivity. First seed of the default variant; {count} points, a cell is one per "
-        "modality, sampled where there are more. Both range from 0 to 1; the axes show the part where methods are."
+        "modality, sampled where there are more. Both range from 0 to 1; the axes show the part where methods are. "
+        "Sizes differ so that no point hides another."
     )
 
 
