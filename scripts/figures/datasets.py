@@ -13,6 +13,8 @@ from clue.benchmark.config import check, read_yaml
 from clue.benchmark.contracts import MODALITIES, ContractError
 from clue.benchmark.errors import run_program
 
+COLUMNS = ["Data set", "Cells", "Features", "Splits", "Source", "Licence", "Citation", "Notes", "SHA-256"]
+
 
 def shapes(path: Path) -> dict[str, tuple[int, int]]:
     """Return cells and features of each modality of a prepared data set, without reading its counts."""
@@ -81,9 +83,8 @@ def make_table(datasets: Sequence[Path], solutions: Sequence[Path], config: Path
         record = describe_dataset(path, config)
         name = read_uns(path, "dataset")["dataset"]
         texts = [split["text"] for split in splits if split["dataset"] == name]
-        first = {key: record.pop(key) for key in ("Data set", "Cells", "Features")}
-        records.append({**first, "Splits": "; ".join(texts), **record})
-    return pd.DataFrame(records)
+        records.append(record | {"Splits": "; ".join(texts)})
+    return pd.DataFrame(records, columns=COLUMNS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -516,6 +516,13 @@ def test_a_broken_data_set_is_one_clear_line(scripts, tmp_path):
         scripts("figures/datasets.py").shapes(tmp_path / "dataset.h5mu")
 
 
+def test_datasets_table_without_data_sets_is_a_table(scripts, tmp_path):
+    """As after a run in which no data set could be prepared."""
+    table = tmp_path / "datasets.tsv"
+    scripts("figures/datasets.py").main(["--datasets", "--solutions", "--config", "config", "--table", str(table)])
+    assert len(pd.read_csv(table, sep="\t")) == 0
+
+
 # ---- the overview --------------------------------------------------------------------------------
 
 
