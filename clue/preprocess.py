@@ -18,7 +18,7 @@ from clue.disk import fill, filled, is_mapped, mapped
 CLIP = 10.0
 """Standardised expression is clipped to ± this many standard deviations, as scanpy's and the authors' code do."""
 
-BLOCK = 4096
+BLOCK = 1024
 """Cells that are read, or made dense, at a time."""
 
 SMALL_COVARIANCE = 2000
