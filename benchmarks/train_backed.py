@@ -1,6 +1,7 @@
 """Memory and speed of training from a backed file, beside training in memory.
 
     OMP_NUM_THREADS=1 python benchmarks/train_backed.py [--cells 20000] [--genes 2000] [--steps 100] [--folder FOLDER]
+        [--sides memory backed]
 
 Writes simulated counts (CSR, 12 % non-zeros) of genes and 20 proteins; then each side, a process of its own, reads
 them, makes a model of the default sizes and trains. Peaks are of the whole process, libraries included, every 10 ms:
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--genes", type=int, default=2_000)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--folder", type=Path, help="where the files are written and removed")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.side:
@@ -44,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         for modality, n_features in (("rna", arguments.genes), ("adt", 20)):
             features = pd.Index([f"{modality}_{i}" for i in range(n_features)])
             write(Path(folder) / f"{modality}.h5ad", arguments.cells, features)
-        for side in SIDES:
+        for side in arguments.sides:
             answer, peaks = watched(side, folder, arguments.steps)
             print(
                 f"{arguments.cells}\t{arguments.genes}\t{side}\t{answer['prepare_s']:.3g}\t{answer['steps_per_s']:.3g}"
