@@ -137,6 +137,13 @@ class Network(nn.Module):
         """Return the parameters of encoders and decoders."""
         return [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
 
+    def compile_layers(self, backend: str) -> None:
+        """Have `torch.compile` fuse what layers do; the likelihood's passes are written by hand already."""
+        decoded = [layer for decoder in self.decoders.values() for layer in decoder.layers]
+        for module in (*self.encoders.values(), *decoded, self.discriminator):
+            # mini-batches differ in how many cells are seen in a modality
+            module.compile(backend=backend, dynamic=True)
+
     def subspace(self, z: torch.Tensor, modality: str) -> torch.Tensor:
         """Return z_k of z, shape (n_cells, n_latent)."""
         i = self.modalities.index(modality)

@@ -292,6 +292,16 @@ def test_bfloat16_products_train(two):
         clue.CLUE(two, precision="float16", **SMALL)
 
 
+def test_compiled_layers_train_alike_and_are_saved_alike(two, tmp_path):
+    plain = fitted(two)
+    # this backend compiles all but the machine code, for which a compiler would be needed
+    compiled = fitted(two, compile="aot_eager")
+    np.testing.assert_allclose(compiled.embed(two["rna"], "rna"), plain.embed(two["rna"], "rna"), rtol=0, atol=0.01)
+    compiled.save(tmp_path / "model.pt")
+    loaded = clue.CLUE.load(tmp_path / "model.pt")
+    np.testing.assert_allclose(loaded.embed(two["adt"], "adt"), compiled.embed(two["adt"], "adt"), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])
 def test_dropout_zeroes_at_the_rate_and_keeps_the_mean(rate):
     torch.manual_seed(0)
