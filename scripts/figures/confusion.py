@@ -16,6 +16,8 @@ from clue.benchmark.errors import run_program
 COLUMNS = ["method", "seed", "direction", "from_type", "to_type", "fraction", "cells"]
 MAX_NUMBERED = 12
 """With more types than this the fields hold no numbers."""
+LABEL_INCHES = 0.085
+"""What the label of a cell type takes."""
 
 
 def types_of(solution, modality: str) -> np.ndarray:
@@ -73,7 +75,7 @@ def draw(found: Sequence[tuple], title: str, derived: bool, display: style.Displ
     methods = display.order("methods", [method for method, *_ in found])
     directions = list(dict.fromkeys(direction for _, _, direction, _ in found))
     n_types = len(found[0][3])
-    side = float(np.clip(0.2 * n_types, 1.6, 2.6))
+    side = max(float(np.clip(0.2 * n_types, 1.6, 2.6)), LABEL_INCHES * n_types)
     size = (side * len(directions) + 1.9, (side + 0.25) * len(methods) + 1.6)
     shape = (len(methods), len(directions))
     figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex=True, layout="constrained")

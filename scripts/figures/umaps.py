@@ -99,9 +99,14 @@ def add_legends(axis: Axes, modalities: dict[str, str], types: dict[str, str], n
         title=title,
         loc="upper left",
         bbox_to_anchor=(0, 1 - below),
-        ncols=-(-len(types) // LEGEND_ROWS),
+        ncols=legend_columns(len(types)),
         **look,
     )
+
+
+def legend_columns(n_types: int) -> int:
+    """Return into how many columns a legend of cell types goes."""
+    return -(-n_types // LEGEND_ROWS)
 
 
 def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], display: style.Display, seed: int):
@@ -111,7 +116,8 @@ def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], displ
     numbers = {name: i for i, name in enumerate(types, start=1)}
     modalities = {name: display.color("modalities", name) for name in display.order("modalities", frame["modality"])}
     methods = display.order("methods", frame["method"])
-    height = max(ROW_HEIGHT * len(methods), LEGEND_LINE * min(len(types), LEGEND_ROWS) + 1.0) + 0.6
+    legend_rows = -(-len(types) // legend_columns(len(types)))
+    height = max(ROW_HEIGHT * len(methods), LEGEND_LINE * legend_rows + 1.0) + 0.6
     figure = plt.figure(figsize=(style.PAGE, height), layout="constrained")
     layout = figure.add_gridspec(len(methods), 3, width_ratios=[1, 1, 0.85])
     for row, method in enumerate(methods):
