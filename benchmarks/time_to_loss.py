@@ -23,9 +23,11 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
-from train_speed import ANSWER, GivenInput, say, settings
+from train_speed import ANSWER, GivenInput, network_of, say, settings
 
-N_JUDGES, N_BATCHES, N_DRAWS, BATCH_SIZE = 200, 2, 5, 128
+N_JUDGES, N_DRAWS, BATCH_SIZE = 200, 5, 128
+BATCHES = ["batch1", "batch2"]
+"""The names that `clue.simulate` gives them."""
 LEARNING_RATE = {"clue": 2e-3, "clue_fast": 6e-3}
 MODALITIES = ("rna", "atac")
 LIBRARIES = "libraries.pt"
@@ -74,7 +76,7 @@ def write_cells(folder: Path, arguments) -> None:
         arguments.cells + N_JUDGES,
         {"rna": arguments.genes, "atac": arguments.peaks},
         library_sizes={"rna": 3_000, "atac": 6_000},
-        n_batches=N_BATCHES,
+        n_batches=len(BATCHES),
         seed=0,
     )
     for k, cells in mdata.mod.items():
@@ -123,6 +125,8 @@ def train_reference(arguments) -> dict:
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "methods"))
     import clue_scglue
 
+    from clue.batches import batch_labels
+
     clue_scglue.configure("cpu")
     cells, judges = (read(arguments.folder, name) for name in ("train", "judges"))
     for part in (*cells.values(), *judges.values()):
@@ -138,7 +142,7 @@ def train_reference(arguments) -> dict:
     data = (
         {k: torch.from_numpy(judges[k].X.toarray()) for k in MODALITIES},
         {k: torch.from_numpy(judges[k].obsm["input"]) for k in MODALITIES},
-        {k: torch.from_numpy(batch_codes(judges[k])) for k in MODALITIES},
+        {k: torch.from_numpy(batch_labels(judges[k], BATCHES, "batch")) for k in MODALITIES},
         {},
         {k: torch.ones(N_JUDGES) for k in MODALITIES},
         {k: torch.full((N_JUDGES,), i) for i, k in enumerate(MODALITIES)},
@@ -154,38 +158,20 @@ def train_reference(arguments) -> dict:
     return {"judged": [(step.seconds, float(np.mean(drawn)))]}
 
 
-def batch_codes(adata: ad.AnnData) -> np.ndarray:
-    """Return the position of each cell's batch among the sorted batches."""
-    return np.array([batch_labels().index(batch) for batch in adata.obs["batch"]])
-
-
-def batch_labels() -> list[str]:
-    """Return the batches of `write_cells`, sorted."""
-    return [f"batch{i + 1}" for i in range(N_BATCHES)]
-
-
 def train_clue(arguments) -> dict:
     """Train ours and judge it after each epoch."""
     import torch
 
     from clue.batches import Cells
-    from clue.network import Network, Objective
     from clue.train import Training, _Loop
 
-    chosen = settings("clue_competition")
     cells, judges = (
-        Cells(adatas, {k: GivenInput(a.n_vars) for k, a in adatas.items()}, batch_labels(), "batch", "cpu")
+        Cells(adatas, {k: GivenInput(a.n_vars) for k, a in adatas.items()}, BATCHES, "batch", "cpu")
         for adatas in (read(arguments.folder, "train"), read(arguments.folder, "judges"))
     )
-    of_inputs = ("n_components", "cells_per_component", "n_features")
-    model = {key: value for key, value in chosen["model"].items() if key not in of_inputs}
-    torch.manual_seed(0)
-    inputs = {k: x.shape[1] for k, x in cells.x.items()}
-    features = {k: counts.n_features for k, counts in cells.counts.items()}
-    network = Network(inputs, features, N_BATCHES, precision=arguments.precision, **model)
+    network, objective = network_of(cells, len(BATCHES), arguments.precision)
     for k, start in torch.load(arguments.folder / LIBRARIES).items():
         network.libraries[k].linear.load_state_dict(start)
-    objective = Objective(**chosen["objective"])
     endless = {"max_steps": 10**9, "patience_steps": 10**9}
     rate = LEARNING_RATE[arguments.side]
     training = Training(batch_size=BATCH_SIZE, learning_rate=rate, optimizer="rmsprop", check_steps=1, **endless)

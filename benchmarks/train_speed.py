@@ -239,25 +239,32 @@ class GivenInput:
         return adata.X
 
 
-def train_clue(adatas, folder: str, precision: str) -> Turnstile:
-    """Train our network with the same settings."""
+def network_of(cells, n_batches: int, precision: str):
+    """Return our network for these cells and its objective, as the competition had them."""
     import torch
 
-    from clue.batches import Cells
     from clue.network import Network, Objective
+
+    chosen = settings("clue_competition")
+    of_inputs = ("n_components", "cells_per_component", "n_features")
+    model = {key: value for key, value in chosen["model"].items() if key not in of_inputs}
+    inputs = {k: x.shape[1] for k, x in cells.x.items()}
+    features = {k: counts.n_features for k, counts in cells.counts.items()}
+    torch.manual_seed(0)
+    return Network(inputs, features, n_batches, precision=precision, **model), Objective(**chosen["objective"])
+
+
+def train_clue(adatas, folder: str, precision: str) -> Turnstile:
+    """Train our network with the same settings."""
+    from clue.batches import Cells
     from clue.train import Training, _Loop
 
     batches = [str(i) for i in range(BATCHES)]
     cells = Cells(adatas, {k: GivenInput(adata.n_vars) for k, adata in adatas.items()}, batches, "batch", "cpu")
-    chosen = settings("clue_competition")
-    of_inputs = ("n_components", "cells_per_component", "n_features")
-    model = {key: value for key, value in chosen["model"].items() if key not in of_inputs}
-    widths = {k: adata.n_vars for k, adata in adatas.items()}
     adatas.clear()
-    torch.manual_seed(0)
-    network = Network(dict.fromkeys(widths, WIDTH), widths, BATCHES, precision=precision, **model)
+    network, objective = network_of(cells, BATCHES, precision)
     training = Training(batch_size=128, learning_rate=2e-3, max_steps=10**9, patience_steps=10**9)
-    loop = _Loop(network, cells, Objective(**chosen["objective"]), training, 0)
+    loop = _Loop(network, cells, objective, training, 0)
     turnstile = loop._train_step = Turnstile(loop._train_step)
     try:
         while True:

@@ -300,6 +300,8 @@ def test_compiled_layers_train_alike_and_are_saved_alike(two, tmp_path):
     compiled.save(tmp_path / "model.pt")
     loaded = clue.CLUE.load(tmp_path / "model.pt")
     np.testing.assert_allclose(loaded.embed(two["adt"], "adt"), compiled.embed(two["adt"], "adt"), rtol=1e-5, atol=1e-6)
+    with pytest.raises(Exception, match="nonsense"):
+        fitted(two, compile="nonsense")
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.5])

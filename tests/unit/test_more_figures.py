@@ -1,6 +1,7 @@
 """Figures beyond the paper: known answers, and tables of every shape."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import anndata as ad
@@ -155,6 +156,24 @@ def test_confusion_follows_the_solution_into_shuffled_files(scripts):
     obs = pd.DataFrame(obs, index=list("abcd"))
     solution = ad.AnnData(np.zeros((4, 0)), obs=obs)
     assert scripts("figures/confusion.py").types_of(solution, "rna").tolist() == ["c1", "c3", "c0", "c2"]
+
+
+def test_many_types_have_labels_apart_and_no_blank_page(scripts, display):
+    """45 types, as the competition's CITE data have."""
+    types = [f"Type {i}" for i in range(45)]
+    table = pd.DataFrame(np.eye(45), index=types, columns=types)
+    found = [("clue", "0", direction, table) for direction in ("rna2adt", "adt2rna")]
+    figure = scripts("figures/confusion.py").draw(found, "title", False, display)
+    figure.canvas.draw()
+    for labels, edges in ((figure.axes[0].get_yticklabels(), "y"), (figure.axes[0].get_xticklabels(), "x")):
+        boxes = sorted((getattr(label.get_window_extent(), f"interval{edges}") for label in labels), key=tuple)
+        assert all(first[1] <= second[0] for first, second in pairwise(boxes))
+    points = pd.DataFrame({"x": range(90), "y": range(90), "modality": ["rna", "adt"] * 45, "cell_type": types * 2})
+    points = points.assign(method="clue", variant="default")
+    figure = scripts("figures/umaps.py").draw(points, "title", False, [], display, seed=0)
+    figure.canvas.draw()
+    # the legend ends in the lowest sixth of the page
+    assert figure.axes[-1].get_legend().get_window_extent().y0 < figure.bbox.height / 6
 
 
 def test_plane_is_the_mean_of_each_group(scripts, draw, project):
