@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -23,6 +24,8 @@ TYPES = {"rna": "GEX", "adt": "ADT", "atac": "ATAC"}
 MINIMUM = {"rna": 150, "adt": 134, "atac": 300}
 """Fewest features of a modality, however small the factor."""
 LIBRARY_SIZES = {"rna": 2000.0, "adt": 1000.0, "atac": 5000.0}
+ROWS_PER_BLOCK = 4096
+"""Cells that are processed at one time."""
 ATAC_LIBRARIES = {"53": ("04", "05"), "54": ("06",), "55": ("07",), "56": ("08",)}
 """What the table of cell types calls the ATAC libraries of each RNA library."""
 
@@ -157,9 +160,8 @@ def write_bucket(cells: Modalities, folder: Path, seed: int = 0) -> None:
             adata.write_h5ad(task_folder / f"{task}.censor_dataset.output_{part}_{role}.h5ad", compression="gzip")
     complete = {"cite": "phase2-private-data/common/openproblems_bmmc_complete", "multiome": "post_competition"}[kind]
     (folder / complete).mkdir(parents=True)
-    _all_cells(cells, [], f"openproblems_bmmc_{kind}_complete").write_h5ad(
-        folder / complete / f"openproblems_bmmc_{kind}_complete.h5ad", compression="gzip"
-    )
+    name = f"openproblems_bmmc_{kind}_complete"
+    _write_all_cells(cells, [], name, folder / complete / f"{name}.h5ad", compression="gzip")
 
 
 def write_geo_bmmc(cells: Modalities, folder: Path) -> None:
@@ -167,7 +169,7 @@ def write_geo_bmmc(cells: Modalities, folder: Path) -> None:
     kind = _kind(cells)
     plain = folder / f"GSE194122_openproblems_neurips2021_{kind}_BMMC_processed.h5ad"
     folder.mkdir(parents=True, exist_ok=True)
-    _all_cells(cells, ["is_train"], f"openproblems_bmmc_{kind}").write_h5ad(plain)
+    _write_all_cells(cells, ["is_train"], f"openproblems_bmmc_{kind}", plain)
     with gzip.open(f"{plain}.gz", "wb", compresslevel=1) as packed, open(plain, "rb") as file:
         while chunk := file.read(1 << 22):
             packed.write(chunk)
@@ -218,25 +220,38 @@ def _processed(adata: ad.AnnData, modality: str) -> ad.AnnData:
     return processed
 
 
-def _all_cells(cells: Modalities, columns: list[str], dataset_id: str) -> ad.AnnData:
-    """Return all features of all cells in one table."""
-    parts = [_processed(adata, modality) for modality, adata in cells.items()]
-    obs = parts[0].obs.rename(columns={"part": "is_train"})
+def _write_all_cells(cells: Modalities, columns: list[str], dataset_id: str, path: Path, **settings) -> None:
+    """Write one table of all features, block by block of cells: at full size each copy takes gigabytes."""
+    starts = range(0, cells["rna"].n_obs, ROWS_PER_BLOCK)
+    blocks = (_side_by_side(cells, slice(start, start + ROWS_PER_BLOCK)) for start in starts)
+    matrices, var = next(blocks)
+    obs = cells["rna"].obs.rename(columns={"part": "is_train"})
     obs["DonorNumber"] = "donor" + obs["batch"].str.extract(r"d(\d+)$", expand=False)
     obs["Site"] = "site" + obs["batch"].str[1]
-    var = pd.concat([part.var for part in parts]).rename(columns={"gene_ids": "gene_id"})
     # Names of a gene and a protein may be the same, here as in the real files: anndata is not asked to mind.
     names, var.index = var.index, [str(j) for j in range(len(var))]
-    adata = ad.AnnData(
-        sp.hstack([part.X for part in parts], format="csr"),
+    table = ad.AnnData(
         obs=obs[["batch", "cell_type", "DonorNumber", "Site", *columns]],
         var=var,
-        layers={"counts": sp.hstack([part.layers["counts"] for part in parts], format="csr")},
         obsm={"GEX_X_umap": np.zeros((len(obs), 2), dtype=np.float32)},
         uns={"dataset_id": dataset_id, "organism": "human", "genome": "GRCh38"},
     )
-    adata.var.index = names
-    return adata
+    table.var.index = names
+    table.write_h5ad(path, **settings)
+    with h5py.File(path, "r+") as file:
+        for name, matrix in matrices.items():
+            ad.io.write_elem(file, name, matrix, dataset_kwargs=settings)
+        for matrices, _ in blocks:
+            for name, matrix in matrices.items():
+                ad.io.sparse_dataset(file[name]).append(matrix)
+
+
+def _side_by_side(cells: Modalities, rows: slice) -> tuple[dict[str, sp.csr_matrix], pd.DataFrame]:
+    """Return some cells' matrices of all features, by their place in the file, and the features' table."""
+    parts = [_processed(adata[rows], modality) for modality, adata in cells.items()]
+    matrices = {"X": [part.X for part in parts], "layers/counts": [part.layers["counts"] for part in parts]}
+    var = pd.concat([part.var for part in parts]).rename(columns={"gene_ids": "gene_id"})
+    return {name: sp.hstack(matrix, format="csr") for name, matrix in matrices.items()}, var
 
 
 # ---- SHARE-seq: GEO and GLUE ---------------------------------------------------------------------
