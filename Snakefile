@@ -12,7 +12,7 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-# The graph of jobs is millions of objects that stay; looking through them after every 700 new ones takes a tenth of the
+# The graph of jobs is millions of objects that stay; looking through them after every 700 new ones takes a quarter of the
 # time that 10,000 jobs take to plan, and leaves as much memory in use.
 gc.set_threshold(100_000, 50, 100)
 
