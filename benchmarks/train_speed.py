@@ -3,12 +3,12 @@
     OMP_NUM_THREADS=1 python benchmarks/train_speed.py [--cells 2000 10000 40000] [--seconds 120]
 
 The competition's Multiome settings on both sides: sizes and loss weights from `config/methods/clue_scglue.yaml` and
-`clue_competition.yaml`, the same loss terms, the same simulated counts, the same random encoder inputs (preprocessing
-is not measured here). Each side trains in a process of its own; reference, ours, and ours with bfloat16 matrix
-products take turns, a few steps at a time, so that other work on the machine disturbs all alike. Timed are training
-steps, with what they read; validation and start-up are not. Printed per number of cells: CPU seconds per epoch from
-the median step, the ratio to the reference (median of the ratios of neighbouring turns), peak memory, and the floor:
-the step's matrix products at this machine's measured rate of them.
+`clue_competition.yaml`, the same loss terms, the same simulated counts and random encoder inputs, read from the same
+files (preprocessing is not measured here). Each side trains in a process of its own; reference, ours, and, where the
+processor multiplies it faster, ours with bfloat16 matrix products take turns, a few steps at a time, so that other
+work on the machine disturbs all alike. Timed are training steps, with what they read; validation and start-up are
+not. Printed per number of cells: CPU seconds per epoch from the median step, the ratio to the reference (median of the
+ratios of neighbouring turns), peak memory, and the floor: the step's matrix products at this machine's measured rate.
 """
 
 import argparse
@@ -21,11 +21,15 @@ import tempfile
 import time
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
+import scipy.sparse as sp
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDES = ["reference", "clue", "clue_bfloat16"]
+WRITER = "write"
+MODALITIES = ("rna", "atac")
 BATCHES = 10
 WIDTH = 100
 ANSWER = "@"
@@ -42,29 +46,43 @@ def main(argv: list[str] | None = None) -> None:
         "--seconds", type=float, default=120.0, help="of training, per number of cells, all sides together"
     )
     parser.add_argument("--turn", type=int, default=2, help="steps in a turn")
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help="where the cells are written and removed")
+    parser.add_argument("--side", choices=[WRITER, *SIDES], help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if arguments.side == WRITER:
+        write_cells(arguments.folder, arguments.cells[0], arguments.genes, arguments.peaks)
+        return
     if arguments.side:
-        train_one_side(arguments.side, arguments.cells[0], arguments.genes, arguments.peaks)
+        train_one_side(arguments.side, arguments.folder)
         return
     rates = {name: matmul_rate(name) for name in ("float32", "bfloat16")}
     print("matrix products: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))
     print("cells\tside\ts_per_epoch\tspeed_ratio\tpeak_GB\tmemory_ratio\tfloor_s_per_epoch\ttimes_floor", flush=True)
+    sides = SIDES if rates["bfloat16"] > rates["float32"] else SIDES[:2]
     for n_cells in arguments.cells:
-        compare(n_cells, arguments, rates)
+        with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+            shape = ["--cells", n_cells, "--genes", arguments.genes, "--peaks", arguments.peaks]
+            # in a process of its own: a process's peak memory includes that of the one that started it
+            subprocess.run(command_of(WRITER, folder, *shape), check=True)
+            compare(n_cells, folder, sides, arguments, rates)
 
 
-def compare(n_cells: int, arguments, rates: dict[str, float]) -> None:
+def command_of(side: str, folder: str, *more) -> list[str]:
+    """Return the command of a child process."""
+    return [sys.executable, __file__, "--side", side, "--folder", folder, *map(str, more)]
+
+
+def compare(n_cells: int, folder: str, sides: list[str], arguments, rates: dict[str, float]) -> None:
     """Let the sides take turns and print their rows."""
-    children = {side: Child(side, n_cells, arguments) for side in SIDES}
-    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    children = {side: Child(side, folder) for side in sides}
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
     end = time.monotonic() + arguments.seconds
-    while time.monotonic() < end or len(seconds[SIDES[-1]]) < 3:
+    while time.monotonic() < end or len(seconds[sides[-1]]) < 3:
         for side, child in children.items():
             seconds[side].append(child.train(arguments.turn))
     ends = {side: child.finish() for side, child in children.items()}
     steps_per_epoch = int(0.9 * n_cells) // 128 or 1
-    for side in SIDES:
+    for side in sides:
         # the first turn allocates and warms up
         step = statistics.median(seconds[side][1:])
         pairs = zip(seconds["reference"][1:], seconds[side][1:], strict=True)
@@ -94,12 +112,10 @@ def matmul_rate(dtype: str) -> float:
 class Child:
     """A process that trains one side, a turn at a time."""
 
-    def __init__(self, side: str, n_cells: int, arguments):
-        command = [sys.executable, __file__, "--side", side, "--cells", n_cells]
-        command += ["--genes", arguments.genes, "--peaks", arguments.peaks]
+    def __init__(self, side: str, folder: str):
         self.side = side
         self.process = subprocess.Popen(
-            [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command_of(side, folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.answer()
 
@@ -168,20 +184,23 @@ def say(what) -> None:
     print(ANSWER + json.dumps(what), flush=True)
 
 
-def train_one_side(side: str, n_cells: int, n_genes: int, n_peaks: int) -> None:
+def train_one_side(side: str, data: Path) -> None:
     """Train until the parent wants no more."""
-    adatas = {"rna": simulated(n_cells, n_genes, 0.15, 0), "atac": simulated(n_cells, n_peaks, 0.1, 1)}
+    adatas = {k: ad.read_h5ad(data / f"{k}.h5ad") for k in MODALITIES}
     with tempfile.TemporaryDirectory() as folder:
         train = train_reference if side == "reference" else train_clue
         turnstile = train(adatas, folder, "bfloat16" if side.endswith("bfloat16") else "float32")
     say({"peak_gb": turnstile.memory, "gflop": turnstile.gflop})
 
 
-def simulated(n_cells: int, n_features: int, density: float, seed: int):
-    """Return Poisson counts of the given density of non-zeros, with a random encoder input."""
-    import anndata as ad
-    import scipy.sparse as sp
+def write_cells(folder: Path, n_cells: int, n_genes: int, n_peaks: int) -> None:
+    """Simulate the cells that all sides read."""
+    for k, n_features, density in zip(MODALITIES, (n_genes, n_peaks), (0.15, 0.1), strict=True):
+        simulated(n_cells, n_features, density, MODALITIES.index(k)).write_h5ad(folder / f"{k}.h5ad")
 
+
+def simulated(n_cells: int, n_features: int, density: float, seed: int) -> ad.AnnData:
+    """Return Poisson counts of the given density of non-zeros, with a random encoder input."""
     rng = np.random.default_rng(seed)
     rate = rng.lognormal(0, 1.5, n_features).astype(np.float32)
     # so that the mean of 1 − exp(−rate) is the density
