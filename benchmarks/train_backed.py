@@ -84,11 +84,12 @@ def train(side: str, folder: Path, n_steps: int) -> None:
     model = clue.CLUE(adatas, batch_key=None)
     loop = _Loop(model.network, model._cells(model._data), Objective(), Training(), 0)
     middle = time.monotonic()
-    while loop.step < n_steps:
-        for index in loop.sampler.one_pass():
-            loop._train_step(index)
-            if loop.step == n_steps:
-                break
+    with loop.cells.in_any_order():
+        while loop.step < n_steps:
+            for index in loop.sampler.one_pass():
+                loop._train_step(index)
+                if loop.step == n_steps:
+                    break
     end = time.monotonic()
     times = {"prepare_s": middle - start, "steps_per_s": n_steps / (end - middle)}
     print(json.dumps({**times, "before_gb": before}))

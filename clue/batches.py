@@ -1,5 +1,6 @@
 """Mini-batches of sparse counts, where each cell is seen in any subset of the modalities."""
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import anndata as ad
@@ -9,7 +10,7 @@ import scipy.sparse as sp
 import torch
 from scipy.special import gammaln
 
-from clue.disk import as_type, is_mapped
+from clue.disk import as_type, is_mapped, map_of, read_here_and_there
 from clue.likelihood import SparseCounts
 from clue.preprocess import BLOCK, Preprocessor, columns
 
@@ -64,8 +65,9 @@ class Counts:
         place = "cpu" if is_mapped(matrix.data) else device
         self.start = torch.from_numpy(matrix.indptr.astype(np.int64, copy=False)).to(place)
         # int32 halves the memory of the largest array; indices become int64 in the mini-batch only
-        self.feature = torch.from_numpy(as_type(matrix.indices, np.int32)).to(place)
-        self.value = torch.from_numpy(as_type(matrix.data, np.float32)).to(place)
+        feature, value = as_type(matrix.indices, np.int32), as_type(matrix.data, np.float32)
+        self.maps = [found for array in (feature, value) if (found := map_of(array)) is not None]
+        self.feature, self.value = (torch.from_numpy(array).to(place) for array in (feature, value))
         self.n_features = matrix.shape[1]
         self.total = torch.from_numpy(_row_sums(matrix, matrix.data)).to(place)
         log_factorial = np.zeros(matrix.shape[0], dtype=np.float32)
@@ -139,6 +141,10 @@ class Cells:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def in_any_order(self) -> AbstractContextManager[None]:
+        """While the block lasts, expect mini-batches to be taken, not passes over all cells in their order."""
+        return read_here_and_there([found for counts in self.counts.values() for found in counts.maps])
 
     def paired(self) -> np.ndarray:
         """Return which cells are seen in two modalities or more, shape (n_cells,)."""

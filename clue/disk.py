@@ -9,7 +9,8 @@ variable ``TMPDIR`` names another, which should be on a disk and not, as some ``
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import scipy.sparse as sp
@@ -44,11 +45,33 @@ class _File:
         return np.asarray(np.memmap(self.file, self.dtype, "r+"))
 
 
-def is_mapped(array: np.ndarray) -> bool:
-    """Return whether an array lies in a map of a file."""
+def map_of(array: np.ndarray) -> mmap.mmap | None:
+    """Return the map of a file that an array lies in; None of one in memory."""
     while isinstance(array, np.ndarray):
         array = array.base
-    return isinstance(array, mmap.mmap)
+    return array if isinstance(array, mmap.mmap) else None
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    """Return whether an array lies in a map of a file."""
+    return map_of(array) is not None
+
+
+@contextmanager
+def read_here_and_there(maps: Iterable[mmap.mmap]) -> Iterator[None]:
+    """While the block lasts, have the operating system read those pages only that are touched.
+
+    It reads ahead, megabytes for each row of a mini-batch, which serves passes over all rows: of data larger than the
+    memory, whatever it has read ahead is gone before it is used.
+    """
+    advised = list(maps) if hasattr(mmap, "MADV_RANDOM") else []
+    for each in advised:
+        each.madvise(mmap.MADV_RANDOM)
+    try:
+        yield
+    finally:
+        for each in advised:
+            each.madvise(mmap.MADV_NORMAL)
 
 
 def filled(parts: Iterable[np.ndarray], size: int, dtype, on_disk: bool) -> np.ndarray:

@@ -117,6 +117,7 @@ def train(
             if loop.processes.rank == 0:
                 print(f"resuming at step {loop.step} from {path}", flush=True)
     with (
+        cells.in_any_order(),
         _checkpoint_on_signal() as wanted,
         tqdm(total=settings.max_steps, initial=loop.step, unit="step", disable=not progress, mininterval=5) as bar,
     ):

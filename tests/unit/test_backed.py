@@ -1,7 +1,9 @@
 """Training from counts in a file: the same results as in memory, nothing left behind, clear errors."""
 
 import errno
+import re
 import tempfile
+from pathlib import Path
 
 import anndata as ad
 import mudata as md
@@ -73,6 +75,24 @@ def test_training_equals_that_in_memory(data, tmp_path, scratch, kind, n_feature
     inside.fit(unpaired(data), **SHORT)
     assert same_weights(inside, outside.fit(unpaired(data), **SHORT))
     assert not list(scratch.glob("clue-*"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how maps are read")
+def test_nothing_is_read_ahead_while_training(data, tmp_path, scratch):
+    """Else each row of a mini-batch reads megabytes, of data that do not fit into memory over and over."""
+
+    def maps_without_read_ahead():
+        parts = re.split(r"^[0-9a-f]+-[0-9a-f]+ ", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
+        flags = [re.search(r"VmFlags:(.*)", part)[1].split() for part in parts if str(scratch) in part]
+        return len(flags), sum("rr" in each for each in flags)
+
+    model = clue.CLUE(in_files(data, tmp_path, "h5ad"), **SMALL)
+    during = []
+    model.network.encoders["rna"].register_forward_hook(lambda *_: during.append(maps_without_read_ahead()))
+    model.fit(**SHORT)
+    # values and features of three modalities
+    assert set(during) == {(6, 6)}
+    assert maps_without_read_ahead() == (6, 0)
 
 
 def test_resume_from_a_file(data, tmp_path, scratch, monkeypatch, capsys):
