@@ -65,7 +65,7 @@ def watched(side: str, folder: str, n_steps: int) -> tuple[dict, dict[str, float
             peaks[name] = max(peaks[name], now)
         time.sleep(0.01)
     if process.returncode:
-        raise SystemExit(f"train_backed: the process of {side} ended; its error is above")
+        raise SystemExit(f"train_backed: the process of {side} ended with status {process.returncode}")
     return json.loads(process.stdout.read().splitlines()[-1]), peaks
 
 
