@@ -23,13 +23,12 @@ from pathlib import Path
 
 import anndata as ad
 import numpy as np
-from train_speed import ANSWER, GivenInput, network_of, say, settings
+from train_speed import ANSWER, MODALITIES, GivenInput, network_of, say, settings
 
 N_JUDGES, N_DRAWS, BATCH_SIZE = 200, 5, 128
 BATCHES = ["batch1", "batch2"]
 """The names that `clue.simulate` gives them."""
 LEARNING_RATE = {"clue": 2e-3, "clue_fast": 6e-3}
-MODALITIES = ("rna", "atac")
 LIBRARIES = "libraries.pt"
 """The reference's first weights of the library sizes."""
 

@@ -64,6 +64,7 @@ def read_here_and_there(maps: Iterable[mmap.mmap]) -> Iterator[None]:
     It reads ahead, megabytes for each row of a mini-batch, which serves passes over all rows: of data larger than the
     memory, whatever it has read ahead is gone before it is used.
     """
+    # Windows has no such advice
     advised = list(maps) if hasattr(mmap, "MADV_RANDOM") else []
     for each in advised:
         each.madvise(mmap.MADV_RANDOM)
