@@ -36,15 +36,19 @@ def measured(resources: pd.DataFrame, results: Path) -> pd.DataFrame:
     return table.assign(training_cells=pd.array(cells, dtype="Int64")).dropna(subset=["training_cells"])
 
 
+def compared(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
+    """Leave out the controls, if there are methods: one that takes milliseconds would stretch the axis."""
+    methods = table[[not display.is_control(method) for method in table["method"]]]
+    return table if methods.empty else methods
+
+
 def draw(table: pd.DataFrame, display: style.Display) -> plt.Figure:
     """Draw a panel per quantity: a point per job, a line through the means of each method."""
     style.apply()
     shown = [key for key in QUANTITIES if (table[key] > 0).any()]
     figure, axes = plt.subplots(1, len(shown), figsize=(style.PAGE, 2.7), squeeze=False, layout="constrained")
     for axis, quantity in zip(axes[0], shown, strict=True):
-        methods = display.order("methods", table["method"])
-        # a control that takes milliseconds would stretch the axis over five decades
-        for method in [name for name in methods if not display.is_control(name)] or methods:
+        for method in display.order("methods", table["method"]):
             frame = tables.rows_of(table, method=method)
             frame = frame[frame[quantity] > 0]
             if frame.empty:
@@ -82,8 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = measured(tables.read_resources(args.resources), args.results)
     columns = [*tables.JOB, "seed", "training_cells", *QUANTITIES]
     tables.write_table(table[columns], args.table)
-    has_any = any((table[key] > 0).any() for key in QUANTITIES)
-    style.save(draw(table, display) if has_any else plots.empty("No job has ended yet."), args.figure)
+    points = compared(table, display)
+    has_any = any((points[key] > 0).any() for key in QUANTITIES)
+    style.save(draw(points, display) if has_any else plots.empty("No job has ended yet."), args.figure)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,15 @@ def test_growth_counts_training_cells_once(draw, tmp_path):
     assert found["training_cells"].tolist() == [30], "20 cells are seen in both modalities; ablations are left out"
 
 
+@pytest.mark.parametrize("method", [0.0, 0.001])
+@pytest.mark.parametrize("control", [0.0, 0.001])
+def test_growth_of_jobs_too_short_to_measure(draw, tmp_path, method, control):
+    """Where only the control, which is not drawn, has a time, there is no axis of times."""
+    write_run(tmp_path, None)
+    jobs = ("a", "s", "cca", "default", 0, method, 100.0, NAN), ("a", "s", "random", "default", 0, control, 100.0, NAN)
+    assert len(draw("scaling", resources(*jobs), "resources", "--results", str(tmp_path))) == 2
+
+
 def test_growth_without_any_job(draw, tmp_path):
     assert draw("scaling", resources(), "resources", "--results", str(tmp_path)).empty
 

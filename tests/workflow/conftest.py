@@ -78,7 +78,7 @@ class Project:
     def call(self, *words):
         """Run a program of the copy; return its exit status and all that it printed."""
         process = self.start(*words)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=900)
         return process.returncode, output
 
     def run(self):

@@ -91,7 +91,7 @@ def test_added_broken_and_unsupported_methods(finished):
 
     status, output = finished.run()
     assert status != 0
-    assert "some jobs failed; see results/test/failures.tsv" in output
+    assert "some jobs failed; see results/test/failures.tsv" in output, output
     table = finished.table().drop_duplicates(["method", "status"]).set_index("method")
     assert table["status"].to_dict() == {
         "broken": "failed",
