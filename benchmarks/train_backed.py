@@ -20,6 +20,7 @@ from pathlib import Path
 import anndata as ad
 import pandas as pd
 from embed_scale import write
+from train_speed import Peaks, memory_gb
 
 import clue
 from clue.network import Objective
@@ -59,21 +60,12 @@ def watched(side: str, folder: str, n_steps: int) -> tuple[dict, dict[str, float
     """Train one side in a process; return what it says and its peaks of memory."""
     command = [sys.executable, __file__, "--side", side, "--folder", folder, "--steps", str(n_steps)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peaks = {"RssAnon": 0.0, "VmRSS": 0.0}
-    while process.poll() is None:
-        for name, now in memory_gb(process.pid).items():
-            peaks[name] = max(peaks[name], now)
-        time.sleep(0.01)
+    peaks = Peaks(process.pid, interval=0.01)
+    said, _ = process.communicate()
+    peaks.stop()
     if process.returncode:
         raise SystemExit(f"train_backed: the process of {side} ended with status {process.returncode}")
-    return json.loads(process.stdout.read().splitlines()[-1]), peaks
-
-
-def memory_gb(pid: int | str) -> dict[str, float]:
-    """Return the memory of a process now; nothing of one that has ended."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    fields = dict(line.split(":", 1) for line in lines)
-    return {name: int(fields[name].split()[0]) / 2**20 for name in ("RssAnon", "VmRSS") if name in fields}
+    return json.loads(said.splitlines()[-1]), peaks
 
 
 def train(side: str, folder: Path, n_steps: int) -> None:

@@ -4,20 +4,22 @@
 
 The competition's Multiome settings on both sides: sizes and loss weights from `config/methods/clue_scglue.yaml` and
 `clue_competition.yaml`, the same loss terms, the same simulated counts and random encoder inputs, read from the same
-files (preprocessing is not measured here). Each side trains in a process of its own; reference, ours, and, where the
-processor multiplies it faster, ours with bfloat16 matrix products take turns, a few steps at a time, so that other
-work on the machine disturbs all alike. Timed are training steps, with what they read; validation and start-up are
-not. Printed per number of cells: CPU seconds per epoch from the median step, the ratio to the reference (median of the
-ratios of neighbouring turns), peak memory, and the floor: the step's matrix products at this machine's measured rate.
+files (preprocessing is not measured here). Each side trains in a process of its own; reference, ours, ours with counts
+that stay in files, and, where the processor multiplies it faster, ours with bfloat16 matrix products take turns, a few
+steps at a time, so that other work on the machine disturbs all alike. Timed are training steps, with what they read;
+validation and start-up are not. Printed per number of cells: CPU seconds per epoch from the median step; the ratio to
+the reference (median of the ratios of neighbouring turns); peak memory from start to end, every 20 ms: RssAnon, which
+only swapping can give back, its ratio to the reference's, and VmRSS, which counts the mapped pages that the operating
+system may take back; and the floor: the step's matrix products at this machine's measured rate.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -27,7 +29,7 @@ import scipy.sparse as sp
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-SIDES = ["reference", "clue", "clue_bfloat16"]
+SIDES = ["reference", "clue", "clue_from_files", "clue_bfloat16"]
 WRITER = "write"
 MODALITIES = ("rna", "atac")
 BATCHES = 10
@@ -57,8 +59,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     rates = {name: matmul_rate(name) for name in ("float32", "bfloat16")}
     print("matrix products: " + ", ".join(f"{name} {rate:.0f} GFLOP/s" for name, rate in rates.items()))
-    print("cells\tside\ts_per_epoch\tspeed_ratio\tpeak_GB\tmemory_ratio\tfloor_s_per_epoch\ttimes_floor", flush=True)
-    sides = SIDES if rates["bfloat16"] > rates["float32"] else SIDES[:2]
+    columns = "cells side s_per_epoch speed_ratio peak_anon_GB memory_ratio peak_rss_GB floor_s_per_epoch times_floor"
+    print(*columns.split(), sep="\t", flush=True)
+    sides = SIDES if rates["bfloat16"] > rates["float32"] else SIDES[:3]
     for n_cells in arguments.cells:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             shape = ["--cells", n_cells, "--genes", arguments.genes, "--peaks", arguments.peaks]
@@ -80,18 +83,20 @@ def compare(n_cells: int, folder: str, sides: list[str], arguments, rates: dict[
     while time.monotonic() < end or len(seconds[sides[-1]]) < 3:
         for side, child in children.items():
             seconds[side].append(child.train(arguments.turn))
-    ends = {side: child.finish() for side, child in children.items()}
+    gflop = {side: child.finish() for side, child in children.items()}
+    base = children["reference"].peaks["RssAnon"]
     steps_per_epoch = int(0.9 * n_cells) // 128 or 1
     for side in sides:
         # the first turn allocates and warms up
         step = statistics.median(seconds[side][1:])
         pairs = zip(seconds["reference"][1:], seconds[side][1:], strict=True)
         ratio = statistics.median(theirs / ours for theirs, ours in pairs)
-        memory, flops = ends[side]["peak_gb"], ends[side]["gflop"]
-        floor = flops / rates["bfloat16" if side.endswith("bfloat16") else "float32"]
+        peaks = children[side].peaks
+        floor = gflop[side] / rates["bfloat16" if side.endswith("bfloat16") else "float32"]
         print(
-            f"{n_cells}\t{side}\t{step * steps_per_epoch:.3g}\t{ratio:.2f}\t{memory:.2f}"
-            f"\t{memory / ends['reference']['peak_gb']:.2f}\t{floor * steps_per_epoch:.3g}\t{step / floor:.2f}",
+            f"{n_cells}\t{side}\t{step * steps_per_epoch:.3g}\t{ratio:.2f}\t{peaks['RssAnon']:.2f}"
+            f"\t{peaks['RssAnon'] / base:.2f}\t{peaks['VmRSS']:.2f}"
+            f"\t{floor * steps_per_epoch:.3g}\t{step / floor:.2f}",
             flush=True,
         )
 
@@ -109,6 +114,36 @@ def matmul_rate(dtype: str) -> float:
     return 2 * 256 * 257 * 30_000 / best / 1e9
 
 
+class Peaks(dict):
+    """The peaks of a process's memory in GB, by their names in ``/proc/<pid>/status``, until it is told to stop."""
+
+    def __init__(self, pid: int, interval: float = 0.02):
+        super().__init__(RssAnon=0.0, VmRSS=0.0)
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, args=(pid, interval), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped.set()
+        self._thread.join()
+
+    def _watch(self, pid: int, interval: float) -> None:
+        while not self._stopped.wait(interval):
+            for name, now in memory_gb(pid).items():
+                self[name] = max(self[name], now)
+
+
+def memory_gb(pid: int | str) -> dict[str, float]:
+    """Return the memory of a process now; nothing of one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return {}
+    fields = dict(line.split(":", 1) for line in lines)
+    return {name: int(fields[name].split()[0]) / 2**20 for name in ("RssAnon", "VmRSS") if name in fields}
+
+
 class Child:
     """A process that trains one side, a turn at a time."""
 
@@ -117,6 +152,7 @@ class Child:
         self.process = subprocess.Popen(
             command_of(side, folder), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
+        self.peaks = Peaks(self.process.pid)
         self.answer()
 
     def answer(self):
@@ -131,12 +167,13 @@ class Child:
         print(n_steps, file=self.process.stdin, flush=True)
         return self.answer()
 
-    def finish(self) -> dict[str, float]:
-        """End the process; return its peak memory and the arithmetic of a step."""
+    def finish(self) -> float:
+        """End the process; return the arithmetic of a step in GFLOP."""
+        self.peaks.stop()  # counting it is no training
         print(0, file=self.process.stdin, flush=True)
-        end = self.answer()
+        gflop = self.answer()
         self.process.wait()
-        return end
+        return gflop
 
 
 # ---- in a child process --------------------------------------------------------------------------
@@ -173,7 +210,6 @@ class Turnstile:
     def _count(self, arguments) -> None:
         from torch.utils.flop_counter import FlopCounterMode
 
-        self.memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         with FlopCounterMode(display=False) as counter:
             self.step(*arguments)
         self.gflop = counter.get_total_flops() / 1e9
@@ -186,11 +222,12 @@ def say(what) -> None:
 
 def train_one_side(side: str, data: Path) -> None:
     """Train until the parent wants no more."""
-    adatas = {k: ad.read_h5ad(data / f"{k}.h5ad") for k in MODALITIES}
+    from_files = side.endswith("from_files")
+    adatas = {k: ad.read_h5ad(data / f"{k}.h5ad", backed="r" if from_files else None) for k in MODALITIES}
     with tempfile.TemporaryDirectory() as folder:
         train = train_reference if side == "reference" else train_clue
         turnstile = train(adatas, folder, "bfloat16" if side.endswith("bfloat16") else "float32")
-    say({"peak_gb": turnstile.memory, "gflop": turnstile.gflop})
+    say(turnstile.gflop)
 
 
 def write_cells(folder: Path, n_cells: int, n_genes: int, n_peaks: int) -> None:
@@ -276,8 +313,14 @@ def network_of(cells, n_batches: int, precision: str):
 def train_clue(adatas, folder: str, precision: str) -> Turnstile:
     """Train our network with the same settings."""
     from clue.batches import Cells
+    from clue.disk import mapped
+    from clue.preprocess import row_blocks
     from clue.train import Training, _Loop
 
+    # as `clue.CLUE` does with backed data
+    for k, adata in adatas.items():
+        if adata.isbacked:
+            adatas[k] = ad.AnnData(mapped(row_blocks(adata.X), adata.n_vars), obs=adata.obs, obsm=dict(adata.obsm))
     batches = [str(i) for i in range(BATCHES)]
     cells = Cells(adatas, {k: GivenInput(adata.n_vars) for k, adata in adatas.items()}, batches, "batch", "cpu")
     adatas.clear()
@@ -286,8 +329,9 @@ def train_clue(adatas, folder: str, precision: str) -> Turnstile:
     loop = _Loop(network, cells, objective, training, 0)
     turnstile = loop._train_step = Turnstile(loop._train_step)
     try:
-        while True:
-            loop.advance()
+        with cells.in_any_order():
+            while True:
+                loop.advance()
     except Done:
         return turnstile
 
