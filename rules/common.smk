@@ -103,14 +103,9 @@ def _growing(amount, most):
     return lambda wildcards, attempt: int(min(amount * 2 ** (attempt - 1), max(most, amount)))
 
 
-def together(resources):
-    """Return what goes before a method's command: nothing, or the program that starts its tasks.
-
-    Their number is text of the rule: results depend on it, so that another one re-runs the method.
-    """
-    if resources["tasks"] == 1:
-        return ""
-    return f"scripts/together.sh {resources['tasks']} {{resources.nodes}} {{threads}} {{resources.gpu}} "
+def together(tasks, threads, resources):
+    """Return what goes before a method's command: nothing, or the program that starts its tasks."""
+    return f"scripts/together.sh {tasks} {resources.nodes} {threads} {resources.gpu} " if tasks > 1 else ""
 
 
 def to_json(value):

@@ -96,6 +96,9 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
     if not embedding.exists():
         step = method_step(job)
+        for member in job.members:
+            if not (root / job.embedding_of(member)).exists():
+                raise NoResult(f"waits for {member}, which has no embedding")
         reason = slurm_reason(step, root) or "no result"
         raise NoResult(said(embedding) or f"{reason}; see {step.log}")
     if not metrics.exists():

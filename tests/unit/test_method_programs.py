@@ -101,17 +101,23 @@ def write_task(modalities, n_cells, folder):
 def run_program(project, task_files, tmp_path, monkeypatch):
     """A function that runs a method's program; it returns the embedding and ``run.json``."""
 
-    def run(method, modalities, attempt=1):
-        benchmark = plan(project, method, modalities)
-        script = ROOT / "scripts" / "methods" / benchmark.methods[method]["script"]
-        params = benchmark.params(method, "default", list(modalities))
+    def run(method, modalities, attempt=1, variant="default", n_cells=None):
+        benchmark = plan(project, f"{method}/{variant}", modalities)
+        spec = benchmark.methods[method]
+        script = ROOT / "scripts" / "methods" / spec["script"]
+        params = benchmark.params(method, variant, list(modalities))
         skip_without_r(script)
-        files, output = (
-            task_files(modalities, benchmark.methods[method]["test_cells"]),
-            tmp_path / str(attempt) / "embedding.h5ad",
-        )
+        n_cells = n_cells or spec["test_cells"]
+        members = []
+        for member in spec["members"]:
+            name, its_variant = member.split("/")
+            run(name, modalities, attempt, its_variant, n_cells)
+            members.append(tmp_path / str(attempt) / member / "embedding.h5ad")
+        files = task_files(modalities, n_cells)
+        output = tmp_path / str(attempt) / method / variant / "embedding.h5ad"
         words = ["--train", files / "train.h5mu", "--tests", *(files / f"test_{name}.h5ad" for name in modalities)]
-        words += ["--embedding", output, "--method", method, "--variant", "default", "--seed", 0]
+        words += ["--members", *members] if members else []
+        words += ["--embedding", output, "--method", method, "--variant", variant, "--seed", 0]
         words += ["--params", json.dumps(params), "--device", "cpu", "--threads", 1]
         monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *words)])
         status = 0

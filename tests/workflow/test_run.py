@@ -118,3 +118,18 @@ def test_run_json_names_the_task(finished_run):
     project = finished_run[0]
     report = json.loads(project.path("results/test/simulated/random20/random/default/seed-0/run.json").read_text())
     assert (report["dataset"], report["split"], report["device"]) == ("simulated", "random20", "cpu")
+
+
+def test_an_ensemble_brings_its_members_into_the_run(finished):
+    finished.drop_figures()
+    finished.add_method("both", "assert set(task.members) == {'random/default', 'cca/default'}")
+    finished.change("config/methods/both.yaml", members=["random/default", "cca/default"], resources={"tasks": 2})
+    finished.configure(methods=["both"])
+    status, output = finished.run()
+    assert status == 0, output
+    table = finished.table()
+    assert set(table["method"]) == {"both", "random", "cca", "oracle"} and set(table["status"]) == {"ok"}
+    # the methods that follow have one task and no members: each runs as its own file says
+    report = json.loads(finished.path("results/test/simulated/random20/both/default/seed-0/run.json").read_text())
+    assert report["tasks"] == 2
+    assert "Nothing to be done" in finished.run()[1]
