@@ -128,6 +128,10 @@ def _resources(job: Job, root: Path) -> list[dict[str, Any]]:
         return []
     report = _read_json(path)
     measured = {key: report.get(key) for key in MEASURED}
+    for member in job.members:  # without them an ensemble would seem to take no time
+        part = _read_json((root / job.embedding_of(member)).with_name("run.json"))
+        measured["seconds"] = (measured["seconds"] or 0) + (part.get("seconds") or 0)
+        measured["peak_memory_mb"] = max(measured["peak_memory_mb"] or 0, part.get("peak_memory_mb") or 0)
     return [{**_identity(job), **measured, "epochs": (report.get("info") or {}).get("epochs")}]
 
 
