@@ -240,4 +240,4 @@ def test_the_program_writes_files_that_keep_their_contracts(project, run_script,
     for modality in ("rna", "atac"):
         assert read_test(folder / f"test_{modality}.h5ad").uns["split"] == "paired20"
     status, error = run_script("make_task", *task, "--split", "absent")
-    assert status == 1 and "no split 'absent'; splits: random20, paired20" in error
+    assert status == 1 and "no split 'absent'; splits: random20, random20_inner, paired20" in error
