@@ -8,10 +8,9 @@ and are judged by the same further cells, which neither sees: likelihoods, KL, j
 in training, without dropout, noise drawn five times. (The discriminator's loss is left out: a bad one would look like
 progress.) Their read-outs of the library size begin with the same weights: more than anything else these decide the
 loss of the first epochs, since a read-out below zero is cut off. Both train for all epochs; the reference's loss at the
-end is the mark, and ours is judged after each epoch. Ours trains as the reference does (`clue`), and for half as many
-epochs with three times its learning rate, lowered along a cosine (`clue_cosine`): the schedule of our settings in
-config/methods/clue.yaml, which the reference might have as well. Counted are CPU seconds of training steps with what
-they read; preparation, the reference's own validation and the judging are not.
+end is the mark, and ours is judged after each epoch. Ours trains as the reference does, and with five times its
+learning rate, which the reference might have as well. Counted are CPU seconds of training steps with what they read;
+preparation, the reference's own validation and the judging are not.
 """
 
 import argparse
@@ -29,11 +28,7 @@ from train_speed import ANSWER, MODALITIES, GivenInput, network_of, say, setting
 N_JUDGES, N_DRAWS, BATCH_SIZE = 200, 5, 128
 BATCHES = ["batch1", "batch2"]
 """The names that `clue.simulate` gives them."""
-SIDES = {
-    "clue": {"share": 1.0, "learning_rate": 2e-3, "schedule": "plateau"},
-    "clue_cosine": {"share": 0.5, "learning_rate": 6e-3, "schedule": "cosine"},
-}
-"""How ours trains; `share` is that of the epochs."""
+LEARNING_RATE = {"clue": 2e-3, "clue_fast": 1e-2}
 LIBRARIES = "libraries.pt"
 """The reference's first weights of the library sizes."""
 
@@ -47,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of ours")
     parser.add_argument("--folder", type=Path, help="where the cells are written and removed")
-    parser.add_argument("--side", choices=["reference", *SIDES], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=["reference", *LEARNING_RATE], help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.side:
         train = train_reference if arguments.side == "reference" else train_clue
@@ -57,16 +52,15 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         write_cells(Path(folder), arguments)
         reference = run("reference", folder, arguments)
-        for side in ("reference", *SIDES):
-            end = run(side, folder, arguments) if side in SIDES else reference
+        for side in ("reference", *LEARNING_RATE):
+            end = run(side, folder, arguments) if side in LEARNING_RATE else reference
             there = [(i, t) for i, (t, loss) in enumerate(end["judged"], 1) if loss <= reference["judged"][-1][1]]
             epochs, seconds = there[0] if there else ("-", float("inf"))
+            # the reference is judged at its end only
+            epochs = epochs if side in LEARNING_RATE else arguments.epochs
             total, loss = end["judged"][-1]
-            n_epochs = len(end["judged"])
-            if side == "reference":  # judged at its end only
-                epochs = n_epochs = arguments.epochs
             print(
-                f"{side}\t{total / n_epochs:.3g}\t{loss:.5f}\t{epochs}\t{seconds:.3g}"
+                f"{side}\t{total / arguments.epochs:.3g}\t{loss:.5f}\t{epochs}\t{seconds:.3g}"
                 f"\t{reference['judged'][-1][0] / seconds:.2f}",
                 flush=True,
             )
@@ -177,18 +171,14 @@ def train_clue(arguments) -> dict:
     network, objective = network_of(cells, len(BATCHES), arguments.precision)
     for k, start in torch.load(arguments.folder / LIBRARIES).items():
         network.libraries[k].linear.load_state_dict(start)
-    side = dict(SIDES[arguments.side])
-    n_epochs = round(side.pop("share") * arguments.epochs)
-    # early stopping and plateaus play no part; a pass has at most so many steps
-    steps = n_epochs * -(-arguments.cells // BATCH_SIZE)
-    training = Training(
-        batch_size=BATCH_SIZE, optimizer="rmsprop", check_steps=1, max_steps=steps, patience_steps=10**9, **side
-    )
+    endless = {"max_steps": 10**9, "patience_steps": 10**9}
+    rate = LEARNING_RATE[arguments.side]
+    training = Training(batch_size=BATCH_SIZE, learning_rate=rate, optimizer="rmsprop", check_steps=1, **endless)
     loop = _Loop(network, cells, objective, training, 0)
     step = loop._train_step = Timed(loop._train_step)
     batch = judges.take(torch.arange(N_JUDGES))
     ends = []
-    for _ in range(n_epochs):
+    for _ in range(arguments.epochs):
         loop.advance()
         ends.append((step.seconds, judged(network, batch, objective)))
     return {"judged": ends}
