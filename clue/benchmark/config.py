@@ -153,16 +153,16 @@ class Job:
     @property
     def folder(self) -> str:
         """Where its outputs are, relative to the project."""
-        return f"results/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
+        return self.folder_of(f"{self.method}/{self.variant}")
+
+    def folder_of(self, member: str) -> str:
+        """Return where the outputs of a member are, relative to the project."""
+        return f"results/{self.run}/{self.dataset}/{self.split}/{member}/seed-{self.seed}"
 
     @property
     def log(self) -> str:
         """The path of its logs without their endings, relative to the project."""
         return f"logs/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
-
-    def embedding_of(self, member: str) -> str:
-        """Return the path of a member's embedding, relative to the project."""
-        return f"results/{self.run}/{self.dataset}/{self.split}/{member}/seed-{self.seed}/embedding.h5ad"
 
 
 class Benchmark:

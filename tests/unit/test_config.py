@@ -164,8 +164,7 @@ def test_members_join_the_run(project):
     jobs = Benchmark(RUN | {"methods": ["both"], "seeds": [3]}, project).plan()
     planned = {(job.method, job.variant): job for job in jobs if job.split == "a"}
     assert set(planned) == {("both", "default"), ("my_method", "small"), (ORACLE, "default")}
-    member = planned["my_method", "small"]
-    assert planned["both", "default"].embedding_of("my_method/small") == f"{member.folder}/embedding.h5ad"
+    assert planned["both", "default"].folder_of("my_method/small") == planned["my_method", "small"].folder
 
 
 def test_what_a_member_does_not_support_its_ensemble_does_not_either(project):
