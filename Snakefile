@@ -60,7 +60,7 @@ rule download:
 
 rule prepared:
     input:
-        expand(f"{RESULTS}/{{dataset}}/dataset.h5mu", dataset=BENCHMARK.datasets),
+        expand(PREPARED, dataset=BENCHMARK.datasets),
 
 
 rule embeddings:

@@ -42,6 +42,8 @@ JOBS = BENCHMARK.plan()
 RUNNABLE = [job for job in JOBS if not job.reason]
 MODALITY_SETS = sorted({tuple(spec["modalities"]) for spec in BENCHMARK.datasets.values()})
 
+# Of no run: which cells a run takes is decided when they are split.
+PREPARED = "results/prepared/{dataset}.h5mu"
 RESULTS = f"results/{RUN}"
 LOGS = f"logs/{RUN}"
 TASK = f"{RESULTS}/{{dataset}}/{{split}}"
@@ -83,11 +85,6 @@ def params_json(method, variant, dataset):
     return to_json(BENCHMARK.params(method, variant, modalities(dataset)))
 
 
-def needs(wildcards):
-    """Return the resources that preparing and splitting a data set take."""
-    return BENCHMARK.datasets[wildcards.dataset]["resources"]
-
-
 def memory(megabytes, gpu=0):
     """Return the memory of a job, twice as much with every further attempt, up to what the site has."""
     return _growing(megabytes, SITE.most("max_mem_mb", gpu))
@@ -96,6 +93,16 @@ def memory(megabytes, gpu=0):
 def minutes(number, gpu=0):
     """Return the time of a job, twice as much with every further attempt, up to what the site allows."""
     return _growing(number, SITE.most("max_runtime", gpu))
+
+
+def memory_of_data(wildcards, attempt):
+    """Return the memory that preparing or splitting a data set takes."""
+    return memory(1000 * BENCHMARK.datasets[wildcards.dataset]["resources"]["mem_gb"])(wildcards, attempt)
+
+
+def minutes_of_data(wildcards, attempt):
+    """Return the time that preparing or splitting a data set takes."""
+    return minutes(BENCHMARK.datasets[wildcards.dataset]["resources"]["runtime_min"])(wildcards, attempt)
 
 
 def _growing(amount, most):

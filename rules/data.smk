@@ -31,34 +31,33 @@ for dataset in RAW:
             " --mirror={params.mirror:q} > {log} 2>&1"
 
 
-for dataset, spec in BENCHMARK.datasets.items():
-    if PARTIAL:
-        continue
+if not PARTIAL:
 
-    rule:
-        name:
-            f"prepare_{dataset}"
+    rule prepare:
         input:
-            RAW.get(dataset, []),
+            lambda wildcards: RAW.get(wildcards.dataset, []),
         output:
-            f"{RESULTS}/{dataset}/dataset.h5mu",
+            PREPARED,
         log:
-            f"{LOGS}/{dataset}/prepare.log",
+            "logs/prepared/{dataset}.log",
         benchmark:
-            f"{LOGS}/{dataset}/prepare.benchmark.tsv"
+            "logs/prepared/{dataset}.benchmark.tsv"
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=memory(int(1000 * spec["resources"]["mem_gb"])),
-            runtime=minutes(spec["resources"]["runtime_min"]),
+            mem_mb=memory_of_data,
+            runtime=minutes_of_data,
         params:
-            dataset=dataset,
-            folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",
-            max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
-            spec=to_json({key: spec.get(key) for key in ("source", "sources", "prepare", "modalities", "expect")}),
+            folder="data/raw/{dataset}",
+            spec=lambda wildcards: to_json(
+                {
+                    key: BENCHMARK.datasets[wildcards.dataset].get(key)
+                    for key in ("source", "sources", "prepare", "modalities", "expect")
+                }
+            ),
             code=digest(
                 "scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"
             ),
         shell:
-            "python -P scripts/prepare.py --dataset {params.dataset} --raw {params.folder} --output {output}"
-            " {params.max_cells} > {log} 2>&1"
+            "python -P scripts/prepare.py --dataset {wildcards.dataset} --raw {params.folder} --output {output}"
+            " > {log} 2>&1"

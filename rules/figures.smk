@@ -249,7 +249,7 @@ for dataset, split in UMAPS:
 
 rule datasets:
     input:
-        datasets=present([f"{RESULTS}/{dataset}/dataset.h5mu" for dataset in BENCHMARK.datasets]),
+        datasets=present(expand(PREPARED, dataset=BENCHMARK.datasets)),
         solutions=present([solution(*split) for split in SPLITS]),
     output:
         f"{RESULTS}/tables/datasets.tsv",

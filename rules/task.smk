@@ -8,7 +8,7 @@ for wanted in MODALITY_SETS:
         name:
             f"task_{'_'.join(wanted)}"
         input:
-            f"{RESULTS}/{{dataset}}/dataset.h5mu",
+            PREPARED,
         output:
             f"{TASK}/train.h5mu",
             test_files(wanted),
@@ -22,12 +22,13 @@ for wanted in MODALITY_SETS:
         conda:
             "../envs/python.yaml"
         resources:
-            mem_mb=lambda wildcards, attempt: memory(1000 * needs(wildcards)["mem_gb"])(wildcards, attempt),
-            runtime=lambda wildcards, attempt: minutes(needs(wildcards)["runtime_min"])(wildcards, attempt),
+            mem_mb=memory_of_data,
+            runtime=minutes_of_data,
         params:
             folder=subpath(output[0], parent=True),
             split=lambda wildcards: to_json(BENCHMARK.datasets[wildcards.dataset]["splits"][wildcards.split]),
+            max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
             code=digest("scripts/make_task.py", "clue/benchmark/task.py"),
         shell:
             "python -P scripts/make_task.py --dataset-file {input} --dataset {wildcards.dataset}"
-            " --split {wildcards.split} --folder {params.folder} > {log} 2>&1"
+            " --split {wildcards.split} --folder {params.folder} {params.max_cells} > {log} 2>&1"

@@ -15,9 +15,10 @@ from clue.benchmark.task import TaskFiles, make_task
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program in the project folder."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset-file", type=Path, required=True, help="the prepared data set (dataset.h5mu)")
+    parser.add_argument("--dataset-file", type=Path, required=True, help="the prepared data set (<dataset>.h5mu)")
     parser.add_argument("--dataset", required=True, help="a name of config/datasets")
     parser.add_argument("--split", required=True, help="a name of the data set's splits")
+    parser.add_argument("--max-cells", type=int, help="keep so many cells at most")
     parser.add_argument("--folder", type=Path, required=True, help="where the files go")
     arguments = parser.parse_args(argv)
     spec = load("datasets", arguments.dataset)
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{arguments.dataset_file}: holds {list(data.mod)}, but config/datasets/{arguments.dataset}.yaml says"
             f" modalities: {spec['modalities']}; correct the YAML or delete the file and run again"
         )
-    task = make_task(data, arguments.dataset, arguments.split, splits[arguments.split])
+    task = make_task(data, arguments.dataset, arguments.split, splits[arguments.split], arguments.max_cells)
     write(task, arguments.folder)
     describe(task)
 

@@ -15,13 +15,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset", required=True, help="a name of config/datasets")
     parser.add_argument("--raw", type=Path, required=True, help="folder of the raw files (data/raw/<dataset>)")
-    parser.add_argument("--output", type=Path, required=True, help="the file to write (dataset.h5mu)")
-    parser.add_argument("--max-cells", type=int, help="keep a seeded subsample of so many cells")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write (<dataset>.h5mu)")
     arguments = parser.parse_args(argv)
-    mdata = prepare(arguments.dataset, load("datasets", arguments.dataset), arguments.raw, arguments.max_cells)
+    mdata = prepare(arguments.dataset, load("datasets", arguments.dataset), arguments.raw)
     write_dataset(mdata, arguments.output)
     widths = ", ".join(f"{adata.n_vars} {modality}" for modality, adata in mdata.mod.items())
-    print(f"{arguments.output}: {mdata.n_obs} of {mdata.uns['n_cells_available']} cells; features: {widths}")
+    print(f"{arguments.output}: {mdata.n_obs} cells; features: {widths}")
 
 
 if __name__ == "__main__":

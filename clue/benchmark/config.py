@@ -112,17 +112,17 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
 
 
 def _resolve_within(splits: dict[str, dict[str, Any]], path: Path) -> None:
-    """Put the settings of the split that another one lies within in the place of its name."""
+    """Put the settings of the splits that another one lies within in the place of their names."""
     outer = {name: dict(split) for name, split in splits.items() if "within" not in split}
     for name, split in splits.items():
-        if "within" not in split:
-            continue
-        if split["within"] not in outer:
-            raise ConfigError(
-                f"{path}: splits.{name}.within: {split['within']!r} is no split that stands on its own"
-                f"{_suggest(split['within'], sorted(outer))}"
-            )
-        split["within"] = outer[split["within"]]
+        for wanted in split.get("within", []):
+            if wanted not in outer:
+                raise ConfigError(
+                    f"{path}: splits.{name}.within: {wanted!r} is no split that stands on its own"
+                    f"{_suggest(wanted, sorted(outer))}"
+                )
+        if "within" in split:
+            split["within"] = [outer[wanted] for wanted in split["within"]]
 
 
 def _check_sources(spec: dict[str, Any], path: Path) -> None:

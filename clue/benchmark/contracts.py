@@ -1,7 +1,7 @@
 """What each file of the benchmark holds, checked on every write and every read.
 
 ========================  ==========================================================================
-``dataset.h5mu``          all cells of a data set: raw counts per modality, labels, batches
+``<dataset>.h5mu``        all cells of a data set: raw counts per modality, labels, batches
 ``train.h5mu``            training cells: paired, or seen in some modalities only; no cell types
 ``test_<modality>.h5ad``  test cells of one modality, shuffled and renamed; ``obs`` is ``batch`` alone
 ``solution.h5ad``         one row per test cell: its name in each modality's file, batch, labels
@@ -214,12 +214,12 @@ def _write(data: ad.AnnData | md.MuData, path: str | Path, check: Callable[..., 
 
 
 def read_dataset(path: str | Path) -> md.MuData:
-    """Read and check ``dataset.h5mu``."""
+    """Read and check ``<dataset>.h5mu``."""
     return _read(path, md.read_h5mu, check_dataset)
 
 
 def write_dataset(mdata: md.MuData, path: str | Path) -> None:
-    """Check and write ``dataset.h5mu``."""
+    """Check and write ``<dataset>.h5mu``."""
     _write(mdata, path, check_dataset)
 
 

@@ -63,7 +63,7 @@ def steps(benchmark: Benchmark) -> list[Step]:
             output, log = f"data/raw/{dataset}/{MANIFEST}", f"logs/download/{dataset}.log"
             found.append(Step(f"download_{dataset}", (), output, log))
         folder = f"{run}/{dataset}"
-        found.append(Step(f"prepare_{dataset}", (), f"results/{folder}/dataset.h5mu", f"logs/{folder}/prepare.log"))
+        found.append(Step("prepare", (dataset,), f"results/prepared/{dataset}.h5mu", f"logs/prepared/{dataset}.log"))
         for split in spec["splits"]:
             output, log = f"results/{folder}/{split}/solution.h5ad", f"logs/{folder}/{split}/task.log"
             found.append(Step(f"task_{'_'.join(spec['modalities'])}", (dataset, split), output, log))

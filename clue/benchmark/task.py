@@ -47,20 +47,22 @@ class TaskFiles:
     solution: ad.AnnData
 
 
-def make_task(mdata: md.MuData, dataset: str, name: str, split: Split) -> TaskFiles:
+def make_task(mdata: md.MuData, dataset: str, name: str, split: Split, max_cells: int | None = None) -> TaskFiles:
     """Split a prepared data set into training cells, censored test cells and the solution.
 
     Parameters
     ----------
     mdata
-        The prepared data set (``dataset.h5mu``).
+        The prepared data set (``<dataset>.h5mu``).
     dataset
         Its name.
     name
         The split's name.
     split
         The split's settings, one entry of ``splits`` of the data set's YAML as `clue.benchmark.config.load`
-        returns it: ``within`` holds the settings of the split whose training cells alone are split.
+        returns it: ``within`` holds the settings of the splits whose training cells alone are split.
+    max_cells
+        Keep so many cells at most; see `split_cells`.
 
     Returns
     -------
@@ -73,7 +75,7 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split) -> TaskFi
         If a column, batch or value that the split names is not there, or no cell is left on one side.
     """
     where = f"{dataset}: splits.{name}"
-    train_rows, test_rows = split_cells(next(iter(mdata.mod.values())).obs, split, where)
+    train_rows, test_rows = split_cells(next(iter(mdata.mod.values())).obs, split, where, max_cells)
     origin = {"dataset": dataset, "split": name}
     train = _training_cells(mdata, train_rows, split, where)
     train.uns = dict(origin)
@@ -82,7 +84,9 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split) -> TaskFi
     return TaskFiles(train, tests, _solution(mdata, test_rows, orders, train, origin, where))
 
 
-def split_cells(obs: pd.DataFrame, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
+def split_cells(
+    obs: pd.DataFrame, split: Split, where: str, max_cells: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the training and of the test cells.
 
     Parameters
@@ -93,17 +97,31 @@ def split_cells(obs: pd.DataFrame, split: Split, where: str) -> tuple[np.ndarray
         The split's settings.
     where
         What messages begin with.
+    max_cells
+        Keep so many cells at most, in the split's proportion of training and test cells. The split comes first: a
+        subsample never moves a cell to the other side, and a smaller one lies within a larger one.
 
     Raises
     ------
     TaskError
         If a column, batch or value that the split names is not there, or no cell is left on one side.
     """
-    kept, is_test = _parts(obs, split, where)
-    train_rows, test_rows = np.flatnonzero(kept & ~is_test), np.flatnonzero(kept & is_test)
+    rows = [np.flatnonzero(part) for part in _parts(obs, split, where)]
+    n_cells = sum(map(len, rows))
+    if max_cells is not None and max_cells < n_cells:
+        n_test = round(max_cells * len(rows[1]) / n_cells)
+        sizes = {"training": max_cells - n_test, "test": n_test}
+        drawn = zip(rows, sizes.items(), strict=True)
+        rows = [_draw(part, n, split["seed"], f"subsample of {side} cells") for part, (side, n) in drawn]
+    train_rows, test_rows = rows
     if not len(train_rows) or not len(test_rows):
         raise TaskError(f"{where}: {len(train_rows)} training and {len(test_rows)} test cells; both sides need cells")
     return train_rows, test_rows
+
+
+def _draw(rows: np.ndarray, n: int, seed: int, purpose: str) -> np.ndarray:
+    """Draw `n` of the rows, in order; what a smaller `n` draws is among what a larger one does."""
+    return np.sort(_stream(seed, purpose).permutation(rows)[:n])
 
 
 def _stream(seed: int, purpose: str) -> np.random.Generator:
@@ -121,12 +139,13 @@ def _column(obs: pd.DataFrame, column: str, where: str) -> pd.Series:
 
 
 def _parts(obs: pd.DataFrame, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return which cells take part, and which of them are test; both of shape (n_cells,)."""
+    """Return which cells are training and which are test; both of shape (n_cells,)."""
     kept = _kept_cells(obs, split.get("drop"), where)
-    if "within" in split:
-        of_outer, outer_test = _parts(obs, split["within"], f"{where}.within")
-        kept &= of_outer & ~outer_test
-    return kept, SPLITTERS[split["kind"]](obs, kept, split, where) & kept
+    for outer in split.get("within", []):
+        outer_train, _ = _parts(obs, outer, f"{where}.within")
+        kept &= outer_train
+    is_train, is_test = SPLITTERS[split["kind"]](obs, kept, split, where)
+    return is_train & kept, is_test & kept
 
 
 def _kept_cells(obs: pd.DataFrame, drop: Mapping[str, Any] | None, where: str) -> np.ndarray:
@@ -140,15 +159,20 @@ def _kept_cells(obs: pd.DataFrame, drop: Mapping[str, Any] | None, where: str) -
     return ~column.isin(values).to_numpy()
 
 
-def _split_random(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> np.ndarray:
+def _split_random(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
     rows = np.flatnonzero(kept)
-    n_test = round(split["fraction"] * len(rows))
+    n_test = split.get("n_test") or round(split["fraction"] * len(rows))
+    n_train = split.get("n_train") or len(rows) - n_test
+    if n_test + n_train > len(rows):
+        raise TaskError(f"{where}: n_train {n_train} and n_test {n_test} are more than the {len(rows)} cells there are")
     is_test = np.zeros(len(obs), dtype=bool)
     is_test[_stream(split["seed"], "split").choice(rows, n_test, replace=False)] = True
-    return is_test
+    is_train = np.zeros(len(obs), dtype=bool)
+    is_train[_draw(np.flatnonzero(kept & ~is_test), n_train, split["seed"], "training cells")] = True
+    return is_train, is_test
 
 
-def _split_donors(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> np.ndarray:
+def _split_donors(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
     donors = _column(obs, "donor", where)
     strata = pd.Series("", index=obs.index)
     for column in STRATA:
@@ -156,7 +180,8 @@ def _split_donors(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str)
             strata += obs[column].astype(str) + " "
     cells = pd.crosstab(donors[kept], strata[kept])
     chosen = balanced_donors(cells.to_numpy(), split["fraction"], _stream(split["seed"], "split"))
-    return donors.isin(cells.index[chosen]).to_numpy()
+    is_test = donors.isin(cells.index[chosen]).to_numpy()
+    return ~is_test, is_test
 
 
 def balanced_donors(cells: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -200,16 +225,23 @@ def _imbalance(cells: np.ndarray, chosen: np.ndarray, totals: np.ndarray, fracti
     return float((totals * (cells[chosen].sum(axis=0) / totals - fraction) ** 2).sum())
 
 
-def _split_batches(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> np.ndarray:
+def _split_batches(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
     batches = _column(obs, "batch", where)
-    absent = sorted(set(split["batches"]) - set(batches[kept]))
-    if absent:
-        raise TaskError(f"{where}.batches: no cell of {', '.join(absent)}; batches: {', '.join(sorted(set(batches)))}")
-    return batches.isin(split["batches"]).to_numpy()
+    for key in ("batches", "train"):
+        absent = sorted(set(split.get(key, [])) - set(batches[kept]))
+        if absent:
+            known = ", ".join(sorted(set(batches)))
+            raise TaskError(f"{where}.{key}: no cell of {', '.join(absent)}; batches: {known}")
+    is_test = batches.isin(split["batches"]).to_numpy()
+    is_train = batches.isin(split["train"]).to_numpy() if "train" in split else ~is_test
+    if (is_train & is_test).any():
+        raise TaskError(f"{where}: a batch is both in `train` and in `batches`, the test batches; name it once")
+    return is_train, is_test
 
 
-def _split_predefined(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> np.ndarray:
-    return (_column(obs, split["column"], where) == str(split["test"])).to_numpy()
+def _split_predefined(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
+    is_test = (_column(obs, split["column"], where) == str(split["test"])).to_numpy()
+    return ~is_test, is_test
 
 
 SPLITTERS = {
@@ -288,7 +320,8 @@ def _solution(
     for column in ("batch", "cell_type"):
         obs[column] = obs[column].astype("category")
     solution = ad.AnnData(sp.csr_matrix((len(rows), 0), dtype=np.float32), obs=obs)
-    solution.uns = {"modalities": list(orders), "labels": labels, **origin}
+    n_train = len(set().union(*(cells.obs_names for cells in train.mod.values())))
+    solution.uns = {"modalities": list(orders), "labels": labels, "n_train": n_train, **origin}
     return solution
 
 

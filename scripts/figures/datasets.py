@@ -48,12 +48,10 @@ def describe_dataset(path: Path, config: Path) -> dict[str, str]:
     spec_path = config / "datasets" / f"{name}.yaml"
     spec = check(read_yaml(spec_path), config / "schemas" / "dataset.schema.yaml", str(spec_path))
     sizes = shapes(path)
-    known = read_uns(path, "source", "sha256", "n_cells_available")
-    n_cells = next(iter(sizes.values()))[0]
-    available = int(known["n_cells_available"] or n_cells)
+    known = read_uns(path, "source", "sha256")
     return {
         "Data set": spec["label"] or name,
-        "Cells": f"{n_cells:,}" if n_cells == available else f"{n_cells:,} (sample of {available:,})",
+        "Cells": f"{next(iter(sizes.values()))[0]:,}",
         "Features": ", ".join(f"{features:,} {modality}" for modality, (_, features) in sizes.items()),
         "Source": " ".join(part for part in (known["source"], spec["accession"], spec["url"]) if part),
         "Licence": spec["licence"],
@@ -65,14 +63,15 @@ def describe_dataset(path: Path, config: Path) -> dict[str, str]:
 
 def describe_split(path: Path) -> dict[str, str]:
     """Return what the table says of a split."""
-    known = read_uns(path, "dataset", "split", "labels")
+    known = read_uns(path, "dataset", "split", "labels", "n_train")
     try:
         with h5py.File(path) as file:
             obs = file["obs"]
             n_cells = len(obs[obs.attrs["_index"]])
     except (OSError, KeyError) as error:
         raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
-    return {"dataset": known["dataset"], "text": f"{known['split']}: {n_cells:,} test cells, labels {known['labels']}"}
+    sizes = f"{int(known['n_train']):,} training and {n_cells:,} test cells"
+    return {"dataset": known["dataset"], "text": f"{known['split']}: {sizes}, labels {known['labels']}"}
 
 
 def make_table(datasets: Sequence[Path], solutions: Sequence[Path], config: Path) -> pd.DataFrame:
@@ -90,7 +89,7 @@ def make_table(datasets: Sequence[Path], solutions: Sequence[Path], config: Path
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--datasets", nargs="*", required=True, type=Path, help="dataset.h5mu files")
+    parser.add_argument("--datasets", nargs="*", required=True, type=Path, help="results/prepared/<dataset>.h5mu")
     parser.add_argument("--solutions", nargs="*", required=True, type=Path, help="solution.h5ad files")
     parser.add_argument("--config", required=True, type=Path, help="the folder config")
     parser.add_argument("--table", required=True, help="table to write")

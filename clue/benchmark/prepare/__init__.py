@@ -1,8 +1,8 @@
-"""Make one ``dataset.h5mu`` of raw counts from the raw files of a data set.
+"""Make one ``<dataset>.h5mu`` of raw counts from the raw files of a data set.
 
 Each layout of raw files is a module with one function ``(spec, folder) -> {modality: AnnData}``, listed in `PREPARERS`
 under the name that the YAML gives as ``prepare.kind``. All that data sets have in common (zero features, expected
-numbers, subsample, provenance) is done once, in `prepare`.
+numbers, provenance) is done once, in `prepare`.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from clue.benchmark.prepare.competition import prepare_competition
 from clue.benchmark.prepare.expectations import check_expected
 from clue.benchmark.prepare.glue import prepare_glue
 from clue.benchmark.prepare.h5ad import prepare_h5ad
+from clue.benchmark.prepare.npz import prepare_npz
 from clue.benchmark.prepare.own import prepare_own
 from clue.benchmark.prepare.reading import Modalities, PrepareError, Spec
 from clue.benchmark.prepare.share_seq import prepare_share_seq
@@ -30,7 +31,6 @@ from clue.benchmark.prepare.tenx import prepare_tenx
 
 __all__ = ["PREPARERS", "PrepareError", "prepare"]
 
-SUBSAMPLE_SEED = 0
 OBS_COLUMNS = ("batch", "cell_type", "donor", "condition", "is_train")
 VAR_COLUMNS = ("feature_types", "gene_ids")
 
@@ -39,6 +39,7 @@ PREPARERS: dict[str, Callable[[Spec, Path], Modalities]] = {
     "glue": prepare_glue,
     "h5ad": prepare_h5ad,
     "npy": prepare_npy,
+    "npz": prepare_npz,
     "own": prepare_own,
     "share_seq": prepare_share_seq,
     "simulated": prepare_simulated,
@@ -46,7 +47,7 @@ PREPARERS: dict[str, Callable[[Spec, Path], Modalities]] = {
 }
 
 
-def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = None) -> md.MuData:
+def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
     """Return the prepared data set: raw counts, every cell in every modality, in the same order.
 
     Parameters
@@ -57,13 +58,11 @@ def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = N
         Its checked ``config/datasets/<name>.yaml``.
     folder
         The folder of its raw files, with the manifest of the download.
-    max_cells
-        Keep a seeded uniform subsample of so many cells; all where the data set has no more.
 
     Returns
     -------
     MuData
-        ``uns`` holds ``dataset``, ``source``, ``sha256`` (of the raw files) and ``n_cells_available``.
+        ``uns`` holds ``dataset``, ``source`` and ``sha256`` (of the raw files).
 
     Raises
     ------
@@ -82,17 +81,9 @@ def prepare(name: str, spec: Spec, folder: str | Path, max_cells: int | None = N
         check_modality(adata, f"{folder} [{modality}]", _known(adata.obs, OBS_COLUMNS))
     modalities = _drop_zero_features(modalities)
     check_expected(name, spec, modalities)
-    n_available = modalities[spec["modalities"][0]].n_obs
-    if max_cells is not None and max_cells < n_available:
-        modalities = _drop_zero_features(_subsample(modalities, max_cells))
     with md.set_options(pull_on_update=False):
         mdata = md.MuData({modality: _plain(adata) for modality, adata in modalities.items()})
-    mdata.uns = {
-        "dataset": name,
-        "source": describe_source(spec),
-        "sha256": _digest(spec),
-        "n_cells_available": n_available,
-    }
+    mdata.uns = {"dataset": name, "source": describe_source(spec), "sha256": _digest(spec)}
     return mdata
 
 
@@ -122,14 +113,6 @@ def _drop_zero_features(modalities: Modalities) -> Modalities:
             print(f"{modality}: {(~seen).sum()} of {adata.n_vars} features are zero in all cells and dropped")
         kept[modality] = adata[:, seen]
     return kept
-
-
-def _subsample(modalities: Modalities, n_cells: int) -> Modalities:
-    available = next(iter(modalities.values())).n_obs
-    rng = np.random.default_rng(SUBSAMPLE_SEED)
-    rows = np.sort(rng.choice(available, n_cells, replace=False))
-    print(f"keep {n_cells} of {available} cells")
-    return {modality: adata[rows] for modality, adata in modalities.items()}
 
 
 def _known(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
