@@ -107,6 +107,7 @@ def test_a_part_after_a_slash_selects_one(project):
         ({"device": "tpu"}, ["device", "'tpu' is not one of ['cpu', 'cuda']"]),
         ({"run": "my run"}, ["run", "does not match"]),
         ({"max_cells": 3}, ["max_cells", "less than the minimum"]),
+        ({"run": "prepared"}, ["run", "'prepared' does not match"]),
         ({"data_mirror": "/scratch"}, ["data_mirror", "'/scratch' does not match"]),
         ({"data_mirror": "file://scratch"}, ["data_mirror", "'file://scratch' does not match"]),
     ],
@@ -118,14 +119,14 @@ def test_wrong_run(project, changes, parts):
 
 
 def test_a_split_within_another_holds_the_other_ones_settings(project):
-    splits = {"outer": {"kind": "random", "seed": 0}, "inner": {"kind": "random", "seed": 1, "within": "outer"}}
+    splits = {"outer": {"kind": "random", "seed": 0}, "inner": {"kind": "random", "seed": 1, "within": ["outer"]}}
     write(project / "config/datasets/tiny.yaml", DATASET | {"splits": splits})
-    assert Benchmark(RUN, project).datasets["tiny"]["splits"]["inner"]["within"] == splits["outer"]
+    assert Benchmark(RUN, project).datasets["tiny"]["splits"]["inner"]["within"] == [splits["outer"]]
 
 
 @pytest.mark.parametrize("within", ["outr", "inner"])
 def test_a_split_within_one_that_is_not_there(project, within):
-    splits = {"outer": {"kind": "random"}, "inner": {"kind": "random", "within": within}}
+    splits = {"outer": {"kind": "random"}, "inner": {"kind": "random", "within": [within]}}
     write(project / "config/datasets/tiny.yaml", DATASET | {"splits": splits})
     message = error(project)
     assert "tiny.yaml: splits.inner.within" in message and "outer" in message

@@ -426,7 +426,7 @@ def write_task(folder: Path, n_cells: int = 40, labels: str = "published") -> tu
     obs.index = [f"cell {i}" for i in range(n_cells)]
     for modality, order in orders.items():
         obs[modality] = names[modality][order]
-    uns = {"modalities": list(orders), "dataset": "pbmc_cite", "split": "donors", "labels": labels}
+    uns = {"modalities": list(orders), "dataset": "pbmc_cite", "split": "donors", "labels": labels, "n_train": 80}
     solution = ad.AnnData(np.zeros((n_cells, 0), dtype=np.float32), obs=obs, uns=uns)
     truth = np.eye(3)[np.arange(n_cells) % 3] + rng.normal(0, 0.05, (n_cells, 3))
     blocks = []
@@ -498,15 +498,15 @@ def test_umap_says_that_labels_are_derived_and_cells_sampled(scripts):
 def test_datasets_table_names_source_and_size(scripts, project, tmp_path, tiny_mdata):
     for adata in tiny_mdata.mod.values():
         adata.uns = {}
-    tiny_mdata.uns = {"dataset": "pbmc_cite", "source": "a wheel", "sha256": "abc", "n_cells_available": 100}
+    tiny_mdata.uns = {"dataset": "pbmc_cite", "source": "a wheel", "sha256": "abc"}
     tiny_mdata.write(tmp_path / "dataset.h5mu")
     solution, _ = write_task(tmp_path)
     given = ["--datasets", f"{tmp_path}/dataset.h5mu", "--solutions", str(solution)]
     given += ["--config", f"{project}/config", "--table", f"{tmp_path}/datasets.tsv"]
     scripts("figures/datasets.py").main(given)
     row = tables.read_table(tmp_path / "datasets.tsv", ["Source"]).iloc[0]
-    assert row["Cells"] == "60 (sample of 100)" and row["Features"] == "40 rna, 12 adt"
-    assert row["Splits"] == "donors: 40 test cells, labels published"
+    assert row["Cells"] == "60" and row["Features"] == "40 rna, 12 adt"
+    assert row["Splits"] == "donors: 80 training and 40 test cells, labels published"
     assert row["Source"].startswith("a wheel GSE161918") and row["SHA-256"] == "abc" and row["Licence"]
 
 

@@ -89,14 +89,6 @@ class TestH5ad:
         assert mdata.obs.columns.empty
         assert mdata.uns["dataset"] == "tiny" and mdata.uns["sha256"].startswith("all.h5ad ")
 
-    def test_subsample_is_seeded_recorded_and_drops_features_that_became_zero(self, prepare_h5ad):
-        first, again = prepare_h5ad(max_cells=2), prepare_h5ad(max_cells=2)
-        assert first.n_obs == 2 and first.uns["n_cells_available"] == 4
-        assert first.obs_names.equals(again.obs_names)
-        for adata in first.mod.values():
-            assert (dense(adata).sum(axis=0) > 0).all()
-        assert prepare_h5ad(max_cells=9).n_obs == 4
-
     @pytest.mark.parametrize(
         ("change", "message"),
         [
@@ -184,6 +176,53 @@ def test_arrays_of_unequal_length_or_shape_or_truncated_are_refused(npy_spec, tm
     np.save(tmp_path / "a.npy", np.array([["x"]]))
     with pytest.raises(PrepareError, match="a.npy: holds no matrix of numbers"):
         prepare("tiny", npy_spec, tmp_path)
+
+
+# ---- sparse matrices, features × cells -----------------------------------------------------------
+
+
+@pytest.fixture
+def npz_spec(tmp_path):
+    """Two matrices of three cells, with their features and the table of cells; peak 2 is 0 in all cells."""
+    sp.save_npz(tmp_path / "g.npz", sp.csr_matrix(np.array([[1, 0, 2], [0, 3, 0]])))
+    sp.save_npz(tmp_path / "r.npz", sp.csc_matrix(np.array([[0, 1, 1], [0, 0, 0], [4, 0, 1]])))
+    (tmp_path / "genes.txt").write_text("Actb\nGapdh\n")
+    (tmp_path / "regions.txt").write_text("chr1_1_2\nchr1_3_4\nchr2_1_9\n")
+    (tmp_path / "cells.csv").write_text(",Batch,Ident\nc1,A,Ast\nc2,A,Mic\nc3,B,Ast\n")
+    names = ["g.npz", "r.npz", "genes.txt", "regions.txt", "cells.csv"]
+    return {
+        "modalities": ["rna", "atac"],
+        "source": {"kind": "files", "folder": ".", "files": names},
+        "prepare": {
+            "kind": "npz",
+            "files": {"rna": "g.npz", "atac": "r.npz"},
+            "features": {"rna": "genes.txt", "atac": "regions.txt"},
+            "cells": "cells.csv",
+            "obs": {"batch": "Batch", "cell_type": "Ident"},
+        },
+    }
+
+
+def test_sparse_matrices_are_turned_and_named(npz_spec, tmp_path):
+    mdata = prepare("tiny", npz_spec, tmp_path)
+    rna, atac = mdata.mod["rna"], mdata.mod["atac"]
+    assert dense(rna).tolist() == [[1, 0], [0, 3], [2, 0]] and list(rna.var_names) == ["Actb", "Gapdh"]
+    assert dense(atac).tolist() == [[0, 4], [1, 0], [1, 1]] and list(atac.var_names) == ["chr1_1_2", "chr2_1_9"]
+    assert list(atac.obs_names) == ["c1", "c2", "c3"] and list(atac.obs["batch"]) == ["A", "A", "B"]
+    assert list(rna.obs["cell_type"]) == ["Ast", "Mic", "Ast"]
+
+
+def test_faults_of_sparse_matrices_are_one_line(npz_spec, tmp_path):
+    (tmp_path / "genes.txt").write_text("Actb\n")
+    with pytest.raises(PrepareError, match="g.npz: is 2 × 3, but genes.txt names 1 features and cells.csv 3 cells"):
+        prepare("tiny", npz_spec, tmp_path)
+    (tmp_path / "genes.txt").write_text("Actb\nGapdh\n")
+    (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:-30])
+    with pytest.raises(PrepareError, match="r.npz: cannot be read"):
+        prepare("tiny", npz_spec, tmp_path)
+    (tmp_path / "cells.csv").write_text(",Lane\nc1,A\n")
+    with pytest.raises(PrepareError, match="cells.csv: obs has no column 'Batch'"):
+        prepare("tiny", npz_spec, tmp_path)
 
 
 # ---- the competition's files ---------------------------------------------------------------------
@@ -275,8 +314,8 @@ def test_every_data_set_of_the_project_is_valid(project):
 def test_simulated_data_are_prepared_by_the_program(project, run_script, monkeypatch, tmp_path):
     monkeypatch.chdir(project)
     output = tmp_path / "dataset.h5mu"
-    arguments = ["--dataset", "simulated", "--raw", tmp_path, "--output", output, "--max-cells", "100"]
+    arguments = ["--dataset", "simulated", "--raw", tmp_path, "--output", output]
     assert run_script("prepare", *arguments)[0] == 0
     mdata = read_dataset(output)
-    assert mdata.n_obs == 100 and list(mdata.mod) == ["rna", "atac"]
+    assert mdata.n_obs == 1500 and list(mdata.mod) == ["rna", "atac"]
     assert set(mdata.mod["rna"].obs) == {"batch", "donor", "cell_type"}

@@ -37,11 +37,44 @@ def row_of_cell(mdata, modality):
 @pytest.mark.parametrize("inner", [RANDOM, {"kind": "donors", "fraction": 0.3, "seed": 5}])
 def test_an_inner_split_has_no_cell_of_the_outer_test(dataset, inner):
     outer = {"kind": "predefined", "column": "is_train", "test": "False", "seed": 0}
-    task = make_task(dataset, "tiny", "s", {**inner, "within": outer})
+    task = make_task(dataset, "tiny", "s", {**inner, "within": [outer]})
     outside = make_task(dataset, "tiny", "outer", outer)
     held_out, fitted = set(task.solution.obs_names), set(task.train.mod["rna"].obs_names)
     assert held_out | fitted == set(outside.train.mod["rna"].obs_names)
     assert held_out and not held_out & fitted
+
+
+def test_a_split_within_two_has_no_test_cell_of_either(dataset):
+    outer = [RANDOM, {"kind": "batches", "batches": ["batch1"], "seed": 0}]
+    task = make_task(dataset, "tiny", "s", {"kind": "random", "fraction": 0.5, "seed": 1, "within": outer})
+    used = {*task.solution.obs_names, *task.train.mod["rna"].obs_names}
+    for split in outer:
+        assert not used & set(make_task(dataset, "tiny", "s", split).solution.obs_names)
+
+
+# ---- which cells are training ------------------------------------------------------------------------
+
+
+def test_training_batches_may_be_named(dataset):
+    batches = sorted(dataset.mod["rna"].obs["batch"].unique())
+    split = {"kind": "batches", "train": batches[:1], "batches": batches[1:2], "seed": 0}
+    task = make_task(dataset, "tiny", "s", split)
+    assert set(task.train.mod["rna"].obs["batch"]) == {batches[0]}
+    assert set(task.solution.obs["batch"]) == {batches[1]}
+    with pytest.raises(TaskError, match="splits.s: a batch is both in `train` and in `batches`"):
+        make_task(dataset, "tiny", "s", split | {"train": batches[1:2]})
+    with pytest.raises(TaskError, match="splits.s.train: no cell of nowhere; batches: batch"):
+        make_task(dataset, "tiny", "s", split | {"train": ["nowhere"]})
+
+
+def test_numbers_of_cells_give_the_same_test_cells_and_nested_training_cells(dataset):
+    few, many = (
+        make_task(dataset, "tiny", "s", {"kind": "random", "n_test": 30, "n_train": n, "seed": 0}) for n in (40, 80)
+    )
+    assert list(few.solution.obs_names) == list(many.solution.obs_names) and few.solution.n_obs == 30
+    assert few.train.n_obs == 40 and set(few.train.mod["rna"].obs_names) < set(many.train.mod["rna"].obs_names)
+    with pytest.raises(TaskError, match="n_train 100 and n_test 30 are more than the 120 cells there are"):
+        make_task(dataset, "tiny", "s", {"kind": "random", "n_test": 30, "n_train": 100, "seed": 0})
 
 
 # ---- censoring -----------------------------------------------------------------------------------
@@ -230,9 +263,9 @@ def test_labels_cannot_be_derived_without_rna(dataset):
 def test_the_program_writes_files_that_keep_their_contracts(project, run_script, monkeypatch, tmp_path):
     monkeypatch.chdir(project)
     dataset, folder = tmp_path / "dataset.h5mu", tmp_path / "paired20"
-    arguments = ["--dataset", "simulated", "--raw", tmp_path, "--output", dataset, "--max-cells", "200"]
+    arguments = ["--dataset", "simulated", "--raw", tmp_path, "--output", dataset]
     assert run_script("prepare", *arguments)[0] == 0
-    task = ["--dataset-file", dataset, "--dataset", "simulated", "--folder", folder]
+    task = ["--dataset-file", dataset, "--dataset", "simulated", "--folder", folder, "--max-cells", "200"]
     assert run_script("make_task", *task, "--split", "paired20")[0] == 0
     train, solution = read_train(folder / "train.h5mu"), read_solution(folder / "solution.h5ad")
     assert isinstance(train, md.MuData) and train.obs.columns.empty

@@ -1,4 +1,4 @@
-"""Sparse matrices of scipy (``.npz``), features × cells, with text files of features and a table of cells beside them."""
+"""Sparse matrices of scipy (``.npz``), features × cells, with a text file of features each and one table of cells."""
 
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def prepare_npz(spec: Spec, folder: Path) -> Modalities:
             matrix = sp.load_npz(folder / file)
         if matrix.shape != (len(names), len(obs)):
             raise PrepareError(
-                f"{folder / file}: is {matrix.shape[0]} × {matrix.shape[1]}, but there are {len(names)} names of features"
-                f" and {len(obs)} cells in {path.name}"
+                f"{folder / file}: is {matrix.shape[0]} × {matrix.shape[1]}, but {settings['features'][modality]} names"
+                f" {len(names)} features and {path.name} {len(obs)} cells"
             )
         counts = counts_of(matrix.T, str(folder / file))
         modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=pd.DataFrame(index=names))

@@ -4,6 +4,7 @@ import gzip
 import shutil
 import tempfile
 import warnings
+import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,9 @@ Spec = Mapping[str, Any]
 Modalities = dict[str, ad.AnnData]
 
 CHUNK = 1 << 22
+UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, ValueError, TypeError)
+UNREADABLE += (ad._io.utils.AnnDataReadError,)
+"""What readers raise at a truncated or foreign file."""
 
 
 class PrepareError(BenchmarkError):
@@ -38,7 +42,7 @@ def reading(path: Path) -> Iterator[None]:
         raise PrepareError(f"{path}: no such file; download the data set again")
     try:
         yield
-    except (OSError, EOFError, zlib.error, KeyError, ValueError, TypeError, ad._io.utils.AnnDataReadError) as error:
+    except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise PrepareError(f"{path}: cannot be read ({reason}); delete it and run again") from error
 
