@@ -117,6 +117,17 @@ class Closer(NamedTuple):
         n = len(self.closer_x)
         return (self.closer_x + weight * self.tied_x) / n, (self.closer_y + weight * self.tied_y) / n
 
+    def top1(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return per cell of x and per cell of y whether its nearest neighbour is the true match.
+
+        0 where a cell lies closer, and 1 / (n + 1) where n cells are as near as the true match: the expected value of
+        drawing one of them. A collapsed embedding thus gets 1 / N, not 1.
+        """
+        return tuple(
+            np.where(closer == 0, 1 / (tied + 1), 0.0)
+            for closer, tied in ((self.closer_x, self.tied_x), (self.closer_y, self.tied_y))
+        )
+
 
 def foscttm(x, y, metric: Metric = "cosine", ties: Ties = "half", block: int = 256) -> tuple[np.ndarray, np.ndarray]:
     """Return for each cell the fraction of samples closer than the true match (FOSCTTM).

@@ -189,12 +189,14 @@ def _score_matches(first: Side, second: Side, table: _Table) -> tuple[dict[str, 
 def _score_distances(first: Side, second: Side, table: _Table) -> tuple[np.ndarray, np.ndarray]:
     """Score distances; return FOSCTTM of each cell of both modalities, both in the first one's order."""
     x, y = first.embedding, second.embedding[_partners(first, second)]
-    cosine = count_closer(x, y, "cosine")
+    cosine, euclidean = count_closer(x, y, "cosine"), count_closer(x, y, "euclidean")
     variants = {
         "foscttm": cosine.fractions("half"),
         "foscttm_strict": cosine.fractions("strict"),
-        "foscttm_euclidean": count_closer(x, y, "euclidean").fractions("half"),
+        "foscttm_euclidean": euclidean.fractions("half"),
+        "foscttm_euclidean_strict": euclidean.fractions("strict"),
         "foscttm_within_batch": foscttm_within_batch(x, y, first.batch),
+        "top1_euclidean": euclidean.top1(),
     }
     for metric, (of_first, of_second) in variants.items():
         table.both_ways(metric, of_first.mean(), of_second.mean())

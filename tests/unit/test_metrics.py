@@ -208,6 +208,18 @@ def test_counts_leave_out_the_true_match():
     assert closer.tied_x.tolist() == [4] * 5 and closer.closer_x.tolist() == [0] * 5
 
 
+def test_top1_of_four_cells_by_hand():
+    """Distances as in `test_foscttm_of_four_cells_by_hand`: x1 has one tie; x0, y0 and y1 have a closer cell."""
+    closer = count_closer([[0.0], [1], [5], [10]], [[2.0], [0], [5], [11]], "euclidean")
+    of_x, of_y = closer.top1()
+    assert of_x.tolist() == [0, 0.5, 1, 1] and of_y.tolist() == [0, 0, 1, 1]
+
+
+def test_top1_of_a_collapsed_embedding_is_chance():
+    for of_cells in count_closer(np.ones((8, 3)), np.ones((8, 3)), "euclidean").top1():
+        assert of_cells.tolist() == [1 / 8] * 8
+
+
 # ---- label transfer ------------------------------------------------------------------------------
 
 

@@ -21,7 +21,8 @@ N = 120
 DIRECTIONS = ["rna2adt", "adt2rna", "both"]
 METRICS = [
     *["match_score", "match_score_gaussian", "match_score_ot", "cell_type_match"],
-    *["foscttm", "foscttm_strict", "foscttm_euclidean", "foscttm_within_batch", "label_transfer_accuracy"],
+    *["foscttm", "foscttm_strict", "foscttm_euclidean", "foscttm_euclidean_strict", "foscttm_within_batch"],
+    *["top1_euclidean", "label_transfer_accuracy"],
 ]
 
 
@@ -124,6 +125,19 @@ def test_scores_are_those_of_cells_in_the_solutions_order(embedding, solution, p
     assert value(metrics, "foscttm", "both") == pytest.approx(np.mean([of_x, of_y]))
 
 
+def test_euclidean_scores_are_over_all_cells_and_of_the_embedding_as_it_is(embedding, solution, points):
+    """As SCMMIB defines them: no batches, no normalisation, mean of both directions."""
+    metrics = score(embedding, solution).metrics
+    x, y = (points[name].astype(np.float32).astype(float) for name in ("rna", "adt"))
+    distance = np.linalg.norm(x[:, None] - y[None], axis=2)
+    closer = distance < np.diag(distance)[:, None], distance.T < np.diag(distance)[:, None]
+    nearest = distance.argmin(axis=1) == np.arange(N), distance.argmin(axis=0) == np.arange(N)
+    for direction, fraction, hit in zip(("rna2adt", "adt2rna"), closer, nearest, strict=True):
+        assert value(metrics, "foscttm_euclidean_strict", direction) == pytest.approx(fraction.mean())
+        assert value(metrics, "top1_euclidean", direction) == pytest.approx(hit.mean())
+    assert value(metrics, "top1_euclidean", "both") == pytest.approx(np.mean(nearest))
+
+
 def test_scores_per_cell_are_in_the_solutions_order(embedding, solution, points):
     """By hand from the points in the solution's order; their means are the metrics."""
     scores = score(embedding, solution)
@@ -169,7 +183,8 @@ def test_collapsed_embedding_is_not_rewarded(solution):
     points = np.ones((N, 4))
     metrics = score(make_embedding(solution, {"rna": points, "adt": points}), solution).metrics
     assert value(metrics, "foscttm", "both") == pytest.approx(0.5, abs=1 / N)
-    assert value(metrics, "foscttm_strict", "both") == 0
+    assert value(metrics, "foscttm_strict", "both") == value(metrics, "foscttm_euclidean_strict", "both") == 0
+    assert value(metrics, "top1_euclidean", "both") == pytest.approx(1 / N)
     assert value(metrics, "match_score", "both") == pytest.approx(3 / N, rel=0.1)
 
 
