@@ -20,7 +20,7 @@ help:
 	@echo "make resume   after a kill of snakemake --profile slurm: cancel what it left in the queue, unlock"
 	@echo "make study    compare settings of CLUE on held-out training cells (config/study.yaml)"
 	@echo "make download fetch the raw files of CONFIG ahead of a run, for machines without network"
-	@echo "make rehearsal  run config/config.yaml on simulated files (FACTOR=$(FACTOR), METHODS=\"clue cca\")"
+	@echo "make rehearsal  run config/config.yaml, or a CONFIG, on simulated files (FACTOR=$(FACTOR), METHODS=\"clue cca\")"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make test     run the tests"
 	@echo "make slurm-test   run the tests on a real Slurm that is set up for them; slurm-faults: the long ones too"
@@ -53,8 +53,10 @@ study: $(INSTALLED)
 download: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config $(CONFIG) --cores $(CORES) --download
 
+# Not CONFIG's usual default; one on the command line still goes first.
+rehearsal: CONFIG = config/config.yaml
 rehearsal: $(INSTALLED)
-	$(BIN)/python scripts/rehearse.py --factor $(FACTOR) --folder build/rehearsal --cores $(CORES) \
+	$(BIN)/python scripts/rehearse.py --config $(CONFIG) --factor $(FACTOR) --folder build/rehearsal --cores $(CORES) \
 		$(if $(METHODS),--methods $(METHODS)) $(if $(DATASETS),--datasets $(DATASETS))
 
 score: $(INSTALLED)

@@ -7,7 +7,7 @@ TABLE_OF = f"{RESULTS}/tables/{{name}}.tsv"
 UMAP_POINTS = 5000
 PUBLISHED = expand(
     "config/reference/{name}.tsv",
-    name=["leaderboard", "leaderboard_values", "cell_type_match", "organisers", "rebenchmarks"],
+    name=["leaderboard", "cell_type_match", "organisers", "rebenchmarks", "scmmib"],
 )
 
 SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS))
@@ -28,8 +28,9 @@ DRAWINGS = {
 }
 if SIMULATED:
     DRAWINGS["factors"] = {"probes": PROBES}
-if len({BENCHMARK.datasets[a]["splits"][b].get("paired_fraction") for a, b in SPLITS}) > 1:
-    DRAWINGS["pairing"] = {"metrics": TABLE}
+SPECS = [BENCHMARK.datasets[a]["splits"][b] for a, b in SPLITS]
+if len({(spec.get("paired_fraction"), spec.get("n_train")) for spec in SPECS}) > 1:
+    DRAWINGS["pairing"] = {"metrics": TABLE, "published": PUBLISHED}
 # The same, where the program also looks into the results of jobs.
 WALKS = {"learning": {"resources": RESOURCES}, "scaling": {"resources": RESOURCES}}
 REPORT = f"{RESULTS}/report.html"

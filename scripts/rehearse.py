@@ -1,7 +1,8 @@
-"""Rehearse the paper's benchmark: simulated files of its data sets, served on this machine, from download to report.
+"""Rehearse a run of the paper's data sets: simulated files of them, served on this machine, from download to report.
 
-In a copy of the project, so that no simulated file is ever taken for a real one. The copy differs in three things,
-which are printed: the addresses of the sources, the numbers to expect, and the run's settings.
+In a copy of the project, so that no simulated file is ever taken for a real one. The copy differs in four things,
+which are printed: the addresses of the sources, the numbers to expect, the numbers of cells in splits, and the run's
+settings.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from clue.benchmark.config import ORACLE, Benchmark, Job, read_yaml
 from clue.benchmark.errors import BenchmarkError, run_program
 
 PARTS = ("Snakefile", "rules", "config", "envs", "scripts", "clue")
-CONFIG = Path("config", "config.yaml")
+CONFIG = Path("config", "rehearsal.yaml")  # of the copy
 RUN = "rehearsal"
 # The competition's bucket serves one data set and has lost the other, for which GEO steps in.
 SERVED = {"bmmc_cite": "bucket", "bmmc_multiome": "geo", "share_skin": "geo"}
@@ -35,18 +36,19 @@ SERVED = {"bmmc_cite": "bucket", "bmmc_multiome": "geo", "share_skin": "geo"}
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program in the project folder."""
-    parser = argparse.ArgumentParser(description="Rehearse the paper's benchmark on simulated files.")
+    parser = argparse.ArgumentParser(description="Rehearse a run of the paper's data sets on simulated files.")
+    parser.add_argument("--config", type=Path, default="config/config.yaml", help="the run to rehearse")
     parser.add_argument("--factor", type=float, required=True, help="size of the data sets, 1 is full size")
     parser.add_argument("--folder", type=Path, required=True, help="where the copy of the project goes; emptied first")
     parser.add_argument("--cores", type=int, required=True, help="how many jobs of one thread run at a time")
-    parser.add_argument("--methods", nargs="*", help="in place of the default variants of config/config.yaml's methods")
-    parser.add_argument("--datasets", nargs="*", help="in place of those of config/config.yaml")
+    parser.add_argument("--methods", nargs="*", help="in place of the default variants of the run's methods")
+    parser.add_argument("--datasets", nargs="*", help="in place of those of the run")
     parser.add_argument("--budget", default="test", help="the budget of each method")
     arguments = parser.parse_args(argv)
     copy = copy_project(Path.cwd(), arguments.folder)
     with serving(copy / "served") as address:
         config = configure(copy, address, arguments)
-        for name in dict.fromkeys(entry.partition("/")[0] for entry in config["datasets"]):
+        for name in dataset_names(config):
             write_dataset(copy, name, arguments.factor, address)
         succeeded = run(copy, arguments.cores)
     report_stages(copy / "logs")
@@ -79,8 +81,8 @@ def copy_project(project: Path, folder: Path) -> Path:
 
 
 def configure(copy: Path, address: str, arguments: argparse.Namespace) -> dict:
-    """Write the run's settings: the default ones, but for a small budget, one seed, default variants and no GPU."""
-    config = read_yaml(copy / CONFIG)
+    """Write the settings: those of the run, but for a small budget, one seed, default variants and no GPU."""
+    config = read_yaml(arguments.config)
     # Ablations are other settings of the same programs.
     methods = arguments.methods or list(
         dict.fromkeys(f"{name.partition('/')[0]}/default" for name in config["methods"])
@@ -88,15 +90,24 @@ def configure(copy: Path, address: str, arguments: argparse.Namespace) -> dict:
     changes = {"run": RUN, "methods": methods, "seeds": [0], "budget": arguments.budget, "device": "cpu"}
     if arguments.datasets:
         changes["datasets"] = arguments.datasets
-    print(f"rehearsal of {CONFIG} with {changes}, factor {arguments.factor}, files from {address}", flush=True)
-    (copy / CONFIG).write_text(yaml.safe_dump(config | changes))
-    return config | changes
+    config |= changes
+    for name in dataset_names(config):
+        if name not in SERVED:
+            known = ", ".join(SERVED)
+            raise BenchmarkError(f"{arguments.config}: datasets: no simulated files of {name!r}; known: {known}")
+    how = f"{changes}, factor {arguments.factor}, files from {address}"
+    print(f"rehearsal of {arguments.config} with {how}", flush=True)
+    (copy / CONFIG).write_text(yaml.safe_dump(config))
+    return config
+
+
+def dataset_names(config: dict) -> list[str]:
+    """Return the names of a run's data sets, each once."""
+    return list(dict.fromkeys(entry.partition("/")[0] for entry in config["datasets"]))
 
 
 def write_dataset(copy: Path, name: str, factor: float, address: str) -> None:
     """Write a data set's simulated files where the server finds them, and send its YAML there."""
-    if name not in SERVED:
-        raise BenchmarkError(f"{CONFIG}: datasets: no simulated files of {name!r}; known: {', '.join(SERVED)}")
     path = copy / "config" / "datasets" / f"{name}.yaml"
     spec = read_yaml(path)
     cells = rehearsal.simulate_dataset(name, factor)
@@ -109,10 +120,22 @@ def write_dataset(copy: Path, name: str, factor: float, address: str) -> None:
         for facts in source["files"].values():
             for checksum in ("size", "md5", "sha256"):
                 facts.pop(checksum, None)
-    spec["expect"] = rehearsal.expected(cells)
+    expect = rehearsal.expected(cells)
+    ratio = expect["n_cells"] / spec["expect"]["n_cells"]
+    spec["splits"] = {split: shrunk(settings, ratio) for split, settings in spec["splits"].items()}
+    spec["expect"] = expect
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     widths = ", ".join(f"{adata.n_vars} {modality}" for modality, adata in cells.items())
-    print(f"{name}: {cells['rna'].n_obs} cells, {widths}; expect: {json.dumps(spec['expect'])}", flush=True)
+    print(f"{name}: {cells['rna'].n_obs} cells, {widths}; expect: {json.dumps(expect)}", flush=True)
+    sized = {split: settings for split, settings in spec["splits"].items() if "n_test" in settings}
+    if sized:
+        print(f"{name}: splits: {json.dumps(sized)}", flush=True)
+
+
+def shrunk(split: dict, ratio: float) -> dict:
+    """Return a split whose numbers of cells, where it names some, are in proportion to those of the data set."""
+    sizes = {key: round(ratio * split[key]) for key in ("n_test", "n_train") if key in split}
+    return split | {key: max(size, rehearsal.MIN_CELLS) for key, size in sizes.items()}
 
 
 # ---- server and run ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Published numbers: ``config/reference/*.tsv``, one number a row, each with its source and its evidence.
 
-The split ``site4`` is the private test set of phase 2 of the competition. Evidence is
+The split ``site4`` is the private test set of phase 2 of the competition; ``scmmib_*`` are the protocols of SCMMIB; of
+ACE's own data sets we have none. Metrics bear the names that they have in ``metrics.tsv``. Evidence is
 
 * ``source``: read in the source code or a data file of the authors or organisers;
 * ``reconstructed``: read off a plot, by the method that the note names;
@@ -81,12 +82,12 @@ def _check_unique(table: pd.DataFrame, key: list[str], path: Path) -> None:
     _check(~table.duplicated(key), f"{', '.join(key)} are those of an earlier line", path)
 
 
-def competition_scores(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def competition_scores(metrics: pd.DataFrame, metric: str = "match_score") -> dict[str, pd.DataFrame]:
     """Return per method of this run its scores: a row per seed, a column per panel, NaN where there is none.
 
     The overall score needs all four sub-tasks of a seed.
     """
-    wanted = rows_of(metrics, split=SPLIT, metric="match_score", status="ok", variant="default")
+    wanted = rows_of(metrics, split=SPLIT, metric=metric, status="ok", variant="default")
     places = {(dataset, direction) for direction, (dataset, _) in SUBTASKS.items()}
     here = [place in places for place in zip(wanted["dataset"], wanted["direction"], strict=True)]
     found = {}

@@ -23,6 +23,8 @@ Modalities = dict[str, ad.AnnData]
 TYPES = {"rna": "GEX", "adt": "ADT", "atac": "ATAC"}
 MINIMUM = {"rna": 150, "adt": 134, "atac": 300}
 """Fewest features of a modality, however small the factor."""
+MIN_CELLS = 60
+"""Fewest cells of a batch, and of a split's test or training cells: as many as Seurat's bridge integration takes."""
 LIBRARY_SIZES = {"rna": 2000.0, "adt": 1000.0, "atac": 5000.0}
 ROWS_PER_BLOCK = 4096
 """Cells that are processed at one time."""
@@ -44,7 +46,8 @@ class Size:
     def scaled(self, factor: float) -> "Size":
         """Return a size that is `factor` times as large, and no smaller than methods can do with."""
         features = {name: max(min(n, MINIMUM[name]), round(factor * n)) for name, n in self.features.items()}
-        parts = {part: max(min(n, 30 * len(self.batches[part])), round(factor * n)) for part, n in self.parts.items()}
+        least = {part: MIN_CELLS * len(batches) for part, batches in self.batches.items()}
+        parts = {part: max(min(n, least[part]), round(factor * n)) for part, n in self.parts.items()}
         return Size(features, parts, self.batches, self.n_types)
 
 

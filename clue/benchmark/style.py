@@ -1,5 +1,6 @@
 """The look of every figure: page sizes, fonts, and the labels, order and colours of ``config/display.yaml``."""
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -83,7 +84,7 @@ class Display:
     ----------
     path
         ``config/display.yaml``. The folders ``methods`` and ``datasets`` beside it hold the labels
-        that it does not give.
+        that it does not give, and which published method a method reproduces.
     """
 
     def __init__(self, path: str | Path):
@@ -103,6 +104,12 @@ class Display:
         if own.exists() and "label" in (spec := read_yaml(own)):
             return str(spec["label"])
         return name.replace("_", " ")
+
+    @functools.cached_property
+    def reproduced(self) -> dict[str, str]:
+        """The published method that a method reproduces; those that are not here have settings of our own."""
+        specs = {path.stem: read_yaml(path) for path in sorted(self.folder.glob("methods/*.yaml"))}
+        return {method: spec["reproduces"] for method, spec in specs.items() if "reproduces" in spec}
 
     def color(self, kind: str, name: str) -> str:
         """Return the colour of a name; an unlisted name has one that depends on the name alone."""

@@ -25,11 +25,12 @@ def changes(here: pd.DataFrame, method: str, variant: str, metric: str) -> pd.Se
 
 
 def ablations(table: pd.DataFrame, reference: pd.DataFrame, display: style.Display) -> list[tuple[str, str]]:
-    """Return methods and ablations, those that only the reference has included."""
+    """Return methods and ablations, those included that only the reference has of a method that reproduces its own."""
     pairs = set(zip(table["method"], table["variant"], strict=True))
-    methods = [method for method, variant in pairs if display.is_ablation(variant)]
-    published = set(zip(reference["method"], reference["variant"], strict=True))
-    pairs |= {pair for pair in published if pair[0] in methods}
+    methods = {method for method, variant in pairs if display.is_ablation(variant)}
+    for method in methods:
+        published = tables.rows_of(reference, method=display.reproduced.get(method, ""))
+        pairs |= {(method, variant) for variant in published["variant"]}
     return [
         (method, variant)
         for method in display.order("methods", methods)
@@ -47,7 +48,9 @@ def why_missing(here: pd.DataFrame, method: str, variant: str, metric: str) -> s
     return "no seed in common, or the full method is at 0"
 
 
-def change_table(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], reference: pd.DataFrame) -> pd.DataFrame:
+def change_table(
+    table: pd.DataFrame, pairs: Sequence[tuple[str, str]], reference: pd.DataFrame, display: style.Display
+) -> pd.DataFrame:
     """Return mean, standard deviation and interval of the change, with the published one where there is one."""
     records = []
     for dataset, split in tables.panels(table):
@@ -57,16 +60,17 @@ def change_table(table: pd.DataFrame, pairs: Sequence[tuple[str, str]], referenc
                 values = changes(here, method, variant, metric)
                 record = {"dataset": dataset, "split": split, "method": method, "variant": variant, "metric": metric}
                 record |= {f"change_percent_{key}": value for key, value in vars(summarise(values)).items()}
-                record["published_change_percent"] = published_change(reference, method, variant, metric)
+                record["published_change_percent"] = published_change(reference, (method, variant), metric, display)
                 record["reason"] = "" if len(values) else why_missing(here, method, variant, metric)
                 records.append(record)
     columns = ["dataset", "split", "method", "variant", "metric"]
     return pd.DataFrame(records).rename(columns={"change_percent_n": "n"}) if records else pd.DataFrame(columns=columns)
 
 
-def published_change(reference: pd.DataFrame, method: str, variant: str, metric: str) -> float:
-    """Return the published change in percent, or NaN."""
-    found = tables.rows_of(reference, method=method, variant=variant, metric=metric)
+def published_change(reference: pd.DataFrame, pair: tuple[str, str], metric: str, display: style.Display) -> float:
+    """Return the change in percent that is published of what a method reproduces, or NaN."""
+    method, variant = pair
+    found = tables.rows_of(reference, method=display.reproduced.get(method, ""), variant=variant, metric=metric)
     return -float(found["drop_percent"].iloc[0]) if len(found) else float("nan")
 
 
@@ -93,7 +97,7 @@ def draw(
     titles = [plots.panel_title(display.label("datasets", dataset), split) for dataset, split in places]
     figure, axes = plots.grid(len(METRICS), titles, len(pairs))
     for row, metric in enumerate(METRICS):
-        published = [published_change(reference, *pair, metric) for pair in pairs]
+        published = [published_change(reference, pair, metric, display) for pair in pairs]
         for column, (dataset, split) in enumerate(places):
             here = tables.rows_of(table, dataset=dataset, split=split)
             lines = [
@@ -127,7 +131,7 @@ def legend(reference: pd.DataFrame) -> str:
     evidence = "; ".join(dict.fromkeys(reference["evidence"] + ", " + reference["note"]))
     return (
         "Circle: one seed, against the full method with the same seed; bar: mean; line through it: 95 % t-interval, "
-        f"cut where very wide. Black diamond: published ({evidence})."
+        f"cut where very wide. Black diamond: published ({evidence}); methods without one have settings of our own."
     )
 
 
@@ -143,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     display, table = style.Display(args.display), tables.read_metrics(args.metrics)
     reference = read_drops(args.reference)
     pairs = ablations(table, reference, display)
-    tables.write_table(change_table(table, pairs, reference), args.table)
+    tables.write_table(change_table(table, pairs, reference, display), args.table)
     figure = draw(table, pairs, reference, display) if pairs else plots.empty("This run has no ablations.")
     style.save(figure, args.figure)
 

@@ -1,4 +1,4 @@
-"""Write one table of every published number beside the one of this run, with a verdict."""
+"""Write one table of the published numbers that this run can be held against, beside its own, with a verdict."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pandas as pd
 
 from clue.benchmark import style, tables
 from clue.benchmark.errors import run_program
-from clue.benchmark.reference import OVERALL, competition_scores, read_drops, read_published
+from clue.benchmark.reference import OVERALL, SPLIT, SUBTASKS, competition_scores, read_drops, read_published
 from clue.benchmark.stats import relative_changes, summarise
 
 COLUMNS = ["file", "label", "dataset", "split", "direction", "metric", "published", "ours", "method_here", "seeds"]
@@ -37,20 +37,32 @@ def compare(row: pd.Series, values: pd.Series, better: str) -> dict:
     return here | {"difference": summary.mean - row["published"], "verdict": verdict(row["published"], values, better)}
 
 
-def candidates(method: str, table: pd.DataFrame) -> list[str]:
-    """Return the methods of this run that reproduce a published one: of its name, or with its name as a prefix."""
-    return [name for name in dict.fromkeys(table["method"]) if name == method or name.startswith(f"{method}_")]
+def comparable(published: pd.DataFrame, table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
+    """Return the published scores of this run's splits, in metrics of ours, of methods that one of ours reproduces."""
+    places = set(tables.panels(table))
+    competition = places >= {(dataset, SPLIT) for dataset, _ in SUBTASKS.values()}
+    kept = [
+        ((row.dataset, row.split) in places or (row.direction == OVERALL and competition))
+        and bool(display.entry("metrics", row.metric))
+        and row.method in display.reproduced.values()
+        for row in published.itertuples()
+    ]
+    return published[np.array(kept, dtype=bool)]
+
+
+def reproductions(method: str, display: style.Display) -> list[str]:
+    """Return the methods of ``config/methods`` that reproduce a published one."""
+    return [name for name, published in display.reproduced.items() if published == method]
 
 
 def score_rows(published: pd.DataFrame, table: pd.DataFrame, display: style.Display) -> list[dict]:
-    """Return a row per published score and method of this run that reproduces it."""
+    """Return a row per published score and method of this run that reproduces it, or one that says that none does."""
     rows = []
-    for _, row in published.rename(columns={"value": "published"}).iterrows():
-        names = candidates(row["method"], table)
-        why = why_not(row, names, table, display)
-        if why:
-            rows.append({**row, "verdict": NOT_RUN, "why": why})
-            continue
+    for _, row in comparable(published, table, display).rename(columns={"value": "published"}).iterrows():
+        able = reproductions(row["method"], display)
+        names = [name for name in able if name in set(table["method"])]
+        if not names:
+            rows.append({**row, "verdict": NOT_RUN, "why": f"not part of this run: {', '.join(able)}"})
         for name in names:
             values, reason = own_values(row, name, table)
             known = {**row, "method_here": name}
@@ -65,27 +77,15 @@ def score_rows(published: pd.DataFrame, table: pd.DataFrame, display: style.Disp
 def own_values(row: pd.Series, name: str, table: pd.DataFrame) -> tuple[pd.Series, str]:
     """Return the values of a method of this run to set beside a published number, or why there are none."""
     if row["direction"] == OVERALL:
-        scores = competition_scores(table).get(name, pd.DataFrame(columns=[OVERALL]))
+        scores = competition_scores(table, row["metric"]).get(name, pd.DataFrame(columns=[OVERALL]))
         return scores[OVERALL].dropna(), "no seed has scores of all four sub-tasks"
     jobs = tables.rows_of(table, dataset=row["dataset"], split=row["split"], method=name, variant="default")
     found = tables.scores(jobs, row["metric"], row["direction"])
     return found.values, found.reason
 
 
-def why_not(row: pd.Series, names: Sequence[str], table: pd.DataFrame, display: style.Display) -> str:
-    """Return why this run has nothing to set beside a published number, or nothing where it has."""
-    if not display.entry("metrics", row["metric"]):
-        return "not a score of this benchmark"
-    if not names:
-        return "the method is not part of this run"
-    here = tables.rows_of(table, dataset=row["dataset"], split=row["split"])
-    if here.empty and row["direction"] != OVERALL:
-        return f"the data set {row['dataset']} (split {row['split']}) is not part of this run"
-    return ""
-
-
-def drop_rows(drops: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
-    """Return a row per published drop and split of this run that has the ablation."""
+def drop_rows(drops: pd.DataFrame, table: pd.DataFrame, display: style.Display) -> list[dict]:
+    """Return a row per published drop, split and method that reproduces the published one; where none has, one row."""
     rows = []
     for _, drop in drops.iterrows():
         base = {"file": "ablation.tsv", "label": f"{drop['method']}, {drop['variant']}", "direction": "both"}
@@ -93,19 +93,21 @@ def drop_rows(drops: pd.DataFrame, table: pd.DataFrame) -> list[dict]:
         base |= {key: drop[key] for key in ("evidence", "source", "note")}
         found = []
         for dataset, split in tables.panels(table):
-            here = tables.rows_of(table, dataset=dataset, split=split, method=drop["method"])
-            full, part = (
-                tables.scores(tables.rows_of(here, variant=variant), drop["metric"]).values
-                for variant in ("default", drop["variant"])
-            )
-            values = relative_changes(full, part)
-            if len(values):
-                place = {"dataset": dataset, "split": split, "method_here": drop["method"]}
-                compared = compare(pd.Series(base), values, "higher")
-                compared["verdict"] = DROP_VERDICTS.get(compared["verdict"], compared["verdict"])
-                found.append(base | place | compared)
+            for method in reproductions(drop["method"], display):
+                here = tables.rows_of(table, dataset=dataset, split=split, method=method)
+                values = own_changes(here, drop["variant"], drop["metric"])
+                if len(values):
+                    compared = compare(pd.Series(base), values, "higher")
+                    compared["verdict"] = DROP_VERDICTS.get(compared["verdict"], compared["verdict"])
+                    found.append(base | {"dataset": dataset, "split": split, "method_here": method} | compared)
         rows += found or [base | {"verdict": NOT_RUN, "why": "the ablation is not part of this run, or has no scores"}]
     return rows
+
+
+def own_changes(here: pd.DataFrame, variant: str, metric: str) -> pd.Series:
+    """Return by seed the change in percent that a variant makes to the score of its method's default variant."""
+    full, part = (tables.scores(tables.rows_of(here, variant=name), metric).values for name in ("default", variant))
+    return relative_changes(full, part)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -118,7 +120,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--table", required=True, help="table to write")
     args = parser.parse_args(argv)
     display, table = style.Display(args.display), tables.read_metrics(args.metrics)
-    rows = score_rows(read_published(args.published), table, display) + drop_rows(read_drops(args.ablation), table)
+    rows = score_rows(read_published(args.published), table, display)
+    rows += drop_rows(read_drops(args.ablation), table, display)
     tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table)
 
 
