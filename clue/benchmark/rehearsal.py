@@ -23,8 +23,8 @@ Modalities = dict[str, ad.AnnData]
 TYPES = {"rna": "GEX", "adt": "ADT", "atac": "ATAC"}
 MINIMUM = {"rna": 150, "adt": 134, "atac": 300}
 """Fewest features of a modality, however small the factor."""
-MIN_CELLS = 60
-"""Fewest cells of a batch, and of a split's test or training cells: as many as Seurat's bridge integration takes."""
+MIN_CELLS = 80
+"""Fewest cells of a batch, and of a split that names a number: Seurat's bridge integration takes 60 on each side."""
 LIBRARY_SIZES = {"rna": 2000.0, "adt": 1000.0, "atac": 5000.0}
 ROWS_PER_BLOCK = 4096
 """Cells that are processed at one time."""

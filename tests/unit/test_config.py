@@ -216,7 +216,7 @@ def test_every_method_of_the_project_is_valid(path):
     assert all(any(ROOT.glob(source)) for source in spec["sources"])
 
 
-@pytest.mark.parametrize("name", ["quick", "full", "config"])
+@pytest.mark.parametrize("name", ["quick", "full", "config", "scmmib"])
 def test_every_run_of_the_project_is_valid(name):
     assert Benchmark(read_yaml(ROOT / f"config/{name}.yaml"), ROOT).plan()
 

@@ -15,6 +15,7 @@ from tidy import NAN, SHAPES, metrics, resources
 
 from clue.benchmark import contracts, style, tables
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.reference import read_published
 
 
 @pytest.fixture(autouse=True)
@@ -69,17 +70,47 @@ def test_ranks_have_known_answers(scripts, display):
 # ---- paired fraction -----------------------------------------------------------------------------
 
 
-def test_pairing_joins_splits_with_the_same_test_cells(draw):
+@pytest.fixture
+def published(project) -> list[str]:
+    """The options that name published scores."""
+    return ["--published", *(str(project / f"config/reference/{name}.tsv") for name in ("rebenchmarks", "scmmib"))]
+
+
+def test_pairing_joins_splits_with_the_same_test_cells(draw, published):
     places = [("simulated", "random20", 0.4), ("simulated", "paired20", 0.2), ("pbmc_multiome", "random30", 0.3)]
     table = metrics(*[(d, s, "clue", "default", i, v + i / 10, 0.1) for d, s, v in places for i in range(3)])
-    found = draw("pairing", table, "metrics").query("metric == 'match_score'").set_index("percent_paired")
-    assert sorted(found.index) == [20, 100] and set(found["dataset"]) == {"simulated"}
+    found = draw("pairing", table, "metrics", *published).query("metric == 'match_score'").set_index("paired")
+    assert sorted(found.index) == [20, 100] and set(found["dataset"]) == {"simulated"} and set(found["unit"]) == {"%"}
     assert found.loc[20, "mean"] == pytest.approx(0.3) and found.loc[100, "n"] == 3
 
 
-def test_the_paired_splits_of_pbmc_cite_have_the_same_test_cells(scripts, project):
-    family = scripts("figures/pairing.py").family
-    assert len({family("pbmc_cite", split, project) for split in ("donors", "paired10", "paired30")}) == 1
+def test_pairing_shows_published_curves_in_their_metrics(draw, published, scripts, display, project):
+    """Splits by number of cells; those of two batches, and a second draw, belong to no curve."""
+    splits = ["scmmib_3k_paired_5k_test", "scmmib_20k_paired_5k_test", "scmmib_c5k_c5k"]
+    table = metrics(*[("share_skin", split, "multivi", "default", 0, 0.1, 0.2) for split in splits])
+    table["metric"] = table["metric"].map({"match_score": "top1_euclidean", "foscttm": "foscttm_euclidean_strict"})
+    found = draw("pairing", table, "metrics", *published)
+    assert set(found["metric"]) == {"foscttm_euclidean_strict", "top1_euclidean"}
+    assert sorted(set(found["paired"])) == [3000, 20000] and set(found["unit"]) == {"cells"}
+    program, scores = scripts("figures/pairing.py"), read_published(published[1:])
+    figure = program.draw(program.curves(table, scores, display, project), scores, display)
+    top1 = figure.axes[1]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in top1.lines}
+    assert lines["MultiVI (SCMMIB)"] == [[3000, 0.0135], [20000, 0.0425]]
+    assert len(top1.containers) == 1 and "Top-1" in top1.get_ylabel()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "splits"),
+    [
+        ("pbmc_cite", ["donors", "paired10", "paired30"]),
+        ("bmmc_cite", [f"scmmib_{n}k_paired_5k_test" for n in (3, 5, 10, 20)]),
+    ],
+)
+def test_the_splits_of_a_curve_have_the_same_test_cells(scripts, project, dataset, splits):
+    program = scripts("figures/pairing.py")
+    table = pd.DataFrame({"dataset": dataset, "split": splits})
+    assert [list(places) for places in program.families(table, project)] == [[(dataset, split) for split in splits]]
 
 
 # ---- learning curves, growth ---------------------------------------------------------------------

@@ -1,15 +1,19 @@
 """The rehearsal's judgement: what may be missing, what may not, and that it harms no other folder."""
 
+import argparse
 import importlib.util
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
 
-from clue.benchmark.config import Benchmark
+from clue.benchmark import rehearsal
+from clue.benchmark.config import Benchmark, load
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.scoring import METRICS_COLUMNS
+from clue.benchmark.task import split_cells
 
 SCORES = {"match_score": 0.1, "foscttm": 0.4}
 
@@ -98,3 +102,42 @@ def test_a_folder_of_something_else_is_left_alone(rehearse, project, tmp_path):
     with pytest.raises(BenchmarkError, match="is not empty and holds no rehearsal"):
         rehearse.copy_project(project, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+# ---- the copy's settings -------------------------------------------------------------------------
+
+
+def settings(**changes):
+    """Return the arguments of a rehearsal."""
+    given = {"config": Path("config/scmmib.yaml"), "factor": 0.005, "methods": None, "datasets": None, "budget": "test"}
+    return argparse.Namespace(**given | changes)
+
+
+def test_any_run_can_be_rehearsed_and_is_not_changed_itself(rehearse, copy, project, monkeypatch):
+    monkeypatch.chdir(project)
+    config = rehearse.configure(copy, "http://here", settings())
+    assert yaml.safe_load((copy / rehearse.CONFIG).read_text()) == config
+    theirs = yaml.safe_load((project / "config/scmmib.yaml").read_text())
+    assert config["datasets"] == theirs["datasets"] and set(rehearse.dataset_names(config)) == set(rehearsal.SIZES)
+    assert (config["run"], config["device"], config["seeds"]) == ("rehearsal", "cpu", [0])
+    assert config["methods"].count("clue/default") == 1 and "clue/contrastive" not in config["methods"]
+
+
+def test_a_data_set_without_simulated_files(rehearse, copy, project, monkeypatch):
+    monkeypatch.chdir(project)
+    with pytest.raises(BenchmarkError, match="config/quick.yaml: datasets: no simulated files of 'pbmc_cite'"):
+        rehearse.configure(copy, "http://here", settings(config=Path("config/quick.yaml")))
+
+
+@pytest.mark.parametrize("name", rehearsal.SIZES)
+def test_simulated_cells_are_enough_for_every_split(rehearse, copy, name):
+    """Seurat's bridge integration, the most demanding method, takes 60 training and 60 test cells."""
+    cells = rehearsal.simulate_dataset(name, 0.002)
+    rehearse.write_dataset(copy, name, 0.002, "http://here")
+    spec = load("datasets", name, copy)
+    obs = cells["rna"].obs
+    obs = obs[obs["part"].isin(["train", "test", "labelled"])]
+    assert len(obs) == spec["expect"]["n_cells"]
+    for split, parts in spec["splits"].items():
+        train, test = split_cells(obs, parts, split)
+        assert min(len(train), len(test)) >= 60, split
