@@ -1,7 +1,7 @@
 """Draw scores against how many training cells are paired, beside the published ones where there are some."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -17,8 +17,11 @@ from clue.benchmark.stats import summarise
 METRICS = ("match_score", "foscttm")
 UNITS = {"paired_fraction": "%", "n_train": "cells"}
 """What a split says of its paired cells, and in which unit; a split that says nothing leaves 100 % paired."""
+LABELS = {"%": "Training cells that are paired (%)", "cells": "Paired training cells"}
 COLUMNS = ["dataset", "split", "paired", "unit", "method", "metric", "n", "mean", "sd", "low", "high"]
-PUBLISHED = {"marker": "D", "markersize": 3, "markerfacecolor": "white", "linewidth": 0.7, "linestyle": "dashed"}
+PUBLISHED = {"markersize": 3, "markerfacecolor": "white", "linewidth": 0.7, "linestyle": "dashed", "zorder": 1}
+OTHERS = "sv^<>pPX"
+"""Markers of published methods that none of ours reproduces, in turn."""
 
 Place = tuple[str, str]
 
@@ -76,6 +79,8 @@ def draw(found: Sequence[pd.DataFrame], published: pd.DataFrame, display: style.
     metrics = list(dict.fromkeys(found[0]["metric"]))
     size = (max(style.COLUMN + 1.3, 2.4 * len(found) + 1.3), 2.0 * len(metrics))
     figure, axes = plt.subplots(len(metrics), len(found), figsize=size, squeeze=False, layout="constrained")
+    published = published[published["dataset"].isin({name for frame in found for name in frame["dataset"]})]
+    looks = published_looks(published["method"], display)
     for column, frame in enumerate(found):
         known = published.merge(frame[["dataset", "split", "paired"]].drop_duplicates(), on=["dataset", "split"])
         for row, metric in enumerate(metrics):
@@ -83,7 +88,7 @@ def draw(found: Sequence[pd.DataFrame], published: pd.DataFrame, display: style.
             for method in display.order("methods", frame["method"]):
                 if not display.is_control(method):
                     draw_curve(axis, tables.rows_of(frame, metric=metric, method=method), method, display)
-            draw_published(axis, tables.rows_of(known, metric=metric), display)
+            draw_published(axis, tables.rows_of(known, metric=metric), looks)
             entry = display.entry("metrics", metric)
             axis.set(ylabel=f"{entry['label']}\n({entry['better']} is better)", xscale="log")
             ticks = sorted(set(frame["paired"]))
@@ -95,19 +100,26 @@ def draw(found: Sequence[pd.DataFrame], published: pd.DataFrame, display: style.
             else:
                 axis.set_ylim(bottom=0)
         axes[0, column].set_title(display.label("datasets", frame["dataset"].iloc[0]))
-        axes[-1, column].set_xlabel(f"Training cells that are paired ({frame['unit'].iloc[0]})")
+        axes[-1, column].set_xlabel(LABELS[frame["unit"].iloc[0]])
     plots.legend_beside(figure, axes)
     text = "Point: mean over seeds; line through it: ± standard deviation. The test cells are the same along a curve."
-    text += " Controls are in the table only. Dashed with diamonds: published, on other test cells of the same data."
+    text += " Controls are in the table only. Dashed: published, on other test cells of the same data."
     plots.add_notes(figure, [text])
     return figure
 
 
-def draw_published(axis: plt.Axes, frame: pd.DataFrame, display: style.Display) -> None:
-    """Draw what is published of each method, in the colour of ours of that name."""
+def draw_published(axis: plt.Axes, frame: pd.DataFrame, looks: dict[str, dict]) -> None:
+    """Draw what is published of each method."""
     for label, rows in frame.sort_values("paired").groupby("label", sort=False):
-        color = display.color("methods", rows["method"].iloc[0])
-        axis.plot(rows["paired"], rows["value"], color=color, label=label, zorder=1, **PUBLISHED)
+        axis.plot(rows["paired"], rows["value"], label=label, **PUBLISHED, **looks[rows["method"].iloc[0]])
+
+
+def published_looks(methods: Iterable[str], display: style.Display) -> dict[str, dict]:
+    """Return colour and marker of published methods; those that none of ours reproduces are grey and differ in marker."""
+    ours = set(display.reproduced.values())
+    others = sorted(set(methods) - ours)
+    looks = {name: {"color": style.MUTED, "marker": OTHERS[i % len(OTHERS)]} for i, name in enumerate(others)}
+    return looks | {name: {"color": display.color("methods", name), "marker": "D"} for name in ours}
 
 
 def draw_curve(axis: plt.Axes, frame: pd.DataFrame, method: str, display: style.Display) -> None:
