@@ -115,7 +115,7 @@ def draw_published(axis: plt.Axes, frame: pd.DataFrame, looks: dict[str, dict]) 
 
 
 def published_looks(methods: Iterable[str], display: style.Display) -> dict[str, dict]:
-    """Return colour and marker of published methods; those that none of ours reproduces are grey and differ in marker."""
+    """Return colour and marker of published methods; those that none of ours reproduces are grey."""
     ours = set(display.reproduced.values())
     others = sorted(set(methods) - ours)
     looks = {name: {"color": style.MUTED, "marker": OTHERS[i % len(OTHERS)]} for i, name in enumerate(others)}
