@@ -422,7 +422,7 @@ def _copy(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in weights.items()}
 
 
-_MOST_PAIRS = 20_000
+_MOST_PAIRS = 10_000
 """Validation compares all pairs with each other: of more than these, a sample."""
 
 _ROWS = 256
