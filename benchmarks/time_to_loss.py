@@ -179,7 +179,8 @@ def train_clue(arguments) -> dict:
     batch = judges.take(torch.arange(N_JUDGES))
     ends = []
     for _ in range(arguments.epochs):
-        loop.advance()
+        for _ in range(len(loop.sampler)):
+            loop.advance()
         ends.append((step.seconds, judged(network, batch, objective)))
     return {"judged": ends}
 

@@ -78,10 +78,7 @@ def train(side: str, folder: Path, n_steps: int) -> None:
     middle = time.monotonic()
     with loop.cells.in_any_order():
         while loop.step < n_steps:
-            for index in loop.sampler.one_pass():
-                loop._train_step(index)
-                if loop.step == n_steps:
-                    break
+            loop._train_step(next(loop.sampler))
     end = time.monotonic()
     times = {"prepare_s": middle - start, "steps_per_s": n_steps / (end - middle)}
     print(json.dumps({**times, "before_gb": before}))

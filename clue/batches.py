@@ -150,16 +150,18 @@ class Cells:
         """Return which cells are seen in two modalities or more, shape (n_cells,)."""
         return (torch.stack(list(self.row.values())) >= 0).sum(0).cpu().numpy() > 1
 
-    def take(self, index: torch.Tensor) -> MiniBatch:
-        """Return the mini-batch of the cells `index`, sorted by batch: so the likelihood is fastest."""
+    def take(self, index: torch.Tensor, least: int = 2) -> MiniBatch:
+        """Return the mini-batch of the cells `index`, sorted by batch: so the likelihood is fastest.
+
+        A modality in which fewer than `least` of them are seen is left out: in training, batch normalisation needs two.
+        """
         index = index.to(self.device)
         index = index[torch.argsort(self.batch[index], stable=True)]
         seen = {}
         for modality, row in self.row.items():
             position = row[index]
             cell = torch.nonzero(position >= 0).squeeze(1)
-            # batch normalisation needs two cells
-            if len(cell) < 2:
+            if len(cell) < least:
                 continue
             position = position[cell]
             seen[modality] = Seen(
@@ -179,22 +181,50 @@ def batch_labels(adata: ad.AnnData, batches: list[str], batch_key: str | None) -
 
 
 class Sampler:
-    """An endless stream of shuffled passes over cells, with a state that can be saved.
+    """An endless iterator over the mini-batches of shuffled passes over cells, with a state that can be saved.
 
     The last, smaller mini-batch of a pass is dropped where there is a full one.
+
+    Attributes
+    ----------
+    order
+        The cells as this pass goes through them, shape (n_cells,).
+    position
+        Mini-batches of this pass that were given.
     """
 
     def __init__(self, cells: np.ndarray, batch_size: int, seed: int):
         self.cells = torch.from_numpy(np.asarray(cells, dtype=np.int64))
         self.batch_size = min(batch_size, len(self.cells))
         self.generator = torch.Generator().manual_seed(seed)
+        self.order = self.cells
+        self.position = len(self)
 
     def __len__(self) -> int:
         """Mini-batches in one pass."""
         return len(self.cells) // self.batch_size
 
-    def one_pass(self):
-        """Yield the cells of each mini-batch of one pass."""
-        order = self.cells[torch.randperm(len(self.cells), generator=self.generator)]
-        for i in range(len(self)):
-            yield order[i * self.batch_size : (i + 1) * self.batch_size]
+    def __iter__(self) -> "Sampler":
+        return self
+
+    def __next__(self) -> torch.Tensor:
+        """Return the cells of the next mini-batch; after a whole pass, of the first one of a new pass."""
+        if self.pass_is_over():
+            self.order = self.cells[torch.randperm(len(self.cells), generator=self.generator)]
+            self.position = 0
+        start = self.position * self.batch_size
+        self.position += 1
+        return self.order[start : start + self.batch_size]
+
+    def pass_is_over(self) -> bool:
+        """Whether the last mini-batch of a pass was given, or none yet."""
+        return self.position == len(self)
+
+    def state(self) -> dict:
+        """Return what `load_state` needs to give the mini-batches that would come next."""
+        return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
+
+    def load_state(self, state: dict) -> None:
+        """Restore what `state` returned."""
+        self.generator.set_state(state["generator"].cpu())
+        self.order, self.position = state["order"].cpu(), state["position"]

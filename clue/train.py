@@ -7,16 +7,18 @@ code encodes twice; the second encoding differs by its dropout mask alone.)
 Under `torchrun`, once `torch.distributed` is initialised, each process takes its share of every mini-batch and
 gradients are averaged. Batch normalisation normalises each share by itself; running means and variances are averaged
 before validation. Every process holds all cells.
+
+Validation comes after whole passes over the cells and at the end; SIGTERM and checkpoints are obeyed after any step.
 """
 
 import hashlib
 import json
 import os
 import signal
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from math import cos, pi
 from pathlib import Path
 from time import monotonic
@@ -28,38 +30,52 @@ from tqdm import tqdm
 from clue.batches import Cells, Sampler
 from clue.processes import Processes
 
-_FORMAT = 2
+_FORMAT = 3
 """Changes when checkpoints of earlier code must not be loaded: what they hold, or what a step computes, is new."""
+
+_LEAST_VALIDATIONS = 8
+"""Early stopping waits for so many validations in a row without a better one: one or two may be worse by chance.
+
+It is the shortest patience of the authors, that of their fine-tuning, so that their settings stay exactly theirs.
+"""
+
+_SAVE, _STOP = 1, 2
+"""What a process asks of all after a step: a checkpoint; a checkpoint and the end."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How to train. Lengths are in steps, so that they mean the same for any number of cells.
+    """How to train.
+
+    Warm-up, patience and reduction have a length in steps and one in passes over the cells; the longer one counts, as
+    in the authors' `scglue`. So they are long enough where cells are few and a pass is a few steps, and where cells are
+    many and a pass is hundreds. `in_steps` says what comes of it.
 
     Attributes
     ----------
-    max_steps
-        Steps at most.
+    max_steps, max_passes
+        Steps and passes at most; training ends at exactly that step, within a pass too, whichever comes first.
+        `max_passes` 0: as many as `max_steps` allows.
     batch_size
         Cells in a mini-batch.
     learning_rate, optimizer, weight_decay
         ``rmsprop`` (the authors' choice) or ``adam``, for both sides of the game.
     schedule
         ``plateau``: divide the learning rate by 10 when validation stalls (the authors' choice);
-        ``cosine``: lower it along a half cosine, to 0 at `max_steps`.
+        ``cosine``: lower it along a half cosine, to 0 at the last step.
     validation
         Fraction of the cells that is held out for early stopping.
     check_steps
-        Validate after at least this many steps; always after whole passes over the cells.
-    warmup_steps
-        Steps over which noise on the discriminator's input is annealed to 0; early stopping and
-        learning-rate reduction begin after them.
+        Validate after at least this many steps; always after whole passes over the cells, and at the end.
+    warmup_steps, warmup_passes
+        Length over which noise on the discriminator's input is annealed to 0; early stopping and
+        learning-rate reduction begin after it. It takes half of the training at most.
     kl_warmup_steps
         Steps over which the KL weight grows from 0 to its value.
-    patience_steps
-        Stop after this many steps without a better validation loss.
-    reduce_steps
-        Divide the learning rate by 10 after this many steps without a better one (``plateau``).
+    patience_steps, patience_passes
+        Stop after this length without a better validation loss, and 8 validations at least.
+    reduce_steps, reduce_passes
+        Divide the learning rate by 10 after this length without a better one (``plateau``).
     monitor
         What early stopping watches on the held-out cells: ``loss``, the objective (the authors'
         choice), or ``foscttm``, the fraction of cells closer than the true match.
@@ -71,6 +87,7 @@ class Training:
     """
 
     max_steps: int = 10_000
+    max_passes: int = 0
     batch_size: int = 128
     learning_rate: float = 2e-3
     optimizer: str = "rmsprop"
@@ -79,12 +96,32 @@ class Training:
     validation: float = 0.1
     check_steps: int = 50
     warmup_steps: int = 2_000
+    warmup_passes: int = 12
     kl_warmup_steps: int = 0
     patience_steps: int = 4_000
+    patience_passes: int = 9
     reduce_steps: int = 1_500
+    reduce_passes: int = 3
     monitor: str = "loss"
     checkpoint_seconds: float = 30.0
     compile: str = ""
+
+    def in_steps(self, pass_steps: int) -> "Training":
+        """Return the same training with every length in steps alone.
+
+        Parameters
+        ----------
+        pass_steps
+            Steps of one pass over the cells.
+        """
+        longer = {}
+        for name in ("warmup", "patience", "reduce"):
+            steps, passes = getattr(self, f"{name}_steps"), getattr(self, f"{name}_passes")
+            longer |= {f"{name}_steps": max(steps, passes * pass_steps), f"{name}_passes": 0}
+        last = min(self.max_steps, self.max_passes * pass_steps) if self.max_passes else self.max_steps
+        # of many cells, passes of warm-up could be all there is: noise that never ends, no early stopping
+        longer["warmup_steps"] = min(longer["warmup_steps"], last // 2)
+        return replace(self, max_steps=last, max_passes=0, **longer)
 
 
 def train(
@@ -118,21 +155,23 @@ def train(
                 print(f"resuming at step {loop.step} from {path}", flush=True)
     with (
         cells.in_any_order(),
-        _checkpoint_on_signal() as wanted,
-        tqdm(total=settings.max_steps, initial=loop.step, unit="step", disable=not progress, mininterval=5) as bar,
+        _noted_sigterm() as noted,
+        tqdm(total=loop.settings.max_steps, initial=loop.step, unit="step", disable=not progress, mininterval=5) as bar,
     ):
         saved = monotonic()
         while not loop.done():
             loop.advance()
-            bar.update(loop.step - bar.n)
-            bar.set_postfix(loop.summary(), refresh=False)
+            bar.update()
+            if loop.validated():
+                bar.set_postfix(loop.summary(), refresh=False)
             due = monotonic() - saved > settings.checkpoint_seconds
-            stop = loop.processes.largest(wanted[0] if wanted else 0)
-            if path is not None and (stop or loop.processes.largest(due)):
+            # what one process was asked all must do, at the same step
+            asked = loop.processes.largest(_STOP if noted else _SAVE if due else 0)
+            if asked and path is not None:
                 loop.save(path)
                 saved = monotonic()
-            if stop:
-                raise SystemExit(128 + stop)
+            if asked == _STOP:
+                raise SystemExit(128 + signal.SIGTERM)
     network.load_state_dict(loop.best_weights)
     if path is not None:
         loop.save(path)
@@ -143,7 +182,7 @@ class _Loop:
     """Everything that changes while training, so that it can be saved and restored at once."""
 
     def __init__(self, network, cells: Cells, objective, settings: Training, seed: int):
-        self.network, self.cells, self.objective, self.settings, self.seed = network, cells, objective, settings, seed
+        self.network, self.cells, self.objective, self.seed = network, cells, objective, seed
         if settings.schedule not in ("plateau", "cosine"):
             raise ValueError(f"schedule {settings.schedule!r} is not one of plateau, cosine")
         self.processes = Processes(cells.device)
@@ -153,6 +192,7 @@ class _Loop:
         held_out = _held_out(cells.names, settings.validation, seed)
         self.held_out = torch.from_numpy(np.flatnonzero(held_out))
         self.sampler = Sampler(np.flatnonzero(~held_out), settings.batch_size, seed)
+        self.settings = settings.in_steps(len(self.sampler))
         self.generator_side = _optimizer(network.generator_parameters(), settings)
         self.discriminator_side = _optimizer(network.discriminator.parameters(), settings)
         self.step = 0
@@ -162,20 +202,31 @@ class _Loop:
         self.best_weights = _copy(network.state_dict())
         self.history: list[dict] = []
 
-    # ---- one stretch between two validations -----------------------------------------------------
+    # ---- one step --------------------------------------------------------------------------------
 
     def done(self) -> bool:
         """Whether steps or patience have run out."""
-        idle = self.step - max(self.best_step, self.settings.warmup_steps)
-        return self.step >= self.settings.max_steps or idle >= self.settings.patience_steps
+        if self.step >= self.settings.max_steps:
+            return True
+        since = max(self.best_step, self.settings.warmup_steps)
+        return (
+            self._last_check() - since >= self.settings.patience_steps
+            and sum(row["step"] > since for row in self.history) >= _LEAST_VALIDATIONS
+        )
 
     def advance(self) -> None:
-        """Train for whole passes over the cells, at least `check_steps` steps, then validate."""
-        target = self.step + self.settings.check_steps
-        while self.step < target:
-            for index in self.sampler.one_pass():
-                self._train_step(index)
-        self._validate()
+        """Train for a step; validate after whole passes of `check_steps` steps at least, and after the last step."""
+        self._train_step(next(self.sampler))
+        due = self.sampler.pass_is_over() and self.step - self._last_check() >= self.settings.check_steps
+        if due or self.step == self.settings.max_steps:
+            self._validate()
+
+    def validated(self) -> bool:
+        """Whether the last step was followed by a validation."""
+        return self._last_check() == self.step
+
+    def _last_check(self) -> int:
+        return self.history[-1]["step"] if self.history else 0
 
     def _weights(self):
         """Share of discriminator noise and of the KL weight at this step."""
@@ -188,7 +239,7 @@ class _Loop:
         network, objective = self.network, self.objective
         network.train()
         if self.settings.schedule == "cosine":
-            self._set_learning_rate(0.5 * (1 + cos(pi * min(self.step / self.settings.max_steps, 1))))
+            self._set_learning_rate(0.5 * (1 + cos(pi * self.step / self.settings.max_steps)))
         noise, kl = self._weights()
         batch = self.cells.take(self.processes.share(index))
         posteriors = network.posteriors(batch)
@@ -260,9 +311,8 @@ class _Loop:
         means: dict[str, list] = {k: [] for k in network.modalities}
         names: dict[str, list] = {k: [] for k in network.modalities}
         for index in self.held_out.split(1024):
-            batch = self.cells.take(index)
-            if not batch.seen:
-                continue
+            # normalisation takes its running means here: a single cell will do
+            batch = self.cells.take(index, least=1)
             posteriors = network.posteriors(batch)
             losses = network.generator_losses(batch, posteriors, objective, noise)
             adversarial = network.discriminator_loss(batch, {k: m for k, (m, _) in posteriors.items()}, 0.0, None)
@@ -273,7 +323,7 @@ class _Loop:
                 means[k].append(posteriors[k][0])
                 names[k].append(batch.index[seen.cell])
         result = {name: value / len(self.held_out) for name, value in sums.items()}
-        result["foscttm"] = _foscttm({k: (torch.cat(n), torch.cat(means[k])) for k, n in names.items() if n})
+        result["foscttm"] = _foscttm({k: (torch.cat(n), torch.cat(means[k])) for k, n in names.items() if n}, self.seed)
         return result
 
     def summary(self) -> dict[str, str]:
@@ -291,13 +341,10 @@ class _Loop:
         digest.update(str(self.network).encode())
         for value in self.network.state_dict().values():
             digest.update(value.detach().cpu().numpy().ravel())
-        for k in self.cells.row:
-            for tensor in (
-                self.cells.row[k],
-                self.cells.x[k],
-                self.cells.counts[k].value,
-                self.cells.counts[k].feature,
-            ):
+        digest.update(json.dumps(list(self.cells.names)).encode())
+        digest.update(self.cells.batch.cpu().numpy())
+        for k, counts in self.cells.counts.items():
+            for tensor in (self.cells.row[k], self.cells.x[k], counts.start, counts.feature, counts.value):
                 # no copy: counts may lie on disk
                 digest.update(tensor.cpu().numpy().ravel())
         return digest.hexdigest()[:16]
@@ -308,7 +355,9 @@ class _Loop:
             "network": self.network.state_dict(),
             "generator_side": self.generator_side.state_dict(),
             "discriminator_side": self.discriminator_side.state_dict(),
-            "sampler": self.sampler.generator.get_state(),
+            # between two validations each process has running means of its own
+            "buffers": self.processes.gather({name: b.cpu() for name, b in self.network.named_buffers()}),
+            "sampler": self.sampler.state(),
             "torch": self.processes.gather(torch.get_rng_state()),
             "cuda": self.processes.gather(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []),
             **{name: getattr(self, name) for name in self._PLAIN},
@@ -324,10 +373,10 @@ class _Loop:
 
     def load_state(self, state: dict) -> None:
         """Restore what `state` returned."""
-        self.network.load_state_dict(state["network"])
+        self.network.load_state_dict(state["network"] | state["buffers"][self.processes.rank])
         self.generator_side.load_state_dict(state["generator_side"])
         self.discriminator_side.load_state_dict(state["discriminator_side"])
-        self.sampler.generator.set_state(state["sampler"].cpu())
+        self.sampler.load_state(state["sampler"])
         torch.set_rng_state(state["torch"][self.processes.rank].cpu())
         if state["cuda"][self.processes.rank]:
             torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"][self.processes.rank]])
@@ -338,10 +387,11 @@ class _Loop:
 def _held_out(names, fraction: float, seed: int) -> np.ndarray:
     """Return which cells are held out for validation, shape (n_cells,).
 
-    A cell's name and the seed decide, so that fine-tuning with more cells holds out the same ones.
+    A cell's name and the seed decide, so that fine-tuning with more cells holds out the same ones. A cryptographic hash
+    makes the splits of two seeds independent; those of a checksum such as CRC-32 would be the same or disjoint.
     """
-    shares = np.array([zlib.crc32(f"{seed} {name}".encode()) for name in names]) / 2**32
-    return shares < fraction
+    digests = (hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest() for name in names)
+    return np.frombuffer(b"".join(digests), dtype="<u8") < fraction * 2.0**64
 
 
 def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
@@ -372,24 +422,43 @@ def _copy(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in weights.items()}
 
 
-def _foscttm(embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> float:
-    """FOSCTTM (cosine; ties count half) of the held-out cells, averaged over pairs of modalities."""
+_MOST_PAIRS = 10_000
+"""Validation compares all pairs with each other: of more than these, a sample."""
+
+_ROWS = 256
+
+
+def _foscttm(embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]], seed: int) -> float:
+    """FOSCTTM (cosine; ties count half) of the held-out cells, averaged over pairs of modalities.
+
+    `embeddings` holds the cells of each modality and their embeddings. Of more than `_MOST_PAIRS` pairs the seed draws
+    a sample, always the same one.
+    """
     values = []
-    modalities = list(embeddings)
-    for i, a in enumerate(modalities):
-        for b in modalities[i + 1 :]:
-            (cell_a, z_a), (cell_b, z_b) = embeddings[a], embeddings[b]
-            shared = cell_a[torch.isin(cell_a, cell_b)]
-            if len(shared) < 2:
-                continue
-            x = torch.nn.functional.normalize(z_a[_position(cell_a, shared)], dim=1)
-            y = torch.nn.functional.normalize(z_b[_position(cell_b, shared)], dim=1)
-            similarity = x @ y.T
-            true = similarity.diagonal()
-            for axis, reference in ((1, true[:, None]), (0, true[None, :])):
-                closer = (similarity > reference).float() + 0.5 * (similarity == reference).float()
-                values.append(float((closer.sum(axis) - 0.5).mean() / len(shared)))
+    for (cell_a, z_a), (cell_b, z_b) in combinations(embeddings.values(), 2):
+        shared = cell_a[torch.isin(cell_a, cell_b)]
+        if len(shared) > _MOST_PAIRS:
+            drawn = torch.randperm(len(shared), generator=torch.Generator().manual_seed(seed))[:_MOST_PAIRS]
+            shared = shared[drawn.to(shared.device)]
+        if len(shared) < 2:
+            continue
+        values.append(_mean_closer(z_a[_position(cell_a, shared)].double(), z_b[_position(cell_b, shared)].double()))
     return float(np.mean(values)) if values else float("nan")
+
+
+def _mean_closer(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Return FOSCTTM of the rows of x and y, those of one number being of one cell; memory grows with their number."""
+    x, y = (torch.nn.functional.normalize(z, dim=1) for z in (x, y))
+    true = (x * y).sum(1)
+    # Products of different shapes round differently: what rounding can change is a tie.
+    low, high = true - 1e-12, true + 1e-12
+    twice = 0
+    for rows in torch.arange(len(x), device=x.device).split(_ROWS):
+        similarity = x[rows] @ y.T
+        for low_side, high_side in ((low[rows, None], high[rows, None]), (low, high)):
+            twice += (similarity > high_side).count_nonzero() + (similarity >= low_side).count_nonzero()
+    # each of 2 n cells was tied with its own partner, which does not count
+    return float(twice - 2 * len(x)) / (4 * len(x) ** 2)
 
 
 def _position(names: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
@@ -409,7 +478,7 @@ def save_atomically(state: dict, path: Path) -> None:
 
 
 @contextmanager
-def _checkpoint_on_signal() -> Iterator[list[int]]:
+def _noted_sigterm() -> Iterator[list[int]]:
     """Note SIGTERM (a cluster's preemption) instead of dying, so that a checkpoint can be written."""
     received: list[int] = []
     try:

@@ -95,12 +95,12 @@ class SlurmProject(workflow.Project):
         return [tuple(row[1:]) for row in rows if row[0] == str(self.folder)]
 
     def train_long(self, steps=2000):
-        """Let CLUE train for some time, with a checkpoint after every stretch of training."""
+        """Let CLUE train for some time, with a checkpoint every tenth of a second."""
         training = {
             "max_steps": steps,
             "batch_size": 32,
             "warmup_steps": 2,
-            "checkpoint_seconds": 0,
+            "checkpoint_seconds": 0.1,
             "patience_steps": steps,
         }
         tiny = {"encoder": [1, 16], "decoder": [1, 16], "discriminator": [1, 16], "n_components": 10, "n_latent": 4}

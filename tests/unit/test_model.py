@@ -219,21 +219,26 @@ def test_divergence_is_an_error(two):
 # ---- resume --------------------------------------------------------------------------------------
 
 
-def test_resume_equals_an_uninterrupted_run(two, tmp_path, monkeypatch):
-    whole = fitted(two).embed(two["rna"], "rna")
+@pytest.mark.parametrize("last", [36, 40], ids=["between passes", "within a pass"])
+def test_resume_equals_an_uninterrupted_run(two, tmp_path, monkeypatch, capsys, last):
+    # a pass is 6 steps
+    whole = fitted(two, batch_size=32)
     advance = clue.train._Loop.advance
 
-    def stop_at_40(loop):
-        if loop.step >= 40:
+    def stop(loop):
+        if loop.step == last:
             raise KeyboardInterrupt
         advance(loop)
 
-    always = {"checkpoints": tmp_path, "checkpoint_seconds": 0}
+    always = {"checkpoints": tmp_path, "checkpoint_seconds": 0, "batch_size": 32}
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(clue.train._Loop, "advance", stop_at_40)
+        patch.setattr(clue.train._Loop, "advance", stop)
         fitted(two, **always)
     assert len(list(tmp_path.glob("*.pt"))) == 1
-    assert np.array_equal(fitted(two, **always).embed(two["rna"], "rna"), whole)
+    resumed = fitted(two, **always)
+    assert f"resuming at step {last} " in capsys.readouterr().out
+    assert resumed.history == whole.history
+    assert np.array_equal(resumed.embed(two["rna"], "rna"), whole.embed(two["rna"], "rna"))
 
 
 def test_checkpoint_of_other_settings_is_not_loaded(two, tmp_path, capsys):
@@ -250,26 +255,28 @@ from clue.simulate import simulate
 data = simulate(240, n_features={"rna": 80, "adt": 20}, n_batches=2, seed=0)
 model = clue.CLUE(data, n_latent=6, encoder=(1, 32), n_components=20)
 from clue import train
-advance = train._Loop.advance
+train_step = train._Loop._train_step
 
 
-def announced(loop):
-    advance(loop)
+def announced(loop, index):
+    train_step(loop, index)
     print("trained", flush=True)
 
 
-train._Loop.advance = announced
-model.fit(max_steps=10**9, patience_steps=10**9, checkpoints=sys.argv[1], checkpoint_seconds=1e9, progress=False)
+train._Loop._train_step = announced
+endless = {"max_steps": 10**9, "check_steps": 10**9, "checkpoint_seconds": 1e9}
+model.fit(**endless, checkpoints=sys.argv[1], progress=False)
 """
 
 
-def test_sigterm_leaves_a_checkpoint(tmp_path):
+def test_sigterm_leaves_a_checkpoint_without_waiting_for_a_validation(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().strip() == "trained"
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 128 + signal.SIGTERM
     (checkpoint,) = tmp_path.glob("*.pt")
-    assert torch.load(checkpoint, weights_only=False)["step"] > 0
+    state = torch.load(checkpoint, weights_only=False)
+    assert state["step"] > 0 and not state["history"]
 
 
 def test_works_on_plain_anndata_without_batches(two):

@@ -76,7 +76,7 @@ torch_noise = clue_network._noise_like
 
 
 def train_in_a_process(rank, port, device, folder, stops):
-    """Train; if it `stops`, do no more after the first checkpoint, which only a kill ends."""
+    """Train; if it `stops`, do no more after the first checkpoint, within a pass, which only a kill ends."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=N_PROCESSES)
