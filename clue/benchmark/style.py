@@ -104,6 +104,11 @@ class Display:
             return str(spec["label"])
         return name.replace("_", " ")
 
+    def settings(self, method: str) -> str:
+        """Return where a method's settings come from, as its own file says; empty where it has none."""
+        own = self.folder / "methods" / f"{method}.yaml"
+        return read_yaml(own).get("settings", "") if own.exists() else ""
+
     def color(self, kind: str, name: str) -> str:
         """Return the colour of a name; an unlisted name has one that depends on the name alone."""
         digest = int(hashlib.sha256(name.encode()).hexdigest(), 16)
