@@ -273,9 +273,7 @@ def place(found: Posteriors, modality: str, cells: pd.Index, n_threads: int) -> 
     """
     joint, single = found.joint, found.single[modality]
     joint = joint[~joint.index.isin(cells)]
-    predicted = regress(
-        single.loc[joint.index].to_numpy(), joint.to_numpy(), single.loc[cells].to_numpy(), n_threads
-    )
+    predicted = regress(single.loc[joint.index].to_numpy(), joint.to_numpy(), single.loc[cells].to_numpy(), n_threads)
     return predicted - predicted.mean(axis=1, keepdims=True)
 
 
@@ -296,7 +294,7 @@ def regress(x: np.ndarray, y: np.ndarray, new: np.ndarray, n_threads: int) -> np
     return np.stack([tree.predict(new) for tree in trees], axis=1)
 
 
-# ---- the method, by our code or the authors' -------------------------------------------------------
+# ---- the method, by our code or the authors' -----------------------------------------------------
 
 Train = Callable[[Task, Mapping[str, Modality], dict[str, Any]], tuple[Posteriors, dict[str, np.ndarray]]]
 """Trains on the cells by the arguments of `fit`; returns posterior means and the embeddings of the test cells."""
@@ -324,20 +322,30 @@ def run(train: Train, task: Task, params: dict[str, Any], seed: int) -> dict[str
     training = {**params["training"], "batch_size": widened(params["training"]["batch_size"], modalities)}
     rates = training.pop("learning_rates")
     task.info.update(n_features={name: part.counts.shape[1] for name, part in modalities.items()})
-    task.info.update(batch_size=training["batch_size"], epochs=training["n_epochs"], diverged_at=[])
+    task.info.update(batch_size=training["batch_size"], epochs=training["n_epochs"])
+    settings = {**params["model"], **training, "seed": seed, "device": task.device}
+    found, embedded = _without_divergence(train, task, modalities, settings, rates)
+
+    def alone(cells: pd.Index) -> tuple[np.ndarray, ...]:
+        return tuple(place(found, name, cells, task.threads) for name in task.test)
+
+    task.metric, task.info["metrics_compared"] = choose_metric(task.train, alone, seed)
+    return embedded
+
+
+def _without_divergence(
+    train: Train, task: Task, modalities: Mapping[str, Modality], settings: dict[str, Any], rates: list[float]
+) -> tuple[Posteriors, dict[str, np.ndarray]]:
+    task.info["diverged_at"] = []
     for rate in rates:
-        settings = {**params["model"], **training, "learning_rate": rate, "seed": seed, "device": task.device}
         try:
-            found, embedded = train(task, modalities, settings)
+            trained = train(task, modalities, {**settings, "learning_rate": rate})
         except Diverged as error:
             print(f"diverged: {error}", flush=True)
             task.info["diverged_at"].append(rate)
-            continue
-        task.info["learning_rate"] = rate
-        task.metric, task.info["metrics_compared"] = choose_metric(
-            task.train, lambda cells: tuple(place(found, name, cells, task.threads) for name in task.test), seed
-        )
-        return embedded
+        else:
+            task.info["learning_rate"] = rate
+            return trained
     raise BenchmarkError(
         f"Cobolt diverged at every learning rate of {rates}; add a smaller one to training.learning_rates"
     )

@@ -142,7 +142,7 @@ def summary_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable_table(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
-    """Return one row per data set and method variant: ``mean ± sd`` of the main metrics, what settings were chosen on."""
+    """Return one row per data set and method variant: ``mean ± sd`` of the main metrics, where settings come from."""
     records = []
     for dataset, split in tables.panels(table):
         here = tables.rows_of(table, dataset=dataset, split=split)

@@ -1,8 +1,8 @@
 """MultiVI, `scvi.model.MULTIVI`, trained as its tutorial recommends: on all cells at once, the test cells unpaired.
 
 A cell's modality that was not measured is filled with zeros, which upstream masks; what a cell was measured for is its
-batch, its sample a covariate. Whether embedded cells are compared by cosine or by Euclidean distance is chosen on paired
-training cells. Upstream does not resume: a run that was cut short starts anew.
+batch, its sample a covariate. Whether embedded cells are compared by cosine or by Euclidean distance is chosen on
+paired training cells. Upstream does not resume: a run that was cut short starts anew.
 """
 
 from math import ceil

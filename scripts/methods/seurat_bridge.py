@@ -1,8 +1,8 @@
 """Bridge integration with Seurat 5 (Hao et al., Nature Biotechnology 2023); the work is done by ``seurat_bridge.R``.
 
 Paired training cells are the bridge, test RNA is the reference, the other modality's test cells are the query.
-In which of two spaces cells are matched, and by which metric, is chosen on training cells held out; where the parameters
-name one of each, or the held-out cells are too few for Seurat, it is the first.
+In which of two spaces cells are matched, and by which metric, is chosen on training cells held out; where the
+parameters name one of each, or the held-out cells are too few for Seurat, the first are taken.
 """
 
 from pathlib import Path
