@@ -1,13 +1,17 @@
 """From two embeddings to a sparse match matrix: entry (i, j) is the weight that cell i of x is cell j of y.
 
-All matchings look at directions only (embeddings are L2-normalised, so that Euclidean and cosine
-neighbours agree) and stay within a batch where batches are given. Every row sums to 1.
+All matchings compare cells by the embedding's metric, see `as_points` (cosine: directions only), and stay within a
+batch where batches are given. Every row sums to 1.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
+
+Metric = Literal["cosine", "euclidean"]
+METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 
 MAX_TRANSPORT_ENTRIES = 200_000_000
 """Largest dense plan of `match_ot`, in entries of one batch (about 3 GB while it is made)."""
@@ -27,7 +31,7 @@ class BatchTooLarge(ValueError):
 # ---- the matchings -------------------------------------------------------------------------------
 
 
-def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None) -> sp.csr_matrix:
+def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None, metric: Metric = "cosine") -> sp.csr_matrix:
     """Match by shared nearest neighbours.
 
     Two cells match by the Jaccard index of their `k` nearest neighbours in x and in y together. With
@@ -42,6 +46,8 @@ def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None) -> sp.csr_matrix:
         Number of neighbours; capped at the cells of the smaller side of a batch.
     batch_x, batch_y
         Batch of each cell. Without them any cell may match any other.
+    metric
+        How cells are compared: ``"cosine"`` or ``"euclidean"``, see `as_points`.
 
     Returns
     -------
@@ -50,7 +56,7 @@ def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None) -> sp.csr_matrix:
     Raises
     ------
     ValueError
-        If the shapes do not fit, or if a batch of x has no cell in y.
+        If the shapes do not fit, a batch of x has no cell in y, or the metric is unknown.
 
     Notes
     -----
@@ -58,20 +64,20 @@ def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None) -> sp.csr_matrix:
     used ``k=1`` within batch.
     """
     _check_k(k)
-    return _match_by_batch(x, y, batch_x, batch_y, lambda a, b: shared_neighbours(a, b, k))
+    return _match_by_batch(x, y, batch_x, batch_y, metric, lambda a, b: shared_neighbours(a, b, k))
 
 
-def match_gaussian(x, y, k: int = 20, batch_x=None, batch_y=None) -> sp.csr_matrix:
+def match_gaussian(x, y, k: int = 20, batch_x=None, batch_y=None, metric: Metric = "cosine") -> sp.csr_matrix:
     """Match each cell of x to its `k` nearest cells of y by a Gaussian kernel.
 
-    The weight is ``exp(-(d**2 - d_1**2) / (2 h**2))`` with d the distance between directions and d_1
-    that of the nearest cell: the likelihood of normal noise of standard deviation h in each dimension.
+    The weight is ``exp(-(d**2 - d_1**2) / (2 h**2))`` with d the distance in `metric` and d_1 that of
+    the nearest cell: the likelihood of normal noise of standard deviation h in each dimension.
     Per batch, ``h**2`` is the median of ``d_1**2`` over the cells of x, divided by the number of dimensions.
 
     Parameters and returned matrix are those of `match_snn`; `k` is capped at the cells of y in a batch.
     """
     _check_k(k)
-    return _match_by_batch(x, y, batch_x, batch_y, lambda a, b: _gaussian(a, b, k))
+    return _match_by_batch(x, y, batch_x, batch_y, metric, lambda a, b: _gaussian(a, b, k))
 
 
 def match_ot(
@@ -83,16 +89,18 @@ def match_ot(
     max_iterations: int = 100,
     tolerance: float = 1e-3,
     max_matches: int = MAX_MATCHES_PER_CELL,
+    metric: Metric = "cosine",
 ) -> sp.csr_matrix:
     """Match by entropic optimal transport between all cells of a batch, each of equal mass.
 
-    Sinkhorn's algorithm in the log domain, with the cosine distance as the cost. It stops when no
+    Sinkhorn's algorithm in the log domain, with half the squared distance between points (`as_points`) as
+    the cost, which is the cosine distance where `metric` is ``"cosine"``. It stops when no
     potential moves by more than `tolerance` (in units of `epsilon`) or after `max_iterations`: rows
     then sum to 1, columns nearly so. The `max_matches` largest entries of each row are kept.
 
     Parameters
     ----------
-    x, y, batch_x, batch_y
+    x, y, batch_x, batch_y, metric
         As for `match_snn`.
     epsilon
         Strength of the entropy; smaller is sharper and slower.
@@ -123,7 +131,7 @@ def match_ot(
         plan = _sinkhorn(_squared_distances(a, b) / 2, epsilon, max_iterations, tolerance)
         return _largest_per_row(plan, max_matches)
 
-    return _match_by_batch(x, y, batch_x, batch_y, transport)
+    return _match_by_batch(x, y, batch_x, batch_y, metric, transport)
 
 
 # ---- parts ---------------------------------------------------------------------------------------
@@ -136,15 +144,38 @@ def l2_normalise(embedding) -> np.ndarray:
     return embedding / np.where(length > 0, length, 1)
 
 
-def directions(x, y) -> tuple[np.ndarray, np.ndarray]:
-    """L2-normalise two embeddings and move their common mean to the origin, in float64.
+def as_points(*embeddings, metric: Metric = "cosine") -> list[np.ndarray]:
+    """Return embeddings as points whose Euclidean distances are those of the metric.
 
-    Distances are those of the unit vectors; without the mean they lose fewer digits where all
-    directions are nearly the same.
+    Parameters
+    ----------
+    embeddings
+        Embeddings of one space, each cells x dimensions.
+    metric
+        ``"cosine"``: rows of unit length. ``"euclidean"``: rows as they are, in units of their root-mean-square
+        distance from the common mean. So distances have the scale of those between unit vectors, and what is made
+        for these, such as the entropy of `match_ot`, means the same.
+
+    Returns
+    -------
+    Arrays of the same shapes in float64, their common mean at the origin: distances stay as they are, and lose fewer
+    digits where all points are far from the origin and near to each other.
+
+    Raises
+    ------
+    ValueError
+        If the metric is unknown.
     """
-    x, y = l2_normalise(x), l2_normalise(y)
-    centre = (x.sum(axis=0) + y.sum(axis=0)) / (len(x) + len(y))
-    return x - centre, y - centre
+    if metric not in METRICS:
+        raise ValueError(f"metric is {metric!r}; it must be 'cosine' or 'euclidean'")
+    points = [l2_normalise(x) if metric == "cosine" else np.asarray(x, dtype=np.float64) for x in embeddings]
+    n_cells = sum(len(x) for x in points)
+    centre = sum(x.sum(axis=0) for x in points) / n_cells
+    points = [x - centre for x in points]
+    if metric == "euclidean":
+        scale = np.sqrt(sum((x**2).sum() for x in points) / n_cells)
+        points = [x / (scale if scale > 0 else 1) for x in points]
+    return points
 
 
 def nearest(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +190,7 @@ def nearest(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, 
 def shared_neighbours(x: np.ndarray, y: np.ndarray, k: int) -> sp.csr_matrix:
     """Return the Jaccard index of the `k` nearest neighbours of cells of x and cells of y.
 
-    `x` and `y` are points whose Euclidean distances count, as `directions` returns them.
+    `x` and `y` are points whose Euclidean distances count, as `as_points` returns them.
     """
     k = min(k, len(x), len(y))
     x2y, y2x = _neighbour_graph(x, y, k), _neighbour_graph(y, x, k)
@@ -284,11 +315,11 @@ def _batches(x, y, batch_x, batch_y) -> list[tuple[np.ndarray, np.ndarray]]:
     return pairs
 
 
-def _match_by_batch(x, y, batch_x, batch_y, match: Callable) -> sp.csr_matrix:
+def _match_by_batch(x, y, batch_x, batch_y, metric: Metric, match: Callable) -> sp.csr_matrix:
     x, y = np.asarray(x), np.asarray(y)
     _check_shapes(x, y)
     batches = _batches(x, y, batch_x, batch_y)
-    x, y = directions(x, y)
+    x, y = as_points(x, y, metric=metric)
     rows, columns, weights = [], [], []
     for in_x, in_y in batches:
         part = match(x[in_x], y[in_y]).tocoo()

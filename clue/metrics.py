@@ -9,9 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from clue.matching import directions, shared_neighbours
+from clue.matching import Metric, as_points, shared_neighbours
 
-Metric = Literal["cosine", "euclidean"]
 Ties = Literal["half", "strict"]
 
 # With the default block a tile of distances takes 2 MB and stays in a core's cache.
@@ -192,7 +191,7 @@ def count_closer(x, y, metric: Metric = "cosine", block: int = 256) -> Closer:
 
     Parameters are those of `foscttm`, which turns the counts into fractions.
     """
-    x, y = _points(*_check_pairs(x, y), metric)
+    x, y = as_points(*_check_pairs(x, y), metric=metric)
     if block < 1:
         raise ValueError(f"block is {block}; it must be positive")
     # Squared distances as one matrix product: (-2x, |x|^2, 1) . (y, 1, |y|^2).
@@ -221,16 +220,6 @@ def _compare_tiles(x: np.ndarray, y: np.ndarray, low: np.ndarray, high: np.ndarr
     return Closer(closer_x, within_x - closer_x - 1, closer_y, within_y - closer_y - 1)
 
 
-def _points(x: np.ndarray, y: np.ndarray, metric: Metric) -> tuple[np.ndarray, np.ndarray]:
-    """Return points whose Euclidean distances order cells as `metric` does."""
-    if metric == "cosine":
-        return directions(x, y)
-    if metric == "euclidean":
-        centre = (x.sum(axis=0) + y.sum(axis=0)) / (len(x) + len(y))
-        return x - centre, y - centre
-    raise ValueError(f"metric is {metric!r}; it must be 'cosine' or 'euclidean'")
-
-
 def _check_pairs(x, y) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if x.ndim != 2 or x.shape != y.shape or len(x) == 0:
@@ -241,11 +230,11 @@ def _check_pairs(x, y) -> tuple[np.ndarray, np.ndarray]:
 # ---- labels --------------------------------------------------------------------------------------
 
 
-def label_transfer_accuracy(x, y, labels_x, labels_y, k: int = 30) -> float:
+def label_transfer_accuracy(x, y, labels_x, labels_y, k: int = 30, metric: Metric = "cosine") -> float:
     """Give the labels of x to the cells of y and return the fraction that is right.
 
     Each cell of y takes the label with the largest sum of Jaccard indices of shared nearest neighbours
-    (`k` neighbours of L2-normalised embeddings, over all batches), as GLUE transfers labels.
+    (`k` neighbours in `metric`, over all batches), as GLUE transfers labels.
 
     Parameters
     ----------
@@ -255,11 +244,13 @@ def label_transfer_accuracy(x, y, labels_x, labels_y, k: int = 30) -> float:
         Label of each cell.
     k
         Number of neighbours; capped at the number of cells.
+    metric
+        How cells are compared: ``"cosine"`` or ``"euclidean"``, see `clue.matching.as_points`.
     """
     labels_x, labels_y = np.asarray(labels_x), np.asarray(labels_y)
     if len(labels_x) != len(x) or len(labels_y) != len(y):
         raise ValueError(f"{len(labels_x)} and {len(labels_y)} labels for {len(x)} cells of x and {len(y)} of y")
-    x, y = directions(x, y)
+    x, y = as_points(x, y, metric=metric)
     names, code = np.unique(labels_x, return_inverse=True)
     member = np.eye(len(names), dtype=np.float32)[code]
     votes = shared_neighbours(y, x, k) @ member

@@ -186,7 +186,12 @@ for dataset, split in UMAPS:
             runtime=minutes(60),
         params:
             points=UMAP_POINTS,
-            code=looks("scripts/figures/umaps.py", "clue/benchmark/plots.py", "clue/benchmark/umap.py"),
+            code=looks(
+                "scripts/figures/umaps.py",
+                "clue/benchmark/plots.py",
+                "clue/benchmark/umap.py",
+                "clue/matching.py",
+            ),
         shell:
             "python -P scripts/figures/umaps.py --solution {input.solution} --embeddings {input.embeddings}"
             " --points {params.points} --seed 0 --display config/display.yaml --figure {output.png}"
@@ -214,7 +219,7 @@ for dataset, split in UMAPS:
             runtime=minutes(30),
         params:
             points=INTEGRATION_POINTS,
-            code=digest("scripts/integration.py", "clue/benchmark/umap.py"),
+            code=digest("scripts/integration.py", "clue/benchmark/umap.py", "clue/matching.py"),
         shell:
             "python -P scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
             " --points {params.points} --seed 0 --table {output} > {log} 2>&1"

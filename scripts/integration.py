@@ -13,9 +13,10 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from clue.benchmark import tables
-from clue.benchmark.contracts import read_embedding, read_solution
+from clue.benchmark.contracts import metric_of, read_embedding, read_solution
 from clue.benchmark.errors import run_program
 from clue.benchmark.umap import points, sample_cells
+from clue.matching import as_points
 
 NEIGHBOURS = 90
 """What LISI of scib-metrics takes by default."""
@@ -29,7 +30,7 @@ def scores(vectors: np.ndarray, types: np.ndarray, modalities: np.ndarray, seed:
     Parameters
     ----------
     vectors
-        Embedded points of all modalities, shape (points, dimensions); rows are L2-normalised here.
+        Points of all modalities, shape (points, dimensions), whose Euclidean distances count (`as_points`).
     types, modalities
         Cell type and modality of each point; modalities take the place of batches.
     seed
@@ -38,8 +39,7 @@ def scores(vectors: np.ndarray, types: np.ndarray, modalities: np.ndarray, seed:
     import scib_metrics as sm  # brings JAX: seconds
     from scib_metrics.nearest_neighbors import NeighborsResults
 
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = (vectors / np.where(norms > 0, norms, 1)).astype(np.float32)
+    vectors = vectors.astype(np.float32)
     k = min(NEIGHBOURS, len(vectors) - 1)
     distances, indices = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(vectors).kneighbors(vectors)
     near = NeighborsResults(indices=indices, distances=distances)
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         types, modalities = (embedding.obs[key].astype(str).to_numpy() for key in ("cell_type", "modality"))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
-            found = scores(np.asarray(embedding.X), types, modalities, args.seed)
+            (vectors,) = as_points(embedding.X, metric=metric_of(embedding))
+            found = scores(vectors, types, modalities, args.seed)
         for (group, metric), value in found.items():
             rows.append([*job, group, metric, float(value), embedding.n_obs, str(solution.uns["labels"])])
     tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table)

@@ -1,13 +1,14 @@
 """Cobolt: a topic model of cells seen in any subset of several modalities, as a variational autoencoder.
 
-Our own implementation of Gong, Zhou and Purdom, *Genome Biology* 22, 351 (2021), so that the baseline runs where the
-authors' package (a Git repository only) is not installed. What the paper leaves open follows the behaviour of the
-authors' code; `tests/unit/test_cobolt.py` compares both where that code is there.
+Our own implementation of Gong, Zhou and Purdom, *Genome Biology* 22, 351 (2021), for the method ``cobolt_native``: the
+authors' package, the method ``cobolt``, is a Git repository only. What the paper leaves open follows the behaviour of
+the authors' code; `tests/unit/test_cobolt.py` compares both where that code is there. `run` is what both methods share.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,9 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods import Task
+from clue.benchmark.validation import choose_metric
+
 PRIOR_MASS = 50.0
 """Sum of the parameters of the symmetric Dirichlet prior over topics."""
 INFERENCE_BATCH = 128
+TEST, TRAIN = 0, 1
+"""Numbers of the data sets that a modality has."""
 
 
 class Diverged(ArithmeticError):
@@ -230,8 +237,24 @@ def widened(batch_size: int, modalities: Mapping[str, Modality]) -> int:
 # ---- embedding -----------------------------------------------------------------------------------
 
 
-def embed(model: CoboltModel, modalities: Mapping[str, Modality], n_threads: int) -> dict[str, pd.DataFrame]:
-    """Return the coordinates of the cells that are seen in one modality alone, by name.
+@dataclass(frozen=True)
+class Posteriors:
+    """Posterior means of z, a row per cell, by its name."""
+
+    joint: pd.DataFrame
+    """Given all modalities, of the cells seen in all."""
+    single: dict[str, pd.DataFrame]
+    """Given one modality alone, of all cells seen in it, whether or not in others too."""
+
+
+def posteriors(model: CoboltModel, modalities: Mapping[str, Modality]) -> Posteriors:
+    """Return the posterior means of the cells that a model was trained on."""
+    single = {name: posterior_means(model, View(modalities, (name,))) for name in modalities}
+    return Posteriors(posterior_means(model, View(modalities, tuple(modalities))), single)
+
+
+def place(found: Posteriors, modality: str, cells: pd.Index, n_threads: int) -> np.ndarray:
+    """Return the coordinates of cells by one modality alone, shape (cells, n_latent).
 
     The posterior given one modality is not comparable with that given another. Hence gradient-boosted trees learn, on
     the cells seen in all, what the joint posterior mean is where the single one is known; each dimension on its own.
@@ -239,21 +262,19 @@ def embed(model: CoboltModel, modalities: Mapping[str, Modality], n_threads: int
 
     Parameters
     ----------
-    model
-        A trained model.
-    modalities
-        The cells that it was trained on.
+    found
+        The posterior means.
+    modality
+        The one that is taken.
+    cells
+        Names of cells; the trees learn from none of them.
     n_threads
         For the trees.
     """
-    joint = posterior_means(model, View(modalities, tuple(modalities)))
-    embedded = {}
-    for name in modalities:
-        single = posterior_means(model, View(modalities, (name,)))
-        others = single[~single.index.isin(joint.index)]
-        predicted = regress(single.loc[joint.index].to_numpy(), joint.to_numpy(), others.to_numpy(), n_threads)
-        embedded[name] = pd.DataFrame(predicted - predicted.mean(axis=1, keepdims=True), index=others.index)
-    return embedded
+    joint, single = found.joint, found.single[modality]
+    joint = joint[~joint.index.isin(cells)]
+    predicted = regress(single.loc[joint.index].to_numpy(), joint.to_numpy(), single.loc[cells].to_numpy(), n_threads)
+    return predicted - predicted.mean(axis=1, keepdims=True)
 
 
 @torch.no_grad()
@@ -271,3 +292,82 @@ def regress(x: np.ndarray, y: np.ndarray, new: np.ndarray, n_threads: int) -> np
 
     trees = [XGBRegressor(n_jobs=n_threads).fit(x, column) for column in y.T]
     return np.stack([tree.predict(new) for tree in trees], axis=1)
+
+
+# ---- the method, by our code or the authors' -----------------------------------------------------
+
+Train = Callable[[Task, Mapping[str, Modality], dict[str, Any]], tuple[Posteriors, dict[str, np.ndarray]]]
+"""Trains on the cells by the arguments of `fit`; returns posterior means and the embeddings of the test cells."""
+
+
+def run(train: Train, task: Task, params: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    """Train at the first learning rate that does not diverge, choose the metric, and return the embeddings.
+
+    The training cells are one data set, the test cells of each modality another: cells of one name in one data set
+    would be one cell. A run that was cut short starts anew.
+
+    Parameters
+    ----------
+    train
+        Our code or the authors'.
+    task, params, seed
+        As a method gets them.
+
+    Raises
+    ------
+    BenchmarkError
+        If no feature passes the filter, or training diverges at every learning rate.
+    """
+    modalities = {name: both_sets(name, task, **params["filter"][name]) for name in task.test}
+    training = {**params["training"], "batch_size": widened(params["training"]["batch_size"], modalities)}
+    rates = training.pop("learning_rates")
+    task.info.update(n_features={name: part.counts.shape[1] for name, part in modalities.items()})
+    task.info.update(batch_size=training["batch_size"], epochs=training["n_epochs"])
+    settings = {**params["model"], **training, "seed": seed, "device": task.device}
+    found, embedded = _without_divergence(train, task, modalities, settings, rates)
+
+    def alone(cells: pd.Index) -> tuple[np.ndarray, ...]:
+        return tuple(place(found, name, cells, task.threads) for name in task.test)
+
+    task.metric, task.info["metrics_compared"] = choose_metric(task.train, alone, seed)
+    return embedded
+
+
+def _without_divergence(
+    train: Train, task: Task, modalities: Mapping[str, Modality], settings: dict[str, Any], rates: list[float]
+) -> tuple[Posteriors, dict[str, np.ndarray]]:
+    task.info["diverged_at"] = []
+    for rate in rates:
+        try:
+            trained = train(task, modalities, {**settings, "learning_rate": rate})
+        except Diverged as error:
+            print(f"diverged: {error}", flush=True)
+            task.info["diverged_at"].append(rate)
+        else:
+            task.info["learning_rate"] = rate
+            return trained
+    raise BenchmarkError(
+        f"Cobolt diverged at every learning rate of {rates}; add a smaller one to training.learning_rates"
+    )
+
+
+def both_sets(name: str, task: Task, **limits) -> Modality:
+    """Return training and test cells of a modality, with the features that pass the filter in both."""
+    sets = [task.test[name], task.train.mod[name]]
+    kept = np.logical_and.reduce([passes(cells.X, **limits) for cells in sets])
+    if not kept.any():
+        raise BenchmarkError(f"{name}: no feature passes params.filter.{name} in training and in test cells")
+    return Modality(
+        cells=pd.Index(np.concatenate([cells.obs_names for cells in sets])),
+        counts=sp.vstack([cells.X[:, kept] for cells in sets], format="csr"),
+        dataset=np.repeat([TEST, TRAIN], [cells.n_obs for cells in sets]),
+    )
+
+
+def passes(
+    counts: sp.csr_matrix, min_count: int, min_cells: int, lower_quantile: float, upper_quantile: float
+) -> np.ndarray:
+    """Tell which features are detected often enough, and neither too rare nor too common among the others."""
+    total = np.asarray(counts.sum(axis=0)).ravel()
+    low, high = np.quantile(total, [lower_quantile, upper_quantile])
+    return (counts.getnnz(axis=0) > min_cells) & (total > min_count) & (low <= total) & (total <= high)

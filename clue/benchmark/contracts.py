@@ -5,7 +5,8 @@
 ``train.h5mu``            training cells: paired, or seen in some modalities only; no cell types
 ``test_<modality>.h5ad``  test cells of one modality, shuffled and renamed; ``obs`` is ``batch`` alone
 ``solution.h5ad``         one row per test cell: its name in each modality's file, batch, labels
-``embedding.h5ad``        one row per cell of each test file, in file order
+``embedding.h5ad``        one row per cell of each test file, in file order; ``uns["metric"]`` says how to compare
+                          them, ``"cosine"`` (also where it is absent) or ``"euclidean"``
 ========================  ==========================================================================
 
 Cells of one name in two modalities of a MuData are one cell. Annotations live in each modality's
@@ -24,6 +25,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
+from clue.matching import METRICS, Metric
 
 MODALITIES = ("rna", "atac", "adt")
 SEALED_COLUMNS = ("cell_type", "label")
@@ -158,6 +160,13 @@ def check_embedding(adata: ad.AnnData, where: str) -> None:
     missing = [key for key in ("method", "variant", "seed", "params") if key not in adata.uns]
     if missing:
         raise ContractError(f"{where}: uns lacks {missing}")
+    if metric_of(adata) not in METRICS:
+        raise ContractError(f"{where}: uns['metric'] is {metric_of(adata)!r}; it must be one of {list(METRICS)}")
+
+
+def metric_of(embedding: ad.AnnData) -> Metric:
+    """Return the metric by which the cells of an embedding are compared; cosine where it says none."""
+    return embedding.uns.get("metric", "cosine")
 
 
 def check_embedding_fits(adata: ad.AnnData, tests: dict[str, pd.Index], where: str) -> None:

@@ -12,6 +12,7 @@ and errors, so that a method is its own few lines::
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -43,6 +44,7 @@ from clue.benchmark.contracts import (
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.together import Processes, host, processes
+from clue.matching import Metric
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 REPORTED_PACKAGES = ("clue-bench", "numpy", "scipy", "pandas", "anndata", "mudata")
@@ -74,6 +76,8 @@ class Task:
     members
         What `members` of the method's YAML names: the embedding of each modality by ``<method>/<variant>``, rows as
         in `test`.
+    metric
+        By which the embedded cells are to be compared; a method whose space is Euclidean sets ``"euclidean"``.
     info
         What the method wants to have in ``run.json``, for instance ``epochs``.
     """
@@ -84,6 +88,7 @@ class Task:
     threads: int
     checkpoints: Path
     members: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    metric: Metric = "cosine"
     info: dict[str, Any] = field(default_factory=dict)
 
 
@@ -160,8 +165,8 @@ def _json_map(text: str) -> Params:
 
 def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> None:
     _check_device(arguments.device)
-    _limit_threads(arguments.threads)
     _seed(arguments.seed)
+    _limit_threads(arguments.threads)
     test = dict(_keyed(path) for path in arguments.tests)
     train = read_train(arguments.train)
     missing = [modality for modality in test if modality not in train.mod]
@@ -179,7 +184,7 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
         arrays = embed(task, Params(arguments.params), arguments.seed)
     seconds = time.perf_counter() - start
     arrays = check_arrays(arrays, test, arguments.method)
-    embedding = _embedding(arrays, test, arguments)
+    embedding = _embedding(arrays, task, arguments)
     check_embedding_fits(embedding, {name: cells.obs_names for name, cells in test.items()}, str(arguments.embedding))
     report = _report(arguments, task, seconds, together)
     if together.rank == 0:
@@ -226,8 +231,11 @@ def _limit_threads(threads: int) -> None:
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
+    # Where a method imports torch in `embed` only, its generator would start from a seed of its own.
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.manual_seed(seed)
 
 
 def _settings_file(checkpoints: Path) -> Path:
@@ -297,7 +305,8 @@ def check_arrays(arrays: Any, test: Mapping[str, ad.AnnData], method: str) -> di
     return checked
 
 
-def _embedding(arrays: dict[str, np.ndarray], test: dict[str, ad.AnnData], arguments: argparse.Namespace) -> ad.AnnData:
+def _embedding(arrays: dict[str, np.ndarray], task: Task, arguments: argparse.Namespace) -> ad.AnnData:
+    test = task.test
     names = np.concatenate([cells.obs_names for cells in test.values()])
     obs = pd.DataFrame(
         {
@@ -308,7 +317,8 @@ def _embedding(arrays: dict[str, np.ndarray], test: dict[str, ad.AnnData], argum
         index=names,
     )
     embedding = ad.AnnData(np.concatenate(list(arrays.values())), obs=obs)
-    embedding.uns = {**_identity(arguments, test), "params": json.dumps(arguments.params, sort_keys=True)}
+    params = json.dumps(arguments.params, sort_keys=True)
+    embedding.uns = {**_identity(arguments, test), "metric": task.metric, "params": params}
     return embedding
 
 
@@ -327,6 +337,7 @@ def _report(arguments: argparse.Namespace, task: Task, seconds: float, together:
     hosts, memory = zip(*together.gather((host(), peak_memory_mb())), strict=True)
     return {
         **_identity(arguments, task.test),
+        "metric": task.metric,
         "params": arguments.params,
         "device": arguments.device,
         "threads": arguments.threads,

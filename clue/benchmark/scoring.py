@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from clue.benchmark.contracts import ContractError, check_embedding_fits, names_of_test_cells
+from clue.benchmark.contracts import ContractError, check_embedding_fits, metric_of, names_of_test_cells
 from clue.benchmark.files import atomic
-from clue.matching import BatchTooLarge, match_gaussian, match_ot, match_snn
+from clue.matching import BatchTooLarge, Metric, match_gaussian, match_ot, match_snn
 from clue.metrics import (
     cell_type_match,
     count_closer,
@@ -38,6 +38,7 @@ class Side:
 
     modality: str
     embedding: np.ndarray
+    metric: Metric
     batch: np.ndarray
     cell_type: np.ndarray
     pair: np.ndarray
@@ -87,7 +88,8 @@ def _side(embedding: ad.AnnData, solution: ad.AnnData, modality: str, cells: pd.
     differ = int((embedding.obs["batch"].astype(str).to_numpy()[rows] != batch).sum())
     if differ:
         raise ContractError(f"{where}: obs['batch'] of {differ} {modality} cells differs from the test file's")
-    return Side(modality, np.asarray(embedding.X)[rows], batch, known["cell_type"].astype(str).to_numpy(), pair)
+    cell_type = known["cell_type"].astype(str).to_numpy()
+    return Side(modality, np.asarray(embedding.X)[rows], metric_of(embedding), batch, cell_type, pair)
 
 
 def _partners(source: Side, target: Side) -> np.ndarray:
@@ -158,7 +160,8 @@ def _two_ways(function: Callable, first: Side, second: Side) -> tuple:
 
 
 def _match(matching: Callable, source: Side, target: Side) -> sp.csr_matrix:
-    return matching(source.embedding, target.embedding, batch_x=source.batch, batch_y=target.batch)
+    batches = {"batch_x": source.batch, "batch_y": target.batch}
+    return matching(source.embedding, target.embedding, **batches, metric=source.metric)
 
 
 def _score_matches(first: Side, second: Side, table: _Table) -> tuple[dict[str, sp.csr_matrix], list[np.ndarray]]:
@@ -187,15 +190,19 @@ def _score_matches(first: Side, second: Side, table: _Table) -> tuple[dict[str, 
 
 
 def _score_distances(first: Side, second: Side, table: _Table) -> tuple[np.ndarray, np.ndarray]:
-    """Score distances; return FOSCTTM of each cell of both modalities, both in the first one's order."""
+    """Score distances; return FOSCTTM of each cell of both modalities, both in the first one's order.
+
+    All are in the embedding's metric, but for those that are called Euclidean.
+    """
     x, y = first.embedding, second.embedding[_partners(first, second)]
-    cosine, euclidean = count_closer(x, y, "cosine"), count_closer(x, y, "euclidean")
+    closer = {metric: count_closer(x, y, metric) for metric in {first.metric, "euclidean"}}
+    own, euclidean = closer[first.metric], closer["euclidean"]
     variants = {
-        "foscttm": cosine.fractions("half"),
-        "foscttm_strict": cosine.fractions("strict"),
+        "foscttm": own.fractions("half"),
+        "foscttm_strict": own.fractions("strict"),
         "foscttm_euclidean": euclidean.fractions("half"),
         "foscttm_euclidean_strict": euclidean.fractions("strict"),
-        "foscttm_within_batch": foscttm_within_batch(x, y, first.batch),
+        "foscttm_within_batch": foscttm_within_batch(x, y, first.batch, first.metric),
         "top1_euclidean": euclidean.top1(),
     }
     for metric, (of_first, of_second) in variants.items():
@@ -204,7 +211,8 @@ def _score_distances(first: Side, second: Side, table: _Table) -> tuple[np.ndarr
 
 
 def _label_transfer(source: Side, target: Side) -> float:
-    return label_transfer_accuracy(source.embedding, target.embedding, source.cell_type, target.cell_type)
+    cell_types = source.cell_type, target.cell_type
+    return label_transfer_accuracy(source.embedding, target.embedding, *cell_types, metric=source.metric)
 
 
 # ---- identity and files --------------------------------------------------------------------------

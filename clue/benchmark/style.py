@@ -111,6 +111,11 @@ class Display:
         specs = {path.stem: read_yaml(path) for path in sorted(self.folder.glob("methods/*.yaml"))}
         return {method: spec["reproduces"] for method, spec in specs.items() if "reproduces" in spec}
 
+    def settings(self, method: str) -> str:
+        """Return where a method's settings come from, as its own file says; empty where it has none."""
+        own = self.folder / "methods" / f"{method}.yaml"
+        return read_yaml(own).get("settings", "") if own.exists() else ""
+
     def color(self, kind: str, name: str) -> str:
         """Return the colour of a name; an unlisted name has one that depends on the name alone."""
         digest = int(hashlib.sha256(name.encode()).hexdigest(), 16)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from clue.benchmark.contracts import ContractError
+from clue.matching import Metric, as_points
 
 NEIGHBORS = 15
 MIN_DIST = 0.3
@@ -37,14 +38,13 @@ def points(embedding: ad.AnnData, cells: pd.DataFrame, modalities: list[str], wh
     return found
 
 
-def coordinates(vectors: np.ndarray, seed: int) -> np.ndarray:
-    """Return UMAP coordinates, shape (cells, 2), of the L2-normalised rows of `vectors`.
+def coordinates(vectors: np.ndarray, seed: int, metric: Metric = "cosine") -> np.ndarray:
+    """Return UMAP coordinates, shape (cells, 2), of the rows of `vectors`, compared by `metric`.
 
     All modalities go in together. One thread and a fixed seed: the same picture every time.
     """
-    vectors = np.asarray(vectors, dtype=np.float32)
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    vectors = vectors / np.where(norms > 0, norms, 1)
+    (vectors,) = as_points(vectors, metric=metric)
+    vectors = vectors.astype(np.float32)
     n_cells, width = vectors.shape
     if n_cells < 5:  # no neighbourhoods to speak of
         return np.pad(vectors, ((0, 0), (0, max(0, 2 - width))))[:, :2]

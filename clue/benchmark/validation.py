@@ -1,19 +1,22 @@
-"""Hold out some training cells, to choose settings without looking at a test cell."""
+"""Choose settings by paired training cells, without looking at a test cell."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import product
 from typing import Any
 
 import anndata as ad
 import mudata as md
 import numpy as np
+import pandas as pd
 
-from clue.matching import match_snn
+from clue.matching import METRICS, Metric, match_snn
 from clue.metrics import foscttm, match_score
 from clue.preprocess import Preprocessor
 
 FRACTION = 0.25
 """Share of the paired training cells that is held out."""
+MAX_COMPARED = 2000
+"""Most training cells by which `choose_metric` compares metrics."""
 
 Cells = dict[str, ad.AnnData]
 Settings = dict[str, Any]
@@ -22,10 +25,13 @@ Settings = dict[str, Any]
 def paired_cells(train: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnData]:
     """Return the cells seen in every modality, in one order."""
     adatas = dict(train.mod) if isinstance(train, md.MuData) else dict(train)
-    names = None
-    for adata in adatas.values():
-        names = adata.obs_names if names is None else names[names.isin(adata.obs_names)]
+    names = _paired_names(adatas)
     return {modality: adata[names].copy() for modality, adata in adatas.items()}
+
+
+def _paired_names(adatas: Mapping[str, ad.AnnData]) -> pd.Index:
+    first, *others = (adata.obs_names for adata in adatas.values())
+    return first[np.logical_and.reduce([first.isin(names) for names in others])]
 
 
 def prepare(
@@ -44,7 +50,11 @@ def inner_split(
     Whole donors are held out where there are at least four, else whole batches where there are at
     least four, else random cells: as test cells differ from training cells, so should held-out ones.
     At most `at_most` of the held-out cells are returned, drawn at random.
+
+    Cells are drawn in the order of their names, and returned so: that of the file does not matter.
     """
+    order = np.argsort(next(iter(paired.values())).obs_names)
+    paired = {k: adata[order] for k, adata in paired.items()}
     first = next(iter(paired.values()))
     rng = np.random.default_rng(seed)
     held_out = _held_out(first, rng)
@@ -66,12 +76,12 @@ def _held_out(adata: ad.AnnData, rng: np.random.Generator) -> np.ndarray:
     return rng.permutation(adata.n_obs) < FRACTION * adata.n_obs
 
 
-def quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray) -> tuple[float, float]:
+def quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray, metric: Metric = "cosine") -> tuple[float, float]:
     """Match score (mean of both directions) and FOSCTTM of paired rows, as the benchmark scores them."""
     same = np.arange(len(x))
-    forth = match_score(match_snn(x, y, batch_x=batch, batch_y=batch), same)
-    back = match_score(match_snn(y, x, batch_x=batch, batch_y=batch), same)
-    return (forth + back) / 2, float(np.mean(foscttm(x, y)))
+    forth = match_score(match_snn(x, y, batch_x=batch, batch_y=batch, metric=metric), same)
+    back = match_score(match_snn(y, x, batch_x=batch, batch_y=batch, metric=metric), same)
+    return (forth + back) / 2, float(np.mean(foscttm(x, y, metric)))
 
 
 def criterion(match: float, closer: float) -> float:
@@ -100,7 +110,8 @@ def choose(
     paired
         Training cells seen in every modality, in one order.
     grid
-        The settings to choose from.
+        The settings to choose from. One that is called ``metric`` is the metric by which its embeddings are compared;
+        it is cosine where there is none.
     candidates
         Fits on its first argument and yields the embeddings of its second in both modalities, once
         per entry of `grid` and in its order. What all entries share need be done once only.
@@ -120,8 +131,47 @@ def choose(
         fit_on, held_out = inner_split(paired, seed + fold, at_most=max_held_out)
         batch = next(iter(held_out.values())).obs["batch"].astype(str).to_numpy()
         embedded = candidates(fit_on, held_out)
-        scores += [quality(x, y, batch) for _, (x, y) in zip(grid, embedded, strict=True)]
-    scores /= n_folds
+        scores += [
+            quality(x, y, batch, settings.get("metric", "cosine"))
+            for settings, (x, y) in zip(grid, embedded, strict=True)
+        ]
+    return _best(grid, scores / n_folds)
+
+
+def choose_metric(
+    train: md.MuData, place: Callable[[pd.Index], tuple[np.ndarray, np.ndarray]], seed: int
+) -> tuple[Metric, list[Settings]]:
+    """Choose between cosine and Euclidean distances by how well paired training cells match.
+
+    For methods that are not trained for a metric. The cells were trained on, pairs and all, so their scores are no
+    estimate of what test cells get: they match better. What is compared is two geometries of one embedding, which
+    training did not tell apart.
+
+    Parameters
+    ----------
+    train
+        The training cells; those seen in every modality are compared.
+    place
+        Returns the embeddings of the cells of these names, in this order, by each of the two modalities alone, as
+        test cells are embedded.
+    seed
+        Of the cells that are drawn: half of the paired ones, and at most `MAX_COMPARED`. The other half is for a method
+        that places cells by what it knows of others (Cobolt).
+
+    Returns
+    -------
+    The chosen metric, and both with their ``match_score`` and ``foscttm``.
+    """
+    names = _paired_names(train.mod).sort_values()
+    cells = np.random.default_rng(seed).permutation(names)[: min(MAX_COMPARED, (len(names) + 1) // 2)]
+    x, y = place(pd.Index(cells))
+    batch = next(iter(train.mod.values())).obs.loc[cells, "batch"].astype(str).to_numpy()
+    chosen, table = _best([{"metric": metric} for metric in METRICS], [quality(x, y, batch, m) for m in METRICS])
+    return chosen["metric"], table
+
+
+def _best(grid: list[Settings], scores: Iterable[tuple[float, float]]) -> tuple[Settings, list[Settings]]:
+    """Return the settings with the best of the scores, and all of them with theirs."""
+    scores = np.asarray(scores).tolist()
     best = max(range(len(grid)), key=lambda row: criterion(*scores[row]))
-    table = [s | {"match_score": m, "foscttm": f} for s, (m, f) in zip(grid, scores.tolist(), strict=True)]
-    return grid[best], table
+    return grid[best], [s | {"match_score": m, "foscttm": f} for s, (m, f) in zip(grid, scores, strict=True)]

@@ -142,7 +142,7 @@ def summary_table(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def readable_table(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
-    """Return one row per data set and method variant, with ``mean ± sd`` of the main metrics."""
+    """Return one row per data set and method variant: ``mean ± sd`` of the main metrics, where settings come from."""
     records = []
     for dataset, split in tables.panels(table):
         here = tables.rows_of(table, dataset=dataset, split=split)
@@ -151,7 +151,8 @@ def readable_table(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
             for variant in display.order("variants", jobs["variant"]):
                 record = {"Data set": display.label("datasets", dataset), "Split": split}
                 record |= {"Method": display.name(method, variant)}
-                records.append(record | readable_scores(tables.rows_of(jobs, variant=variant), display))
+                record |= readable_scores(tables.rows_of(jobs, variant=variant), display)
+                records.append(record | {"Settings": display.settings(method)})
     return pd.DataFrame(records)
 
 

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 from clue.benchmark import plots, style
-from clue.benchmark.contracts import read_embedding, read_solution
+from clue.benchmark.contracts import metric_of, read_embedding, read_solution
 from clue.benchmark.errors import run_program
 from clue.benchmark.files import atomic
 from clue.benchmark.umap import coordinates, points, sample_cells
@@ -37,7 +37,7 @@ def embed_in_plane(paths: Sequence[str], solution_path: str, n_points: int, seed
     for path in tqdm(paths, desc="UMAP", unit="embedding", mininterval=1):
         embedding = read_embedding(path)
         chosen = points(embedding, cells, list(solution.uns["modalities"]), path)
-        x, y = coordinates(chosen.X, seed).T
+        x, y = coordinates(chosen.X, seed, metric_of(chosen)).T
         frame = pd.DataFrame({key: str(chosen.uns[key]) for key in ("method", "variant", "seed")}, index=range(len(x)))
         frame["cell"] = chosen.obs_names.to_numpy()
         frame["modality"] = chosen.obs["modality"].astype(str).to_numpy()

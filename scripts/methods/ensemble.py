@@ -1,6 +1,6 @@
 """An ensemble of other methods' embeddings: scaled to unit length, weighted, set side by side.
 
-Cosine similarities in the result are means of those in the members, weighted alike.
+Cosine similarities in the result are means of those in the members, weighted alike; a member's own metric is not used.
 """
 
 import numpy as np

@@ -1,7 +1,8 @@
 """MultiVI, `scvi.model.MULTIVI`, trained as its tutorial recommends: on all cells at once, the test cells unpaired.
 
 A cell's modality that was not measured is filled with zeros, which upstream masks; what a cell was measured for is its
-batch, its sample a covariate. Upstream does not resume: a run that was cut short starts anew.
+batch, its sample a covariate. Whether embedded cells are compared by cosine or by Euclidean distance is chosen on
+paired training cells. Upstream does not resume: a run that was cut short starts anew.
 """
 
 from math import ceil
@@ -14,9 +15,12 @@ import scipy.sparse as sp
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
+from clue.benchmark.validation import choose_metric
 
 ROLES = {"rna": "rna_layer", "atac": "atac_layer", "adt": "protein_layer"}
 """Arguments of upstream's `setup_mudata` that name the modalities."""
+ALONE = {"rna": "expression", "atac": "accessibility", "adt": "protein"}
+"""What upstream calls the embedding by one modality."""
 N_REPORTS = 50
 """How many lines of progress a full training prints."""
 
@@ -43,6 +47,12 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
         n_hidden=int(model.module.n_hidden),
         n_features={name: adata.n_vars for name, adata in cells.mod.items()},
     )
+
+    def place(names: pd.Index) -> tuple[np.ndarray, ...]:
+        rows = cells.obs_names.get_indexer(names)
+        return tuple(model.get_latent_representation(indices=rows, modality=ALONE[name]) for name in task.test)
+
+    task.metric, task.info["metrics_compared"] = choose_metric(task.train, place, seed)
     latent = pd.DataFrame(model.get_latent_representation(), index=cells.obs_names)
     return {name: latent.loc[test.obs_names].to_numpy() for name, test in task.test.items()}
 

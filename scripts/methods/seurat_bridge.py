@@ -1,8 +1,8 @@
 """Bridge integration with Seurat 5 (Hao et al., Nature Biotechnology 2023); the work is done by ``seurat_bridge.R``.
 
 Paired training cells are the bridge, test RNA is the reference, the other modality's test cells are the query.
-In which of two spaces cells are matched is chosen on training cells held out; where the parameters name one, or the
-held-out cells are too few for Seurat, it is the first.
+In which of two spaces cells are matched, and by which metric, is chosen on training cells held out; where the
+parameters name one of each, or the held-out cells are too few for Seurat, the first are taken.
 """
 
 from pathlib import Path
@@ -27,9 +27,9 @@ class TooFewCells(BenchmarkError):
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
-    """Choose a space, then embed the test cells."""
+    """Choose space and metric, then embed the test cells."""
     paired = paired_cells(task.train)
-    grid = combinations({"space": params["space"]})
+    grid = combinations({name: params[name] for name in ("space", "metric")})
     settings = grid[0]
     if len(grid) > 1:
 
@@ -45,6 +45,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
             task.info["inner_validation"] = f"none, with some cells held out: {error}"
     spaces, info = integrate(paired, task.test, params, seed)
     task.info.update(info, chosen=settings)
+    task.metric = settings["metric"]
     return spaces[settings["space"]]
 
 
@@ -87,10 +88,10 @@ def integrate(
     return spaces, info | n_components | {"n_bridge_available": n_available}
 
 
-def subsample(paired: dict[str, ad.AnnData], at_most: int, seed: int) -> dict[str, ad.AnnData]:
+def subsample(paired: dict[str, ad.AnnData], at_most: int | None, seed: int) -> dict[str, ad.AnnData]:
     """Draw bridge cells where there are too many; they stay in order."""
     n_cells = paired["rna"].n_obs
-    if n_cells <= at_most:
+    if at_most is None or n_cells <= at_most:
         return paired
     kept = np.sort(np.random.default_rng(seed).permutation(n_cells)[:at_most])
     return {modality: adata[kept] for modality, adata in paired.items()}

@@ -15,7 +15,7 @@ import torch
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task
 from clue.benchmark.task import make_task
-from clue.benchmark.validation import choose, combinations
+from clue.benchmark.validation import choose, choose_metric, combinations, inner_split
 from clue.preprocess import Preprocessor
 from clue.simulate import simulate
 
@@ -52,6 +52,58 @@ def test_the_setting_that_matches_held_out_cells_is_chosen():
     assert chosen == {"good": True}
     assert table[1] == {"good": True, "match_score": 1.0, "foscttm": 0.0}
     assert table[0]["foscttm"] > 0.3
+
+
+def test_a_metric_among_the_settings_is_the_one_that_cells_are_compared_by():
+    paired = dict(simulate(60, {"rna": 5, "adt": 5}).mod)
+    by_length = {name: np.outer(1 + np.arange(60), [1.0, 2.0]) for name in paired}
+
+    def candidates(fit_on, held_out):
+        rows = paired["rna"].obs_names.get_indexer(held_out["rna"].obs_names)
+        for _ in range(2):
+            yield by_length["rna"][rows], by_length["adt"][rows]
+
+    grid = combinations({"metric": ["cosine", "euclidean"]})
+    chosen, table = choose(paired, grid, candidates, seed=0, n_folds=1, max_held_out=None)
+    assert chosen == {"metric": "euclidean"} and table[1]["match_score"] == 1 > table[0]["match_score"]
+
+
+@pytest.mark.parametrize("better", ["cosine", "euclidean"])
+def test_the_metric_is_chosen_by_paired_training_cells(better):
+    parts = simulate(50, {"rna": 5, "adt": 5}, seed=1).mod
+    train = md.MuData({"rna": parts["rna"], "adt": parts["adt"][5:].copy()})  # 45 cells are paired
+    place_of = {name: i for i, name in enumerate(train["rna"].obs_names)}
+    angle = np.random.default_rng(0).uniform(0, 1.5, 50)
+    asked = []
+
+    def place(names):
+        asked.extend(names)
+        rows = np.array([place_of[name] for name in names])
+        if better == "euclidean":  # lengths tell cells apart, in one direction
+            return np.outer(1 + rows, [1.0, 2.0]), np.outer(1 + rows, [1.0, 2.0])
+        x = np.column_stack([np.cos(angle[rows]), np.sin(angle[rows])])
+        return x, x * np.random.default_rng(1).uniform(1, 9, (len(rows), 1))
+
+    metric, table = choose_metric(train, place, seed=0)
+    assert metric == better and [row["metric"] for row in table] == ["cosine", "euclidean"]
+    assert len(set(asked)) == len(asked) == 23 and set(asked) <= set(train["adt"].obs_names)
+    again = list(asked)
+    asked.clear()
+    choose_metric(md.MuData({name: adata[::-1].copy() for name, adata in train.mod.items()}), place, seed=0)
+    assert asked == again, "the order of cells in the file does not matter"
+
+
+@pytest.mark.parametrize("n_donors", [1, 3])
+def test_the_inner_split_does_not_depend_on_the_order_of_cells(n_donors):
+    paired = dict(simulate(60, {"rna": 5, "adt": 5}, n_donors=n_donors, seed=1).mod)
+    assert paired["rna"].obs["donor"].nunique() == 2 * n_donors  # random cells, or whole donors from 4 on
+    shuffled = np.random.default_rng(0).permutation(60)
+    parts = [inner_split(cells, 0, at_most=9) for cells in (paired, {k: a[shuffled] for k, a in paired.items()})]
+    for first, second in zip(*parts, strict=True):
+        for name in paired:
+            assert list(first[name].obs_names) == list(second[name].obs_names)
+            assert (first[name].X != second[name].X).nnz == 0
+    assert parts[0][1]["rna"].n_obs == 9
 
 
 # ---- ridge ---------------------------------------------------------------------------------------
@@ -209,6 +261,15 @@ def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
     for name, test in task.tests.items():
         np.testing.assert_array_equal(found[name], expected.loc[test.obs_names])
     assert own.info["epochs"] == 3 and own.info["n_latent"] == 4
+
+    # Training cells by one modality alone are placed as test cells are.
+    best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
+    assert own.metric == best["metric"]
+    words = {"rna": "expression", "atac": "accessibility", "adt": "protein"}
+    for name, test in task.tests.items():
+        rows = mdata.obs_names.get_indexer(test.obs_names[::-1])
+        alone = model.get_latent_representation(indices=rows, modality=words[name])
+        np.testing.assert_allclose(alone[::-1], found[name], rtol=1e-5, atol=1e-6)
 
 
 def test_multivi_trains_for_as_many_steps_as_asked():

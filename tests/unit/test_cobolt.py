@@ -1,4 +1,4 @@
-"""Our Cobolt computes the published model, and what the authors' code computes; the program chooses the right one."""
+"""Our Cobolt computes the published model, and what the authors' code computes; each is a method of its own."""
 
 import importlib.util
 import json
@@ -17,6 +17,7 @@ from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task
 from clue.benchmark.task import make_task
+from clue.matching import METRICS
 from clue.metrics import foscttm
 from clue.simulate import simulate
 
@@ -27,20 +28,34 @@ TRAINING = {"learning_rate": 0.005, "n_epochs": 3, "annealing_epochs": 1, "batch
 SPLIT = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
 
 
-@pytest.fixture(scope="module")
-def program():
-    """The method's program, imported."""
-    spec = importlib.util.spec_from_file_location("cobolt_routes", ROOT / "scripts/methods/cobolt_routes.py")
+def program(name):
+    """Import a method's program."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / "methods" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture(scope="module")
+def native():
+    """The program of our implementation."""
+    return program("cobolt_native")
+
+
+@pytest.fixture(scope="module")
+def authors():
+    """The program of the authors' package, whether or not that is installed."""
+    return program("cobolt_authors")
+
+
+@pytest.fixture(scope="module")
 def params():
     """Hyper-parameters of the budget `test`."""
-    config = {"run": "x", "datasets": ["simulated"], "methods": ["cobolt"], "seeds": [0], "budget": "test"}
-    return Benchmark(config, ROOT).params("cobolt", "default", ["rna", "adt"])
+    config = {"run": "x", "datasets": ["simulated"], "methods": ["cobolt", "cobolt_native"], "seeds": [0]}
+    benchmark = Benchmark(config | {"budget": "test"}, ROOT)
+    theirs, ours = (benchmark.params(name, "default", ["rna", "adt"]) for name in ("cobolt", "cobolt_native"))
+    assert theirs == ours
+    return ours
 
 
 @pytest.fixture
@@ -143,64 +158,84 @@ def split_cells(data, n_paired):
     return parts
 
 
+def placed_alone(parts, settings):
+    """Train, and return the embeddings of the cells seen in one modality alone."""
+    found = cobolt.posteriors(cobolt.fit(parts, **settings), parts)
+    alone = {name: part.cells[~part.cells.isin(found.joint.index)] for name, part in parts.items()}
+    return {name: cobolt.place(found, name, cells, 1) for name, cells in alone.items()}
+
+
 @pytest.mark.slow
 def test_embedding_finds_partners():
     data = simulate(400, {"rna": 100, "adt": 60}, n_specific=0, batch_strength=0, seed=3)
     parts = split_cells(data, n_paired=300)
     settings = {**TRAINING, "n_epochs": 30, "annealing_epochs": 10, "n_latent": 6, "hidden": [32, 16]}
-    found = cobolt.embed(cobolt.fit(parts, **settings), parts, 1)
+    found = placed_alone(parts, settings)
     assert {name: z.shape for name, z in found.items()} == {"rna": (100, 6), "adt": (100, 6)}
     np.testing.assert_allclose(found["rna"].mean(axis=1), 0, atol=1e-5)
-    assert np.mean(foscttm(found["rna"].to_numpy(), found["adt"].to_numpy())) < 0.35
+    assert np.mean(foscttm(found["rna"], found["adt"])) < 0.35
 
 
 def test_embedding_follows_from_the_seed():
     parts = modalities()
     settings = {**TRAINING, "n_latent": N_LATENT, "hidden": HIDDEN}
-    first, second = (cobolt.embed(cobolt.fit(parts, **settings), parts, 1) for _ in range(2))
-    other = cobolt.embed(cobolt.fit(parts, **settings | {"seed": 1}), parts, 1)
+    first, second = (placed_alone(parts, settings) for _ in range(2))
+    other = placed_alone(parts, settings | {"seed": 1})
     for name in parts:
-        pd.testing.assert_frame_equal(first[name], second[name])
+        np.testing.assert_array_equal(first[name], second[name])
         assert not np.allclose(first[name], other[name])
 
 
-# ---- the program ---------------------------------------------------------------------------------
+def test_a_paired_cell_is_placed_by_one_modality_and_by_trees_that_did_not_learn_from_it():
+    rng = np.random.default_rng(0)
+    names = pd.Index([f"{i:03d}" for i in range(80)])
+    joint = pd.DataFrame(rng.normal(size=(80, 3)), index=names)
+    held_out = names[:20]
+    found = cobolt.Posteriors(joint, {"rna": 2 * joint, "adt": joint})
+    placed = cobolt.place(found, "rna", held_out, 1)
+    changed = joint.copy()
+    changed.loc[held_out] = 1e6
+    np.testing.assert_array_equal(placed, cobolt.place(cobolt.Posteriors(changed, found.single), "rna", held_out, 1))
+    truth = joint.loc[held_out].to_numpy()
+    assert np.corrcoef(placed.ravel(), (truth - truth.mean(axis=1, keepdims=True)).ravel())[0, 1] > 0.8
 
 
-def test_a_divergence_is_retried_at_a_smaller_learning_rate(program, params, task):
-    params = {**params, "route": "native", "training": {**params["training"], "learning_rates": [1e30, 0.005]}}
-    embedded = program.embed(task, params, seed=0)
+# ---- the programs --------------------------------------------------------------------------------
+
+
+def test_a_divergence_is_retried_at_a_smaller_learning_rate(native, params, task):
+    params = {**params, "training": {**params["training"], "learning_rates": [1e30, 0.005]}}
+    embedded = native.embed(task, params, seed=0)
     assert task.info["diverged_at"] == [1e30] and task.info["learning_rate"] == 0.005
-    assert task.info["route"] == "native" and all(np.isfinite(z).all() for z in embedded.values())
+    assert all(np.isfinite(z).all() for z in embedded.values())
 
 
-def test_divergence_at_every_learning_rate_is_an_error(program, params, task):
-    params = {**params, "route": "native", "training": {**params["training"], "learning_rates": [1e30]}}
+def test_divergence_at_every_learning_rate_is_an_error(native, params, task):
+    params = {**params, "training": {**params["training"], "learning_rates": [1e30]}}
     with pytest.raises(BenchmarkError, match="diverged at every learning rate of .*learning_rates"):
-        program.embed(task, params, seed=0)
+        native.embed(task, params, seed=0)
 
 
-def test_the_index_has_another_package_of_that_name(program, tmp_path, monkeypatch):
+def test_the_metric_is_the_better_one_for_paired_training_cells(native, params, task):
+    native.embed(task, params, seed=0)
+    scores = {row["metric"]: row["match_score"] / row["foscttm"] for row in task.info["metrics_compared"]}
+    assert list(scores) == list(METRICS) and task.metric == max(scores, key=scores.get)
+
+
+def test_without_the_authors_package_the_method_fails_and_names_ours(authors, params, task, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     other = tmp_path / "cobolt" / "__init__.py"
     other.parent.mkdir()
     other.write_text("raise RuntimeError('another package was imported')")
     importlib.invalidate_caches()
-    assert not program.is_upstream_installed()
-    assert program.chosen_route("auto") == "native"
-    with pytest.raises(BenchmarkError, match="envs/cobolt.yaml"):
-        program.chosen_route("upstream")
+    with pytest.raises(BenchmarkError, match="package index's is another.*envs/cobolt.yaml.*cobolt_native"):
+        authors.embed(task, params, seed=0)
 
 
-def test_unknown_route(program):
-    with pytest.raises(BenchmarkError, match="params.route: 'both'; known: auto, native, upstream"):
-        program.chosen_route("both")
-
-
-def test_a_filter_that_leaves_nothing_is_an_error(program, params, task):
+def test_a_filter_that_leaves_nothing_is_an_error(native, params, task):
     strict = {"min_count": 10**6, "min_cells": 5, "lower_quantile": 0, "upper_quantile": 1}
     with pytest.raises(BenchmarkError, match="adt: no feature passes params.filter.adt"):
-        program.embed(task, {**params, "filter": {**params["filter"], "adt": strict}}, seed=0)
+        native.embed(task, {**params, "filter": {**params["filter"], "adt": strict}}, seed=0)
 
 
 def test_environment_names_a_commit_and_has_the_versions_of_the_lock():
@@ -215,10 +250,12 @@ def test_environment_names_a_commit_and_has_the_versions_of_the_lock():
 
 
 @pytest.fixture
-def upstream(program):
+def upstream(authors):
     """The authors' package, or a skip that says why."""
-    if not program.is_upstream_installed():
-        pytest.skip("the authors' cobolt is not installed (github.com/boyinggong/cobolt, see envs/cobolt.yaml)")
+    try:
+        authors.check_installed()
+    except BenchmarkError as error:
+        pytest.skip(str(error))
     import cobolt.model
     import cobolt.utils
 
@@ -278,7 +315,7 @@ def test_losses_gradients_and_posteriors_are_those_of_upstream(names, upstream):
     )
 
 
-def test_features_are_those_that_upstream_keeps(program, params, upstream, task):
+def test_features_are_those_that_upstream_keeps(params, upstream, task):
     limits = params["filter"]["rna"]
     # Not the class csr_matrix, whose sums are numpy matrices: numpy's quantiles of those keep every feature.
     counts = sp.csr_array(task.train.mod["rna"].X)
@@ -286,18 +323,26 @@ def test_features_are_those_that_upstream_keeps(program, params, upstream, task)
     single = upstream.utils.SingleData("rna", "train", features, counts, task.train.mod["rna"].obs_names.to_numpy())
     theirs = {"min_cell" if name == "min_cells" else name: value for name, value in limits.items()}
     single.filter_features(**theirs)
-    np.testing.assert_array_equal(features[program.passes(task.train.mod["rna"].X, **limits)], single.feature)
+    np.testing.assert_array_equal(features[cobolt.passes(task.train.mod["rna"].X, **limits)], single.feature)
 
 
-def test_upstream_says_that_it_cannot_embed_one_cell_alone(program, upstream, task):
-    with pytest.raises(BenchmarkError, match="route: native"):
-        program.run_upstream(modalities(n_cells=120, n_alone=9), task, TRAINING)
+def test_upstream_says_that_it_cannot_embed_one_cell_alone(authors, upstream, task):
+    with pytest.raises(BenchmarkError, match="take the method cobolt_native"):
+        authors.train(task, modalities(n_cells=120, n_alone=9), TRAINING)
 
 
-def test_the_upstream_route_embeds_every_test_cell(program, params, upstream, task):
-    embedded = program.embed(task, {**params, "route": "upstream"}, seed=0)
-    assert task.info["route"] == "upstream" and json.dumps(task.info)
+def test_cells_are_placed_as_upstream_places_test_cells(authors, params, upstream, task):
+    parts = {name: cobolt.both_sets(name, task, **params["filter"][name]) for name in task.test}
+    found, embedded = authors.train(task, parts, TRAINING | {"n_latent": N_LATENT, "hidden": HIDDEN})
+    assert set(found.joint.index) == set(task.train["rna"].obs_names) & set(task.train["adt"].obs_names)
+    for name, cells in task.test.items():
+        np.testing.assert_allclose(cobolt.place(found, name, cells.obs_names, 1), embedded[name], atol=1e-5)
+
+
+def test_upstream_embeds_every_test_cell(authors, params, upstream, task):
+    embedded = authors.embed(task, params, seed=0)
+    assert json.dumps(task.info) and [row["metric"] for row in task.info["metrics_compared"]] == list(METRICS)
     assert {name: len(z) for name, z in embedded.items()} == {name: cells.n_obs for name, cells in task.test.items()}
-    again = program.embed(task, {**params, "route": "upstream"}, seed=0)
+    again = authors.embed(task, params, seed=0)
     for name in embedded:
         np.testing.assert_array_equal(embedded[name], again[name])

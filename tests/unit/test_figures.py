@@ -220,6 +220,16 @@ def test_comparison_table_has_known_answers(scripts):
     assert row["high"] == pytest.approx(4.484138, abs=1e-5)
 
 
+def test_readable_table_says_where_settings_come_from(scripts, display):
+    jobs = [("a", "s", name, "default", 0, 0.1, 0.2) for name in ("cca", "clue_scglue", "not_here")]
+    table = scripts("figures/comparison.py").readable_table(metrics(*jobs), display)
+    assert dict(zip(table["Method"], table["Settings"], strict=True)) == {
+        "CLUE (scglue)": "authors' competition entry",
+        "CCA": "chosen on held-out training cells of each split",
+        "not here": "",
+    }
+
+
 def test_ablation_pairs_seeds(scripts):
     """Seed 0 loses half, seed 1 a quarter; seed 2 has no full method and does not count."""
     table = metrics(

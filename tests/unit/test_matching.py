@@ -43,8 +43,8 @@ def test_snn_ignores_lengths():
 
 def test_snn_backward_is_the_transpose_before_normalising():
     x, y = two_views(60, noise=1)
-    forward = matching.shared_neighbours(*matching.directions(x, y), k=3).toarray()
-    backward = matching.shared_neighbours(*matching.directions(y, x), k=3).toarray()
+    forward = matching.shared_neighbours(*matching.as_points(x, y), k=3).toarray()
+    backward = matching.shared_neighbours(*matching.as_points(y, x), k=3).toarray()
     np.testing.assert_allclose(forward, backward.T, atol=1e-6)
 
 
@@ -88,6 +88,38 @@ def test_transport_agrees_with_plain_sinkhorn_in_float64():
     got = match_ot(x, y[:20], epsilon=0.05, max_iterations=5000, tolerance=1e-6).toarray()
     np.testing.assert_allclose(got, u[:, None] * kernel * v, atol=1e-4)
     np.testing.assert_allclose(got.sum(axis=0), 1.5, atol=1e-3)
+
+
+# ---- metrics -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("metric", matching.METRICS)
+def test_points_have_the_distances_of_the_metric(metric):
+    x, y = (5 + view for view in two_views(30))
+    points = np.vstack(matching.as_points(x, y[:20], metric=metric))
+    rows = np.vstack([x, y[:20]]).astype(float)
+    unit = matching.l2_normalise(rows) if metric == "cosine" else rows / np.sqrt((rows - rows.mean(0)).var(0).sum())
+    np.testing.assert_allclose(points, unit - unit.mean(axis=0), atol=1e-12)
+    if metric == "euclidean":
+        assert (points**2).sum(axis=1).mean() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("match", MATCHINGS)
+def test_euclidean_matches_depend_on_lengths_and_not_on_place_or_scale(match):
+    # Of one direction: by cosine all cells are alike, by length each has its partner.
+    x = np.outer(np.arange(1, 21), [1.0, 2.0])
+    y = 1.01 * x
+    assert match(x, y, metric="euclidean").diagonal().min() > 0.6
+    assert match(x, y).diagonal().mean() < 0.3
+    x, y = two_views(40, noise=0.5)
+    moved = match(100 * x + 7, 100 * y + 7, metric="euclidean").toarray()
+    np.testing.assert_allclose(moved, match(x, y, metric="euclidean").toarray(), atol=1e-3)
+
+
+def test_an_unknown_metric_is_an_error():
+    x, y = two_views(4)
+    with pytest.raises(ValueError, match="metric is 'manhattan'; it must be 'cosine' or 'euclidean'"):
+        match_snn(x, y, metric="manhattan")
 
 
 # ---- properties ----------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 The task has what real ones have: training cells seen in one modality alone, donors, a feature that is in no
 training cell. Hyper-parameters are those of the budget `test` of the method's YAML, which says how many cells, too.
-A method that needs an R that is not there is skipped.
+A method that needs an R, or a package, that is not there is skipped.
 """
 
 import json
@@ -106,7 +106,7 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         spec = benchmark.methods[method]
         script = ROOT / "scripts" / "methods" / spec["script"]
         params = benchmark.params(method, variant, list(modalities))
-        skip_without_r(script)
+        skip_without_software(script)
         n_cells = n_cells or spec["test_cells"]
         members = []
         for member in spec["members"]:
@@ -144,13 +144,16 @@ def plan(project, method, modalities):
     pytest.fail(reason, pytrace=False)
 
 
-def skip_without_r(script):
-    """Skip what needs R where no R has the packages that the program names in R_PACKAGES."""
-    if script.with_suffix(".R").exists():
-        try:
-            find_r(runpy.run_path(str(script))["R_PACKAGES"])
-        except BenchmarkError as error:
-            pytest.skip(str(error))
+def skip_without_software(script):
+    """Skip where no R has the packages that a program names in R_PACKAGES, or its `check_installed` fails."""
+    names = runpy.run_path(str(script))
+    try:
+        if "R_PACKAGES" in names:
+            find_r(names["R_PACKAGES"])
+        if "check_installed" in names:
+            names["check_installed"]()
+    except BenchmarkError as error:
+        pytest.skip(str(error))
 
 
 def says(condition, message):
@@ -206,5 +209,6 @@ def test_what_its_file_names_exists(method, project):
     spec = plan(project, method, SETS[0]).methods[method]
     where = f"config/methods/{method}.yaml"
     says((ROOT / "envs" / f"{spec['env']}.yaml").exists(), f"{where}: env: no file envs/{spec['env']}.yaml")
+    says(spec["settings"], f"{where}: settings: say where they come from, or what they were chosen on")
     for pattern in spec["sources"]:
         says(any(ROOT.glob(pattern)), f"{where}: sources: no file matches {pattern}")

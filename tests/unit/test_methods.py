@@ -121,6 +121,36 @@ def test_same_seed_gives_the_same_random_numbers(folder):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def test_torch_that_a_method_imports_late_is_seeded(folder):
+    """In a process of its own, into which nothing but the method brings torch."""
+    torch = pytest.importorskip("torch")
+    program = folder / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from clue.benchmark.methods import run_method\n"
+        "def embed(task, params, seed):\n"
+        "    import torch\n"
+        "    return {name: torch.rand(cells.n_obs, 2).numpy() for name, cells in task.test.items()}\n"
+        "assert 'torch' not in sys.modules\n"
+        "run_method(embed)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, program, *command_line(folder, seed=3)], env=environment, check=True)
+    expected = torch.rand(N_TEST["rna"], 2, generator=torch.Generator().manual_seed(3)).numpy()
+    assert (read_embedding(folder / "out" / "embedding.h5ad").X[: N_TEST["rna"]] == expected).all()
+
+
+def test_the_metric_that_a_method_chose_is_written(folder):
+    def embed(task, params, seed):
+        task.metric = "euclidean"
+        return right(task, params, seed)
+
+    for method, metric in ((right, "cosine"), (embed, "euclidean")):
+        run_method(method, command_line(folder))
+        assert read_embedding(folder / "out" / "embedding.h5ad").uns["metric"] == metric
+        assert json.loads((folder / "out" / "run.json").read_text())["metric"] == metric
+
+
 def test_success_removes_the_failure_of_an_earlier_try(folder, capsys):
     fails(folder, lambda task, params, seed: 1 / 0, capsys)
     run_method(right, command_line(folder))

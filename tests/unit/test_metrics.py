@@ -238,5 +238,9 @@ def test_labels_transfer_by_hand():
     # One neighbour each: y0 is mutual with x0 (type B); y1 is next to x1 (type T) and is called NK.
     x, y = np.array([[1.0, 0], [0, 1]]), np.array([[1, 0.1], [0.1, 1]])
     assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "NK"], k=1) == 0.5
+    # By length y1 is next to x0, though both have the direction of x1.
+    x, y = np.array([[2.0, 0], [0, 9]]), np.array([[2.0, 0.1], [0.1, 1]])
+    assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "T"], k=1) == 1
+    assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "B"], k=1, metric="euclidean") == 1
     with pytest.raises(ValueError, match="1 and 2 labels"):
         label_transfer_accuracy(x, y, ["B"], ["B", "NK"])

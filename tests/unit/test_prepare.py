@@ -120,6 +120,15 @@ class TestH5ad:
         with pytest.raises(PrepareError, match="no feature whose .* is 'GEX'"):
             prepare_h5ad()
 
+    def test_the_donor_may_stand_in_the_name_of_the_batch(self, h5ad, h5ad_spec, prepare_h5ad):
+        h5ad.obs["Batch"] = ["s1d1", "s1d12", "s2d1", "s2d12"]
+        h5ad_spec["donor_in_batch"] = r"d\d+$"
+        for adata in prepare_h5ad().mod.values():
+            assert list(adata.obs["donor"]) == ["d1", "d12", "d1", "d12"]
+        h5ad.obs["Batch"] = ["s1d1", "s1d12", "s2", "s2d12"]
+        with pytest.raises(PrepareError, match=r"tiny: donor_in_batch: 'd.*' matches nothing in the batch 's2'"):
+            prepare_h5ad()
+
     def test_a_modality_that_the_yaml_lacks_is_refused(self, h5ad_spec, prepare_h5ad):
         h5ad_spec["modalities"] = ["rna", "atac"]
         with pytest.raises(PrepareError, match="modalities: the files hold"):

@@ -142,7 +142,10 @@ def test_both_layouts_of_the_competition_are_one_data_set(written, project, cell
     for modality in ("rna", "adt"):
         same = geo.mod[modality][bucket.mod[modality].obs_names]
         assert abs(same.X - bucket.mod[modality].X).max() == 0
-        assert list(same.obs["cell_type"]) == list(bucket.mod[modality].obs["cell_type"])
+        for column in ("cell_type", "donor"):
+            assert list(same.obs[column]) == list(bucket.mod[modality].obs[column])
+    obs = bucket.mod["rna"].obs
+    assert set(obs.loc[obs["batch"].isin(["s1d1", "s4d1"]), "donor"]) == {"d1"} and obs["donor"].nunique() > 4
 
 
 def test_without_labels_the_competition_has_none_and_they_are_derived(written, capsys):

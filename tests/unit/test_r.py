@@ -18,9 +18,10 @@ import pytest
 import scipy.sparse as sp
 
 from clue.benchmark import r
-from clue.benchmark.contracts import read_embedding, write_test, write_train
+from clue.benchmark.config import Benchmark
+from clue.benchmark.contracts import metric_of, read_embedding, write_test, write_train
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.methods import run_method
+from clue.benchmark.methods import Task, run_method
 from clue.benchmark.task import make_task
 from clue.matching import match_snn
 from clue.metrics import foscttm, match_score
@@ -217,7 +218,8 @@ def tools(folder, *names):
 
 # ---- the Seurat bridge ---------------------------------------------------------------------------
 
-PARAMS = {"transductive": True, "space": ["direct", "integrated"], "n_folds": 1, "max_held_out": 2000}
+PARAMS = {"transductive": True, "space": ["direct", "integrated"], "metric": ["cosine", "euclidean"]}
+PARAMS |= {"n_folds": 1, "max_held_out": 2000}
 PARAMS |= {"normalization": "LogNormalize", "n_genes": 3000, "n_pcs": 30, "k_weight": 100, "max_bridge_cells": 300}
 PRESETS = {"adt": {"supervised": False, "n_query": 30}, "atac": {"supervised": True, "n_query": 30}}
 
@@ -243,20 +245,22 @@ def run_bridge(folder, second, test_cells=150, n_cells=600, **params):
     [
         ("adt", {}),
         ("atac", {}),
-        ("adt", {"supervised": True, "normalization": "SCT", "space": ["integrated"]}),
-        ("atac", {"supervised": False, "normalization": "SCT", "space": ["direct"]}),
+        ("adt", {"supervised": True, "normalization": "SCT", "space": ["integrated"], "metric": ["euclidean"]}),
+        ("atac", {"supervised": False, "normalization": "SCT", "space": ["direct"], "metric": ["cosine"]}),
     ],
 )
 def test_bridge_recovers_simulated_pairs(real_r, second, params, tmp_path):
     embedding, report, solution = run_bridge(tmp_path, second, **params)
     x, y, truth = paired_rows(embedding, solution, second)
-    assert match_score(match_snn(x, y), truth) > 5 / len(x)  # chance: 1 / len(x)
+    metric = metric_of(embedding)
+    assert match_score(match_snn(x, y, metric=metric), truth) > 5 / len(x)  # chance: 1 / len(x)
     # Chance is 0.5 with a standard deviation below 0.02; how much better depends on the space.
-    assert np.mean(foscttm(x, y[truth])) < 0.3
+    assert np.mean(foscttm(x, y[truth], metric)) < 0.3
     info = report["info"]
     assert info["n_bridge"] == 300 and info["n_bridge_available"] == 450
     assert int(info["seurat"].split(".")[0]) >= 5 and info["r"]
-    assert len(info.get("inner_validation", [])) == (0 if "space" in params else 2)
+    assert info["chosen"]["metric"] == metric
+    assert len(info.get("inner_validation", [])) == (0 if "space" in params else 4)
     # R's, as the largest process.
     assert report["peak_memory_mb"] > 250
 
@@ -272,17 +276,47 @@ def paired_rows(embedding, solution, second):
 def test_too_few_cells_are_told_before_r_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(r, "call", lambda *_, **__: pytest.fail("R was started"))
     with pytest.raises(SystemExit, match="reference has 40 cells, Seurat needs 60"):
-        run_bridge(tmp_path, "adt", test_cells=40, n_cells=300, space=["direct"])
+        run_bridge(tmp_path, "adt", test_cells=40, n_cells=300, space=["direct"], metric=["cosine"])
     assert "Seurat needs 60" in json.loads((tmp_path / "failure.json").read_text())["error"]
 
 
 @pytest.mark.slow
 def test_too_few_cells_to_choose_a_space_take_the_first(real_r, tmp_path):
     _, report, _ = run_bridge(tmp_path, "adt", test_cells=80, n_cells=200)
-    assert report["info"]["chosen"] == {"space": "direct"}
+    assert report["info"]["chosen"] == {"space": "direct", "metric": "cosine"}
     assert report["info"]["inner_validation"] == (
         "none, with some cells held out: reference has 31 cells, Seurat needs 60; give more cells"
     )
+
+
+def test_space_and_metric_are_chosen_together_on_held_out_cells(tmp_path, monkeypatch):
+    """Without R: in one space noise, in the other partners that only their lengths tell."""
+    program = seurat_bridge()
+    task = make_task(
+        simulate(120, {"rna": 8, "adt": 5}, seed=0), "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0}
+    )
+    length = {name: 1.0 + i for i, name in enumerate(task.train["rna"].obs_names)}
+
+    def integrate(paired, cells, params, seed):
+        rng = np.random.default_rng(seed)
+        by_length = {k: np.outer([length.get(name, 1.0) for name in a.obs_names], [1, 2]) for k, a in cells.items()}
+        return {"direct": {k: rng.normal(size=(a.n_obs, 2)) for k, a in cells.items()}, "integrated": by_length}, {}
+
+    monkeypatch.setattr(program, "integrate", integrate)
+    given = Task(task.train, task.tests, "cpu", 1, tmp_path)
+    embedded = program.embed(given, PARAMS, seed=0)
+    assert given.info["chosen"] == {"space": "integrated", "metric": "euclidean"} and given.metric == "euclidean"
+    assert len(given.info["inner_validation"]) == 4
+    assert np.array_equal(embedded["rna"], np.outer(np.ones(task.tests["rna"].n_obs), [1, 2]))
+
+
+def test_the_bridge_is_capped_for_accessibility_alone():
+    config = {"run": "x", "datasets": ["simulated"], "methods": ["seurat_bridge"], "seeds": [0]}
+    benchmark = Benchmark(config, ROOT)
+    caps = {k: benchmark.params("seurat_bridge", "default", ["rna", k])["max_bridge_cells"] for k in ("atac", "adt")}
+    assert caps == {"atac": 20_000, "adt": None}
+    # The dense matrices of the supervised LSI: 24 GB for 20,000 cells, by their square.
+    assert 24 * (caps["atac"] / 20_000) ** 2 < benchmark.methods["seurat_bridge"]["resources"]["mem_gb"]
 
 
 def test_bridge_cells_are_drawn_in_pairs_and_in_order():
@@ -291,6 +325,7 @@ def test_bridge_cells_are_drawn_in_pairs_and_in_order():
     assert drawn["rna"].obs_names.equals(drawn["adt"].obs_names) and drawn["rna"].n_obs == 20
     assert drawn["rna"].obs_names.equals(paired["rna"].obs_names[paired["rna"].obs_names.isin(drawn["rna"].obs_names)])
     assert seurat_bridge().subsample(paired, 50, seed=1) is paired
+    assert seurat_bridge().subsample(paired, None, seed=1) is paired
 
 
 def test_no_more_components_than_features_that_are_seen():

@@ -153,6 +153,20 @@ def test_scores_per_cell_are_in_the_solutions_order(embedding, solution, points)
             assert cells[metric].mean() == pytest.approx(value(scores.metrics, metric, direction))
 
 
+def test_a_euclidean_embedding_is_scored_by_euclidean_distances(solution, points):
+    """Every score: cells are told apart by length, which cosine does not see."""
+    length = 1 + np.arange(N)[:, None] / 10
+    embedding = make_embedding(solution, {"rna": length * [1, 2], "adt": 1.001 * length * [1, 2]})
+    cosine = score(embedding, solution).metrics
+    embedding.uns["metric"] = "euclidean"
+    euclidean = score(embedding, solution).metrics
+    assert value(cosine, "match_score", "both") < 0.1 < 0.9 < value(euclidean, "match_score", "both")
+    for metric in METRICS:
+        by_cosine, by_length = (value(table, metric, "both") for table in (cosine, euclidean))
+        assert (by_cosine == by_length) == (metric == "foscttm_euclidean"), metric
+    assert value(euclidean, "foscttm", "both") == value(euclidean, "foscttm_euclidean", "both")
+
+
 def test_match_matrices_are_in_file_order_and_within_batch(embedding, solution):
     matches = score(embedding, solution).matches
     assert list(matches) == ["rna2adt", "adt2rna"]
@@ -220,6 +234,12 @@ def test_wrong_identity(embedding, solution, key, given, message):
     embedding.uns[key] = given
     with pytest.raises(ContractError, match=f"^e.h5ad: {message}"):
         score(embedding, solution, where="e.h5ad")
+
+
+def test_an_unknown_metric_is_refused_where_it_is_written_or_read(embedding, tmp_path):
+    embedding.uns["metric"] = "manhattan"
+    with pytest.raises(ContractError, match=r"uns\['metric'\] is 'manhattan'; it must be one of \['cosine', 'eucl"):
+        contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
 
 
 # ---- rows that do not fit ------------------------------------------------------------------------

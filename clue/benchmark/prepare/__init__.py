@@ -7,6 +7,7 @@ numbers, provenance) is done once, in `prepare`.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,6 +80,8 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
     modalities = _without_clashes({modality: modalities[modality] for modality in spec["modalities"]})
     for modality, adata in modalities.items():
         check_modality(adata, f"{folder} [{modality}]", _known(adata.obs, OBS_COLUMNS))
+        if "donor_in_batch" in spec:
+            adata.obs["donor"] = _donors(name, adata.obs["batch"].astype(str), spec["donor_in_batch"])
     modalities = _drop_zero_features(modalities)
     check_expected(name, spec, modalities)
     with md.set_options(pull_on_update=False):
@@ -103,6 +106,14 @@ def _without_clashes(modalities: Modalities) -> Modalities:
         renamed[modality] = adata
         known = known.union(adata.var_names)
     return renamed
+
+
+def _donors(name: str, batch: pd.Series, pattern: str) -> pd.Series:
+    """Return what `pattern` matches in the name of each cell's batch."""
+    found = {value: re.search(pattern, value) for value in batch.unique()}
+    if nothing := [value for value, match in found.items() if match is None]:
+        raise PrepareError(f"{name}: donor_in_batch: {pattern!r} matches nothing in the batch {nothing[0]!r}")
+    return batch.map({value: match[0] for value, match in found.items()})
 
 
 def _drop_zero_features(modalities: Modalities) -> Modalities:

@@ -2,7 +2,7 @@
 
 Their code is a Git repository (github.com/boyinggong/cobolt); with a checkout of the commit in envs/cobolt.yaml:
 
-    PYTHONPATH=<checkout> python benchmarks/cobolt_routes.py --task results/quick/pbmc_multiome/random30 --seeds 0 1 2
+    PYTHONPATH=<checkout> python benchmarks/cobolt_methods.py --task results/quick/pbmc_multiome/random30 --seeds 0 1 2
 """
 
 import argparse
@@ -29,40 +29,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", type=Path, required=True, help="folder of train.h5mu, test files and solution.h5ad")
     parser.add_argument("--seeds", type=int, nargs="+", required=True)
-    parser.add_argument("--routes", nargs="+", default=["native", "upstream"])
-    parser.add_argument("--budget", default="", help="budget of config/methods/cobolt.yaml")
+    parser.add_argument("--methods", nargs="+", default=["cobolt_native", "cobolt"])
+    parser.add_argument("--budget", default="", help="budget of their YAML")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    print("route\tseed\tmatch_score\tfoscttm\tcpu_seconds\tlearning_rate", flush=True)
-    for route in arguments.routes:
-        rows = [run(arguments.task, route, seed, arguments.budget) for seed in arguments.seeds]
+    print("method\tseed\tmatch_score\tfoscttm\tmetric\tcpu_seconds\tlearning_rate", flush=True)
+    for method in arguments.methods:
+        rows = [run(arguments.task, method, seed, arguments.budget) for seed in arguments.seeds]
         for name, values in zip(("match_score", "foscttm"), zip(*rows, strict=True), strict=True):
             summary = summarise(values)
             spread = f" ± {summary.sd:.4f}" if summary.n > 1 else ""
-            print(f"{route}: {name} {summary.mean:.4f}{spread}, {summary.n} seeds", flush=True)
+            print(f"{method}: {name} {summary.mean:.4f}{spread}, {summary.n} seeds", flush=True)
 
 
-def run(folder: Path, route: str, seed: int, budget: str) -> tuple[float, float]:
+def run(folder: Path, method: str, seed: int, budget: str) -> tuple[float, float]:
     """Train and score once; print a line."""
     paths = [folder / f"test_{name}.h5ad" for name in MODALITIES]
     tests = {path.stem.removeprefix("test_"): read_test(path) for path in paths if path.exists()}
-    config = {"run": "x", "datasets": ["simulated"], "methods": ["cobolt"], "seeds": [seed], "budget": budget}
-    params = Benchmark(config, ROOT).params("cobolt", "default", list(tests)) | {"route": route}
+    config = {"run": "x", "datasets": ["simulated"], "methods": [method], "seeds": [seed], "budget": budget}
+    benchmark = Benchmark(config, ROOT)
+    program = imported(benchmark.methods[method]["script"])
     start = time.process_time()
     with tempfile.TemporaryDirectory() as checkpoints:
         task = Task(read_train(folder / "train.h5mu"), tests, "cpu", 1, Path(checkpoints))
-        embedded = program().embed(task, params, seed)
+        embedded = program.embed(task, benchmark.params(method, "default", list(tests)), seed)
     seconds = time.process_time() - start
     pairs = read_solution(folder / "solution.h5ad").obs
     x, y = (embedded[name][cells.obs_names.get_indexer(pairs[name])] for name, cells in tests.items())
-    match, closer = quality(x, y, pairs["batch"].astype(str).to_numpy())
-    print(f"{route}\t{seed}\t{match:.4f}\t{closer:.4f}\t{seconds:.1f}\t{task.info['learning_rate']}", flush=True)
+    match, closer = quality(x, y, pairs["batch"].astype(str).to_numpy(), task.metric)
+    words = [method, seed, f"{match:.4f}", f"{closer:.4f}", task.metric, f"{seconds:.1f}", task.info["learning_rate"]]
+    print(*words, sep="\t", flush=True)
     return match, closer
 
 
-def program():
-    """Import the method's program."""
-    spec = importlib.util.spec_from_file_location("cobolt_routes", ROOT / "scripts/methods/cobolt_routes.py")
+def imported(script: str):
+    """Import a method's program."""
+    spec = importlib.util.spec_from_file_location("program", ROOT / "scripts/methods" / script)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
