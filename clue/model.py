@@ -151,11 +151,11 @@ class CLUE:
             Loss weights (`Objective`).
         checkpoints
             Folder for checkpoints. Training goes on from a checkpoint there if it was written with
-            the same settings, seed and data.
+            the same settings, seed and data. SIGTERM leaves one after the step that it comes in, and ends the process.
         progress
             Whether to show a progress bar.
         **training
-            Fields of `clue.train.Training`: steps, learning rate, batch size, patience ...
+            Fields of `clue.train.Training`: lengths in steps and passes, learning rate, batch size ...
 
         Returns
         -------

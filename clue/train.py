@@ -239,7 +239,7 @@ class _Loop:
         network, objective = self.network, self.objective
         network.train()
         if self.settings.schedule == "cosine":
-            self._set_learning_rate(0.5 * (1 + cos(pi * self.step / self.settings.max_steps)))
+            self._set_learning_rate(0.5 * (1 + cos(pi * (self.step / self.settings.max_steps))))
         noise, kl = self._weights()
         batch = self.cells.take(self.processes.share(index))
         posteriors = network.posteriors(batch)
