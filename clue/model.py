@@ -151,7 +151,8 @@ class CLUE:
             Loss weights (`Objective`).
         checkpoints
             Folder for checkpoints. Training goes on from a checkpoint there if it was written with
-            the same settings, seed and data. SIGTERM leaves one after the step that it comes in, and ends the process.
+            the same settings, seed and data. On SIGTERM one is
+            written after the current step, and the process exits with status 143.
         progress
             Whether to show a progress bar.
         **training
