@@ -151,11 +151,12 @@ class CLUE:
             Loss weights (`Objective`).
         checkpoints
             Folder for checkpoints. Training goes on from a checkpoint there if it was written with
-            the same settings, seed and data.
+            the same settings, seed and data. On SIGTERM one is
+            written after the current step, and the process exits with status 143.
         progress
             Whether to show a progress bar.
         **training
-            Fields of `clue.train.Training`: steps, learning rate, batch size, patience ...
+            Fields of `clue.train.Training`: lengths in steps and passes, learning rate, batch size ...
 
         Returns
         -------

@@ -40,22 +40,22 @@ It is the shortest patience of the authors, that of their fine-tuning, so that t
 """
 
 _SAVE, _STOP = 1, 2
-"""What a process asks of all after a step: a checkpoint; a checkpoint and the end."""
+"""What a process may ask of all after a step: to write a checkpoint, or to write one and stop."""
 
 
 @dataclass(frozen=True)
 class Training:
     """How to train.
 
-    Warm-up, patience and reduction have a length in steps and one in passes over the cells; the longer one counts, as
-    in the authors' `scglue`. So they are long enough where cells are few and a pass is a few steps, and where cells are
-    many and a pass is hundreds. `in_steps` says what comes of it.
+    Warm-up, patience and reduction have a length in steps and one in passes over the cells. The longer one counts, as
+    in the authors' `scglue`: so they are long enough for 300 cells, where a pass takes two steps, and for 60,000, where
+    it takes hundreds. `in_steps` computes the result. The defaults in passes are the authors'.
 
     Attributes
     ----------
     max_steps, max_passes
-        Steps and passes at most; training ends at exactly that step, within a pass too, whichever comes first.
-        `max_passes` 0: as many as `max_steps` allows.
+        Steps and passes at most. Training ends where the first of the two is reached, at exactly that step, also
+        within a pass. 0 for `max_passes`: no limit but `max_steps`.
     batch_size
         Cells in a mini-batch.
     learning_rate, optimizer, weight_decay
@@ -69,11 +69,11 @@ class Training:
         Validate after at least this many steps; always after whole passes over the cells, and at the end.
     warmup_steps, warmup_passes
         Length over which noise on the discriminator's input is annealed to 0; early stopping and
-        learning-rate reduction begin after it. It takes half of the training at most.
+        learning-rate reduction begin after it. It is cut to half of the training where it would be longer.
     kl_warmup_steps
         Steps over which the KL weight grows from 0 to its value.
     patience_steps, patience_passes
-        Stop after this length without a better validation loss, and 8 validations at least.
+        Stop after this length without a better validation loss, but never before 8 validations in a row without one.
     reduce_steps, reduce_passes
         Divide the learning rate by 10 after this length without a better one (``plateau``).
     monitor
@@ -119,7 +119,7 @@ class Training:
             steps, passes = getattr(self, f"{name}_steps"), getattr(self, f"{name}_passes")
             longer |= {f"{name}_steps": max(steps, passes * pass_steps), f"{name}_passes": 0}
         last = min(self.max_steps, self.max_passes * pass_steps) if self.max_passes else self.max_steps
-        # of many cells, passes of warm-up could be all there is: noise that never ends, no early stopping
+        # With many cells 12 passes can exceed the whole training: noise would never end, early stopping never begin.
         longer["warmup_steps"] = min(longer["warmup_steps"], last // 2)
         return replace(self, max_steps=last, max_passes=0, **longer)
 
@@ -165,7 +165,7 @@ def train(
             if loop.validated():
                 bar.set_postfix(loop.summary(), refresh=False)
             due = monotonic() - saved > settings.checkpoint_seconds
-            # what one process was asked all must do, at the same step
+            # all processes must do the same after the same step, whichever of them was asked
             asked = loop.processes.largest(_STOP if noted else _SAVE if due else 0)
             if asked and path is not None:
                 loop.save(path)
@@ -239,7 +239,7 @@ class _Loop:
         network, objective = self.network, self.objective
         network.train()
         if self.settings.schedule == "cosine":
-            self._set_learning_rate(0.5 * (1 + cos(pi * self.step / self.settings.max_steps)))
+            self._set_learning_rate(0.5 * (1 + cos(pi * (self.step / self.settings.max_steps))))
         noise, kl = self._weights()
         batch = self.cells.take(self.processes.share(index))
         posteriors = network.posteriors(batch)
@@ -423,9 +423,10 @@ def _copy(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 _MOST_PAIRS = 10_000
-"""Validation compares all pairs with each other: of more than these, a sample."""
+"""Validation compares all held-out pairs with each other; where there are more than these, a sample of them."""
 
 _ROWS = 256
+"""Rows of a tile of similarities, so that memory does not grow with the square of the cells."""
 
 
 def _foscttm(embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]], seed: int) -> float:
@@ -447,7 +448,7 @@ def _foscttm(embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]], seed: int
 
 
 def _mean_closer(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Return FOSCTTM of the rows of x and y, those of one number being of one cell; memory grows with their number."""
+    """Return the mean FOSCTTM of x and y, whose rows i are the same cell, over cells and both directions."""
     x, y = (torch.nn.functional.normalize(z, dim=1) for z in (x, y))
     true = (x * y).sum(1)
     # Products of different shapes round differently: what rounding can change is a tie.

@@ -61,12 +61,12 @@ def test_warmup_leaves_half_of_the_training():
     assert Training(max_steps=10_000, warmup_passes=12).in_steps(2_000).warmup_steps == 5_000
 
 
-@pytest.mark.parametrize("limits", [{"max_steps": 20}, {"max_steps": 10**6, "max_passes": 3}])
-def test_training_ends_at_the_last_step_and_validates_there(data, limits):
-    loop = loop_of(data, check_steps=8, **limits)
+@pytest.mark.parametrize(("max_steps", "max_passes", "last"), [(20, 0, 20), (10**6, 3, 18)])
+def test_training_ends_at_the_last_step_and_validates_there(data, max_steps, max_passes, last):
+    loop = loop_of(data, check_steps=8, max_steps=max_steps, max_passes=max_passes)
     assert len(loop.sampler) == 6
     # validation comes after whole passes that are 8 steps at least, here two
-    assert run(loop) == [12, {20: 20, 10**6: 18}[limits["max_steps"]]]
+    assert run(loop) == [12, last]
 
 
 def test_cosine_ends_with_the_training(data):
