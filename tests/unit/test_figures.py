@@ -441,7 +441,7 @@ def test_paper_table_holds_what_this_run_can_be_held_against(scripts, display, p
     assert of.loc[("clue", "rna2atac"), "difference"] == pytest.approx(0.015 - 0.0560)
     assert "four sub-tasks" in of.loc[("clue", "overall"), "why"]
     cobolt = rows[rows["method"] == "cobolt"]
-    assert len(cobolt) == 4 and set(cobolt["why"]) == {"not part of this run: cobolt"}
+    assert len(cobolt) == 4 and set(cobolt["why"]) == {"not part of this run: cobolt, cobolt_native"}
     assert rows.loc[rows["verdict"] == "not run here", "why"].ne("").all()
 
 
