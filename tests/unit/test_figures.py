@@ -415,7 +415,7 @@ def test_leaderboard_marks_settings_that_are_published(scripts, display, publish
     ours = board[board["origin"] == "this run"].set_index("method")
     assert ours["reproduces"].to_dict() == {"clue": "", "clue_competition": "clue"}
     assert (
-        program.row_label(ours.loc["clue_competition"]).endswith("*") and program.row_label(ours.loc["clue"]) == "CLUE"
+        program.row_label(ours.loc["clue_competition"]).endswith("*") and program.row_label(ours.loc["clue"]) == "CLUE (our settings)"
     )
 
 
