@@ -1,11 +1,10 @@
 """Record a finished run in docs/results, and write the tables of the documents from there.
 
-In a document a table stands between the lines ``<!-- table: NAME -->`` and ``<!-- /table -->``; `TABLES` says what it
-shows.
+In a document a table stands between the lines ``<!-- table: NAME -->`` and ``<!-- /table -->`` and shows the numbers of
+docs/results/NAME.tsv: a row per method's variant and a column per split, where `TABLES` does not say otherwise.
 """
 
 import argparse
-import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from clue.benchmark import style, tables
-from clue.benchmark.config import ORACLE, Benchmark, read_yaml
+from clue.benchmark.config import ORACLE, Benchmark, Job, read_yaml
 from clue.benchmark.errors import BenchmarkError, run_program
 from clue.benchmark.files import atomic
 from clue.benchmark.stats import summarise
@@ -28,16 +27,14 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class Shown:
-    """What a table shows of a file of docs/results: the columns that name its rows and columns, and fill its cells."""
+    """What a table shows of its file: the columns of the file that name its rows and columns, and fill its cells."""
 
-    file: str
     rows: tuple[str, ...] = ("method", "variant")
     columns: tuple[str, ...] = ("dataset", "split")
     values: tuple[str, ...] = METRICS
 
 
-TABLES = {name: Shown(name) for name in ("quick", "full", "factors", "study", "baselines", "fidelity")}
-TABLES["probes"] = Shown("factors_probes", columns=("input_modality", "factor_kind"), values=("r2",))
+TABLES = {"factors_probes": Shown(columns=("input_modality", "factor_kind"), values=("r2",))}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,9 +66,12 @@ def record(config: Path) -> list[Path]:
     rows = []
     for key, jobs in metrics.groupby(tables.JOB, sort=False):
         job = dict(zip(tables.JOB, key, strict=True))
-        row = job | scored(jobs, tables.rows_of(resources, **job)) | origin(tables.rows_of(resources, **job), command)
+        used = tables.rows_of(resources, **job)
+        row = job | scored(jobs, used) | origin(used, command)
         if job["method"] != ORACLE and (row["n"] != "0" or key in begun):  # the oracle is perfect by construction
             rows.append(row)
+    if not rows:
+        raise BenchmarkError(f"{folder}: holds no result; `{command}` first")
     files = [update(RESULTS / f"{folder.name}.tsv", rows, tables.JOB)]
     probes = folder / "tables" / "factors.tsv"
     if probes.exists():
@@ -83,8 +83,8 @@ def record(config: Path) -> list[Path]:
     return files
 
 
-def is_begun(job) -> bool:
-    """Tell whether a job was run or need not be; one that Snakemake was not asked for has no result to record."""
+def is_begun(job: Job) -> bool:
+    """Tell whether a job was started or cannot be: else there is nothing to say of it."""
     return bool(job.reason) or Path(f"{job.log}.log").exists()
 
 
@@ -119,7 +119,7 @@ def digits(value: float) -> str:
 
 def update(path: Path, rows: list[dict[str, str]], key: list[str]) -> Path:
     """Replace the rows of a file that have the same key, in their places; add the others."""
-    old = tables.read_table(path, list(rows[0]) if rows else []).to_dict("records") if path.exists() else []
+    old = tables.read_table(path, key).to_dict("records") if path.exists() else []
     merged = {tuple(row[name] for name in key): row for row in [*old, *rows]}
     tables.write_table(pd.DataFrame(merged.values()), path)
     return path
@@ -148,30 +148,29 @@ def filled(text: str, where: str, root: Path = Path()) -> str:
     Raises
     ------
     BenchmarkError
-        If a marker stands alone, names no table, or its table has no file.
+        If a marker stands alone, or there is no file of its name.
     """
     opened = re.findall(r"^<!-- (?:(table): .*|/table) -->$", text, re.MULTILINE)
     if opened != ["table", ""] * (len(opened) // 2):
         raise BenchmarkError(f"{where}: each <!-- table: NAME --> needs one <!-- /table --> after it")
 
+    display = style.Display(root / "config" / "display.yaml")
+
     def written(found: re.Match) -> str:
-        name = found[1]
-        if name not in TABLES:
-            close = difflib.get_close_matches(name, TABLES, n=1) or TABLES
-            raise BenchmarkError(f"{where}: <!-- table: {name} -->: no such table; known: {', '.join(close)}")
-        return f"<!-- table: {name} -->\n\n{rendered(TABLES[name], root)}\n\n<!-- /table -->"
+        path = root / RESULTS / f"{found[1]}.tsv"
+        if not path.exists():
+            known = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv")))
+            raise BenchmarkError(f"{where}: <!-- table: {found[1]} -->: no file {path}; there are {known}")
+        return f"<!-- table: {found[1]} -->\n\n{rendered(path, display)}\n\n<!-- /table -->"
 
     return re.sub(r"^<!-- table: ([^\n]*) -->\n.*?^<!-- /table -->$", written, text, flags=re.MULTILINE | re.DOTALL)
 
 
-def rendered(shown: Shown, root: Path) -> str:
-    """Return a table as Markdown, and below it what made its numbers."""
-    path = root / RESULTS / f"{shown.file}.tsv"
-    if not path.exists():
-        raise BenchmarkError(f"{path}: no such file; `make record CONFIG=config/<run>.yaml` writes it after a run")
-    wanted = [*shown.rows, *shown.columns, *shown.values, "command", "commit"]
-    records = tables.read_table(path, wanted).to_dict("records")
-    display = style.Display(root / "config" / "display.yaml")
+def rendered(path: Path, display: style.Display) -> str:
+    """Return the table of a file as Markdown, and below it what made its numbers."""
+    shown = TABLES.get(path.stem, Shown())
+    needed = [*shown.rows, *shown.columns, *shown.values, "command", "commit"]
+    records = tables.read_table(path, needed).to_dict("records")
     most = max((row.get("n", "") for row in records), key=lambda n: int(n or 0), default="")
     grid: dict[tuple, dict[tuple, str]] = {}
     for row in records:
@@ -183,10 +182,9 @@ def rendered(shown: Shown, root: Path) -> str:
         [label(shown.rows, place, display), *(grid[place].get(column, NOTHING) for column in columns)]
         for place in in_order(grid, shown.rows, display)
     ]
-    lines = [
-        "| " + " | ".join(text.replace("|", "/") for text in row) + " |" for row in [head, ["---"] * len(head), *body]
-    ]
-    return "\n".join([*lines, "", caption(records, shown, most)])
+    table = [head, ["---"] * len(head), *body]
+    lines = ["| " + " | ".join(text.replace("|", "/") for text in row) + " |" for row in table]
+    return "\n".join([*lines, "", f"`{RESULTS / path.name}`, from {sources(records, shown.values, most)}"])
 
 
 def cell(row: dict[str, str], values: Sequence[str], most: str) -> str:
@@ -231,17 +229,15 @@ def in_order(grid: Iterable[tuple], names: tuple[str, ...], display: style.Displ
     return sorted(grid, key=lambda place: (methods.index(place[0]), variants.index(place[1])))
 
 
-def caption(records: list[dict[str, str]], shown: Shown, most: str) -> str:
+def sources(records: list[dict[str, str]], values: Iterable[str], most: str) -> str:
     """Return the commands that made the rows, their commits, and what the numbers are."""
     commands = ", ".join(f"`{command}`" for command in dict.fromkeys(row["command"] for row in records))
     commits = list(dict.fromkeys(commit for row in records for commit in row["commit"].split()))
     at = f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}" if commits else "commit unknown"
-    text = f"`{RESULTS / shown.file}.tsv`, from {commands}, {at}"
     if not most:
-        return text
-    spread = any(row.get(f"{name}_sd") for row in records for name in shown.values)
-    seeds = f"{most} seed{'s' if most != '1' else ''}"
-    return f"{text}; mean{' ± standard deviation' if spread else ''} of {seeds}"
+        return f"{commands}, {at}"
+    spread = " ± standard deviation" if any(row.get(f"{name}_sd") for row in records for name in values) else ""
+    return f"{commands}, {at}; mean{spread} of {most} seed{'s' if most != '1' else ''}"
 
 
 if __name__ == "__main__":

@@ -46,8 +46,7 @@ def test_no_number_of_a_marked_table_can_be_edited_unnoticed(program, project):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("<!-- table: quik -->\n<!-- /table -->\n", "README.md: <!-- table: quik -->: no such table; known: quick"),
-        ("<!-- table: full -->\n<!-- /table -->\n", "full.tsv: no such file; `make record CONFIG="),
+        ("<!-- table: quik -->\n<!-- /table -->\n", "README.md: <!-- table: quik -->: no file"),
         ("<!-- table: quick -->\n| 1 |\n", "needs one <!-- /table -->"),
         ("<!-- table: quick -->\n<!-- table: quick -->\n<!-- /table -->\n", "needs one <!-- /table -->"),
         ("<!-- /table -->\n", "needs one <!-- /table -->"),
@@ -56,6 +55,7 @@ def test_no_number_of_a_marked_table_can_be_edited_unnoticed(program, project):
 def test_a_marker_that_gets_no_table_is_an_error(program, project, tmp_path, text, message):
     (tmp_path / "docs" / "results").mkdir(parents=True)
     shutil.copy(project / "docs" / "results" / "quick.tsv", tmp_path / "docs" / "results")
+    shutil.copytree(project / "config", tmp_path / "config")
     with pytest.raises(BenchmarkError, match=re.escape(message)):
         program.filled(text, "README.md", tmp_path)
 
@@ -121,6 +121,8 @@ def test_recording_replaces_rows_in_their_places_and_keeps_what_was_not_run(prog
     never = "no result; see its log"
     rows = run(program, job("cca", 0, "failed", never), job("random", 0, 0.3), seeds=1, begun=False)
     assert rows["cca"]["match_score"] == "0.1" and rows["random"]["match_score"] == "0.3"
+    with pytest.raises(BenchmarkError, match="results/test: holds no result; `make run CONFIG=config/test.yaml` first"):
+        run(program, job("cca", 0, "failed", never), seeds=1, begun=False)
     rows = run(program, job("cca", 0, "failed", "out of memory"), seeds=1)
     assert rows["cca"]["match_score"] == "" and rows["cca"]["reason"] == "out of memory"
 
@@ -142,7 +144,8 @@ def test_a_table_says_what_failed_what_was_not_run_and_how_many_seeds_there_were
     jobs = [job("cca", 0, 0.1), job("cca", 1, 0.3), job("multivi", 0, 0.5), job("multivi", 1, "failed", "NaN")]
     jobs += [job("random", 0, "failed", "no"), ("simulated", "random20", "cca", "default", 0, 0.1, 0.2)]
     run(program, *jobs)
-    lines = program.rendered(program.Shown("test"), workplace).splitlines()
+    display = program.style.Display("config/display.yaml")
+    lines = program.rendered(program.RESULTS / "test.tsv", display).splitlines()
     assert lines[0] == "| Match score ↑ / FOSCTTM ↓ | Simulated factors, random20 | Simulated, random20 |"
     assert lines[2:] == [
         "| MultiVI | 0.5 / 0.25 (n = 1) | – |",
