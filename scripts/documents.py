@@ -14,6 +14,7 @@ import pandas as pd
 
 from clue.benchmark import style, tables
 from clue.benchmark.config import ORACLE, Benchmark, Job, read_yaml
+from clue.benchmark.cost import TIMES, Planned, planned
 from clue.benchmark.errors import BenchmarkError, run_program
 from clue.benchmark.files import atomic
 from clue.benchmark.stats import summarise
@@ -32,9 +33,14 @@ class Shown:
     rows: tuple[str, ...] = ("method", "variant")
     columns: tuple[str, ...] = ("dataset", "split")
     values: tuple[str, ...] = METRICS
+    run: str = ""
+    """The only run to show, where a file has rows of several."""
 
 
-TABLES = {"factors_probes": Shown(columns=("input_modality", "factor_kind"), values=("r2",))}
+TABLES = {
+    "factors_probes": Shown(columns=("input_modality", "factor_kind"), values=("r2",)),
+    "times": Shown(("what",), ("dataset",), ("seconds", "memory_mb", "steps"), run="rehearsal"),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -80,6 +86,8 @@ def record(config: Path) -> list[Path]:
         if set(found["dataset"]) == set(metrics["dataset"]):
             rows = [probed(row, resources, command) for row in found.to_dict("records")]
             files.append(update(RESULTS / f"{folder.name}_probes.tsv", rows, PROBED))
+    if rows := timed(benchmark, resources, command):
+        files.append(update(TIMES, rows, ["run", "what", "dataset"]))
     return files
 
 
@@ -104,6 +112,32 @@ def probed(row: dict, resources: pd.DataFrame, command: str) -> dict[str, str]:
     used = tables.rows_of(resources, **{key: row[key] for key in ("dataset", "method", "variant")})
     values = {"n": row["n"], "r2": digits(row["mean"]), "r2_sd": digits(row["sd"])}
     return {key: row[key] for key in PROBED} | values | origin(used, command)
+
+
+def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[dict[str, str]]:
+    """Return what the first job of each rule on each data set took, as Snakemake measured it, and what it left."""
+    rows = {}
+    for job in planned(benchmark):
+        measured = Path(job.step.log.removesuffix(".log") + ".benchmark.tsv")
+        if (job.what, job.dataset) in rows or not job.work or not measured.exists():
+            continue
+        used = tables.rows_of(resources, dataset=job.dataset)
+        if job.what in benchmark.methods:
+            used = tables.rows_of(used, method=job.what)
+        took = pd.read_table(measured, na_values="-").iloc[-1]
+        row = {"run": benchmark.config["run"], "what": job.what, "dataset": job.dataset, "modalities": job.modalities}
+        row |= {name: str(number) for name, number in vars(job.work).items()}
+        row |= {"seconds": digits(took["s"]), "setup_seconds": "", "memory_mb": digits(took["max_rss"])}
+        row |= {"disk_mb": digits(left_mb(job)), "device": "cuda" if job.gpus else "cpu", "machine": ""}
+        rows[job.what, job.dataset] = row | origin(used, command)
+    return list(rows.values())
+
+
+def left_mb(job: Planned) -> float:
+    """Return the size of what a job has left; what scoring leaves in the folder of a method's job counts as that's."""
+    output = Path(job.step.output)
+    pattern = {"prepare": output.name, "task": "*", "score": "metrics.tsv"}.get(job.what, "**/*")
+    return sum(file.stat().st_size for file in output.parent.glob(pattern) if file.is_file()) / 1e6
 
 
 def origin(used: pd.DataFrame, command: str) -> dict[str, str]:
@@ -171,6 +205,7 @@ def rendered(path: Path, display: style.Display) -> str:
     shown = TABLES.get(path.stem, Shown())
     needed = [*shown.rows, *shown.columns, *shown.values, "command", "commit"]
     records = tables.read_table(path, needed).to_dict("records")
+    records = [row for row in records if not shown.run or row["run"] == shown.run]
     most = max((row.get("n", "") for row in records), key=lambda n: int(n or 0), default="")
     grid: dict[tuple, dict[tuple, str]] = {}
     for row in records:

@@ -140,6 +140,34 @@ def test_probes_are_recorded_where_all_data_have_known_factors(program, run, wor
     assert not (workplace / "docs/results/test_probes.tsv").exists()
 
 
+def test_what_jobs_took_is_recorded_for_estimates(program, run, workplace):
+    for log, took, rss in (
+        ("test/simulated_factors/random20/cca/default/seed-0", 12.5, 300),
+        ("prepared/simulated_factors", 2, "-"),
+    ):
+        path = workplace / "logs" / f"{log}.benchmark.tsv"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"s\tmax_rss\n{took}\t{rss}\n")
+    output = workplace / "results/test/simulated_factors/random20/cca/default/seed-0/checkpoints/model.pt"
+    output.parent.mkdir(parents=True)
+    output.write_bytes(bytes(2_000_000))
+    used = [("simulated_factors", "random20", "cca", "default", 0, 1, 1, NAN)]
+    run(program, job("cca", 0, 0.1), used=used, seeds=1)
+    times = tables.read_table("docs/results/times.tsv", ["what"]).set_index("what")
+    assert list(times.index) == ["prepare", "cca"]
+    wanted = {"run": "test", "dataset": "simulated_factors", "modalities": "rna+atac", "cells": "5000", "device": "cpu"}
+    wanted |= {
+        "features": "3000",
+        "steps": "0",
+        "seconds": "12.5",
+        "memory_mb": "300",
+        "disk_mb": "2",
+        "commit": "abc1234",
+    }
+    assert times.loc["cca"].to_dict().items() >= wanted.items()
+    assert times.loc["prepare", "memory_mb"] == ""
+
+
 def test_a_table_says_what_failed_what_was_not_run_and_how_many_seeds_there_were(program, run, workplace):
     jobs = [job("cca", 0, 0.1), job("cca", 1, 0.3), job("multivi", 0, 0.5), job("multivi", 1, "failed", "NaN")]
     jobs += [job("random", 0, "failed", "no"), ("simulated", "random20", "cca", "default", 0, 0.1, 0.2)]
