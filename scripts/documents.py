@@ -5,11 +5,13 @@ docs/results/NAME.tsv: a row per method's variant and a column per split, where 
 """
 
 import argparse
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from clue.benchmark import style, tables
@@ -125,12 +127,23 @@ def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[d
         if job.what in benchmark.methods:
             used = tables.rows_of(used, method=job.what)
         took = pd.read_table(measured, na_values="-").iloc[-1]
+        # Of a core, CPU time: other jobs on the machine lengthen what the clock shows. Very short jobs have none.
+        seconds = took["s"] if job.gpus or pd.isna(took["cpu_time"]) else took["cpu_time"]
         row = {"run": benchmark.config["run"], "what": job.what, "dataset": job.dataset, "modalities": job.modalities}
         row |= {name: str(number) for name, number in vars(job.work).items()}
-        row |= {"seconds": digits(took["s"]), "setup_seconds": "", "memory_mb": digits(took["max_rss"])}
+        row |= {"steps": str(steps_done(Path(job.step.output)) or job.work.steps)}
+        row |= {"seconds": digits(seconds), "setup_seconds": "", "memory_mb": digits(took["max_rss"])}
         row |= {"disk_mb": digits(left_mb(job)), "device": "cuda" if job.gpus else "cpu", "machine": ""}
         rows[job.what, job.dataset] = row | origin(used, command)
     return list(rows.values())
+
+
+def steps_done(output: Path) -> int:
+    """Return the steps that a method says it took, which may have stopped early; 0 where it says nothing."""
+    path = output.with_name("run.json")
+    info = json.loads(path.read_text()).get("info", {}) if path.exists() else {}
+    stages = [info, *(info[name] for name in ("training", "fine_tuning") if name in info)]
+    return int(sum(np.sum(stage["steps"]) for stage in stages if "steps" in stage))
 
 
 def left_mb(job: Planned) -> float:

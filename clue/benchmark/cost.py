@@ -220,9 +220,11 @@ def seconds(row: Any, work: Work) -> float:
 
 
 def disk_mb(row: Any, work: Work) -> float:
-    """Return the size of what some work leaves in proportion to a measured row; only counts grow with features."""
-    share = work.features / row.features if row.what in ("prepare", "task") else 1
-    return row.disk_mb * share * work.cells / row.cells
+    """Return the size of what some work leaves in proportion to a measured row."""
+    cells, features = work.cells / row.cells, work.features / row.features
+    if row.what in ("prepare", "task"):  # counts
+        return row.disk_mb * cells * features
+    return row.disk_mb * (features if row.steps else cells)  # mostly the weights of a network; an embedding
 
 
 def raw_gb(spec: Mapping[str, Any]) -> float | None:

@@ -74,7 +74,7 @@ def test_hours_are_in_proportion_to_steps_cells_and_features(project):
     found, used = costs(benchmark(project), measured())
     assert found["clue"].hours == found["clue"].gpu_hours == pytest.approx(4)  # twice the steps, twice the features
     assert found["cca"].hours == pytest.approx(0.3) and found["cca"].gpu_hours == 0  # 3 × the cells; 5,000 genes of it
-    assert found["clue"].disk_gb == pytest.approx(0.5)
+    assert found["clue"].disk_gb == pytest.approx(1)
     asked = load("methods", "clue", project)["resources"]
     assert found["clue"].reserved_gpu_hours == asked["gpu"] * asked["runtime_min"] / 60
     assert found["score"].unknown == found["score"].jobs == 3 and found["score"].hours == 0

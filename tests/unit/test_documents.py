@@ -1,5 +1,6 @@
 """Every result that a document shows comes from docs/results, and a run gets there by one command."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -147,10 +148,11 @@ def test_what_jobs_took_is_recorded_for_estimates(program, run, workplace):
     ):
         path = workplace / "logs" / f"{log}.benchmark.tsv"
         path.parent.mkdir(parents=True)
-        path.write_text(f"s\tmax_rss\n{took}\t{rss}\n")
+        path.write_text(f"s\tmax_rss\tcpu_time\n1000\t{rss}\t{took}\n")
     output = workplace / "results/test/simulated_factors/random20/cca/default/seed-0/checkpoints/model.pt"
     output.parent.mkdir(parents=True)
     output.write_bytes(bytes(2_000_000))
+    (output.parents[1] / "run.json").write_text(json.dumps({"info": {"steps": [100, 20]}}))
     used = [("simulated_factors", "random20", "cca", "default", 0, 1, 1, NAN)]
     run(program, job("cca", 0, 0.1), used=used, seeds=1)
     times = tables.read_table("docs/results/times.tsv", ["what"]).set_index("what")
@@ -158,7 +160,7 @@ def test_what_jobs_took_is_recorded_for_estimates(program, run, workplace):
     wanted = {"run": "test", "dataset": "simulated_factors", "modalities": "rna+atac", "cells": "5000", "device": "cpu"}
     wanted |= {
         "features": "3000",
-        "steps": "0",
+        "steps": "120",
         "seconds": "12.5",
         "memory_mb": "300",
         "disk_mb": "2",
