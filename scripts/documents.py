@@ -86,7 +86,7 @@ def record(config: Path) -> list[Path]:
         found = tables.read_table(probes, [*PROBED, "n", "mean", "sd"], numeric=["mean", "sd"])
         # Where only some data sets are simulated, the run is not about what embeddings keep of known factors.
         if set(found["dataset"]) == set(metrics["dataset"]):
-            rows = [probed(row, resources, command) for row in found.to_dict("records")]
+            rows = [probed(row, resources, command) for row in found[found["method"] != ORACLE].to_dict("records")]
             files.append(update(RESULTS / f"{folder.name}_probes.tsv", rows, PROBED))
     if rows := timed(benchmark, resources, command):
         files.append(update(TIMES, rows, ["run", "what", "dataset"]))
