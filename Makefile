@@ -12,7 +12,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study download rehearsal score test check-method r lint clean resume status slurm-test slurm-faults
+.PHONY: help install run study download rehearsal score record tables estimate test check-method r lint clean resume status
+.PHONY: slurm-test slurm-faults
 
 help:
 	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES); PROFILE=slurm on a cluster)"
@@ -22,6 +23,9 @@ help:
 	@echo "make download fetch the raw files of CONFIG ahead of a run, for machines without network"
 	@echo "make rehearsal  run config/config.yaml, or a CONFIG, on simulated files (FACTOR=$(FACTOR), METHODS=\"clue cca\")"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
+	@echo "make record   write the scores of the finished run of CONFIG to docs/results, then make tables"
+	@echo "make tables   write the tables of README.md and docs/ from docs/results"
+	@echo "make estimate  print what the run of CONFIG will cost: jobs, hours, disk"
 	@echo "make test     run the tests"
 	@echo "make slurm-test   run the tests on a real Slurm that is set up for them; slurm-faults: the long ones too"
 	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
@@ -61,6 +65,15 @@ rehearsal: $(INSTALLED)
 
 score: $(INSTALLED)
 	$(BIN)/python scripts/score.py --embedding $(EMBEDDING) --solution $(SOLUTION)
+
+record: $(INSTALLED)
+	$(BIN)/python -P scripts/documents.py --record $(CONFIG)
+
+estimate: $(INSTALLED)
+	@$(BIN)/python -P scripts/estimate.py --config $(CONFIG)
+
+tables: $(INSTALLED)
+	$(BIN)/python -P scripts/documents.py
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile

@@ -11,7 +11,8 @@ from clue.benchmark.scoring import IDENTITY_COLUMNS, METRICS_COLUMNS
 from clue.benchmark.status import method_step, said, slurm_reason
 
 MEASURED = ["device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb"]
-RESOURCES_COLUMNS = [*IDENTITY_COLUMNS, *MEASURED, "epochs"]
+RAN = ["commit", "date"]
+RESOURCES_COLUMNS = [*IDENTITY_COLUMNS, *MEASURED, "epochs", *RAN]
 FAILURES_COLUMNS = [*IDENTITY_COLUMNS, "status", "reason", "log"]
 
 
@@ -132,7 +133,8 @@ def _resources(job: Job, root: Path) -> list[dict[str, Any]]:
         part = _read_json(root / job.folder_of(member) / "run.json")
         measured["seconds"] = (measured["seconds"] or 0) + (part.get("seconds") or 0)
         measured["peak_memory_mb"] = max(measured["peak_memory_mb"] or 0, part.get("peak_memory_mb") or 0)
-    return [{**_identity(job), **measured, "epochs": (report.get("info") or {}).get("epochs")}]
+    ran = {key: report.get(key) for key in RAN}
+    return [{**_identity(job), **measured, "epochs": (report.get("info") or {}).get("epochs"), **ran}]
 
 
 def _read_json(path: Path) -> dict[str, Any]:

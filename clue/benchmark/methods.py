@@ -19,11 +19,13 @@ import platform
 import random
 import resource
 import shutil
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -167,6 +169,7 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     _check_device(arguments.device)
     _seed(arguments.seed)
     _limit_threads(arguments.threads)
+    checkout = commit()  # now: it may change while the method is at work
     test = dict(_keyed(path) for path in arguments.tests)
     train = read_train(arguments.train)
     missing = [modality for modality in test if modality not in train.mod]
@@ -186,7 +189,7 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     arrays = check_arrays(arrays, test, arguments.method)
     embedding = _embedding(arrays, task, arguments)
     check_embedding_fits(embedding, {name: cells.obs_names for name, cells in test.items()}, str(arguments.embedding))
-    report = _report(arguments, task, seconds, together)
+    report = _report(arguments, task, seconds, together) | {"commit": checkout, "date": date.today().isoformat()}
     if together.rank == 0:
         _write_json(arguments.embedding.with_name("run.json"), report)
         # Last: whoever finds an embedding finds all that belongs to it.
@@ -349,6 +352,21 @@ def _report(arguments: argparse.Namespace, task: Task, seconds: float, together:
         "versions": _versions(),
         "info": task.info,
     }
+
+
+def commit(root: Path = Path(__file__).parents[2]) -> str:
+    """Return git's short hash of the checkout that runs, ``-dirty`` with changes; empty where there is no git.
+
+    Changes of documents do not count: they change no result.
+    """
+    git = ["git", "-C", str(root)]
+    head = ["rev-parse", "--short", "HEAD"]
+    changes = ["diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!*.md"]
+    try:
+        found = subprocess.run([*git, *head], capture_output=True, text=True, check=True).stdout.strip()
+        return found + ("-dirty" if subprocess.run([*git, *changes], capture_output=True).returncode else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def peak_memory_mb() -> float:

@@ -24,9 +24,8 @@ class Summary:
     high: float
 
     def __str__(self) -> str:
-        """Return ``mean ± sd`` to three and two digits; a spread that is rounding is 0."""
-        sd = self.sd if self.sd > 1e-6 * abs(self.mean) else 0
-        return f"{self.mean:.3g}" + (f" ± {sd:.2g}" if self.n > 1 else "")
+        """Return ``mean ± sd`` to three and two digits."""
+        return f"{self.mean:.3g}" + (f" ± {self.sd:.2g}" if self.n > 1 else "")
 
 
 def summarise(values: ArrayLike, level: float = 0.95) -> Summary:
@@ -43,7 +42,7 @@ def summarise(values: ArrayLike, level: float = 0.95) -> Summary:
     -------
     Summary
         With one value `sd`, `low` and `high` are NaN: one seed says nothing about spread.
-        With none `mean` is NaN too.
+        With none `mean` is NaN too. A spread that is rounding is 0.
     """
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values)]
@@ -52,6 +51,7 @@ def summarise(values: ArrayLike, level: float = 0.95) -> Summary:
     if n < 2:
         return Summary(n, mean, np.nan, np.nan, np.nan)
     sd = float(values.std(ddof=1))
+    sd = sd if sd > 1e-6 * abs(mean) else 0.0
     half = float(student.ppf((1 + level) / 2, n - 1)) * sd / np.sqrt(n)
     return Summary(n, mean, sd, mean - half, mean + half)
 

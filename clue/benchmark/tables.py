@@ -13,6 +13,7 @@ from clue.benchmark.files import atomic
 JOB = ["dataset", "split", "method", "variant"]
 METRICS = ["run", *JOB, "seed", "transductive", "direction", "metric", "value", "status", "reason"]
 RESOURCES = ["run", *JOB, "seed", "device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb", "epochs"]
+RESOURCES += ["commit", "date"]
 
 
 # ---- reading and writing -------------------------------------------------------------------------

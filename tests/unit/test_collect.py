@@ -24,7 +24,8 @@ def finish(root: Path, job: Job, value: float = 0.25, **changes) -> Path:
     folder.mkdir(parents=True)
     (folder / "embedding.h5ad").write_text("")
     report = {"device": "cpu", "threads": 2, "seconds": 1.5, "peak_memory_mb": 300.0, "gpu_memory_mb": None}
-    (folder / "run.json").write_text(json.dumps({**report, "info": {"epochs": 7}}))
+    report |= {"info": {"epochs": 7}, "commit": "abc1234", "date": "2026-01-02"}
+    (folder / "run.json").write_text(json.dumps(report))
     identity = {key: getattr(job, key) for key in ("run", "dataset", "split", "method", "variant", "seed")}
     rows = [
         {**identity, "transductive": True, "direction": "both", "metric": "match_score", "value": value}
@@ -53,6 +54,7 @@ def test_finished_failed_missing_and_unsupported_jobs(tmp_path):
     assert metrics["reason"].tolist() == ["", "too large", *reasons]
     assert list(resources.columns) == RESOURCES_COLUMNS
     assert resources.iloc[0, 5:].tolist()[:5] == [0, "cpu", 2, 1.5, 300.0] and resources["epochs"].tolist() == [7]
+    assert resources[["commit", "date"]].to_numpy().tolist() == [["abc1234", "2026-01-02"]]
     assert list(failures.columns) == FAILURES_COLUMNS
     assert failures["reason"].tolist() == reasons
     assert failures["log"].tolist() == [log.format(1), log.format(2), ""]

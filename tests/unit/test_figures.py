@@ -415,7 +415,8 @@ def test_leaderboard_marks_settings_that_are_published(scripts, display, publish
     ours = board[board["origin"] == "this run"].set_index("method")
     assert ours["reproduces"].to_dict() == {"clue": "", "clue_competition": "clue"}
     assert (
-        program.row_label(ours.loc["clue_competition"]).endswith("*") and program.row_label(ours.loc["clue"]) == "CLUE (our settings)"
+        program.row_label(ours.loc["clue_competition"]).endswith("*")
+        and program.row_label(ours.loc["clue"]) == "CLUE (our settings)"
     )
 
 
@@ -617,21 +618,3 @@ def test_datasets_table_without_data_sets_is_a_table(scripts, tmp_path):
     table = tmp_path / "datasets.tsv"
     scripts("figures/datasets.py").main(["--datasets", "--solutions", "--config", "config", "--table", str(table)])
     assert len(pd.read_csv(table, sep="\t")) == 0
-
-
-# ---- the overview --------------------------------------------------------------------------------
-
-
-def test_overview_shows_scores_and_costs_or_the_reason(scripts, tmp_path, capsys):
-    program = scripts("overview.py")
-    jobs = [("a", "s", "cca", "default", i, match, 0.25) for i, match in enumerate((0.1, 0.3))]
-    jobs += [("a", "s", "cobolt", "default", i, "failed", "out of | memory") for i in range(2)]
-    jobs += [("a", "s", "multivi", "default", 0, 0.2, 0.5), ("a", "s", "multivi", "default", 1, "failed", "NaN")]
-    tables.write_table(metrics(*jobs), tmp_path / "metrics.tsv")
-    used = resources(*(("a", "s", "cca", "default", i, 10 * i, 100, NAN) for i in (1, 2)))
-    tables.write_table(used, tmp_path / "resources.tsv")
-    program.main(["--results", str(tmp_path)])
-    lines = capsys.readouterr().out.splitlines()
-    assert "| a/s | CCA | 0.2 ± 0.14 | 0.25 ± 0 | 15 ± 7.1 | 100 ± 0 |" in lines
-    assert "| a/s | Cobolt | failed: out of / memory | failed: out of / memory | – | – |" in lines
-    assert "| a/s | MultiVI | 0.2 (1 of 2 seeds) | 0.5 (1 of 2 seeds) | – | – |" in lines

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import anndata as ad
@@ -107,6 +108,7 @@ def test_run_json_says_what_ran(folder):
     assert report["info"] == {"epochs": 12}
     assert report["seconds"] >= 0 and report["peak_memory_mb"] > 10 and report["gpu_memory_mb"] is None
     assert report["versions"]["numpy"] == np.__version__
+    assert "commit" in report and report["date"] == date.today().isoformat()
 
 
 def test_same_seed_gives_the_same_random_numbers(folder):

@@ -1,0 +1,80 @@
+"""Print what a run will cost: jobs, hours and disk, told from its configuration and docs/results/times.tsv alone."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clue.benchmark.config import Benchmark, read_yaml
+from clue.benchmark.cost import TIMES, Cost, costs, raw_gb, read_times
+from clue.benchmark.errors import run_program
+
+HEAD = {
+    "jobs": "jobs",
+    "hours": "core hours",
+    "reserved_hours": "reserved",
+    "gpu_hours": "GPU hours",
+    "reserved_gpu_hours": "reserved",
+    "disk_gb": "disk (GB)",
+}
+MODEL = """\
+Core hours: the time measured x (steps that the parameters ask for / steps measured) x (features / features measured);
+of what trains by no steps, cells take their place. Training that stops early takes less. GPU hours are the part of them
+that a job with a GPU takes. Reserved: cores or GPUs x the time that the YAMLs ask for."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program in the project folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="for instance config/config.yaml")
+    arguments = parser.parse_args(argv)
+    benchmark = Benchmark(read_yaml(arguments.config), where=str(arguments.config))
+    found, used = costs(benchmark, read_times(Path()))
+    print(f"run {benchmark.config['run']} ({arguments.config}), device {benchmark.config['device']}\n")
+    print("\n".join([table(found), "", *notes(benchmark, found, used), "", f"Measured ({TIMES}):", *origins(used)]))
+
+
+def table(found: dict[str, Cost]) -> str:
+    """Return a line per rule, and their sums; ``?`` marks jobs of which nothing can be told."""
+    rows = pd.DataFrame({what: vars(cost) for what, cost in found.items()}).T
+    rows.loc["all"] = rows.sum()
+    shown = rows[list(HEAD)].map("{:,.1f}".format)
+    shown["jobs"] = rows["jobs"].map("{:,.0f}".format)
+    for name in ("hours", "gpu_hours", "disk_gb"):
+        shown[name] = (
+            shown[name].mask(rows["unknown"] > 0, shown[name] + " + ?").mask(rows["unknown"] == rows["jobs"], "?")
+        )
+    return shown.set_axis(HEAD.values(), axis=1).to_string()
+
+
+def notes(benchmark: Benchmark, found: dict[str, Cost], used: dict[str, list[Any]]) -> list[str]:
+    """Return what the numbers mean, and what is not in them."""
+    raw = {name: raw_gb(spec) for name, spec in benchmark.datasets.items()}
+    untold = ", ".join(name for name, size in raw.items() if size is None)
+    lines = [
+        f"Raw files, besides: {sum(filter(None, raw.values())):.1f} GB{f' + ? ({untold})' if untold else ''}",
+        MODEL,
+    ]
+    if unknown := [what for what, cost in found.items() if cost.unknown]:
+        lines.append(f"?: never measured, or of a data set whose YAML gives no numbers: {', '.join(unknown)}.")
+    if benchmark.config["device"] == "cuda" and not any(row.device == "cuda" for row in used):
+        lines.append("No time was measured on a GPU: GPU hours are the hours of one CPU core, a bound from above.")
+    return lines
+
+
+def origins(used: dict[Any, list[str]]) -> list[str]:
+    """Return the measured rows in words, each with the jobs that it stands for."""
+    lines = []
+    for row, jobs in used.items():
+        steps = f" for {row.steps:,.0f} steps" if row.steps else ""
+        steps += f", {row.setup_seconds:,.0f} of them before the first" if row.setup_seconds else ""
+        size = f"{row.cells:,.0f} cells x {row.features:,.0f} features of {row.dataset}"
+        where = ", ".join(filter(None, [row.machine or row.device, row.command, row.commit]))
+        lines.append(f"  {row.what} ({', '.join(jobs)}): {row.seconds:,.0f} s{steps}, {size}; {where}")
+    return lines
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,134 @@
+"""What a run will cost: sizes, steps and proportions have known answers; nothing heavy is imported to tell them."""
+
+import re
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from clue.benchmark.config import ORACLE, Benchmark, load, read_yaml
+from clue.benchmark.cost import COLUMNS, NUMBERS, RULE_MINUTES, Size, Work, costs, planned, read_times, size_of, work_of
+
+SIZE = Size(1000, 100, {"rna": 2000, "adt": 50})
+
+
+@pytest.mark.parametrize(
+    "dataset, split, max_cells, n_train, n_test",
+    [
+        ("bmmc_cite", "site4", None, 66175, 15066),  # published
+        ("share_skin", "random20", None, 25785, 6446),  # a fraction of the cells
+        ("pbmc_cite", "donors", 6000, 4200, 1800),
+        ("simulated", "random20_inner", None, 960, 240),  # of the 1,200 training cells of random20
+        ("simulated", None, 100, 1500, 0),  # prepared once for all runs
+    ],
+)
+def test_sizes_are_those_of_the_yaml(project, dataset, split, max_cells, n_train, n_test):
+    found = size_of(load("datasets", dataset, project), split, max_cells)
+    assert (found.n_train, found.n_test) == (n_train, n_test)
+
+
+def test_a_data_set_that_says_no_numbers_has_no_size(project):
+    spec = load("datasets", "simulated", project)
+    assert size_of({**spec, "expect": {}, "prepare": {"kind": "own"}}, "random20", None) is None
+
+
+@pytest.mark.parametrize(
+    "params, steps",
+    [
+        ({"transductive": False, "n_pca": 50}, 0),
+        ({"training": {"max_steps": 600}, "fine_tuning": {"max_steps": 150}, "transductive": True}, 750),
+        ({"training": {"max_steps": 600}, "fine_tuning": {"max_steps": 150}}, 600),  # sees no test cells
+        ({"training": {"n_epochs": 10, "batch_size": 100}, "transductive": True}, 120),  # 1,000 and 2 × 100 cells
+        ({"training": {"max_epochs": 10, "batch_size": 100}, "min_steps": 500}, 500),
+        ({"training": {"max_epochs": 10, "max_steps": 60, "batch_size": 100}}, 60),
+        ({"training": {"max_steps": 60, "max_passes": 10, "batch_size": 100}}, 60),
+    ],
+)
+def test_steps_are_those_that_the_parameters_ask_for(params, steps):
+    assert work_of(SIZE, params) == Work(1100, 2050, steps)
+
+
+@pytest.mark.parametrize(
+    "where", [lambda chosen: {"n_features": chosen}, lambda chosen: {"model": {"n_features": chosen}}]
+)
+def test_only_selected_features_count(where):
+    assert work_of(SIZE, where({"rna": 500, "adt": 1000})).features == 550
+
+
+def benchmark(project, **changes):
+    config = {
+        "run": "r",
+        "datasets": ["bmmc_cite/site4"],
+        "methods": ["clue/default", "cca"],
+        "seeds": [0],
+        "device": "cuda",
+    }
+    return Benchmark(config | changes, project)
+
+
+def measured(**changes):
+    """Two measured rows: half of the steps and features of CLUE on the data set; a third of the cells of CCA."""
+    common = {"dataset": "bmmc_cite", "modalities": "rna+adt", "device": "cpu"} | dict.fromkeys(NUMBERS, 0)
+    clue = {"what": "clue", "cells": 81241, "features": 14087 / 2, "steps": 19000, "seconds": 3600, "disk_mb": 500}
+    cca = {"what": "cca", "cells": 81241 / 3, "features": 14087 - 8953, "seconds": 360}
+    table = pd.DataFrame([common | row | changes for row in (clue, cca)], columns=COLUMNS)
+    return table.fillna("")
+
+
+def test_hours_are_in_proportion_to_steps_cells_and_features(project):
+    found, used = costs(benchmark(project), measured())
+    assert found["clue"].hours == found["clue"].gpu_hours == pytest.approx(4)  # twice the steps, twice the features
+    assert found["cca"].hours == pytest.approx(0.3) and found["cca"].gpu_hours == 0  # 3 × the cells; 5,000 genes of it
+    assert found["clue"].disk_gb == pytest.approx(1)
+    asked = load("methods", "clue", project)["resources"]
+    assert found["clue"].reserved_gpu_hours == asked["gpu"] * asked["runtime_min"] / 60
+    assert found["score"].unknown == found["score"].jobs == 3 and found["score"].hours == 0
+    assert sorted(used.values()) == [["bmmc_cite"], ["bmmc_cite"]]
+    more, _ = costs(benchmark(project, seeds=[0, 1, 2]), measured())
+    assert more["clue"].hours == pytest.approx(3 * found["clue"].hours) and more["prepare"].jobs == 1
+    on_cpu, _ = costs(benchmark(project, device="cpu"), measured())
+    assert on_cpu["clue"].hours == found["clue"].hours and on_cpu["clue"].gpu_hours == 0
+
+
+def test_a_time_before_the_first_step_does_not_grow_with_steps(project):
+    found, _ = costs(benchmark(project), measured(setup_seconds=3600))
+    assert found["clue"].hours == pytest.approx(2)  # twice the features, no time for a step
+
+
+def test_the_most_similar_measurement_tells(project):
+    other = measured(seconds=1e9)
+    times = pd.concat([other.assign(dataset="pbmc_cite"), measured(), other.assign(modalities="rna+atac", dataset="x")])
+    assert costs(benchmark(project), times)[0]["clue"].hours == pytest.approx(4)
+    times = pd.concat([measured(seconds=1e9), measured(device="cuda")])
+    assert costs(benchmark(project), times)[0]["clue"].hours == pytest.approx(4)
+
+
+def test_jobs_are_those_of_the_plan(project):
+    run = Benchmark(read_yaml(project / "config" / "config.yaml"), project)
+    runnable = [job.method for job in run.plan() if not job.reason]
+    jobs = [job.what for job in planned(run)]
+    assert [what for what in jobs if what in (*run.methods, ORACLE)] == runnable
+    assert jobs.count("score") == len(runnable) and jobs.count("prepare") == len(run.datasets)
+
+
+def test_what_rules_ask_for_is_what_the_rules_say(project):
+    rules = (project / "rules" / "metrics.smk").read_text()
+    assert [*map(int, re.findall(r"runtime=minutes\((\d+)\)", rules))] == [RULE_MINUTES[ORACLE], RULE_MINUTES["score"]]
+
+
+@pytest.mark.parametrize("config", ["config", "quick"])
+def test_the_program_tells_shipped_runs_and_imports_nothing_heavy(project, config):
+    code = "import runpy, sys; sys.argv[1:] = ['--config', 'config/{0}.yaml']\n"
+    code += "runpy.run_path('scripts/estimate.py', run_name='__main__')\n"
+    code += "assert not {{'torch', 'scanpy', 'anndata', 'snakemake'}} & set(sys.modules), 'heavy'"
+    done = subprocess.run([sys.executable, "-c", code.format(config)], cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("No time was measured on a GPU" in done.stdout) == (config == "config")
+    assert re.search(r"^all +\d+ ", done.stdout, re.MULTILINE) and "Measured (docs/results/times.tsv)" in done.stdout
+
+
+def test_the_table_of_times_can_be_read(project):
+    times = read_times(project)
+    assert (times[["cells", "features", "seconds"]] > 0).all(axis=None)
+    assert (times["command"] != "").all() and set(times["device"]) <= {"cpu", "cuda"}

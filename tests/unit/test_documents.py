@@ -1,0 +1,207 @@
+"""Every result that a document shows comes from docs/results, and a run gets there by one command."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+import yaml
+from tidy import metrics, resources
+
+from clue.benchmark import tables
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods import commit
+
+NAN = float("nan")
+
+
+@pytest.fixture(scope="module")
+def program(scripts):
+    return scripts("documents.py")
+
+
+# ---- the project's own documents -----------------------------------------------------------------
+
+
+def test_tables_of_the_documents_are_what_their_files_give(program, project):
+    texts = {path: path.read_text() for path in program.documents(project)}
+    assert any("<!-- table: quick -->" in text for text in texts.values())
+    for path, text in texts.items():
+        assert program.filled(text, path.name, project) == text, f"{path.name}: run `make tables`"
+
+
+def test_no_number_of_a_marked_table_can_be_edited_unnoticed(program, project):
+    text = (project / "README.md").read_text()
+    blocks = re.finditer(r"^<!-- table: .*?^<!-- /table -->$", text, re.MULTILINE | re.DOTALL)
+    last = re.compile(r"^\|.*(\d)", re.MULTILINE)
+    digits = [block.start() + row.start(1) for block in blocks for row in last.finditer(block[0])]
+    edited = list(text)
+    for digit in digits:
+        edited[digit] = str((int(text[digit]) + 1) % 10)
+    shown = program.filled("".join(edited), "README.md", project)
+    assert len(digits) > 50 and all(shown[digit] == text[digit] != edited[digit] for digit in digits)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("<!-- table: quik -->\n<!-- /table -->\n", "README.md: <!-- table: quik -->: no file"),
+        ("<!-- table: quick -->\n| 1 |\n", "needs one <!-- /table -->"),
+        ("<!-- table: quick -->\n<!-- table: quick -->\n<!-- /table -->\n", "needs one <!-- /table -->"),
+        ("<!-- /table -->\n", "needs one <!-- /table -->"),
+    ],
+)
+def test_a_marker_that_gets_no_table_is_an_error(program, project, tmp_path, text, message):
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    shutil.copy(project / "docs" / "results" / "quick.tsv", tmp_path / "docs" / "results")
+    shutil.copytree(project / "config", tmp_path / "config")
+    with pytest.raises(BenchmarkError, match=re.escape(message)):
+        program.filled(text, "README.md", tmp_path)
+
+
+# ---- from a run ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(workplace, project, monkeypatch):
+    """A function that leaves what a run of these jobs leaves, records it, and returns the recorded rows."""
+    shutil.copytree(project / "config", workplace / "config", dirs_exist_ok=True)
+    shutil.copytree(project / "scripts" / "methods", workplace / "scripts" / "methods")
+    (workplace / "README.md").write_text("")
+
+    def leave(program, *jobs, used=(), seeds=2, methods=("cca", "multivi/default", "random"), begun=True):
+        config = {"run": "test", "datasets": ["simulated_factors"], "methods": list(methods), "seeds": [*range(seeds)]}
+        (workplace / "config" / "test.yaml").write_text(yaml.safe_dump(config))
+        folder = workplace / "results" / "test"
+        tables.write_table(metrics(*jobs), folder / "metrics.tsv")
+        table = resources(*used)
+        table["commit"], table["date"] = ["abc1234", "def5678"][: len(table)], "2026-01-02"
+        tables.write_table(table, folder / "resources.tsv")
+        for job in jobs if begun else ():
+            log = workplace.joinpath("logs", "test", *map(str, job[:4]), f"seed-{job[4]}.log")
+            log.parent.mkdir(parents=True, exist_ok=True)
+            log.touch()
+        program.main(["--record", "config/test.yaml"])
+        found = tables.read_table("docs/results/test.tsv", tables.JOB)
+        return {row["method"]: row for row in found.to_dict("records")}
+
+    return leave
+
+
+def job(method, seed, match, foscttm=0.25):
+    return ("simulated_factors", "random20", method, "default", seed, match, foscttm)
+
+
+def test_recorded_rows_have_scores_costs_and_origin_or_the_reason(program, run):
+    jobs = [job("cca", 0, 0.1), job("cca", 1, 0.3), job("oracle", 0, 1.0, 0.0)]
+    jobs += [job("multivi", 0, 0.123456), job("multivi", 1, "failed", "NaN")]
+    jobs += [job("random", seed, "failed", "out of memory") for seed in (0, 1)]
+    used = [("simulated_factors", "random20", "cca", "default", i, 10 * i, 100, NAN) for i in (1, 2)]
+    rows = run(program, *jobs, used=used)
+    assert list(rows) == ["cca", "multivi", "random"]  # the oracle says nothing
+    wanted = {"n": "2", "match_score": "0.2", "match_score_sd": "0.1414", "foscttm": "0.25", "foscttm_sd": "0"}
+    wanted |= {"seconds": "15", "peak_memory_mb": "100", "status": "ok", "reason": ""}
+    wanted |= {"command": "make run CONFIG=config/test.yaml", "commit": "abc1234 def5678", "date": "2026-01-02"}
+    assert rows["cca"].items() >= wanted.items()
+    wanted = {"n": "1", "match_score": "0.1235", "match_score_sd": "", "status": "failed", "reason": "NaN"}
+    assert rows["multivi"].items() >= wanted.items()
+    assert rows["random"].items() >= {"n": "0", "match_score": "", "reason": "out of memory", "commit": ""}.items()
+
+
+def test_recording_replaces_rows_in_their_places_and_keeps_what_was_not_run(program, run):
+    run(program, job("cca", 0, 0.1), job("random", 0, 0.1), job("multivi", 0, 0.1), seeds=1)
+    rows = run(program, job("random", 0, 0.2), seeds=1, methods=["random"])
+    assert [(name, row["match_score"]) for name, row in rows.items()] == [
+        ("cca", "0.1"),
+        ("random", "0.2"),
+        ("multivi", "0.1"),
+    ]
+    shutil.rmtree("logs")
+    never = "no result; see its log"
+    rows = run(program, job("cca", 0, "failed", never), job("random", 0, 0.3), seeds=1, begun=False)
+    assert rows["cca"]["match_score"] == "0.1" and rows["random"]["match_score"] == "0.3"
+    with pytest.raises(BenchmarkError, match="results/test: holds no result; `make run CONFIG=config/test.yaml` first"):
+        run(program, job("cca", 0, "failed", never), seeds=1, begun=False)
+    rows = run(program, job("cca", 0, "failed", "out of memory"), seeds=1)
+    assert rows["cca"]["match_score"] == "" and rows["cca"]["reason"] == "out of memory"
+
+
+def test_probes_are_recorded_where_all_data_have_known_factors(program, run, workplace):
+    probes = {"dataset": "simulated_factors", "method": "cca", "variant": "default", "input_modality": "rna"}
+    probes |= {"factor_kind": "own", "n": 2, "mean": 0.51234, "sd": NAN, "low": NAN, "high": NAN}
+    tables.write_table(pd.DataFrame([probes | {"method": "oracle"}, probes]), "results/test/tables/factors.tsv")
+    used = [("simulated_factors", "random20", "cca", "default", 0, 1, 1, NAN)]
+    run(program, job("cca", 0, 0.1), used=used, seeds=1)
+    (row,) = tables.read_table("docs/results/test_probes.tsv", ["r2"]).to_dict("records")
+    assert (row["r2"], row["r2_sd"], row["factor_kind"], row["commit"]) == ("0.5123", "", "own", "abc1234")
+    (workplace / "docs/results/test_probes.tsv").unlink()
+    run(program, job("cca", 0, 0.1), ("pbmc_cite", "donors", "cca", "default", 0, 0.1, 0.2), seeds=1)
+    assert not (workplace / "docs/results/test_probes.tsv").exists()
+
+
+def test_what_jobs_took_is_recorded_for_estimates(program, run, workplace):
+    for log, took, rss in (
+        ("test/simulated_factors/random20/cca/default/seed-0", 12.5, 300),
+        ("prepared/simulated_factors", 2, "-"),
+    ):
+        path = workplace / "logs" / f"{log}.benchmark.tsv"
+        path.parent.mkdir(parents=True)
+        path.write_text(f"s\tmax_rss\tcpu_time\n1000\t{rss}\t{took}\n")
+    output = workplace / "results/test/simulated_factors/random20/cca/default/seed-0/checkpoints/model.pt"
+    output.parent.mkdir(parents=True)
+    output.write_bytes(bytes(2_000_000))
+    (output.parents[1] / "run.json").write_text(json.dumps({"info": {"steps": [100, 20]}}))
+    used = [("simulated_factors", "random20", "cca", "default", 0, 1, 1, NAN)]
+    run(program, job("cca", 0, 0.1), used=used, seeds=1)
+    times = tables.read_table("docs/results/times.tsv", ["what"]).set_index("what")
+    assert list(times.index) == ["prepare", "cca"]
+    wanted = {"run": "test", "dataset": "simulated_factors", "modalities": "rna+atac", "cells": "5000", "device": "cpu"}
+    wanted |= {
+        "features": "3000",
+        "steps": "120",
+        "seconds": "12.5",
+        "memory_mb": "300",
+        "disk_mb": "2",
+        "commit": "abc1234",
+    }
+    assert times.loc["cca"].to_dict().items() >= wanted.items()
+    assert times.loc["prepare", "memory_mb"] == ""
+
+
+def test_a_table_says_what_failed_what_was_not_run_and_how_many_seeds_there_were(program, run, workplace):
+    jobs = [job("cca", 0, 0.1), job("cca", 1, 0.3), job("multivi", 0, 0.5), job("multivi", 1, "failed", "NaN")]
+    jobs += [job("random", 0, "failed", "no"), ("simulated", "random20", "cca", "default", 0, 0.1, 0.2)]
+    run(program, *jobs)
+    display = program.style.Display("config/display.yaml")
+    lines = program.rendered(program.RESULTS / "test.tsv", display).splitlines()
+    assert lines[0] == "| Match score ↑ / FOSCTTM ↓ | Simulated factors, random20 | Simulated, random20 |"
+    assert lines[2:] == [
+        "| MultiVI | 0.5 / 0.25 (n = 1) | – |",
+        "| CCA | 0.2 ± 0.14 / 0.25 ± 0 | 0.1 / 0.2 (n = 1) |",
+        "| Random | failed | – |",
+        "",
+        "`docs/results/test.tsv`, from `make run CONFIG=config/test.yaml`, commit unknown;"
+        " mean ± standard deviation of 2 seeds",
+    ]
+
+
+# ---- what ran ------------------------------------------------------------------------------------
+
+
+def test_the_commit_of_a_checkout_counts_changes_of_code_only(tmp_path):
+    assert commit(tmp_path) == ""
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    (tmp_path / "docs").mkdir()
+    for name in ("code.py", "README.md", "docs/results.tsv"):
+        (tmp_path / name).write_text("1")
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "first"]):
+        subprocess.run([*git, *command], check=True)
+    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    assert commit(tmp_path) == head != ""
+    for name in ("README.md", "docs/results.tsv"):
+        (tmp_path / name).write_text("2")
+    assert commit(tmp_path) == head
+    (tmp_path / "code.py").write_text("2")
+    assert commit(tmp_path) == f"{head}-dirty"
