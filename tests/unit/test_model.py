@@ -8,6 +8,7 @@ import sys
 import anndata as ad
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 import clue
@@ -175,6 +176,34 @@ def test_save_and_load(two, tmp_path):
     assert os.listdir(tmp_path) == ["model.pt"]
     with pytest.raises(ValueError, match="no training data"):
         loaded.fit(**SHORT)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "stored twice"])
+def test_counts_in_another_form_train_alike(two, kind):
+    plain, changed = ({k: adata.copy() for k, adata in two.items()} for _ in range(2))
+    for k in plain:
+        counts = plain[k].X
+        counts.data = counts.data.clip(max=255)
+        assert counts.max() == 255, "the largest count of 8 bits"
+        if kind == "stored twice":
+            halves = np.stack([counts.data - 1, np.ones_like(counts.data)], axis=1).ravel()
+            twice = (halves, np.repeat(counts.indices, 2), 2 * counts.indptr)
+            changed[k] = ad.AnnData(sp.csr_matrix(twice, shape=counts.shape), obs=two[k].obs, var=two[k].var)
+        else:
+            changed[k].X = counts.astype(kind)
+    first, second = fitted(plain), fitted(changed)
+    assert [row["loss"] for row in first.history] == [row["loss"] for row in second.history]
+    for k in plain:
+        assert np.array_equal(first.embed(plain[k], k), second.embed(changed[k], k))
+
+
+def test_embed_and_predict_refuse_what_are_not_counts(two):
+    model = clue.CLUE(two, **SMALL)
+    logs = two["rna"].copy()
+    logs.X = logs.X.log1p()
+    for use in (lambda: model.embed(logs, "rna"), lambda: model.predict(logs, "rna", "adt")):
+        with pytest.raises(ValueError, match="rna: X must hold raw counts"):
+            use()
 
 
 def test_predict_gives_shares(two):
