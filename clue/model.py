@@ -114,13 +114,16 @@ class CLUE:
         self._build()
 
     def _build(self) -> None:
-        torch.manual_seed(self.seed)
-        self.network = Network(
-            {k: p.width for k, p in self.preprocessors.items()},
-            {k: len(p.selected) for k, p in self.preprocessors.items()},
-            len(self.batches),
-            **self.settings,
-        ).to(self.device)
+        # weights are drawn on the CPU; the user's random numbers go on as if nothing had been drawn
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            network = Network(
+                {k: p.width for k, p in self.preprocessors.items()},
+                {k: len(p.selected) for k, p in self.preprocessors.items()},
+                len(self.batches),
+                **self.settings,
+            )
+        self.network = network.to(self.device)
 
     @property
     def modalities(self) -> list[str]:

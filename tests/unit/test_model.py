@@ -1,6 +1,7 @@
 """CLUE as a library: shapes, masks, ablations, resume, saving, errors."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -204,6 +205,16 @@ def test_embed_and_predict_refuse_what_are_not_counts(two):
     for use in (lambda: model.embed(logs, "rna"), lambda: model.predict(logs, "rna", "adt")):
         with pytest.raises(ValueError, match="rna: X must hold raw counts"):
             use()
+
+
+def test_making_and_loading_a_model_leaves_the_random_state(two, tmp_path):
+    def state():
+        return torch.get_rng_state().tolist(), [str(part) for part in np.random.get_state()], random.getstate()
+
+    before = state()
+    clue.CLUE(two, n_features={"rna": 50}, **SMALL).save(tmp_path / "model.pt")
+    clue.CLUE.load(tmp_path / "model.pt").embed(two["rna"], "rna")
+    assert state() == before
 
 
 def test_predict_gives_shares(two):
