@@ -93,21 +93,48 @@ def test_a_cell_seen_once_is_its_own_fusion(two):
     batch = cells.take(torch.arange(len(cells)))
     posteriors = model.network.eval().posteriors(batch)
     samples = {k: model.network.unit(mean) for k, (mean, _) in posteriors.items()}
-    fused = model.network.fuse(batch, posteriors, samples, None)
+    centre = model.network.centre(batch, samples)
     for k, seen in batch.seen.items():
-        torch.testing.assert_close(fused[seen.cell], samples[k])
+        torch.testing.assert_close(centre[seen.cell], samples[k])
+
+
+@pytest.mark.parametrize("fusion", ["mean", "product"])
+def test_a_cell_seen_once_has_nothing_to_match(two, fusion):
+    model = clue.CLUE(two, fusion=fusion, **SMALL)
+    batch = model._cells({"rna": two["rna"][:30], "adt": two["adt"][200:]}).take(torch.arange(70))
+    losses = model.network.generator_losses(batch, model.network.posteriors(batch), Objective())
+    assert abs(float(losses["mse"])) < 1e-5
 
 
 def test_product_fusion_weighs_by_precision(two):
-    model = clue.CLUE(two, fusion="product", normalize=False, **SMALL)
-    cells = model._cells(two)
-    batch = cells.take(torch.arange(8))
-    mean = {"rna": torch.ones(8, 12), "adt": torch.zeros(8, 12)}
-    std = {"rna": torch.full((8, 12), 1e-4), "adt": torch.full((8, 12), 3e-4)}
-    posteriors = {k: (mean[k], std[k]) for k in mean}
-    fused = model.network.fuse(batch, posteriors, mean, torch.Generator().manual_seed(0))
-    # precisions 1 and 1/9 give the weights 0.9 and 0.1
-    torch.testing.assert_close(fused, torch.full((8, 12), 0.9), rtol=0, atol=1e-3)
+    model = clue.CLUE(two, fusion="product", **SMALL)
+    batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
+    posteriors = {
+        "rna": (torch.ones(8, 12), torch.full((8, 12), 0.1)),
+        "adt": (torch.zeros(6, 12), torch.full((6, 12), 0.3)),
+    }
+    mean, std = model.network.joint_posterior(batch, posteriors)
+    both = torch.isin(torch.arange(8), batch.seen["adt"].cell)
+    # precisions of 100 and 100 / 9 give the weights 0.9 and 0.1
+    torch.testing.assert_close(mean[both], torch.full((6, 12), 0.9))
+    torch.testing.assert_close(std[both], torch.full((6, 12), (100 + 100 / 9) ** -0.5))
+    torch.testing.assert_close(mean[~both], torch.ones(2, 12))
+    torch.testing.assert_close(std[~both], torch.full((2, 12), 0.1))
+
+
+def test_the_bound_of_a_product_has_its_kl(two):
+    model = clue.CLUE(two, fusion="product", **SMALL)
+    batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
+    posteriors = {"rna": (torch.ones(8, 12), torch.ones(8, 12)), "adt": (torch.ones(6, 12), torch.ones(6, 12))}
+    objective = Objective(self_elbo=0.0, kl=0.3, cross=0.7, mse=0.0)
+    losses = model.network.generator_losses(batch, posteriors, objective)
+    # N(1, 1/2) of the six cells in both, N(1, 1) of the two in RNA alone; six dimensions of each subspace
+    both, alone = 6 * 0.5 * (1 + 0.5 - 1 + np.log(2)), 6 * 0.5
+    expected = (6 * both + 2 * alone) / 8 / 80 + both / 20
+    assert float(losses["cross_kl"]) == pytest.approx(expected, rel=1e-5)
+    total = model.network.total(losses, torch.zeros(()), objective, kl_share=0.5)
+    assert float(total) == pytest.approx(0.7 * (float(losses["cross"]) + 0.5 * 0.3 * expected), rel=1e-5)
+    assert "cross_kl" not in clue.CLUE(two, **SMALL).network.generator_losses(batch, posteriors, objective)
 
 
 @pytest.mark.parametrize("name", ["cross", "mse", "adversarial"])
