@@ -12,7 +12,7 @@ from scipy.special import gammaln
 
 from clue.disk import as_type, is_mapped, map_of, read_here_and_there
 from clue.likelihood import SparseCounts
-from clue.preprocess import BLOCK, Preprocessor, columns
+from clue.preprocess import Preprocessor, columns, row_sums
 
 
 @dataclass
@@ -69,12 +69,9 @@ class Counts:
         self.maps = [found for array in (feature, value) if (found := map_of(array)) is not None]
         self.feature, self.value = (torch.from_numpy(array).to(place) for array in (feature, value))
         self.n_features = matrix.shape[1]
-        self.total = torch.from_numpy(_row_sums(matrix, matrix.data)).to(place)
-        log_factorial = np.zeros(matrix.shape[0], dtype=np.float32)
-        for start in range(0, matrix.shape[0], BLOCK):
-            block = matrix[start : start + BLOCK]
-            log_factorial[start : start + BLOCK] = _row_sums(block, gammaln(block.data + 1))
-        self.log_factorial = torch.from_numpy(log_factorial).to(place)
+        log_factorials = row_sums(matrix, lambda counts: gammaln(counts + 1))
+        self.total = torch.from_numpy(row_sums(matrix).astype(np.float32)).to(place)
+        self.log_factorial = torch.from_numpy(log_factorials.astype(np.float32)).to(place)
 
     def rows(self, index: torch.Tensor) -> SparseCounts:
         """Return the cells `index` in that order, on the device."""
@@ -92,11 +89,6 @@ class Counts:
             self.log_factorial[index],
         )
         return SparseCounts(*(tensor.to(self.device) for tensor in tensors), self.n_features)
-
-
-def _row_sums(matrix: sp.csr_matrix, values: np.ndarray) -> np.ndarray:
-    of_row = sp.csr_matrix((values, matrix.indices, matrix.indptr), shape=matrix.shape)
-    return np.asarray(of_row.sum(axis=1, dtype=np.float64)).ravel().astype(np.float32)
 
 
 class Cells:

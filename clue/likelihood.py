@@ -74,9 +74,11 @@ BLOCK_ENTRIES = 2**17
 class _DecodedLikelihood(torch.autograd.Function):
     """Mean log-likelihood of each pass, without the constant log(count!).
 
-    With loc = hidden · weightᵀ + offset, p = softmax(scale · loc + bias), m = library · p + ε and A = m + θ,
+    With loc = hidden · weightᵀ + offset, p = softmax(scale · loc + bias), m = library · p + ε and q = m / θ,
 
-        ll = Σ_features θ (log θ − log A)  +  Σ_nonzero x (log m − log A) + lgamma(x + θ) − lgamma(θ).
+        ll = Σ_nonzero x (log m − log(1 + q)) + lgamma(x + θ) − lgamma(θ) − x log θ  −  Σ_features θ log(1 + q).
+
+    Where θ is large, log(1 + q) is small and keeps its digits, unlike the difference of log θ and log(m + θ).
 
     The forward pass computes the gradients as well, a few cells of one batch at a time, so that the dense rows
     stay in the processor's cache and nothing is computed twice. The gradient of `loc` takes the place of `loc`,
@@ -95,7 +97,7 @@ class _DecodedLikelihood(torch.autograd.Function):
         theta_x = theta.view(-1).index_select(0, batch.index_select(0, counts.cell) * n_features + counts.feature)
         gamma_x, digamma_x = _gamma_differences(counts.value, theta_x, differentiate)
         for label, cells, entries in _blocks(batch, counts, n_passes):
-            parameters = scale[label], bias[label], theta[label], log_theta[label]
+            parameters = scale[label], bias[label], theta[label]
             block = _Block(loc[:, cells].to(kind), parameters, library[:, cells], counts, cells, entries)
             likelihood += block.log_likelihood(gamma_x[entries]).sum(1)
             if differentiate:
@@ -129,14 +131,25 @@ class _DecodedLikelihood(torch.autograd.Function):
         )
 
 
+LARGE_THETA = 10.0
+"""Inverse dispersion above which differences of `lgamma` and `digamma` need float64."""
+
+
 def _gamma_differences(x: torch.Tensor, theta: torch.Tensor, derivative: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return lgamma(x + θ) − lgamma(θ) and its derivative by θ; cheaply for a count of 1, the most frequent."""
-    difference, slope = theta.log(), theta.reciprocal()
-    more = torch.nonzero(x != 1).squeeze(1)
-    x, theta = x.index_select(0, more), theta.index_select(0, more)
-    difference.index_copy_(0, more, torch.lgamma(x + theta) - torch.lgamma(theta))
-    if derivative:
-        slope.index_copy_(0, more, torch.digamma(x + theta) - torch.digamma(theta))
+    """Return lgamma(x + θ) − lgamma(θ) − x log θ, and θ times its derivative by θ.
+
+    Both are 0 for a count of 1, the most frequent.
+    """
+    difference, slope = torch.zeros_like(theta), torch.zeros_like(theta)
+    more, large = x != 1, theta > LARGE_THETA
+    for mask, dtype in ((more & ~large, theta.dtype), (more & large, torch.float64)):
+        entry = torch.nonzero(mask).squeeze(1)
+        n, r = x.index_select(0, entry).to(dtype), theta.index_select(0, entry).to(dtype)
+        value = torch.lgamma(n + r) - torch.lgamma(r) - n * r.log()
+        difference.index_copy_(0, entry, value.to(theta.dtype))
+        if derivative:
+            value = r * (torch.digamma(n + r) - torch.digamma(r)) - n
+            slope.index_copy_(0, entry, value.to(theta.dtype))
     return difference, slope
 
 
@@ -159,7 +172,7 @@ class _Block:
 
     def __init__(self, loc, parameters, library, counts: SparseCounts, cells: slice, entries: slice):
         self.loc, self.library = loc, library
-        self.scale, self.bias, self.theta, self.log_theta = parameters
+        self.scale, self.bias, self.theta = parameters
         self.x, self.feature, self.cell = counts.value[entries], counts.feature[entries], counts.cell[entries]
         self.cell = self.cell - cells.start
         # several times faster than indexing by cell and feature
@@ -175,27 +188,25 @@ class _Block:
         self.weight = logit.sub_(logit.amax(-1, keepdim=True)).exp_()
         self.total = self.weight.sum(-1)
         per_weight = self.library / self.total
-        self.a = torch.addcmul(self.theta + EPSILON, self.weight, per_weight.unsqueeze(-1))
-        self.log_a = self.a.log()
-        zeros = self.theta @ self.log_theta - self.log_a @ self.theta
+        self.q = torch.addcmul(EPSILON / self.theta, self.weight / self.theta, per_weight.unsqueeze(-1))
+        self.log1p_q = self.q.log1p()
         self.weight_x = self.at_counts(self.weight)
-        # not A − θ, which loses digits where θ is large
         self.mean_x = self.weight_x * per_weight.index_select(1, self.cell) + EPSILON
-        per_count = self.x * (self.mean_x.log() - self.at_counts(self.log_a)) + gamma_x
-        return zeros.index_add_(1, self.cell, per_count)
+        per_count = self.x * (self.mean_x.log() - self.at_counts(self.log1p_q)) + gamma_x
+        return (self.log1p_q @ -self.theta).index_add_(1, self.cell, per_count)
 
     def differentiate(self, digamma_x, grad_scale, grad_bias, grad_log_theta) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of loc and library; add those of the batch's parameters, one row per pass."""
-        inverse = self.a.reciprocal_()
+        inverse = (self.q + 1).reciprocal_()
         inverse_x = self.at_counts(inverse)
-        per_count = digamma_x - self.x * inverse_x
-        grad_theta = (self.log_theta + 1) * self.loc.shape[1] - self.log_a.sum(1) - inverse.sum(1) * self.theta
-        grad_log_theta += grad_theta.index_add_(1, self.feature, per_count).mul_(self.theta)
+        # subtracted before they are summed: both are nearly q where θ is large
+        grad_theta = self.log1p_q.addcmul_(self.q, inverse, value=-1).sum(1).mul_(-self.theta)
+        per_count = self.x * self.at_counts(self.q) * inverse_x + digamma_x
+        grad_log_theta += grad_theta.index_add_(1, self.feature, per_count)
 
         # −weight · d ll / d m: zeros everywhere first, then what the non-zero counts add
-        slope = inverse.mul_(self.weight).mul_(self.theta)
-        more = self.weight_x * self.x * (inverse_x - self.mean_x.reciprocal())
-        slope.view(len(slope), -1).index_add_(1, self.flat, more)
+        slope = inverse.mul_(self.weight)
+        slope.view(len(slope), -1).index_add_(1, self.flat, self.weight_x * self.x * inverse_x / -self.mean_x)
         mean_slope = slope.sum(-1) / self.total
         slope.addcmul_(self.weight, mean_slope.unsqueeze(-1), value=-1)
         factor = (-self.library / self.total).unsqueeze(1)

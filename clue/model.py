@@ -3,7 +3,6 @@
 `clue.network` holds modules and losses, `clue.train` the loop.
 """
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -18,7 +17,7 @@ import torch
 from clue.batches import Cells, batch_labels
 from clue.disk import is_mapped, mapped
 from clue.network import Network, Objective
-from clue.preprocess import Preprocessor, row_blocks
+from clue.preprocess import Preprocessor, as_counts, count_blocks, row_blocks
 from clue.train import Training, save_atomically, train
 
 
@@ -32,9 +31,9 @@ class CLUE:
         one cell. Some cells must be seen in two modalities. A dict of AnnData serves as well. Counts of backed data
         (``mudata.read_h5mu(path, backed="r")``; CSR or dense) are read once, a few thousand cells at a time, and
         copied to files in the folder for temporary files (`clue.disk`), up to 24 bytes for each non-zero count; each
-        process of several makes its own. Results are the same as in memory, to the bit for float32 counts. In memory
-        stay the encoder inputs, 4 · `n_components` bytes of each cell and modality, and, while variable genes are
-        chosen, a copy of the largest batch.
+        process of several makes its own. Results are the same as in memory, to the bit. In memory stay the encoder
+        inputs, 4 · `n_components` bytes of each cell and modality, and, while variable genes are chosen, a copy of
+        the largest batch. Counts in memory of another form than CSR and float32 are copied into that.
     batch_key
         Column of each modality's ``obs`` with the batch; None for data without batches.
     n_latent
@@ -115,13 +114,16 @@ class CLUE:
         self._build()
 
     def _build(self) -> None:
-        torch.manual_seed(self.seed)
-        self.network = Network(
-            {k: p.width for k, p in self.preprocessors.items()},
-            {k: len(p.selected) for k, p in self.preprocessors.items()},
-            len(self.batches),
-            **self.settings,
-        ).to(self.device)
+        # weights are drawn on the CPU; the user's random numbers go on as if nothing had been drawn
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.seed)
+            network = Network(
+                {k: p.width for k, p in self.preprocessors.items()},
+                {k: len(p.selected) for k, p in self.preprocessors.items()},
+                len(self.batches),
+                **self.settings,
+            )
+        self.network = network.to(self.device)
 
     @property
     def modalities(self) -> list[str]:
@@ -313,23 +315,18 @@ def modalities_of(mdata: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnD
 
 
 def _with_counts(modality: str, adata: ad.AnnData) -> ad.AnnData:
-    """Return `adata` with its counts checked and, if they are in a file, mapped."""
-    blocks = _checked_blocks(modality, adata)
-    if sp.issparse(adata.X) or isinstance(adata.X, np.ndarray):
+    """Return `adata` with its counts checked, in the form of `as_counts` and, if they are in a file, mapped."""
+    matrix = adata.X
+    blocks = count_blocks(matrix, modality)
+    if matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray):
         for _ in blocks:
             pass
-        return adata
-    if getattr(adata.X, "format", "csr") != "csr":
-        raise ValueError(f"{modality}: X is {adata.X.format} in its file, not readable by cells; write it as csr")
-    return ad.AnnData(mapped(blocks, adata.n_vars), obs=adata.obs, var=adata.var[[]])
-
-
-def _checked_blocks(modality: str, adata: ad.AnnData) -> Iterator[sp.csr_matrix]:
-    for block in row_blocks(adata.X):
-        values = block.data
-        if not np.isfinite(values).all() or (values < 0).any() or (values != np.round(values)).any():
-            raise ValueError(f"{modality}: X must hold raw counts, whole numbers from 0 up")
-        yield block
+        counts = as_counts(matrix)
+    elif getattr(matrix, "format", "csr") == "csr":
+        counts = mapped(blocks, adata.n_vars)
+    else:
+        raise ValueError(f"{modality}: X is {matrix.format} in its file, not readable by cells; write it as csr")
+    return ad.AnnData(counts, obs=adata.obs, var=adata.var[[]])
 
 
 def _stacked(first, second: sp.csr_matrix) -> sp.csr_matrix:

@@ -34,15 +34,15 @@ class Objective:
     self_elbo
         λ_self: negative log-likelihood of x_k decoded from z_k of its own encoder, and the KL.
     kl
-        Weight of the KL divergence within L_self; it is divided by the number of features, since
-        likelihoods are means over features.
+        Weight of the KL divergence within L_self and, where it has one, L_cross; it is divided by the number of
+        features, since likelihoods are means over features.
     cross
-        λ_cross: x_k decoded from z_k of the cell's fused embedding.
+        λ_cross: x_k decoded from z_k of the cell's fused embedding (`Network`, fusion).
     source_cross
         x_k decoded from z_k of each other modality's cross-encoder alone.
     mse
         λ_mse: Σ_k mean(1 − cos(z^(k), z̄)), half the mean squared distance of the normalised
-        embeddings to their fused one.
+        embeddings to their mean; 0 for a cell seen in one modality.
     adversarial
         λ_adversarial: the discriminator's cross-entropy.
     contrastive
@@ -80,8 +80,9 @@ class Network(nn.Module):
     dropout
         Dropout rate of all hidden layers.
     fusion
-        How embeddings of one cell are fused: ``mean`` of the modalities' samples (the authors'
-        code) or ``product`` of the modalities' Gaussians (the paper's formula; precision-weighted).
+        What L_cross decodes. ``mean`` (the authors' code): the mean of the modalities' samples; L_cross is a
+        negative log-likelihood alone. ``product`` (the paper's formula): a sample of the Gaussian Π_k q(z | x_k);
+        L_cross is the variational bound of each x_k, with the KL divergence of the product's z_k.
     library
         Library size that decoders read: ``observed`` counts or ``learned`` (the authors' code).
     normalize
@@ -159,30 +160,27 @@ class Network(nn.Module):
         """Mean and standard deviation of q(z | x_k) for every modality seen in the mini-batch."""
         return {k: self.encoders[k](seen.x) for k, seen in batch.seen.items()}
 
-    def fuse(
-        self,
-        batch: MiniBatch,
-        posteriors: dict[str, tuple[torch.Tensor, torch.Tensor]],
-        samples: dict[str, torch.Tensor],
-        generator: torch.Generator | None,
-    ) -> torch.Tensor:
-        """One embedding per cell from all modalities it is seen in, shape (n_cells, K · n_latent)."""
-        width = len(self.modalities) * self.n_latent
-        like = next(iter(samples.values()))
-        zeros = like.new_zeros(batch.n_cells, width)
-        if self.fusion == "mean":
-            total, count = zeros, zeros[:, :1]
-            for k, seen in batch.seen.items():
-                total = total.index_add(0, seen.cell, samples[k])
-                count = count.index_add(0, seen.cell, torch.ones_like(samples[k][:, :1]))
-            return self.unit(total / count.clamp(min=1))
-        precision, weighted = zeros, zeros
+    def centre(self, batch: MiniBatch, samples: dict[str, torch.Tensor]) -> torch.Tensor:
+        """Mean z̄ of each cell's samples over the modalities it is seen in, shape (n_cells, K · n_latent)."""
+        total = next(iter(samples.values())).new_zeros(batch.n_cells, len(self.modalities) * self.n_latent)
+        count = total[:, :1]
+        for k, seen in batch.seen.items():
+            total = total.index_add(0, seen.cell, samples[k])
+            count = count.index_add(0, seen.cell, torch.ones_like(samples[k][:, :1]))
+        return self.unit(total / count.clamp(min=1))
+
+    def joint_posterior(
+        self, batch: MiniBatch, posteriors: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation of each cell's Π_k q(z | x_k), each of shape (n_cells, K · n_latent)."""
+        precision = next(iter(posteriors.values()))[0].new_zeros(batch.n_cells, len(self.modalities) * self.n_latent)
+        weighted = precision
         for k, seen in batch.seen.items():
             mean, std = posteriors[k]
             precision = precision.index_add(0, seen.cell, std.pow(-2))
             weighted = weighted.index_add(0, seen.cell, mean * std.pow(-2))
         precision = precision.clamp(min=1e-12)
-        return self.unit(weighted / precision + _noise_like(zeros, generator) * precision.rsqrt())
+        return weighted / precision, precision.rsqrt()
 
     # ---- losses ----------------------------------------------------------------------------------
 
@@ -213,10 +211,14 @@ class Network(nn.Module):
 
         Returns
         -------
-        ``nll_<k>``, ``kl_<k>`` (L_self of modality k), ``cross``, ``source_cross``, ``mse``, ``contrastive``.
+        ``nll_<k>``, ``kl_<k>`` (L_self of modality k), ``cross``, ``cross_kl`` (``fusion="product"`` only),
+        ``source_cross``, ``mse``, ``contrastive``.
         """
         samples = {k: self.unit(m + s * _noise_like(m, generator)) for k, (m, s) in posteriors.items()}
-        fused = self.fuse(batch, posteriors, samples, generator)
+        fused = centre = self.centre(batch, samples)
+        if self.fusion == "product":
+            joint = self.joint_posterior(batch, posteriors)
+            fused = self.unit(joint[0] + joint[1] * _noise_like(centre, generator))
         libraries = {k: self.libraries[k](seen.counts) for k, seen in batch.seen.items()}
         losses: dict[str, torch.Tensor] = dict.fromkeys(("cross", "source_cross", "mse", "contrastive"), 0.0)
         for k, seen in batch.seen.items():
@@ -232,10 +234,13 @@ class Network(nn.Module):
             losses[f"kl_{k}"] = gaussian_kl(*posteriors[k]).mean() / n_features
             if objective.cross:
                 losses["cross"] = losses["cross"] + nll[1]
+            if objective.cross and self.fusion == "product":
+                kl = gaussian_kl(*(self.subspace(part[seen.cell], k) for part in joint)).mean() / n_features
+                losses["cross_kl"] = losses.get("cross_kl", 0.0) + kl
             if objective.source_cross:
                 losses["source_cross"] = losses["source_cross"] + self._source_cross(batch, samples, libraries, k)
             if objective.mse:
-                losses["mse"] = losses["mse"] + cosine_distance(samples[k], fused[seen.cell]).mean()
+                losses["mse"] = losses["mse"] + cosine_distance(samples[k], centre[seen.cell]).mean()
             if objective.contrastive:
                 losses["contrastive"] = losses["contrastive"] + sum(
                     info_nce(posteriors[k][0][both], posteriors[source][0][row], objective.temperature)
@@ -265,10 +270,11 @@ class Network(nn.Module):
     ) -> torch.Tensor:
         """Return what encoders and decoders minimise; `kl_share` is the KL warm-up's share of its weight."""
         elbo = sum(v for name, v in losses.items() if name.startswith("nll_"))
-        elbo = elbo + kl_share * objective.kl * sum(v for name, v in losses.items() if name.startswith("kl_"))
+        kl_weight = kl_share * objective.kl
+        elbo = elbo + kl_weight * sum(v for name, v in losses.items() if name.startswith("kl_"))
         return (
             objective.self_elbo * elbo
-            + objective.cross * losses["cross"]
+            + objective.cross * (losses["cross"] + kl_weight * losses.get("cross_kl", 0.0))
             + objective.source_cross * losses["source_cross"]
             + objective.mse * losses["mse"]
             + objective.contrastive * losses["contrastive"]

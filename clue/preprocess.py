@@ -13,7 +13,7 @@ import scipy.sparse as sp
 from sklearn.decomposition import PCA
 from sklearn.utils.extmath import randomized_svd, svd_flip
 
-from clue.disk import fill, filled, is_mapped, mapped
+from clue.disk import as_type, fill, filled, is_mapped, mapped
 
 CLIP = 10.0
 """Standardised expression is clipped to ± this many standard deviations, as scanpy's and the authors' code do."""
@@ -32,18 +32,80 @@ def row_blocks(matrix) -> Iterator[sp.csr_matrix]:
         yield sp.csr_matrix(matrix[start : start + BLOCK])
 
 
-def columns(matrix, chosen: np.ndarray):
+def as_counts(matrix) -> sp.csr_matrix:
+    """Return a matrix, which may be in a file, as CSR in float32 that stores each entry once.
+
+    It shares the memory of `matrix` where that is so already.
+    """
+    counts = sp.csr_matrix(matrix if sp.issparse(matrix) or isinstance(matrix, np.ndarray) else matrix[:])
+    canonical = counts.has_canonical_format
+    # before entries are added up: 8 bits hold 255 at most
+    if counts.dtype != np.float32:
+        parts = as_type(counts.data, np.float32), counts.indices, counts.indptr
+        counts = sp.csr_matrix(parts, shape=counts.shape)
+    if not canonical:
+        counts = counts.copy()
+        counts.sum_duplicates()
+    return counts
+
+
+def count_blocks(matrix, modality: str) -> Iterator[sp.csr_matrix]:
+    """Yield all rows in blocks (`as_counts`).
+
+    Raises
+    ------
+    ValueError
+        If `matrix` does not hold counts; the message names the modality.
+    """
+    if matrix is None:
+        raise ValueError(f"{modality}: there is no X, which must hold raw counts")
+    for block in row_blocks(matrix):
+        values = block.data
+        wrong = ~(np.isfinite(values) & (values >= 0) & (values == np.round(values)))
+        if wrong.any():
+            raise ValueError(f"{modality}: X must hold raw counts, whole numbers from 0 up, not {values[wrong][0]}")
+        yield as_counts(block)
+
+
+def row_sums(matrix: sp.csr_matrix, function: Callable[[np.ndarray], np.ndarray] = np.positive) -> np.ndarray:
+    """Return the sum of each row, or of a function of its non-zeros, added up in float64."""
+    parts = (
+        np.bincount(_per_value(block, np.arange(block.shape[0])), function(block.data.astype(float)), block.shape[0])
+        for block in row_blocks(matrix)
+    )
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def column_sums(matrix: sp.csr_matrix, function: Callable[[np.ndarray], np.ndarray] = np.positive) -> np.ndarray:
+    """Return the sum of each column, or of a function of its non-zeros, added up in float64.
+
+    scipy's ``sum`` adds float32 in float32, whatever `dtype` it is given, and so loses what is small beside the sum.
+    """
+    sums = np.zeros(matrix.shape[1])
+    for block in row_blocks(matrix):
+        sums += np.bincount(block.indices, function(block.data.astype(float)), matrix.shape[1])
+    return sums
+
+
+def columns(matrix: sp.csr_matrix, chosen: np.ndarray) -> sp.csr_matrix:
     """Return the columns `chosen`: of all in order, `matrix` itself; of a mapped matrix, a mapped one."""
     if np.array_equal(chosen, np.arange(matrix.shape[1])):
         return matrix
-    if sp.issparse(matrix) and is_mapped(matrix.data):
-        return mapped((block[:, chosen] for block in row_blocks(matrix)), len(chosen))
-    return matrix[:, chosen]
+    if is_mapped(matrix.data):
+        return mapped((_some(block, chosen) for block in row_blocks(matrix)), len(chosen))
+    return _some(matrix, chosen)
+
+
+def _some(matrix: sp.csr_matrix, chosen: np.ndarray) -> sp.csr_matrix:
+    matrix = matrix[:, chosen]
+    # else another order of features would be another order of sums
+    matrix.sort_indices()
+    return matrix
 
 
 def size_normalised(counts: sp.csr_matrix, chosen: np.ndarray, target: float = 1e4) -> sp.csr_matrix:
     """Scale every cell to `target` counts and take log(1 + x); return the columns `chosen`."""
-    total = np.asarray(counts.sum(axis=1)).ravel()
+    total = row_sums(counts)
     some = columns(counts, chosen)
 
     def scaled(block: sp.csr_matrix, rows: slice) -> np.ndarray:
@@ -53,7 +115,7 @@ def size_normalised(counts: sp.csr_matrix, chosen: np.ndarray, target: float = 1
 
 
 def _above(total: np.ndarray) -> np.ndarray:
-    return np.maximum(total, 1).astype(np.float64)
+    return np.maximum(total, 1)
 
 
 def _per_value(block: sp.csr_matrix, of_row: np.ndarray) -> np.ndarray:
@@ -146,15 +208,15 @@ class Preprocessor:
         if self.modality not in ("rna", "adt", "atac"):
             raise ValueError(f"unknown modality {self.modality!r}; one of rna, atac, adt")
         self.features = adata.var_names.to_numpy().astype(str)
-        self.selected = np.flatnonzero(self._select(adata, batch_key))
-        counts = _in_memory(adata.X)
+        counts = as_counts(adata.X)
+        self.selected = np.flatnonzero(self._select(counts, adata, batch_key))
         fit = self._fit_peaks if self.modality == "atac" else self._fit_expression
         fit(counts)
         return self
 
-    def _select(self, adata: ad.AnnData, batch_key: str | None) -> np.ndarray:
+    def _select(self, counts: sp.csr_matrix, adata: ad.AnnData, batch_key: str | None) -> np.ndarray:
         """Features seen in some training cell (upstream divides by zero on others), best first."""
-        detected = sum(np.asarray((block > 0).sum(axis=0)).ravel() for block in row_blocks(adata.X))
+        detected = column_sums(counts, np.sign)
         keep = detected > 0
         if self.n_features is None or self.n_features >= keep.sum():
             return keep
@@ -162,7 +224,7 @@ class Preprocessor:
             chosen = np.argsort(-detected, kind="stable")[: self.n_features]
         else:
             seen = np.flatnonzero(keep)
-            some = ad.AnnData(columns(adata.X, seen), obs=adata.obs, var=adata.var[[]].iloc[seen])
+            some = ad.AnnData(columns(counts, seen), obs=adata.obs, var=adata.var[[]].iloc[seen])
             chosen = seen[highly_variable(some, self.n_features, batch_key)]
         mask = np.zeros(adata.n_vars, dtype=bool)
         mask[chosen] = True
@@ -184,10 +246,10 @@ class Preprocessor:
             self._fit_sparse(size_normalised(counts, self.selected))
             return
         values = self._expression(counts)
-        std = values.std(axis=0)
-        self.arrays = {"mean": values.mean(axis=0), "std": np.where(std > 0, std, 1).astype(np.float32)}
+        mean, std = _mean_and_std(values)
+        self.arrays = {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
         values = self._standardise(values)
-        self.arrays["centre"] = values.mean(axis=0)
+        self.arrays["centre"] = values.mean(axis=0, dtype=np.float64).astype(np.float32)
         self.arrays["components"] = self._components(values - self.arrays["centre"])
 
     def _fit_sparse(self, values: sp.csr_matrix) -> None:
@@ -196,11 +258,9 @@ class Preprocessor:
         So the standardised matrix is a sparse one, of the differences from that zero, and a constant row, which
         centring removes.
         """
-        mean = _means(values).astype(np.float64)
-        squares = sum(np.asarray(block.power(2).sum(axis=0, dtype=np.float64)).ravel() for block in row_blocks(values))
-        std = np.sqrt(np.maximum(squares / values.shape[0] - mean**2, 0))
-        # what is left of a constant gene is rounding
-        std = np.where(std > 1e-6 * mean, std, 1)
+        mean = column_sums(values) / values.shape[0]
+        variance = column_sums(values, np.square) / values.shape[0] - mean**2
+        std = _not_constant(mean, np.sqrt(np.maximum(variance, 0)))
         self.arrays = {"mean": mean.astype(np.float32), "std": std.astype(np.float32)}
         zero = np.clip(-mean / std, -CLIP, CLIP)
 
@@ -229,7 +289,7 @@ class Preprocessor:
     # ---- chromatin accessibility: latent semantic indexing ---------------------------------------
 
     def _tf_idf(self, counts: sp.csr_matrix) -> sp.csr_matrix:
-        total = np.asarray(counts.sum(axis=1)).ravel()
+        total = row_sums(counts)
 
         def scaled(block: sp.csr_matrix, rows: slice) -> np.ndarray:
             tf_idf = block.data * self.arrays["idf"][block.indices] * _per_value(block, 1 / _above(total[rows]))
@@ -239,15 +299,15 @@ class Preprocessor:
         return _with_values(counts, scaled)
 
     def _fit_peaks(self, counts: sp.csr_matrix) -> None:
-        per_peak = np.asarray(counts.sum(axis=0)).ravel()
+        per_peak = column_sums(counts)
         idf = np.zeros(counts.shape[1])
         idf[per_peak > 0] = counts.shape[0] / per_peak[per_peak > 0]
         self.arrays = {"idf": idf.astype(np.float32)}
         values = self._tf_idf(counts)
         self.arrays["components"] = self._components(values)
         scores = values @ self.arrays["components"]
-        self.arrays["score_mean"] = scores.mean(axis=0)
-        self.arrays["score_std"] = scores.std(axis=0, ddof=1)
+        mean, std = _mean_and_std(scores, ddof=1)
+        self.arrays["score_mean"], self.arrays["score_std"] = mean.astype(np.float32), std.astype(np.float32)
 
     # ---- applying --------------------------------------------------------------------------------
 
@@ -264,7 +324,7 @@ class Preprocessor:
         Raises
         ------
         ValueError
-            If `adata` lacks features of the training data; the message names some.
+            If `adata` lacks features of the training data, of which the message names some, or does not hold counts.
         """
         x = np.empty((adata.n_obs, self.width), dtype=np.float32)
         start = 0
@@ -276,8 +336,8 @@ class Preprocessor:
     def transformed_blocks(self, adata: ad.AnnData) -> Iterator[np.ndarray]:
         """Yield what `transform` returns for a few thousand cells at a time; of a backed AnnData no more is read."""
         position = self._columns(adata)
-        for block in row_blocks(adata.X):
-            yield self._transform(block if position is None else block[:, position])
+        for block in count_blocks(adata.X, self.modality):
+            yield self._transform(block if position is None else columns(block, position))
 
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
         if self.modality != "atac":
@@ -292,7 +352,7 @@ class Preprocessor:
     def align(self, adata: ad.AnnData) -> sp.csr_matrix:
         """Return the counts of `adata` with the training data's features, in their order."""
         position = self._columns(adata)
-        counts = _in_memory(adata.X)
+        counts = as_counts(adata.X)
         return counts if position is None else columns(counts, position)
 
     def _columns(self, adata: ad.AnnData) -> np.ndarray | None:
@@ -318,33 +378,31 @@ class Preprocessor:
         return cls(**state)
 
 
-def _means(matrix: sp.csr_matrix) -> np.ndarray:
-    """Return the mean of each column, float32; to the last bit what scipy and PCA compute, without their copy of it."""
-    means = np.zeros(matrix.shape[1], dtype=np.float32)
-    for block in row_blocks(matrix):
-        np.add.at(means, block.indices, block.data * np.float32(1 / matrix.shape[0]))
-    return means
+def _mean_and_std(values: np.ndarray, ddof: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation of each column, added up in float64; 1 for a constant one's deviation."""
+    mean = values.mean(axis=0, dtype=np.float64)
+    squares = sum(np.square(values[i : i + BLOCK] - mean).sum(axis=0) for i in range(0, len(values), BLOCK))
+    return mean, _not_constant(mean, np.sqrt(squares / (len(values) - ddof)))
+
+
+def _not_constant(mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+    """Return `std`, but 1 for a constant feature: what is left of it is rounding."""
+    return np.where(std > 1e-6 * np.abs(mean), std, 1)
 
 
 def _principal_axes(matrix: sp.csr_matrix, n_components: int) -> tuple[np.ndarray, np.ndarray]:
     """Return means and principal axes through the covariance matrix, a few rows at a time.
 
-    The steps are those of scikit-learn's PCA with ``covariance_eigh``, which copies the whole matrix to transpose it.
+    The steps are those of scikit-learn's PCA with ``covariance_eigh``, which copies the whole matrix to transpose it,
+    and adds up in float32.
     """
     n_rows, n_columns = matrix.shape
-    product = sp.csr_matrix((n_columns, n_columns), dtype=np.float32)
-    identity = sp.identity(n_columns, dtype=np.float32, format="csr")
+    product = np.zeros((n_columns, n_columns))
     for block in row_blocks(matrix):
-        # what there is enters as further rows, not as a second sum: so each entry is summed row by row, and where
-        # blocks end changes no bit
-        product = sp.vstack([identity, block]).T @ sp.vstack([product, block])
-    means = _means(matrix)
-    covariance = product.toarray() - n_rows * means[:, None] * means
-    _, axes = np.linalg.eigh(covariance / (n_rows - 1))
+        dense = block.toarray().astype(np.float64)
+        product += dense.T @ dense
+    means = column_sums(matrix) / n_rows
+    covariance = (product - n_rows * means[:, None] * means) / (n_rows - 1)
+    _, axes = np.linalg.eigh(covariance.astype(np.float32))
     _, axes = svd_flip(None, axes[:, ::-1].T, u_based_decision=False)
     return means, axes[:n_components]
-
-
-def _in_memory(matrix) -> sp.csr_matrix:
-    """Return a sparse or dense matrix as it is, or one in a file, as CSR."""
-    return sp.csr_matrix(matrix if sp.issparse(matrix) or isinstance(matrix, np.ndarray) else matrix[:])

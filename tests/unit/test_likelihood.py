@@ -60,6 +60,22 @@ def test_value_and_gradients(dtype, tolerance, block_entries, monkeypatch):
         assert (ours - theirs).norm() <= tolerance * theirs.norm()
 
 
+@pytest.mark.parametrize("log_theta", [-4.0, 0.0, 5.0, 10.0])
+def test_float32_keeps_its_digits_whatever_the_dispersion(log_theta):
+    dense, counts, batch, parameters = example(torch.float32)
+    with torch.no_grad():
+        # the spread of `example` would hide one dispersion behind a larger one
+        parameters[5].div_(4).add_(log_theta)
+    exact = [p.detach().double().requires_grad_() for p in parameters]
+    expected = reference(dense.double(), batch, *exact)
+    found = decoded_log_likelihood(*parameters, batch, counts)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.sum(), parameters), torch.autograd.grad(expected.sum(), exact), strict=True
+    ):
+        assert (ours - theirs).norm() <= 2e-5 * theirs.norm()
+
+
 def test_every_cell_alone():
     dense, _, batch, parameters = example(torch.float64)
     for i in range(N_CELLS):

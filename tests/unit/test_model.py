@@ -1,6 +1,7 @@
 """CLUE as a library: shapes, masks, ablations, resume, saving, errors."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import anndata as ad
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 import clue
@@ -91,21 +93,48 @@ def test_a_cell_seen_once_is_its_own_fusion(two):
     batch = cells.take(torch.arange(len(cells)))
     posteriors = model.network.eval().posteriors(batch)
     samples = {k: model.network.unit(mean) for k, (mean, _) in posteriors.items()}
-    fused = model.network.fuse(batch, posteriors, samples, None)
+    centre = model.network.centre(batch, samples)
     for k, seen in batch.seen.items():
-        torch.testing.assert_close(fused[seen.cell], samples[k])
+        torch.testing.assert_close(centre[seen.cell], samples[k])
+
+
+@pytest.mark.parametrize("fusion", ["mean", "product"])
+def test_a_cell_seen_once_has_nothing_to_match(two, fusion):
+    model = clue.CLUE(two, fusion=fusion, **SMALL)
+    batch = model._cells({"rna": two["rna"][:30], "adt": two["adt"][200:]}).take(torch.arange(70))
+    losses = model.network.generator_losses(batch, model.network.posteriors(batch), Objective())
+    assert abs(float(losses["mse"])) < 1e-5
 
 
 def test_product_fusion_weighs_by_precision(two):
-    model = clue.CLUE(two, fusion="product", normalize=False, **SMALL)
-    cells = model._cells(two)
-    batch = cells.take(torch.arange(8))
-    mean = {"rna": torch.ones(8, 12), "adt": torch.zeros(8, 12)}
-    std = {"rna": torch.full((8, 12), 1e-4), "adt": torch.full((8, 12), 3e-4)}
-    posteriors = {k: (mean[k], std[k]) for k in mean}
-    fused = model.network.fuse(batch, posteriors, mean, torch.Generator().manual_seed(0))
-    # precisions 1 and 1/9 give the weights 0.9 and 0.1
-    torch.testing.assert_close(fused, torch.full((8, 12), 0.9), rtol=0, atol=1e-3)
+    model = clue.CLUE(two, fusion="product", **SMALL)
+    batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
+    posteriors = {
+        "rna": (torch.ones(8, 12), torch.full((8, 12), 0.1)),
+        "adt": (torch.zeros(6, 12), torch.full((6, 12), 0.3)),
+    }
+    mean, std = model.network.joint_posterior(batch, posteriors)
+    both = torch.isin(torch.arange(8), batch.seen["adt"].cell)
+    # precisions of 100 and 100 / 9 give the weights 0.9 and 0.1
+    torch.testing.assert_close(mean[both], torch.full((6, 12), 0.9))
+    torch.testing.assert_close(std[both], torch.full((6, 12), (100 + 100 / 9) ** -0.5))
+    torch.testing.assert_close(mean[~both], torch.ones(2, 12))
+    torch.testing.assert_close(std[~both], torch.full((2, 12), 0.1))
+
+
+def test_the_bound_of_a_product_has_its_kl(two):
+    model = clue.CLUE(two, fusion="product", **SMALL)
+    batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
+    posteriors = {"rna": (torch.ones(8, 12), torch.ones(8, 12)), "adt": (torch.ones(6, 12), torch.ones(6, 12))}
+    objective = Objective(self_elbo=0.0, kl=0.3, cross=0.7, mse=0.0)
+    losses = model.network.generator_losses(batch, posteriors, objective)
+    # N(1, 1/2) of the six cells in both, N(1, 1) of the two in RNA alone; six dimensions of each subspace
+    both, alone = 6 * 0.5 * (1 + 0.5 - 1 + np.log(2)), 6 * 0.5
+    expected = (6 * both + 2 * alone) / 8 / 80 + both / 20
+    assert float(losses["cross_kl"]) == pytest.approx(expected, rel=1e-5)
+    total = model.network.total(losses, torch.zeros(()), objective, kl_share=0.5)
+    assert float(total) == pytest.approx(0.7 * (float(losses["cross"]) + 0.5 * 0.3 * expected), rel=1e-5)
+    assert "cross_kl" not in clue.CLUE(two, **SMALL).network.generator_losses(batch, posteriors, objective)
 
 
 @pytest.mark.parametrize("name", ["cross", "mse", "adversarial"])
@@ -175,6 +204,44 @@ def test_save_and_load(two, tmp_path):
     assert os.listdir(tmp_path) == ["model.pt"]
     with pytest.raises(ValueError, match="no training data"):
         loaded.fit(**SHORT)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int32", "stored twice"])
+def test_counts_in_another_form_train_alike(two, kind):
+    plain, changed = ({k: adata.copy() for k, adata in two.items()} for _ in range(2))
+    for k in plain:
+        counts = plain[k].X
+        counts.data = counts.data.clip(max=255)
+        assert counts.max() == 255, "the largest count of 8 bits"
+        if kind == "stored twice":
+            halves = np.stack([counts.data - 1, np.ones_like(counts.data)], axis=1).ravel()
+            twice = (halves, np.repeat(counts.indices, 2), 2 * counts.indptr)
+            changed[k] = ad.AnnData(sp.csr_matrix(twice, shape=counts.shape), obs=two[k].obs, var=two[k].var)
+        else:
+            changed[k].X = counts.astype(kind)
+    first, second = fitted(plain), fitted(changed)
+    assert [row["loss"] for row in first.history] == [row["loss"] for row in second.history]
+    for k in plain:
+        assert np.array_equal(first.embed(plain[k], k), second.embed(changed[k], k))
+
+
+def test_embed_and_predict_refuse_what_are_not_counts(two):
+    model = clue.CLUE(two, **SMALL)
+    logs = two["rna"].copy()
+    logs.X = logs.X.log1p()
+    for use in (lambda: model.embed(logs, "rna"), lambda: model.predict(logs, "rna", "adt")):
+        with pytest.raises(ValueError, match="rna: X must hold raw counts"):
+            use()
+
+
+def test_making_and_loading_a_model_leaves_the_random_state(two, tmp_path):
+    def state():
+        return torch.get_rng_state().tolist(), [str(part) for part in np.random.get_state()], random.getstate()
+
+    before = state()
+    clue.CLUE(two, n_features={"rna": 50}, **SMALL).save(tmp_path / "model.pt")
+    clue.CLUE.load(tmp_path / "model.pt").embed(two["rna"], "rna")
+    assert state() == before
 
 
 def test_predict_gives_shares(two):

@@ -119,3 +119,95 @@ def test_fitting_needs_no_dense_matrix(modality, monkeypatch):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 5 * size < 4000 * 2000 * 4 / 4
+
+
+# ---- counts in any form --------------------------------------------------------------------------
+
+
+def stored_twice(counts):
+    """The same matrix with each count of 2 or more in two entries, each row backwards."""
+    parts = np.stack([np.minimum(counts.data, 1), np.maximum(counts.data - 1, 0)], axis=1).ravel()[::-1]
+    row = np.repeat(np.arange(counts.shape[0]), 2 * np.diff(counts.indptr))[::-1]
+    order = np.argsort(row, kind="stable")
+    indices = np.repeat(counts.indices, 2)[::-1]
+    return sp.csr_matrix((parts[order], indices[order], 2 * counts.indptr), shape=counts.shape)
+
+
+FORMS = {
+    "uint8": lambda counts: counts.astype(np.uint8),
+    "int64": lambda counts: counts.astype(np.int64),
+    "float64": lambda counts: counts.astype(np.float64),
+    "csc": sp.csc_matrix,
+    "dense": lambda counts: counts.toarray(),
+    "stored twice": stored_twice,
+    "stored twice, uint8": lambda counts: stored_twice(counts).astype(np.uint8),
+}
+
+
+@pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
+@pytest.mark.parametrize("form", FORMS)
+def test_counts_are_the_same_in_any_form(data, modality, form):
+    adata = data[modality].copy()
+    adata.X.data = adata.X.data.clip(max=255)
+    changed = ad.AnnData(FORMS[form](adata.X), obs=adata.obs, var=adata.var[[]])
+    given, kept = changed.X, changed.X.copy()
+    assert (sp.csr_matrix(given).astype(float) != adata.X).nnz == 0 and adata.X.max() == 255
+    first, second = (Preprocessor(modality, 8, 60).fit(cells) for cells in (adata, changed))
+    assert np.array_equal(first.selected, second.selected)
+    assert np.array_equal(first.transform(adata), second.transform(changed))
+    if sp.issparse(given):
+        for part in ("data", "indices", "indptr"):
+            assert np.array_equal(getattr(given, part), getattr(kept, part)), "the user's matrix is changed"
+
+
+def test_what_are_not_counts_is_refused(data):
+    prepared = Preprocessor("adt", 8).fit(data["adt"])
+    for value, named in ((0.5, "0.5"), (-3, "-3"), (np.nan, "nan"), (np.inf, "inf")):
+        wrong = data["adt"].copy()
+        wrong.X.data[-1] = value
+        with pytest.raises(ValueError, match=f"^adt: X must hold raw counts, whole numbers from 0 up, not {named}"):
+            prepared.transform(wrong)
+    with pytest.raises(ValueError, match="^adt: there is no X"):
+        prepared.transform(ad.AnnData(obs=data["adt"].obs, var=data["adt"].var[[]]))
+
+
+# ---- sums over many cells ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
+def test_many_cells_have_the_moments_of_float64(modality):
+    """In float32 a sum of so many values forgets what is small beside it."""
+    rng = np.random.default_rng(0)
+    counts = rng.normal([100, 10_000, 5], [10, 100, 1], (200_000, 3)).round().clip(1).astype(np.float32)
+    prepared = Preprocessor(modality, 2).fit(ad.AnnData(sp.csr_matrix(counts)), batch_key=None)
+    counts = sp.csr_matrix(counts)
+    if modality == "atac":
+        mean, std = "score_mean", "score_std"
+        values = prepared._tf_idf(counts) @ prepared.arrays["components"]
+    else:
+        mean, std = "mean", "std"
+        values = prepared._expression(counts)
+    np.testing.assert_allclose(prepared.arrays[mean], values.mean(axis=0, dtype=np.float64), rtol=1e-5)
+    np.testing.assert_allclose(prepared.arrays[std], values.std(axis=0, dtype=np.float64), rtol=1e-5)
+
+
+def test_principal_axes_of_many_cells_far_from_zero():
+    rng = np.random.default_rng(0)
+    values = (10 + rng.standard_normal((200_000, 6)) * np.linspace(0.5, 1.5, 6)).astype(np.float32)
+    means, axes = preprocess._principal_axes(sp.csr_matrix(values), 3)
+    np.testing.assert_allclose(means, values.mean(axis=0, dtype=np.float64), rtol=1e-7)
+    expected = np.linalg.eigh(np.cov(values.T.astype(np.float64)))[1][:, ::-1].T
+    np.testing.assert_allclose(np.abs((axes * expected[:3]).sum(axis=1)), 1, atol=1e-6)
+
+
+def test_sums_of_rows_and_columns():
+    rng = np.random.default_rng(0)
+    matrix = sp.random(3000, 7, 0.3, format="csr", dtype=np.float32, random_state=0)
+    matrix.data = rng.integers(1, 300, matrix.nnz).astype(np.float32)
+    dense = matrix.toarray().astype(np.float64)
+    for function in (np.positive, np.square):
+        assert np.array_equal(preprocess.row_sums(matrix, function), function(dense).sum(axis=1))
+        assert np.array_equal(preprocess.column_sums(matrix, function), function(dense).sum(axis=0))
+    assert preprocess.row_sums(matrix[:0]).shape == (0,)
+    # 2^24 + 1 is no float32
+    assert preprocess.row_sums(sp.csr_matrix(np.float32([[2**24, 1]])))[0] == 2**24 + 1
