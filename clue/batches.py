@@ -114,6 +114,7 @@ class Cells:
         batch_key: str | None,
         device: str,
     ):
+        self.batches = batches
         self.names = pd.Index([])
         for adata in adatas.values():
             self.names = self.names.append(adata.obs_names.difference(self.names, sort=False))
@@ -141,6 +142,11 @@ class Cells:
     def paired(self) -> np.ndarray:
         """Return which cells are seen in two modalities or more, shape (n_cells,)."""
         return (torch.stack(list(self.row.values())) >= 0).sum(0).cpu().numpy() > 1
+
+    def one_sided_batches(self) -> list[str]:
+        """Return the batches whose cells are all seen in one and the same modality alone."""
+        held = [torch.bincount(self.batch[row >= 0], minlength=len(self.batches)) > 0 for row in self.row.values()]
+        return [name for name, n in zip(self.batches, torch.stack(held).sum(0).tolist(), strict=True) if n == 1]
 
     def take(self, index: torch.Tensor, least: int = 2) -> MiniBatch:
         """Return the mini-batch of the cells `index`, sorted by batch: so the likelihood is fastest.

@@ -3,6 +3,7 @@
 `clue.network` holds modules and losses, `clue.train` the loop.
 """
 
+import warnings
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -42,7 +43,7 @@ class CLUE:
         (number of hidden layers, their width).
     dropout
         Dropout rate.
-    fusion, library, normalize, precision
+    fusion, library, normalize, precision, shared_batches
         See `Network`.
     n_components
         Principal components (or LSI components) that encoders read, at most.
@@ -78,6 +79,7 @@ class CLUE:
         library: str = "observed",
         normalize: bool = True,
         precision: str = "float32",
+        shared_batches: bool = True,
         n_components: int = 100,
         cells_per_component: int = 10,
         n_features: dict[str, int] | None = None,
@@ -108,6 +110,7 @@ class CLUE:
             "library": library,
             "normalize": normalize,
             "precision": precision,
+            "shared_batches": shared_batches,
         }
         self.history: list[dict[str, float]] = []
         self._data = adatas
@@ -170,6 +173,12 @@ class CLUE:
         cells = self._cells(self._with_extra(extra))
         if not cells.paired().any():
             raise ValueError("no cell is seen in two modalities; CLUE learns from paired cells")
+        if objective.adversarial and self.settings["shared_batches"] and (alone := cells.one_sided_batches()):
+            warnings.warn(
+                f"batches seen in one modality alone ({', '.join(alone)}) are not aligned by the discriminator, which "
+                "reads the batch; CLUE(…, shared_batches=False) aligns them",
+                stacklevel=2,
+            )
         settings = replace(Training(), **training)
         history = train(
             self.network, cells, objective, settings, seed=self.seed, checkpoints=checkpoints, progress=progress
@@ -316,6 +325,8 @@ def modalities_of(mdata: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnD
 
 def _with_counts(modality: str, adata: ad.AnnData) -> ad.AnnData:
     """Return `adata` with its counts checked, in the form of `as_counts` and, if they are in a file, mapped."""
+    if not adata.obs_names.is_unique:
+        raise ValueError(f"{modality}: several cells are named {adata.obs_names[adata.obs_names.duplicated()][0]!r}")
     matrix = adata.X
     blocks = count_blocks(matrix, modality)
     if matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray):
@@ -338,12 +349,25 @@ def _stacked(first, second: sp.csr_matrix) -> sp.csr_matrix:
 
 
 def _all_batches(adatas: dict[str, ad.AnnData], batch_key: str | None) -> list[str]:
+    """Return the batches of all cells, each of which must have one and the same in all its modalities."""
     if batch_key is None:
         return ["all"]
+    labels: dict[str, pd.Series] = {}
     for k, adata in adatas.items():
         if batch_key not in adata.obs:
             raise ValueError(f"{k}: obs lacks the batch column {batch_key!r}; pass batch_key=None without batches")
-    return sorted({str(b) for adata in adatas.values() for b in adata.obs[batch_key].unique()})
+        label = adata.obs[batch_key]
+        if label.isna().any():
+            raise ValueError(f"{k}: obs[{batch_key!r}] of cell {label.index[label.isna()][0]!r} is missing")
+        label = label.astype(str)
+        for other, known in labels.items():
+            both = label.index.intersection(known.index)
+            wrong = both[(label[both] != known[both]).to_numpy()]
+            if len(wrong):
+                found = f"is {label[wrong[0]]!r}, but {known[wrong[0]]!r} in {other}"
+                raise ValueError(f"{k}: obs[{batch_key!r}] of cell {wrong[0]!r} {found}")
+        labels[k] = label
+    return sorted(set().union(*(label.unique() for label in labels.values())))
 
 
 def _grow(value: torch.Tensor, shape: torch.Size, n_known: int) -> torch.Tensor:

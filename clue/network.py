@@ -90,6 +90,11 @@ class Network(nn.Module):
     precision
         Type of the factors of the large matrix products: ``float32`` or ``bfloat16``, which is several times
         faster where the processor multiplies it, and slower where it does not. All else is float32.
+    shared_batches
+        Whether the discriminator reads the batch, as in the authors' code: it then aligns modalities within each
+        batch. A batch seen in one modality alone gives that modality away, so that its cells are aligned only by
+        what the pairs of other batches teach. With False it aligns modalities over all batches together, which
+        expects the same kinds of cells in each modality.
     """
 
     def __init__(
@@ -106,6 +111,7 @@ class Network(nn.Module):
         library: str,
         normalize: bool,
         precision: str = "float32",
+        shared_batches: bool = True,
     ):
         super().__init__()
         if fusion not in ("mean", "product"):
@@ -132,7 +138,8 @@ class Network(nn.Module):
         self.decoders = nn.ModuleDict(
             {k: Decoder(n_latent, n_features[k], n_batches, *decoder, dropout, dtype) for k in self.modalities}
         )
-        self.discriminator = Discriminator(n_modalities * n_latent, n_modalities, n_batches, *discriminator, dropout)
+        n_read = n_batches if shared_batches else 0
+        self.discriminator = Discriminator(n_modalities * n_latent, n_modalities, n_read, *discriminator, dropout)
 
     def generator_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of encoders and decoders."""

@@ -216,7 +216,7 @@ class Decoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells the modality that an embedding came from, given the batch."""
+    """Tells the modality that an embedding came from, given the batch where `n_batches` is not 0."""
 
     def __init__(self, n_input: int, n_modalities: int, n_batches: int, n_layers: int, n_hidden: int, dropout: float):
         super().__init__()
@@ -230,4 +230,6 @@ class Discriminator(nn.Module):
 
     def forward(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Return logits, shape (n_cells, n_modalities)."""
-        return self.net(torch.cat([z, one_hot(batch, self.n_batches, z)], dim=1))
+        if self.n_batches:
+            z = torch.cat([z, one_hot(batch, self.n_batches, z)], dim=1)
+        return self.net(z)

@@ -5,12 +5,15 @@ import random
 import signal
 import subprocess
 import sys
+import warnings
 
 import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 
 import clue
 from clue.batches import Cells
@@ -276,6 +279,61 @@ def test_errors_say_what_is_wrong(two):
     bad.X = bad.X * 0.5
     with pytest.raises(ValueError, match="rna: X must hold raw counts"):
         clue.CLUE({"rna": bad, "adt": two["adt"]})
+
+
+def test_each_cell_has_one_batch(two):
+    def batches(modality, cell, batch):
+        changed = {k: adata.copy() for k, adata in two.items()}
+        changed[modality].obs["batch"] = changed[modality].obs["batch"].astype(object)
+        changed[modality].obs.loc[cell, "batch"] = batch
+        return changed
+
+    cell = two["rna"].obs_names[7]
+    for missing in (np.nan, None):
+        with pytest.raises(ValueError, match=f"^adt: obs\\['batch'\\] of cell '{cell}' is missing$"):
+            clue.CLUE(batches("adt", cell, missing), **SMALL)
+    with pytest.raises(ValueError, match=f"^adt: obs\\['batch'\\] of cell '{cell}' is 'x', but 'batch[12]' in rna$"):
+        clue.CLUE(batches("adt", cell, "x"), **SMALL)
+    extra = two["rna"][:5].copy()
+    extra.obs_names = [f"extra_{i}" for i in range(5)]
+    extra.obs["batch"] = np.nan
+    model = clue.CLUE(two, **SMALL)
+    with pytest.raises(ValueError, match="^rna: obs\\['batch'\\] of cell 'extra_0' is missing$"):
+        model.fit({"rna": extra}, **SHORT)
+    extra.obs_names = ["twin"] * 5
+    with pytest.raises(ValueError, match="^rna: several cells are named 'twin'$"):
+        model.fit({"rna": extra}, **SHORT)
+
+
+def mosaic():
+    """All cells, and what is seen: types 1 and 2 paired, types 3 and 4 in a batch of RNA or one of proteins alone."""
+    data = simulate(600, {"rna": 60, "adt": 30}, n_types=4, n_batches=1, type_separation=2, seed=0)
+    paired = data["rna"].obs["cell_type"].isin(["type1", "type2"]).to_numpy()
+    alone = np.where(np.random.default_rng(0).random(600) < 0.5, "rna only", "adt only")
+    for adata in data.mod.values():
+        adata.obs["batch"] = np.where(paired, "paired", alone)
+    seen = {k: data[k][data[k].obs["batch"].isin(["paired", f"{k} only"])].copy() for k in data.mod}
+    return data, seen
+
+
+def test_batches_of_one_modality_are_aligned_without_reading_the_batch():
+    data, seen = mosaic()
+    batch = data["rna"].obs["batch"].to_numpy()
+    told, matched = {}, {}
+    for shared in (True, False):
+        model = clue.CLUE(seen, **(SMALL | {"discriminator": (1, 32), "shared_batches": shared}))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            model.fit(max_steps=500, warmup_steps=50, objective={"adversarial": 5.0}, progress=False)
+        named = [str(each.message) for each in caught if "not aligned" in str(each.message)]
+        assert len(named) == shared and all("(adt only, rna only)" in each for each in named)
+        z = {k: model.embed(data[k], k) for k in seen}
+        apart = [z[k][batch == f"{k} only"] for k in seen]
+        modality = np.repeat([0, 1], [len(part) for part in apart])
+        told[shared] = cross_val_score(LogisticRegression(max_iter=1000), np.vstack(apart), modality).mean()
+        matched[shared] = np.mean([np.mean(foscttm(*(z[k][batch == b] for k in z))) for b in ("rna only", "adt only")])
+    # 0.5 is chance
+    assert told[False] < told[True] - 0.03 and matched[False] < matched[True] - 0.02
 
 
 def test_divergence_is_an_error(two):
