@@ -58,6 +58,12 @@ class CLUE:
     device
         ``cpu`` or a CUDA device.
 
+    Raises
+    ------
+    ValueError
+        If X does not hold counts, if cell names repeat within a modality, or if a cell's batch is missing or differs
+        between its modalities.
+
     Examples
     --------
     >>> model = clue.CLUE(mdata)
@@ -240,7 +246,7 @@ class CLUE:
         Raises
         ------
         ValueError
-            If the modality is unknown or features are missing.
+            If the modality is unknown, features are missing or X does not hold counts.
         """
         self._check_modality(modality)
         self.network.eval()

@@ -4,6 +4,7 @@ Everything is fitted on training cells and applied to others unchanged. The step
 authors' competition entry (facts of each in the methods' docstrings), from raw counts.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -144,23 +145,51 @@ def centred_log_ratio(counts: sp.csr_matrix) -> np.ndarray:
     return (logs - logs.mean(axis=1, keepdims=True)).astype(np.float32)
 
 
+SPANS = (0.3, 1.0)
+"""Shares of the genes that the variance fit reads around each gene: scanpy's default, and all of them."""
+
+
 def highly_variable(adata: ad.AnnData, n_top: int, batch_key: str | None) -> np.ndarray:
     """Return a mask of the `n_top` most variable genes (flavour seurat_v3 on counts, batch-aware).
 
     Batches with fewer than 50 cells would make the variance fit of a batch meaningless; with such
     a batch present the selection ignores batches.
-    """
-    import scanpy as sc
 
+    Where counts are few, many genes have the same mean and the fit of variance by mean fails. Then, with a warning,
+    it reads more genes at a time (`SPANS`), then the cells of all batches together; if that fails too, genes are
+    ranked by the variance of their counts.
+    """
     if n_top >= adata.n_vars:
         return np.ones(adata.n_vars, dtype=bool)
     batches = adata.obs[batch_key].value_counts() if batch_key else []
-    by_batch = batch_key if len(batches) > 1 and batches.min() >= 50 else None
+    keys = [batch_key, None] if len(batches) > 1 and batches.min() >= 50 else [None]
+    attempts = [(key, span) for key in keys for span in SPANS]
+    for key, span in attempts:
+        try:
+            chosen = _seurat_v3(adata, n_top, key, span)
+        except ValueError:
+            continue
+        if (key, span) != attempts[0]:
+            used = f"that of {'each batch' if key else 'all cells'} has span {span}"
+            warnings.warn(f"variable genes: too few counts for scanpy's fit; {used}", stacklevel=2)
+        return chosen
+    warnings.warn("variable genes: too few counts for scanpy's fit; genes are ranked by their variance", stacklevel=2)
+    variance = column_sums(adata.X, np.square) / adata.n_obs - (column_sums(adata.X) / adata.n_obs) ** 2
+    chosen = np.zeros(adata.n_vars, dtype=bool)
+    chosen[np.argsort(-variance, kind="stable")[:n_top]] = True
+    return chosen
+
+
+def _seurat_v3(adata: ad.AnnData, n_top: int, batch_key: str | None, span: float) -> np.ndarray:
+    """Return scanpy's mask; a ValueError of its local regression says that there is no fit."""
+    import scanpy as sc
+
     table = sc.pp.highly_variable_genes(
-        ad.AnnData(adata.X, obs=adata.obs[[batch_key]] if by_batch else None, var=adata.var[[]]),
+        ad.AnnData(adata.X, obs=adata.obs[[batch_key]] if batch_key else None, var=adata.var[[]]),
         n_top_genes=n_top,
         flavor="seurat_v3",
-        batch_key=by_batch,
+        batch_key=batch_key,
+        span=span,
         inplace=False,
     )
     return table["highly_variable"].to_numpy()

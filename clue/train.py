@@ -30,7 +30,7 @@ from tqdm import tqdm
 from clue.batches import Cells, Sampler
 from clue.processes import Processes
 
-_FORMAT = 3
+_FORMAT = 4
 """Changes when checkpoints of earlier code must not be loaded: what they hold, or what a step computes, is new."""
 
 _LEAST_VALIDATIONS = 8

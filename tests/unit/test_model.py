@@ -46,6 +46,22 @@ def test_importing_clue_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+PUBLIC = """
+import sys, clue
+assert set(clue.__all__) < set(dir(clue)) and not hasattr(clue, "nonsense")
+modules = clue.matching.match_snn, clue.metrics.foscttm, clue.simulate.simulate, clue.preprocess.Preprocessor
+assert "torch" not in sys.modules
+first = {name: getattr(clue, name) for name in clue.__all__}
+clue.CLUE, clue.Objective(mse=2.0), clue.Training(max_steps=5)
+assert all(getattr(clue, name) is value for name, value in first.items())
+"""
+
+
+def test_public_names_are_attributes_and_stay_what_they_are():
+    run = subprocess.run([sys.executable, "-c", PUBLIC], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
 @pytest.mark.parametrize("fusion", ["mean", "product"])
 @pytest.mark.parametrize("library", ["observed", "learned"])
 def test_three_modalities(three, fusion, library):

@@ -1,10 +1,13 @@
 """Encoder inputs: sparse routes equal the dense formulas, files are read in blocks, memory is bounded."""
 
 import tracemalloc
+import warnings
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
+import scanpy as sc
 import scipy.sparse as sp
 from sklearn.utils.extmath import randomized_svd
 
@@ -211,3 +214,40 @@ def test_sums_of_rows_and_columns():
     assert preprocess.row_sums(matrix[:0]).shape == (0,)
     # 2^24 + 1 is no float32
     assert preprocess.row_sums(sp.csr_matrix(np.float32([[2**24, 1]])))[0] == 2**24 + 1
+
+
+# ---- variable genes ------------------------------------------------------------------------------
+
+
+def few_counts(n_cells, density, n_batches):
+    """Counts so few that most genes share their mean with others, and the 20 genes of larger variance."""
+    rng = np.random.default_rng(0)
+    counts = sp.random(n_cells, 1000, density, "csr", dtype=np.float32, random_state=0).sign().tolil()
+    variable = rng.choice(1000, 20, replace=False)
+    for gene in variable:
+        counts[rng.choice(n_cells, 4, replace=False), gene] = 8
+    obs = {"batch": [f"batch{i % n_batches}" for i in range(n_cells)]}
+    return ad.AnnData(counts.tocsr(), obs=pd.DataFrame(obs, index=[f"cell{i}" for i in range(n_cells)])), variable
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "density", "n_batches", "warned"),
+    [
+        (300, 0.005, 4, "that of each batch has span 1.0"),
+        (500, 0.003, 10, "that of all cells has span 1.0"),
+        (100, 0.0, 1, "genes are ranked by their variance"),
+    ],
+)
+def test_variable_genes_of_few_counts(n_cells, density, n_batches, warned):
+    adata, variable = few_counts(n_cells, density, n_batches)
+    with pytest.warns(UserWarning, match=f"^variable genes: too few counts for scanpy's fit; {warned}$"):
+        chosen = preprocess.highly_variable(adata, 30, "batch")
+    # 0.03 is chance
+    assert chosen.sum() == 30 and chosen[variable].mean() > 0.3
+
+
+def test_variable_genes_are_those_of_scanpy_where_it_finds_them(data):
+    adata = data["rna"]
+    table = sc.pp.highly_variable_genes(adata, n_top_genes=50, flavor="seurat_v3", batch_key="batch", inplace=False)
+    with warnings.catch_warnings(action="error", category=UserWarning):
+        assert np.array_equal(preprocess.highly_variable(adata, 50, "batch"), table["highly_variable"])
