@@ -4,6 +4,7 @@
 """
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -19,7 +20,11 @@ from clue.batches import Cells, batch_labels
 from clue.disk import is_mapped, mapped
 from clue.network import Network, Objective
 from clue.preprocess import Preprocessor, as_counts, count_blocks, row_blocks
-from clue.train import Training, save_atomically, train
+from clue.readout import Readout
+from clue.train import Training, held_out, save_atomically, train
+
+MAX_READOUT = 50_000
+"""Cells on which the read-out is fitted at most: its covariances do not change with more."""
 
 
 class CLUE:
@@ -120,6 +125,8 @@ class CLUE:
         }
         self.history: list[dict[str, float]] = []
         self._data = adatas
+        self._validation = Training.validation
+        self._readout: Readout | None = None
         self._build()
 
     def _build(self) -> None:
@@ -191,6 +198,7 @@ class CLUE:
         )
         stage = 1 + max((row["stage"] for row in self.history), default=0)
         self.history += [{"stage": stage, **row} for row in history]
+        self._validation, self._readout = settings.validation, None
         return self
 
     def _with_extra(self, extra: dict[str, ad.AnnData] | None) -> dict[str, ad.AnnData]:
@@ -259,6 +267,67 @@ class CLUE:
                 start += len(part)
         return embedding
 
+    def align(self, adata: ad.AnnData, modality: str) -> np.ndarray:
+        """Place cells seen in one modality where those of all modalities can be matched by cosine.
+
+        Unlike `embed`, this keeps what modalities share and little else (`clue.readout`). The first call after `fit`
+        fits the read-out on the training cells that are seen in several modalities, which takes seconds; it is saved
+        with the model.
+
+        Parameters
+        ----------
+        adata, modality
+            As of `embed`.
+
+        Returns
+        -------
+        Rows of unit length, float32, shape (n_cells, dimensions); the dimensions are chosen on held-out training cells.
+
+        Raises
+        ------
+        ValueError
+            As `embed` does.
+        """
+        self._check_modality(modality)
+        readout = self.readout
+        placed = [readout(modality, features) for features in self._features(adata, modality)]
+        return np.concatenate(placed).astype(np.float32) if placed else np.empty((0, readout.width), np.float32)
+
+    @property
+    def readout(self) -> Readout:
+        """The read-out of `align`, fitted where it is not yet."""
+        if self._readout is None:
+            if not self._data:
+                raise ValueError("the model was saved by an earlier version, without a read-out; save it again")
+            self._readout = self._fit_readout()
+        return self._readout
+
+    def _fit_readout(self) -> Readout:
+        names = pd.Index(np.concatenate([adata.obs_names for adata in self._data.values()]))
+        names = names[names.duplicated()].unique().sort_values()
+        if len(names) > MAX_READOUT:
+            names = names[np.sort(np.random.default_rng(self.seed).permutation(len(names))[:MAX_READOUT])]
+        features, batch = {}, np.full(len(names), "all", dtype=object)
+        for k, adata in self._data.items():
+            row = adata.obs_names.get_indexer(names)
+            seen = np.flatnonzero(row >= 0)
+            cells = ad.AnnData(adata.X[row[seen]], obs=adata.obs.iloc[row[seen]], var=adata.var[[]])
+            blocks = list(self._features(cells, k))
+            features[k] = np.full((len(names), blocks[0].shape[1]), np.nan)
+            features[k][seen] = np.concatenate(blocks)
+            if self.batch_key is not None:
+                batch[seen] = cells.obs[self.batch_key].astype(str).to_numpy()
+        n_inputs = {k: p.width for k, p in self.preprocessors.items()}
+        return Readout.fit(features, n_inputs, held_out(names, self._validation, self.seed), batch.astype(str))
+
+    @torch.no_grad()
+    def _features(self, adata: ad.AnnData, modality: str) -> Iterator[np.ndarray]:
+        """Yield what the read-out reads of cells, a few thousand at a time: encoder inputs, then hidden layers."""
+        self.network.eval()
+        for x in self.preprocessors[modality].transformed_blocks(adata):
+            hidden = self.network.encoders[modality].hidden(torch.from_numpy(x).to(self.device))
+            yield np.hstack([x, hidden.cpu().numpy()]).astype(np.float64)
+
     @property
     def width(self) -> int:
         """Dimensions of an embedding."""
@@ -302,6 +371,7 @@ class CLUE:
             "preprocessors": {k: p.state() for k, p in self.preprocessors.items()},
             "history": self.history,
             "network": self.network.state_dict(),
+            "readout": self.readout.state() if self._data or self._readout else None,
         }
         save_atomically(state, Path(path))
 
@@ -315,6 +385,7 @@ class CLUE:
         model.settings, model.history, model.device = state["settings"], state["history"], device
         model.preprocessors = {k: Preprocessor.from_state(s) for k, s in state["preprocessors"].items()}
         model._data = {}
+        model._readout = Readout.from_state(state["readout"]) if state.get("readout") else None
         model._build()
         model.network.load_state_dict(state["network"])
         return model

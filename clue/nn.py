@@ -109,6 +109,10 @@ class ModalityEncoder(nn.Module):
         means, stds = zip(*(encoder(x) for encoder in self.subspaces), strict=True)
         return torch.cat(means, dim=1), torch.cat(stds, dim=1)
 
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden layers of all encoders side by side, shape (n_cells, K · width)."""
+        return torch.cat([encoder.hidden(x) for encoder in self.subspaces], dim=1)
+
 
 class LearnedLibrary(nn.Module):
     """Library size as the authors' code has it: one non-negative linear read-out of the counts per subspace."""

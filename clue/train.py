@@ -189,9 +189,9 @@ class _Loop:
         if settings.batch_size % self.processes.n:
             raise ValueError(f"{self.processes.n} processes cannot share batch_size {settings.batch_size} evenly")
         torch.manual_seed(seed + self.processes.rank)
-        held_out = _held_out(cells.names, settings.validation, seed)
-        self.held_out = torch.from_numpy(np.flatnonzero(held_out))
-        self.sampler = Sampler(np.flatnonzero(~held_out), settings.batch_size, seed)
+        chosen = held_out(cells.names, settings.validation, seed)
+        self.held_out = torch.from_numpy(np.flatnonzero(chosen))
+        self.sampler = Sampler(np.flatnonzero(~chosen), settings.batch_size, seed)
         self.settings = settings.in_steps(len(self.sampler))
         self.generator_side = _optimizer(network.generator_parameters(), settings)
         self.discriminator_side = _optimizer(network.discriminator.parameters(), settings)
@@ -384,7 +384,7 @@ class _Loop:
             setattr(self, name, state[name])
 
 
-def _held_out(names, fraction: float, seed: int) -> np.ndarray:
+def held_out(names, fraction: float, seed: int) -> np.ndarray:
     """Return which cells are held out for validation, shape (n_cells,).
 
     A cell's name and the seed decide, so that fine-tuning with more cells holds out the same ones. A cryptographic hash

@@ -7,7 +7,7 @@ from clue.benchmark.methods import Task, run_method
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
-    """Train and return posterior means; the test cells of each modality enter as unpaired cells."""
+    """Train and place the test cells, which enter as unpaired cells: in the space z of the paper, or in the aligned one."""
     model = CLUE(task.train, seed=seed, device=task.device, **params["model"])
     common = {"objective": params["objective"], "checkpoints": task.checkpoints}
     model.fit(**common, **params["training"])
@@ -16,7 +16,8 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     ends = {row["stage"]: row for row in model.history}.values()
     task.info.update(steps=[row["step"] for row in ends], epochs=round(sum(row["epoch"] for row in ends), 1))
     task.info.update(history=model.history)
-    return {modality: model.embed(cells, modality) for modality, cells in task.test.items()}
+    place = {"z": model.embed, "aligned": model.align}[params["space"]]
+    return {modality: place(cells, modality) for modality, cells in task.test.items()}
 
 
 if __name__ == "__main__":

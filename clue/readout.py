@@ -1,0 +1,213 @@
+"""A read-out of a trained CLUE for matching: where cells of different modalities lie together as closely as they can.
+
+The embedding z is what decoders need, and its directions count by how much of the counts they explain. A match needs
+directions that count by how well they carry over between modalities. Those are the canonical ones (Hotelling,
+Biometrika 1936) of what the encoders know of a cell: their inputs, and their last hidden layers. They are fitted in
+closed form on cells seen in several modalities, ridged, and weighted by their correlation.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import combinations, product
+
+import numpy as np
+import scipy.sparse.linalg
+
+from clue.matching import l2_normalise, match_snn
+from clue.metrics import foscttm, match_score
+
+RIDGES = (0.01, 0.1, 1.0, 10.0)
+"""Added to each covariance, as a share of its mean variance."""
+N_COMPONENTS = (10, 20, 40, 80, 160)
+POWERS = (0, 1, 2)
+"""A component is weighted by its correlation to this power."""
+DEFAULT = (1.0, 20, 1)
+"""Ridge, components and power where too few cells are held out to choose."""
+MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
+"""Held-out cells of a pair of modalities: fewer do not tell settings apart, and more cost time alone."""
+
+Rows = dict[str, np.ndarray]
+"""For each modality an array with a row per cell; NaN rows where a cell is not seen in it."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Canonical directions of one set of blocks; a cell's coordinates are ``(features - mean) @ directions``."""
+
+    mean: dict[str, np.ndarray]
+    directions: dict[str, np.ndarray]
+
+    def __call__(self, modality: str, features: np.ndarray) -> np.ndarray:
+        """Return coordinates of unit length, shape (cells, components)."""
+        return l2_normalise((features - self.mean[modality]) @ self.directions[modality])
+
+
+@dataclass(frozen=True)
+class Readout:
+    """Two projections side by side, of the encoder inputs and of inputs and hidden layers; fit it with `Readout.fit`.
+
+    Cosines between its coordinates are means of those in the two. Side by side they match better than either: settings
+    that few held-out cells choose are uncertain, and what is uncertain differs between the two.
+
+    Attributes
+    ----------
+    n_inputs
+        Number of inputs of each modality's encoders, which come first among the features.
+    of_inputs, of_all
+        The two projections.
+    """
+
+    n_inputs: dict[str, int]
+    of_inputs: Projection
+    of_all: Projection
+
+    @classmethod
+    def fit(cls, features: Rows, n_inputs: Mapping[str, int], held_out: np.ndarray, batch: np.ndarray) -> "Readout":
+        """Fit on cells seen in two modalities or more.
+
+        Parameters
+        ----------
+        features
+            For each modality the encoder inputs, then the hidden layers, shape (n_cells, features); a row per cell, NaN
+            where the cell is not seen in the modality.
+        n_inputs
+            How many of the features are inputs.
+        held_out
+            Which cells choose the settings, shape (n_cells,): encoders must not have been trained on them.
+        batch
+            Batch of each cell, shape (n_cells,); held-out cells are matched within it.
+        """
+        projections = []
+        for inputs_only in (True, False):
+            chosen = {k: x[:, : n_inputs[k]] if inputs_only else x for k, x in features.items()}
+            scale = {k: _scale(x[~held_out], n_inputs[k]) for k, x in chosen.items()}
+            projections.append(_project({k: x * scale[k] for k, x in chosen.items()}, scale, held_out, batch))
+        return cls(dict(n_inputs), *projections)
+
+    def __call__(self, modality: str, features: np.ndarray) -> np.ndarray:
+        """Return the coordinates of cells seen in one modality, shape (cells, components), rows of unit length."""
+        inputs = self.of_inputs(modality, features[:, : self.n_inputs[modality]])
+        return np.hstack([inputs, self.of_all(modality, features)]) / np.sqrt(2)
+
+    @property
+    def width(self) -> int:
+        """Dimensions of the coordinates."""
+        return sum(next(iter(part.directions.values())).shape[1] for part in (self.of_inputs, self.of_all))
+
+    def state(self) -> dict:
+        """Return all that `from_state` needs."""
+        parts = {name: {f.name: getattr(getattr(self, name), f.name) for f in fields(Projection)} for name in _PARTS}
+        return {"n_inputs": self.n_inputs, **parts}
+
+    @classmethod
+    def from_state(cls, state: dict) -> "Readout":
+        """Restore what `state` returned."""
+        return cls(state["n_inputs"], *(Projection(**state[name]) for name in _PARTS))
+
+
+_PARTS = ("of_inputs", "of_all")
+
+
+# ---- one projection ------------------------------------------------------------------------------
+
+
+def _scale(features: np.ndarray, n_inputs: int) -> np.ndarray:
+    """Return factors that give the inputs together, and the hidden layers together, a total variance of 1."""
+    variance = np.nanvar(features, axis=0)
+    parts = variance[:n_inputs], variance[n_inputs:]
+    return np.concatenate([np.full(len(part), 1 / np.sqrt(max(part.sum(), 1e-12))) for part in parts])
+
+
+def _project(features: Rows, scale: Rows, held_out: np.ndarray, batch: np.ndarray) -> Projection:
+    """Choose settings on held-out cells and fit with them on all cells."""
+    ridge, n_components, power = _choose(features, held_out, batch)
+    moments = _Moments(features, np.ones(len(held_out), dtype=bool))
+    directions, correlation = next(moments.canonical([ridge]))
+    weight = correlation[:n_components] ** power
+    return Projection(
+        {k: moments.mean[k] / scale[k] for k in features},
+        {k: scale[k][:, None] * directions[k][:, :n_components] * weight for k in features},
+    )
+
+
+def _choose(features: Rows, held_out: np.ndarray, batch: np.ndarray) -> tuple[float, int, float]:
+    """Return the ridge, number of components and power with which held-out cells match best."""
+    seen = {k: held_out & _seen(x) for k, x in features.items()}
+    pairs = [(k, m, np.flatnonzero(seen[k] & seen[m])) for k, m in combinations(features, 2)]
+    # evenly spaced, since cells of one batch often follow each other
+    pairs = [(k, m, rows[:: -(-len(rows) // MAX_HELD_OUT)]) for k, m, rows in pairs if len(rows) >= MIN_HELD_OUT]
+    if not pairs:
+        return DEFAULT
+    moments = _Moments(features, ~held_out)
+    best, settings = -np.inf, DEFAULT
+    for ridge, (directions, correlation) in zip(RIDGES, moments.canonical(RIDGES), strict=True):
+        placed = {k: (x[held_out] - moments.mean[k]) @ directions[k] for k, x in features.items()}
+        position = np.cumsum(held_out) - 1
+        for n, power in product(N_COMPONENTS, POWERS):
+            weight = correlation[:n] ** power
+            quality = np.mean(
+                [
+                    _quality(*(placed[side][position[rows], :n] * weight for side in (k, m)), batch[rows])
+                    for k, m, rows in pairs
+                ]
+            )
+            if quality > best:
+                best, settings = quality, (ridge, n, power)
+    return settings
+
+
+def _quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray) -> float:
+    """Return how well rows of x and y find each other: log(match score / FOSCTTM), a gain in either counts alike."""
+    same = np.arange(len(x))
+    match = [match_score(match_snn(a, b, batch_x=batch, batch_y=batch), same) for a, b in ((x, y), (y, x))]
+    return float(np.log(max(np.mean(match), 1e-6)) - np.log(max(np.mean(foscttm(x, y)), 1e-6)))
+
+
+def _seen(features: np.ndarray) -> np.ndarray:
+    return ~np.isnan(features[:, 0])
+
+
+class _Moments:
+    """Means and covariances of the features of some cells, within each modality and between each two."""
+
+    def __init__(self, features: Rows, rows: np.ndarray):
+        seen = {k: rows & _seen(x) for k, x in features.items()}
+        self.mean = {k: x[seen[k]].mean(axis=0) for k, x in features.items()}
+        self.within = {k: _covariance(x[seen[k]], x[seen[k]]) for k, x in features.items()}
+        self.between = {}
+        for k, m in combinations(features, 2):
+            both = seen[k] & seen[m]
+            if both.any():
+                self.between[k, m] = _covariance(features[k][both], features[m][both])
+
+    def canonical(self, ridges: Sequence[float]) -> Iterator[tuple[Rows, np.ndarray]]:
+        """Yield, for each ridge, the directions of each modality and their correlations, the largest first.
+
+        With each modality's features whitened, they are the leading eigenvectors of the matrix of all covariances
+        between modalities: canonical correlation analysis for two, its MAXVAR generalisation for more (Kettenring,
+        Biometrika 58, 1971). Modalities that no cell was seen in together have no covariance.
+        """
+        spectra = {k: np.linalg.eigh(covariance) for k, covariance in self.within.items()}
+        sizes = [len(values) for values, _ in spectra.values()]
+        place = dict(zip(spectra, np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]), strict=True))
+        n = min(max(N_COMPONENTS), sum(sizes) - 1, *sizes)
+        for ridge in ridges:
+            white = {k: _inverse_root(*spectrum, ridge) for k, spectrum in spectra.items()}
+            joint = np.zeros((sum(sizes), sum(sizes)))
+            for (k, m), covariance in self.between.items():
+                joint[np.ix_(place[k], place[m])] = white[k] @ covariance @ white[m]
+            joint += joint.T
+            values, vectors = scipy.sparse.linalg.eigsh(joint, k=n, which="LA", v0=np.ones(len(joint)))
+            order = np.argsort(-values)
+            correlation = np.clip(values[order] / (len(sizes) - 1), 0, 1)
+            yield {k: white[k] @ vectors[place[k]][:, order] * np.sqrt(len(sizes)) for k in white}, correlation
+
+
+def _covariance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x - x.mean(axis=0)).T @ (y - y.mean(axis=0)) / len(x)
+
+
+def _inverse_root(values: np.ndarray, vectors: np.ndarray, ridge: float) -> np.ndarray:
+    """Return the inverse square root of a covariance with the ridge added, from its eigenvalues and eigenvectors."""
+    values = np.maximum(values, 0)
+    return vectors / np.sqrt(values + ridge * values.mean()) @ vectors.T

@@ -1,0 +1,126 @@
+"""The read-out: canonical directions of what encoders know, chosen on cells that encoders were not trained on."""
+
+import numpy as np
+import pytest
+
+import clue
+from clue.matching import match_snn
+from clue.metrics import foscttm, match_score
+from clue.readout import DEFAULT, MIN_HELD_OUT, Readout, _choose, _Moments, _quality
+from clue.simulate import simulate
+
+N = 600
+
+
+def correlated(rng, n_features, shared):
+    """Return features that have the shared factors in some of their directions, and noise in all."""
+    features = rng.normal(size=(len(shared), n_features))
+    features[:, : shared.shape[1]] += 2 * shared
+    return features @ np.linalg.qr(rng.normal(size=(n_features, n_features)))[0]
+
+
+@pytest.fixture
+def features():
+    """Two modalities of 600 cells that share two factors."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(N, 2))
+    return {"rna": correlated(rng, 8, shared), "adt": correlated(rng, 5, shared)}
+
+
+def test_two_modalities_have_the_canonical_correlations(features):
+    directions, correlation = next(_Moments(features, np.ones(N, dtype=bool)).canonical([0.0]))
+    centred = [x - x.mean(axis=0) for x in features.values()]
+    bases = [np.linalg.svd(x, full_matrices=False)[0] for x in centred]
+    expected = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
+    np.testing.assert_allclose(correlation, expected[: len(correlation)], atol=1e-10)
+    x, y = (c @ d for c, d in zip(centred, directions.values(), strict=True))
+    np.testing.assert_allclose(x.T @ y / N, np.diag(correlation), atol=1e-8)
+
+
+def test_three_modalities_are_aligned_by_pairs_of_two():
+    """No cell is seen in all three; what two of them share with the third brings them together."""
+    rng = np.random.default_rng(1)
+    shared = rng.normal(size=(N, 2))
+    whole = {k: correlated(rng, n, shared) for k, n in {"rna": 8, "atac": 7, "adt": 5}.items()}
+    features = {k: x.copy() for k, x in whole.items()}
+    for part, missing in enumerate(features):
+        features[missing][part * N // 3 : (part + 1) * N // 3] = np.nan
+    none = np.zeros(N, dtype=bool)
+    readout = Readout.fit(features, {k: x.shape[1] for k, x in features.items()}, none, none.astype(str))
+    placed = {k: readout(k, x) for k, x in whole.items()}
+    for a, b in (("rna", "atac"), ("rna", "adt"), ("atac", "adt")):
+        assert np.mean(foscttm(placed[a], placed[b])) < 0.25 < 0.4 < np.mean(foscttm(whole[a][:, :5], whole[b][:, :5]))
+
+
+def test_settings_are_those_with_which_held_out_cells_match_best(features):
+    rng = np.random.default_rng(2)
+    noisy = {k: np.hstack([x, rng.normal(size=(N, 40))]) for k, x in features.items()}
+    held_out, batch = np.arange(N) % 4 == 0, np.full(N, "all")
+    moments = _Moments(noisy, ~held_out)
+
+    def quality(ridge, n, power):
+        directions, correlation = next(moments.canonical([ridge]))
+        weight = correlation[:n] ** power
+        placed = ((x - moments.mean[k]) @ directions[k][:, :n] * weight for k, x in noisy.items())
+        return _quality(*(x[held_out] for x in placed), batch[held_out])
+
+    best = quality(*_choose(noisy, held_out, batch))
+    assert all(best >= quality(*settings) for settings in (DEFAULT, (0.01, 10, 0), (0.01, 40, 0), (10.0, 20, 2)))
+    assert best > quality(0.01, 40, 0), "there is something to choose"
+
+
+def test_few_held_out_cells_choose_nothing(features):
+    held_out = np.arange(N) < MIN_HELD_OUT - 1
+    assert _choose(features, held_out, np.full(N, "all")) == DEFAULT
+    held_out[MIN_HELD_OUT - 1] = True
+    assert _choose(features, held_out, np.full(N, "all")) != DEFAULT
+
+
+# ---- as part of the model ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A model of three modalities, half of whose training cells are seen in all of them, and test cells."""
+    cells = simulate(900, {"rna": 200, "atac": 300, "adt": 30}, library_sizes={"adt": 500}, seed=3)
+    train, test = cells[:700].copy(), cells[700:].copy()
+    mosaic = {k: adata[i * 100 : 400 + i * 100].copy() for i, (k, adata) in enumerate(train.mod.items())}
+    model = clue.CLUE(mosaic, encoder=(1, 64), n_latent=10, seed=0)
+    return model.fit(max_steps=150, check_steps=50, progress=False), dict(test.mod)
+
+
+@pytest.mark.parametrize(("first", "second"), [("rna", "atac"), ("rna", "adt"), ("atac", "adt")])
+def test_aligned_cells_match_better_than_embedded_ones(trained, first, second):
+    model, test = trained
+    scores = []
+    for place in (model.embed, model.align):
+        x, y = place(test[first], first), place(test[second], second)
+        scores.append((np.mean(foscttm(x, y)), match_score(match_snn(x, y), np.arange(len(x)))))
+    assert scores[1][0] < scores[0][0] and scores[1][1] > scores[0][1], scores
+
+
+def test_alignment_is_of_unit_length_and_keeps_the_order_of_cells(trained):
+    model, test = trained
+    placed = model.align(test["rna"], "rna")
+    np.testing.assert_allclose(np.linalg.norm(placed, axis=1), 1, rtol=1e-5)
+    turned = model.align(test["rna"][::-1].copy(), "rna")
+    np.testing.assert_allclose(turned[::-1], placed, atol=1e-5)
+    with pytest.raises(ValueError, match="unknown modality 'protein'"):
+        model.align(test["rna"], "protein")
+
+
+def test_a_saved_model_aligns_as_before(trained, tmp_path):
+    model, test = trained
+    model.save(tmp_path / "model.pt")
+    loaded = clue.CLUE.load(tmp_path / "model.pt")
+    np.testing.assert_array_equal(loaded.align(test["adt"], "adt"), model.align(test["adt"], "adt"))
+
+
+def test_further_training_makes_another_readout(trained):
+    model, test = trained
+    before, readout = model.align(test["rna"], "rna"), model.readout
+    assert model.readout is readout, "fitted once"
+    model.fit(max_steps=20, progress=False)
+    assert model.readout is not readout
+    after = model.align(test["rna"], "rna")
+    assert after.shape != before.shape or not np.allclose(after, before)
