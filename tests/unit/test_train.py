@@ -16,7 +16,7 @@ from clue.batches import Sampler
 from clue.benchmark.config import Benchmark
 from clue.network import Objective
 from clue.simulate import simulate
-from clue.train import Training, _foscttm, _held_out, _Loop
+from clue.train import Training, _foscttm, _Loop, held_out
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"n_latent": 4, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 8}
@@ -134,7 +134,7 @@ def test_a_pass_has_every_cell_once():
 
 def test_splits_of_two_seeds_are_independent():
     names = [f"AAACCTGAGAAACC{i:05d}-1" for i in range(20_000)]
-    splits = [_held_out(names, 0.1, seed) for seed in range(8)]
+    splits = [held_out(names, 0.1, seed) for seed in range(8)]
     # binomial: standard deviations are 42 and 14
     assert all(abs(split.sum() - 2_000) < 5 * 42 for split in splits)
     assert all(abs((a & b).sum() - 200) < 5 * 14 for a, b in combinations(splits, 2))
@@ -142,8 +142,8 @@ def test_splits_of_two_seeds_are_independent():
 
 def test_more_cells_leave_the_split_as_it_is():
     names = [f"cell_{i}" for i in range(300)]
-    more = _held_out(["another", *names], 0.1, seed=3)
-    assert np.array_equal(_held_out(names, 0.1, seed=3), more[1:])
+    more = held_out(["another", *names], 0.1, seed=3)
+    assert np.array_equal(held_out(names, 0.1, seed=3), more[1:])
 
 
 def test_every_held_out_cell_counts(monkeypatch):
