@@ -52,8 +52,8 @@ def test_train_backed_needs_less_anonymous_memory(project, tmp_path):
     header, *rows = run(project, "train_backed", "--cells", 40000, "--genes", 2000, "--steps", 5, "--folder", tmp_path)
     assert [row[2] for row in rows] == ["memory", "backed"] and not list(tmp_path.iterdir())
     added = [float(row[header.index("peak_anon_GB")]) - float(row[header.index("before_GB")]) for row in rows]
-    # the counts are 0.07 GB, and the preparation makes more of them
-    assert added[1] < 0.75 * added[0]
+    # the counts are 0.07 GB, and the preparation makes more of them; the rest, 0.28 GB, both sides need
+    assert added[1] < 0.8 * added[0]
 
 
 @pytest.mark.slow

@@ -200,7 +200,7 @@ def texts(figure: plt.Figure) -> str:
 def test_comparison_says_what_failed_and_where_controls_are(scripts, display):
     table = metrics(*CONTROLS, *SHAPES["failed"], ("a", "s", "clue", "no_mse", 0, 0.05, 0.1))
     said = texts(scripts("figures/comparison.py").draw(table, display))
-    assert "failed [1]" in said and "[1] CLUE: out of memory" in said
+    assert "failed [1]" in said and "[1] CLUE (our settings): out of memory" in said
     assert "Match score (higher is better)\nrandom 0.01, oracle 1" in said
     assert "FOSCTTM (lower is better)\nrandom 0.5, oracle 0" in said
     assert "No MSE" not in said and "Oracle" not in said
