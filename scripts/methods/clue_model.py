@@ -7,7 +7,7 @@ from clue.benchmark.methods import Task, run_method
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
-    """Train and place the test cells, which enter as unpaired cells: in the space z of the paper, or in the aligned one."""
+    """Train and place the test cells, which enter as unpaired cells, in the paper's space z or in the aligned one."""
     model = CLUE(task.train, seed=seed, device=task.device, **params["model"])
     common = {"objective": params["objective"], "checkpoints": task.checkpoints}
     model.fit(**common, **params["training"])
