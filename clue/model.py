@@ -298,7 +298,7 @@ class CLUE:
         """The read-out of `align`, fitted where it is not yet."""
         if self._readout is None:
             if not self._data:
-                raise ValueError("the model was saved by an earlier version, without a read-out; save it again")
+                raise ValueError("the model's file holds no read-out; train the model again and save it")
             self._readout = self._fit_readout()
         return self._readout
 

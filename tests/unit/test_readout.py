@@ -114,6 +114,9 @@ def test_a_saved_model_aligns_as_before(trained, tmp_path):
     model.save(tmp_path / "model.pt")
     loaded = clue.CLUE.load(tmp_path / "model.pt")
     np.testing.assert_array_equal(loaded.align(test["adt"], "adt"), model.align(test["adt"], "adt"))
+    loaded._readout = None  # as in a file of an earlier version
+    with pytest.raises(ValueError, match="holds no read-out; train the model again"):
+        loaded.align(test["adt"], "adt")
 
 
 def test_further_training_makes_another_readout(trained):
