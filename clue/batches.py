@@ -39,7 +39,7 @@ class Seen:
 
 @dataclass
 class MiniBatch:
-    """A mini-batch: which cells it holds, and what is seen of them in each modality."""
+    """A mini-batch: which cells it holds (on the CPU), and what is seen of them in each modality (on the device)."""
 
     index: torch.Tensor
     seen: dict[str, Seen]
@@ -50,10 +50,34 @@ class MiniBatch:
         return len(self.index)
 
 
+@dataclass
+class Draw:
+    """Where to find a mini-batch: all that must be known on the CPU before the device gathers it.
+
+    Attributes
+    ----------
+    index
+        The cells, shape (n_cells,).
+    rows
+        For each modality in which cells are seen, int64, shape (5, n_seen): their position in the mini-batch, their
+        row in the modality, their batch, and the first and the number of their non-zero counts.
+    n_entries
+        For each modality, at least as many as the cells have non-zero counts; what is more is filled with zeros.
+    """
+
+    index: torch.Tensor
+    rows: dict[str, torch.Tensor]
+    n_entries: dict[str, int]
+
+    def shape(self) -> tuple:
+        """Return all that decides about the shapes of the mini-batch's tensors."""
+        return len(self.index), *((k, rows.shape[1], self.n_entries[k]) for k, rows in self.rows.items())
+
+
 class Counts:
     """A compressed sparse row matrix whose rows are gathered where it lies: on the device or, if mapped, on disk.
 
-    On a CPU it is not copied.
+    On a CPU it is not copied. Where its rows start is known there: so nobody waits for a GPU to tell.
     """
 
     def __init__(self, matrix: sp.csr_matrix, device: str):
@@ -63,7 +87,7 @@ class Counts:
             matrix.eliminate_zeros()
         self.device = device
         place = "cpu" if is_mapped(matrix.data) else device
-        self.start = torch.from_numpy(matrix.indptr.astype(np.int64, copy=False)).to(place)
+        self.start = torch.from_numpy(matrix.indptr.astype(np.int64, copy=False))
         # int32 halves the memory of the largest array; indices become int64 in the mini-batch only
         feature, value = as_type(matrix.indices, np.int32), as_type(matrix.data, np.float32)
         self.maps = [found for array in (feature, value) if (found := map_of(array)) is not None]
@@ -73,26 +97,41 @@ class Counts:
         self.total = torch.from_numpy(row_sums(matrix).astype(np.float32)).to(place)
         self.log_factorial = torch.from_numpy(log_factorials.astype(np.float32)).to(place)
 
-    def rows(self, index: torch.Tensor) -> SparseCounts:
-        """Return the cells `index` in that order, on the device."""
-        index = index.to(self.start.device)
-        start = self.start[index]
-        length = self.start[index + 1] - start
-        cell = torch.repeat_interleave(torch.arange(len(index), device=index.device), length)
-        first = torch.repeat_interleave(start - (length.cumsum(0) - length), length)
-        entry = first + torch.arange(len(cell), device=index.device)
+    def rows(self, row: torch.Tensor, first: torch.Tensor, length: torch.Tensor, n_entries: int) -> SparseCounts:
+        """Return the cells `row`, whose counts begin at `first`, on the device.
+
+        Of `n_entries`, those that are more than the sum of `length` are zeros of the last cell, at various features.
+        """
+        place, n = self.feature.device, len(row)
+        row, first, length = (tensor.to(place) for tensor in (row, first, length))
+        padding = (n_entries - length.sum()).unsqueeze(0)
+        # the entries of row n, which is none, begin with the matrix's
+        shift = torch.cat([first - (length.cumsum(0) - length), padding - n_entries])
+        cell = torch.repeat_interleave(torch.cat([length, padding]), output_size=n_entries)
+        entry = (torch.arange(n_entries, device=place) + shift.index_select(0, cell)).clamp_(max=len(self.value) - 1)
+        real = cell < n
+        cell = cell.clamp_(max=n - 1)
         tensors = (
             cell,
             self.feature.index_select(0, entry).long(),
-            self.value.index_select(0, entry),
-            self.total[index],
-            self.log_factorial[index],
+            self.value.index_select(0, entry) * real,
+            self.total.index_select(0, row),
+            self.log_factorial.index_select(0, row),
         )
         return SparseCounts(*(tensor.to(self.device) for tensor in tensors), self.n_features)
 
 
+def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Return a tensor on the device, without waiting for what the device has still to do."""
+    if tensor.is_cuda or torch.device(device).type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 class Cells:
-    """All cells to train on, resident on the device but for mapped counts, and the mask of what is seen of each.
+    """All cells to train on, resident on the device but for mapped counts, and what is seen of each.
+
+    Which row of a modality a cell is, and its batch, stay on the CPU, where mini-batches are drawn.
 
     Parameters
     ----------
@@ -127,13 +166,17 @@ class Cells:
             preprocessor = preprocessors[modality]
             row = adata.obs_names.get_indexer(self.names)
             label[row >= 0] = batch_labels(adata, batches, batch_key)[row[row >= 0]]
-            self.row[modality] = torch.from_numpy(row.astype(np.int64)).to(device)
+            self.row[modality] = torch.from_numpy(row.astype(np.int64))
             self.x[modality] = torch.from_numpy(preprocessor.transform(adata)).to(device)
             self.counts[modality] = Counts(columns(preprocessor.align(adata), preprocessor.selected), device)
-        self.batch = torch.from_numpy(label).to(device)
+        self.batch = torch.from_numpy(label)
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def resident(self) -> bool:
+        """Whether everything is on the device, so that a mini-batch can be gathered there."""
+        return not any(counts.maps for counts in self.counts.values())
 
     def in_any_order(self) -> AbstractContextManager[None]:
         """While the block lasts, expect mini-batches to be taken, not passes over all cells in their order."""
@@ -141,7 +184,7 @@ class Cells:
 
     def paired(self) -> np.ndarray:
         """Return which cells are seen in two modalities or more, shape (n_cells,)."""
-        return (torch.stack(list(self.row.values())) >= 0).sum(0).cpu().numpy() > 1
+        return (torch.stack(list(self.row.values())) >= 0).sum(0).numpy() > 1
 
     def one_sided_batches(self) -> list[str]:
         """Return the batches whose cells are all seen in one and the same modality alone."""
@@ -149,26 +192,44 @@ class Cells:
         return [name for name, n in zip(self.batches, torch.stack(held).sum(0).tolist(), strict=True) if n == 1]
 
     def take(self, index: torch.Tensor, least: int = 2) -> MiniBatch:
-        """Return the mini-batch of the cells `index`, sorted by batch: so the likelihood is fastest.
+        """Return the mini-batch of the cells `index`."""
+        return self.gather(self.draw(index, least))
+
+    def draw(self, index: torch.Tensor, least: int = 2) -> Draw:
+        """Look up the cells `index`, a tensor on the CPU, sorted by batch: so the likelihood is fastest.
 
         A modality in which fewer than `least` of them are seen is left out: in training, batch normalisation needs two.
         """
-        index = index.to(self.device)
         index = index[torch.argsort(self.batch[index], stable=True)]
-        seen = {}
+        rows, n_entries = {}, {}
         for modality, row in self.row.items():
             position = row[index]
             cell = torch.nonzero(position >= 0).squeeze(1)
             if len(cell) < least:
                 continue
             position = position[cell]
-            seen[modality] = Seen(
-                cell,
-                self.x[modality].index_select(0, position),
-                self.counts[modality].rows(position),
-                self.batch[index[cell]],
-            )
-        return MiniBatch(index, seen)
+            first = self.counts[modality].start[position]
+            length = self.counts[modality].start[position + 1] - first
+            rows[modality] = torch.stack([cell, position, self.batch[index[cell]], first, length])
+            n_entries[modality] = self._round_up(int(length.sum()))
+        return Draw(index, rows, n_entries)
+
+    def _round_up(self, n: int) -> int:
+        """Return `n`; for a GPU, by an eighth more at most, so that few shapes are to be recorded (`clue.graphs`)."""
+        if torch.device(self.device).type != "cuda":
+            return n
+        step = 2 ** max(n.bit_length() - 4, 0)
+        return -(-n // step) * step
+
+    def gather(self, draw: Draw) -> MiniBatch:
+        """Return the mini-batch on the device."""
+        seen = {}
+        for modality, rows in draw.rows.items():
+            cell, position, batch, first, length = send(rows, self.device)
+            x = self.x[modality].index_select(0, position)
+            counts = self.counts[modality].rows(position, first, length, draw.n_entries[modality])
+            seen[modality] = Seen(cell, x, counts, batch)
+        return MiniBatch(draw.index, seen)
 
 
 def batch_labels(adata: ad.AnnData, batches: list[str], batch_key: str | None) -> np.ndarray:

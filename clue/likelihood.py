@@ -51,6 +51,12 @@ class SparseCounts:
         """Return the position of each count in the flattened (cells × features) matrix."""
         return self.cell * self.n_features + self.feature
 
+    def dense(self) -> torch.Tensor:
+        """Return the (cells × features) matrix."""
+        dense = self.value.new_zeros(self.shape)
+        dense.view(-1).index_add_(0, self.flat(), self.value)
+        return dense
+
     def take(self, keep: torch.Tensor) -> "SparseCounts":
         """Return the cells where the mask `keep` is true."""
         entry = keep[self.cell]
@@ -80,9 +86,10 @@ class _DecodedLikelihood(torch.autograd.Function):
 
     Where θ is large, log(1 + q) is small and keeps its digits, unlike the difference of log θ and log(m + θ).
 
-    The forward pass computes the gradients as well, a few cells of one batch at a time, so that the dense rows
-    stay in the processor's cache and nothing is computed twice. The gradient of `loc` takes the place of `loc`,
-    the only dense matrix that is kept; the backward pass has but two matrix products left.
+    The forward pass computes the gradients as well, so that nothing is computed twice. The gradient of `loc` takes the
+    place of `loc`, the only dense matrix that is kept; the backward pass has but two matrix products left. A CPU works
+    on a few cells of one batch at a time, so that the dense rows stay in its cache. A GPU, where each operation costs
+    a launch, works on all cells at once.
     """
 
     @staticmethod
@@ -96,12 +103,13 @@ class _DecodedLikelihood(torch.autograd.Function):
         grad_library = torch.zeros_like(library)
         theta_x = theta.view(-1).index_select(0, batch.index_select(0, counts.cell) * n_features + counts.feature)
         gamma_x, digamma_x = _gamma_differences(counts.value, theta_x, differentiate)
-        for label, cells, entries in _blocks(batch, counts, n_passes):
-            parameters = scale[label], bias[label], theta[label]
-            block = _Block(loc[:, cells].to(kind), parameters, library[:, cells], counts, cells, entries)
+        for batches, cells, entries in _blocks(batch, counts, n_passes, len(scale)):
+            labels = batch[cells] - batches.start
+            parameters = [p[batches] for p in (scale, bias, theta)]
+            block = _Block(loc[:, cells].to(kind), parameters, labels, library[:, cells], counts, cells, entries)
             likelihood += block.log_likelihood(gamma_x[entries]).sum(1)
             if differentiate:
-                into = [gradient[:, label] for gradient in gradients]
+                into = [gradient[:, batches] for gradient in gradients]
                 loc[:, cells], grad_library[:, cells] = block.differentiate(digamma_x[entries], *into)
         ctx.save_for_backward(hidden, weight, loc, scale, *gradients, grad_library)
         ctx.kind = kind
@@ -140,6 +148,12 @@ def _gamma_differences(x: torch.Tensor, theta: torch.Tensor, derivative: bool) -
 
     Both are 0 for a count of 1, the most frequent.
     """
+    if x.is_cuda:
+        # float64 for all: choosing entries would wait for the GPU
+        n, r = x.double(), theta.double()
+        value = torch.lgamma(n + r) - torch.lgamma(r) - n * r.log()
+        slope = r * (torch.digamma(n + r) - torch.digamma(r)) - n if derivative else torch.zeros_like(r)
+        return value.to(theta.dtype), slope.to(theta.dtype)
     difference, slope = torch.zeros_like(theta), torch.zeros_like(theta)
     more, large = x != 1, theta > LARGE_THETA
     for mask, dtype in ((more & ~large, theta.dtype), (more & large, torch.float64)):
@@ -153,10 +167,18 @@ def _gamma_differences(x: torch.Tensor, theta: torch.Tensor, derivative: bool) -
     return difference, slope
 
 
-def _blocks(batch: torch.Tensor, counts: SparseCounts, n_passes: int) -> Iterator[tuple[int, slice, slice]]:
-    """Yield a batch label, neighbouring cells of it, and their non-zero counts; sorted cells make few blocks."""
+def _blocks(
+    batch: torch.Tensor, counts: SparseCounts, n_passes: int, n_batches: int
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Yield batches, neighbouring cells of them, and their non-zero counts.
+
+    On a GPU all at once; on a CPU a few cells of one batch at a time, so that sorted cells make few blocks.
+    """
+    if batch.is_cuda:
+        yield slice(0, n_batches), slice(0, len(batch)), slice(0, len(counts.cell))
+        return
     labels = batch.tolist()
-    step = len(labels) if batch.is_cuda else max(1, BLOCK_ENTRIES // (n_passes * counts.n_features))
+    step = max(1, BLOCK_ENTRIES // (n_passes * counts.n_features))
     starts = [0]
     for i in range(1, len(labels)):
         if labels[i] != labels[i - 1] or i - starts[-1] == step:
@@ -164,15 +186,27 @@ def _blocks(batch: torch.Tensor, counts: SparseCounts, n_passes: int) -> Iterato
     starts.append(len(labels))
     entries = torch.searchsorted(counts.cell, counts.cell.new_tensor(starts)).tolist()
     for i in range(len(starts) - 1):
-        yield labels[starts[i]], slice(starts[i], starts[i + 1]), slice(entries[i], entries[i + 1])
+        label = labels[starts[i]]
+        yield slice(label, label + 1), slice(starts[i], starts[i + 1]), slice(entries[i], entries[i + 1])
 
 
 class _Block:
-    """The likelihood of a few cells of one batch, and its derivatives; the notation is `_DecodedLikelihood`'s."""
+    """The likelihood of some cells of some batches, and its derivatives; the notation is `_DecodedLikelihood`'s.
 
-    def __init__(self, loc, parameters, library, counts: SparseCounts, cells: slice, entries: slice):
-        self.loc, self.library = loc, library
-        self.scale, self.bias, self.theta = parameters
+    Parameters
+    ----------
+    parameters
+        scale, bias and θ of the batches, each of shape (n_batches, n_features).
+    labels
+        Which of these batches each cell is of, shape (n_cells,).
+    """
+
+    def __init__(self, loc, parameters, labels, library, counts: SparseCounts, cells: slice, entries: slice):
+        self.loc, self.library, self.labels = loc, library, labels
+        self.n_batches, self.theta_of_batches = len(parameters[0]), parameters[2]
+        # one row that all cells share, or a row for each cell
+        rows = parameters if self.n_batches == 1 else [p.index_select(0, labels) for p in parameters]
+        self.scale, self.bias, self.theta = rows
         self.x, self.feature, self.cell = counts.value[entries], counts.feature[entries], counts.cell[entries]
         self.cell = self.cell - cells.start
         # several times faster than indexing by cell and feature
@@ -193,16 +227,25 @@ class _Block:
         self.weight_x = self.at_counts(self.weight)
         self.mean_x = self.weight_x * per_weight.index_select(1, self.cell) + EPSILON
         per_count = self.x * (self.mean_x.log() - self.at_counts(self.log1p_q)) + gamma_x
-        return (self.log1p_q @ -self.theta).index_add_(1, self.cell, per_count)
+        if self.n_batches == 1:
+            return (self.log1p_q @ -self.theta[0]).index_add_(1, self.cell, per_count)
+        # added where they are, not to their cell's sum: on a GPU thousands would wait for each other there
+        of_entries = self.log1p_q * -self.theta
+        of_entries.view(len(of_entries), -1).index_add_(1, self.flat, per_count)
+        return of_entries.sum(-1)
 
     def differentiate(self, digamma_x, grad_scale, grad_bias, grad_log_theta) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients of loc and library; add those of the batch's parameters, one row per pass."""
+        """Return the gradients of loc and library; add those of the batches' parameters, of shape (n_passes, …)."""
         inverse = (self.q + 1).reciprocal_()
         inverse_x = self.at_counts(inverse)
         # subtracted before they are summed: both are nearly q where θ is large
-        grad_theta = self.log1p_q.addcmul_(self.q, inverse, value=-1).sum(1).mul_(-self.theta)
+        of_cells = self.log1p_q.addcmul_(self.q, inverse, value=-1)
+        # which cells are of a batch: a product with it sums over them
+        members = torch.eye(self.n_batches, dtype=of_cells.dtype, device=of_cells.device)[:, self.labels]
+        grad_theta = (members @ of_cells).mul_(-self.theta_of_batches)
         per_count = self.x * self.at_counts(self.q) * inverse_x + digamma_x
-        grad_log_theta += grad_theta.index_add_(1, self.feature, per_count)
+        at = self.labels.index_select(0, self.cell) * self.loc.shape[-1] + self.feature
+        grad_log_theta += grad_theta.flatten(1).index_add_(1, at, per_count).view_as(grad_theta)
 
         # −weight · d ll / d m: zeros everywhere first, then what the non-zero counts add
         slope = inverse.mul_(self.weight)
@@ -210,8 +253,8 @@ class _Block:
         mean_slope = slope.sum(-1) / self.total
         slope.addcmul_(self.weight, mean_slope.unsqueeze(-1), value=-1)
         factor = (-self.library / self.total).unsqueeze(1)
-        grad_bias += torch.bmm(factor, slope).squeeze(1)
-        grad_scale += torch.bmm(factor, slope * self.loc).squeeze(1)
+        grad_bias += torch.bmm(factor * members, slope)
+        grad_scale += torch.bmm(factor * members, slope * self.loc)
         return slope.mul_(self.scale).mul_(factor.transpose(1, 2)), -mean_slope
 
 

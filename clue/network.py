@@ -192,14 +192,18 @@ class Network(nn.Module):
     # ---- losses ----------------------------------------------------------------------------------
 
     def discriminator_loss(
-        self, batch: MiniBatch, means: dict[str, torch.Tensor], noise: float, generator: torch.Generator | None
+        self,
+        batch: MiniBatch,
+        means: dict[str, torch.Tensor],
+        noise: float | torch.Tensor | None,
+        generator: torch.Generator | None,
     ) -> torch.Tensor:
         """Cross-entropy of telling the modality from the posterior means (not normalised).
 
-        `noise` is the share of N(0, 1) noise added to the means, annealed to 0 during warm-up.
+        `noise` is the share of N(0, 1) noise added to the means, annealed to 0 during warm-up; None for none.
         """
         z = torch.cat(list(means.values()))
-        if noise:
+        if noise is not None:
             z = z + noise * _noise_like(z, generator)
         labels = torch.cat([seen.batch for seen in batch.seen.values()])
         truth = torch.cat(
@@ -234,7 +238,7 @@ class Network(nn.Module):
             own = libraries[k][:, i]
             codes = [self.subspace(samples[k], k)]
             if objective.cross:
-                codes.append(self.subspace(fused[seen.cell], k))
+                codes.append(self.subspace(fused.index_select(0, seen.cell), k))
             ll = self.decoders[k].log_likelihood(codes, seen.batch, [own] * len(codes), seen.counts)
             nll = -ll / n_features
             losses[f"nll_{k}"] = nll[0]
@@ -242,12 +246,15 @@ class Network(nn.Module):
             if objective.cross:
                 losses["cross"] = losses["cross"] + nll[1]
             if objective.cross and self.fusion == "product":
-                kl = gaussian_kl(*(self.subspace(part[seen.cell], k) for part in joint)).mean() / n_features
+                kl = (
+                    gaussian_kl(*(self.subspace(part.index_select(0, seen.cell), k) for part in joint)).mean()
+                    / n_features
+                )
                 losses["cross_kl"] = losses.get("cross_kl", 0.0) + kl
             if objective.source_cross:
                 losses["source_cross"] = losses["source_cross"] + self._source_cross(batch, samples, libraries, k)
             if objective.mse:
-                losses["mse"] = losses["mse"] + cosine_distance(samples[k], centre[seen.cell]).mean()
+                losses["mse"] = losses["mse"] + cosine_distance(samples[k], centre.index_select(0, seen.cell)).mean()
             if objective.contrastive:
                 losses["contrastive"] = losses["contrastive"] + sum(
                     info_nce(posteriors[k][0][both], posteriors[source][0][row], objective.temperature)

@@ -123,7 +123,9 @@ class LearnedLibrary(nn.Module):
 
     def forward(self, counts: SparseCounts) -> torch.Tensor:
         """Return library sizes, shape (n_cells, n_modalities)."""
-        contributions = self.linear.weight.T[counts.feature] * counts.value.unsqueeze(1)
+        if counts.value.is_cuda:
+            return F.relu(self.linear(counts.dense()))
+        contributions = self.linear.weight.T.index_select(0, counts.feature) * counts.value.unsqueeze(1)
         zeros = contributions.new_zeros(counts.shape[0], contributions.shape[1])
         return F.relu(zeros.index_add(0, counts.cell, contributions) + self.linear.bias)
 

@@ -27,10 +27,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from clue.batches import Cells, Sampler
+from clue.batches import Cells, Draw, Sampler
+from clue.graphs import Graphs
 from clue.processes import Processes
 
-_FORMAT = 4
+_FORMAT = 5
 """Changes when checkpoints of earlier code must not be loaded: what they hold, or what a step computes, is new."""
 
 _LEAST_VALIDATIONS = 8
@@ -195,6 +196,8 @@ class _Loop:
         self.settings = settings.in_steps(len(self.sampler))
         self.generator_side = _optimizer(network.generator_parameters(), settings)
         self.discriminator_side = _optimizer(network.discriminator.parameters(), settings)
+        self.learning_rate = settings.learning_rate
+        self.learn = Graphs(self._learn, cells.device) if self._can_be_recorded() else self._learn
         self.step = 0
         self.best = float("inf")
         self.best_step = 0
@@ -228,20 +231,34 @@ class _Loop:
     def _last_check(self) -> int:
         return self.history[-1]["step"] if self.history else 0
 
-    def _weights(self):
-        """Share of discriminator noise and of the KL weight at this step."""
+    def _weights(self) -> tuple[float | None, float]:
+        """Share of discriminator noise (None where there is none any more) and of the KL weight at this step."""
         s = self.settings
-        noise = max(1 - self.step / s.warmup_steps, 0.0) if s.warmup_steps else 0.0
+        noise = 1 - self.step / s.warmup_steps if self.step < s.warmup_steps else None
         kl = min(self.step / s.kl_warmup_steps, 1.0) if s.kl_warmup_steps else 1.0
         return noise, kl
 
+    def _can_be_recorded(self) -> bool:
+        """Whether a step runs on one GPU without waiting for it, so that `clue.graphs` can record and replay it."""
+        return (
+            torch.device(self.cells.device).type == "cuda"
+            and self.processes.n == 1
+            and self.cells.resident()
+            and not self.settings.compile
+            # these two count on the CPU the pairs of the mini-batch
+            and not (self.objective.source_cross or self.objective.contrastive)
+        )
+
     def _train_step(self, index: torch.Tensor) -> None:
-        network, objective = self.network, self.objective
-        network.train()
+        self.network.train()
         if self.settings.schedule == "cosine":
             self._set_learning_rate(0.5 * (1 + cos(pi * (self.step / self.settings.max_steps))))
-        noise, kl = self._weights()
-        batch = self.cells.take(self.processes.share(index))
+        self.learn(self.cells.draw(self.processes.share(index)), *self._weights())
+        self.step += 1
+
+    def _learn(self, draw: Draw, noise: float | torch.Tensor | None, kl: float | torch.Tensor) -> None:
+        network, objective = self.network, self.objective
+        batch = self.cells.gather(draw)
         posteriors = network.posteriors(batch)
         means = {k: mean for k, (mean, _) in posteriors.items()}
         adversarial = torch.zeros((), device=self.cells.device)
@@ -258,7 +275,6 @@ class _Loop:
         total.backward()
         self.processes.average_gradients(self.generator_side.param_groups[0]["params"])
         self.generator_side.step()
-        self.step += 1
 
     # ---- validation ------------------------------------------------------------------------------
 
@@ -268,7 +284,7 @@ class _Loop:
         row = {
             "step": self.step,
             "epoch": self.step / len(self.sampler),
-            "learning_rate": self.generator_side.param_groups[0]["lr"],
+            "learning_rate": self.learning_rate,
             **self._held_out_losses(),
         }
         row = self.processes.from_first(row)
@@ -289,15 +305,20 @@ class _Loop:
             self.best_weights = _copy(self.network.state_dict())
         elif self.settings.schedule == "plateau" and self._stalled() >= self.settings.reduce_steps:
             self.reduced_step = self.step
-            self._set_learning_rate(row["learning_rate"] / self.settings.learning_rate / 10)
+            self._set_learning_rate(self.learning_rate / self.settings.learning_rate / 10)
 
     def _stalled(self) -> int:
         return self.step - max(self.reduced_step, self.settings.warmup_steps)
 
     def _set_learning_rate(self, share: float) -> None:
+        self.learning_rate = share * self.settings.learning_rate
         for side in (self.generator_side, self.discriminator_side):
             for group in side.param_groups:
-                group["lr"] = share * self.settings.learning_rate
+                # a recorded step reads it where it is
+                if isinstance(group["lr"], torch.Tensor):
+                    group["lr"].fill_(self.learning_rate)
+                else:
+                    group["lr"] = self.learning_rate
 
     def _held_out_losses(self) -> dict[str, float]:
         """Every loss on the held-out cells, weighted by cells, and how well they match."""
@@ -315,13 +336,13 @@ class _Loop:
             batch = self.cells.take(index, least=1)
             posteriors = network.posteriors(batch)
             losses = network.generator_losses(batch, posteriors, objective, noise)
-            adversarial = network.discriminator_loss(batch, {k: m for k, (m, _) in posteriors.items()}, 0.0, None)
+            adversarial = network.discriminator_loss(batch, {k: m for k, (m, _) in posteriors.items()}, None, None)
             losses |= {"adversarial": adversarial, "loss": network.total(losses, adversarial, objective, 1.0)}
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(index)
             for k, seen in batch.seen.items():
                 means[k].append(posteriors[k][0])
-                names[k].append(batch.index[seen.cell])
+                names[k].append(batch.index[seen.cell.cpu()])
         result = {name: value / len(self.held_out) for name, value in sums.items()}
         result["foscttm"] = _foscttm({k: (torch.cat(n), torch.cat(means[k])) for k, n in names.items() if n}, self.seed)
         return result
@@ -336,7 +357,8 @@ class _Loop:
     def key(self) -> str:
         """Digest of settings, seed and data: a checkpoint of anything else is never loaded."""
         digest = hashlib.sha256()
-        settings = [_FORMAT, asdict(self.objective), asdict(self.settings), self.seed, self.processes.n]
+        device = torch.device(self.cells.device).type
+        settings = [_FORMAT, asdict(self.objective), asdict(self.settings), self.seed, self.processes.n, device]
         digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(str(self.network).encode())
         for value in self.network.state_dict().values():
@@ -369,7 +391,7 @@ class _Loop:
         if self.processes.rank == 0:
             save_atomically(state, path)
 
-    _PLAIN = ("step", "best", "best_step", "reduced_step", "best_weights", "history")
+    _PLAIN = ("step", "learning_rate", "best", "best_step", "reduced_step", "best_weights", "history")
 
     def load_state(self, state: dict) -> None:
         """Restore what `state` returned."""
@@ -395,7 +417,11 @@ def held_out(names, fraction: float, seed: int) -> np.ndarray:
 
 
 def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
+    parameters = list(parameters)
     common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
+    if parameters[0].is_cuda:
+        # what a recorded step reads anew each time must be on the GPU
+        common |= {"lr": torch.tensor(settings.learning_rate, device=parameters[0].device), "capturable": True}
     if settings.optimizer == "rmsprop":
         return _RMSprop(parameters, **common)
     if settings.optimizer == "adam":

@@ -142,7 +142,7 @@ def test_losses_and_gradients_equal_the_reference(modalities, monkeypatch):
     ours_queue = list(noise)
     monkeypatch.setattr(clue_network, "_noise_like", lambda x, generator: ours_queue.pop(0))
     posteriors = network.posteriors(batch)
-    adversarial = network.discriminator_loss(batch, {k: mean for k, (mean, _) in posteriors.items()}, 0.0, None)
+    adversarial = network.discriminator_loss(batch, {k: mean for k, (mean, _) in posteriors.items()}, None, None)
     losses = network.generator_losses(batch, posteriors, OBJECTIVE)
     total = network.total(losses, adversarial, OBJECTIVE)
     total.backward()

@@ -43,10 +43,18 @@ def reference(dense, batch, hidden, weight, offset, scale, bias, log_theta, libr
     return of_entries.sum(-1).mean(-1)
 
 
-@pytest.mark.parametrize("block_entries", [2**17, 2 * 2 * N_FEATURES, 1])
+def at_once(batch, counts, n_passes, n_batches):
+    """The single block that a GPU works on."""
+    yield slice(0, n_batches), slice(0, len(batch)), slice(0, len(counts.cell))
+
+
+@pytest.mark.parametrize("block_entries", [2**17, 2 * 2 * N_FEATURES, 1, "at once"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 def test_value_and_gradients(dtype, tolerance, block_entries, monkeypatch):
-    monkeypatch.setattr(likelihood, "BLOCK_ENTRIES", block_entries)
+    if block_entries == "at once":
+        monkeypatch.setattr(likelihood, "_blocks", at_once)
+    else:
+        monkeypatch.setattr(likelihood, "BLOCK_ENTRIES", block_entries)
     dense, counts, batch, parameters = example(dtype)
     expected = reference(dense, batch, *parameters)
     found = decoded_log_likelihood(*parameters, batch, counts)

@@ -167,7 +167,7 @@ def test_an_ablation_removes_its_loss_alone(two, name):
         model.network.train().zero_grad()
         posteriors = model.network.posteriors(batch)
         means = {k: m for k, (m, _) in posteriors.items()}
-        adversarial = model.network.discriminator_loss(batch, means, 0.0, None)
+        adversarial = model.network.discriminator_loss(batch, means, None, None)
         losses = model.network.generator_losses(batch, posteriors, objective)
         model.network.total(losses, adversarial, objective).backward()
         return losses, model.network.encoders["rna"].subspaces[0].mean.weight.grad.clone()
@@ -194,7 +194,7 @@ def test_generator_and_discriminator_play_against_each_other(two):
     batch = model._cells(two).take(torch.arange(240))
     posteriors = model.network.eval().posteriors(batch)
     means = {k: mean for k, (mean, _) in posteriors.items()}
-    loss = model.network.discriminator_loss(batch, means, 0.0, None)
+    loss = model.network.discriminator_loss(batch, means, None, None)
     nothing = dict.fromkeys(("cross", "source_cross", "mse", "contrastive"), 0.0)
     total = model.network.total(nothing, loss, Objective())
     weight = model.network.encoders["rna"].subspaces[0].mean.weight
