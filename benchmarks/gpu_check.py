@@ -416,8 +416,8 @@ def check_run(arguments) -> None:
     """Run the benchmark on simulated data with `device: cuda`."""
     from importlib.util import find_spec
 
-    if find_spec("snakemake") is None:
-        row("skipped: snakemake is not installed")
+    if missing := [package for package in ("snakemake", "scib_metrics") if find_spec(package) is None]:
+        row(f"skipped: {', '.join(missing)} is not installed")
         return
     import shutil
 
