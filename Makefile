@@ -13,7 +13,7 @@ INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | ck
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
 .PHONY: help install run study download rehearsal score record tables docs estimate test check-method r lint clean resume status
-.PHONY: slurm-test slurm-faults
+.PHONY: gpu-check slurm-test slurm-faults
 
 help:
 	@echo "make run      run the benchmark and make its report (CONFIG=$(CONFIG) CORES=$(CORES); PROFILE=slurm on a cluster)"
@@ -29,6 +29,7 @@ help:
 	@echo "make estimate  print what the run of CONFIG will cost: jobs, hours, disk"
 	@echo "make test     run the tests"
 	@echo "make slurm-test   run the tests on a real Slurm that is set up for them; slurm-faults: the long ones too"
+	@echo "make gpu-check  compare CLUE on this machine's GPU with the CPU, and its speed with scglue's"
 	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
 	@echo "make r        make an R with Seurat 5 in .r/ (Debian, as root); with conda: envs/seurat.yaml"
 	@echo "make lint     check style: ruff, snakefmt, snakemake --lint"
@@ -83,6 +84,9 @@ docs: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+
+gpu-check: $(INSTALLED)
+	$(BIN)/python benchmarks/gpu_check.py
 
 slurm-test: $(INSTALLED)
 	@reason=$$($(BIN)/python tests/slurm/cluster.py why-not); if [ -n "$$reason" ]; then echo "no Slurm here: $$reason"; \

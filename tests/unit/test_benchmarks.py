@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 
 def run(project, name, *arguments):
@@ -72,3 +73,18 @@ def test_preprocess_scale(project, tmp_path):
     for row in rows:
         # the counts are in memory, so that it is more than them
         assert float(row[3]) > 0 and float(row[6]) >= 1
+
+
+@pytest.mark.slow
+def test_gpu_check_tried_on_the_cpu(project):
+    shape = ["--device", "cpu", "--cells", 300, "--genes", 40, "--peaks", 60, "--only"]
+    rows = run(project, "gpu_check", *shape, "losses", "time")
+    assert any(row[0].strip().startswith("relative difference") for row in rows)
+    assert any(row[0].strip().startswith("a step, ms") for row in rows)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_gpu_check_says_in_one_line_that_there_is_no_gpu(project):
+    command = [sys.executable, str(project / "benchmarks" / "gpu_check.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") == 1 and "no GPU here" in done.stdout

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 
 import anndata as ad
 import numpy as np
@@ -104,6 +105,18 @@ def test_partly_paired_cells_train_through_the_mask(two):
     dense[counts.cell, counts.feature] = counts.value
     names = cells.names[batch.index[batch.seen["adt"].cell].numpy()]
     assert np.array_equal(dense.numpy(), adt[names].X.toarray()[:, model.preprocessors["adt"].selected])
+
+
+def test_padding_for_a_gpu_adds_nothing_but_zeros(two):
+    """A recorded step needs mini-batches of few shapes: `Draw.n_entries` may be more than there are."""
+    cells = clue.CLUE(two, **SMALL)._cells(two)
+    draw = cells.draw(torch.tensor([3, 7, 200]))
+    padded = replace(draw, n_entries={k: n + 50 for k, n in draw.n_entries.items()})
+    for k, seen in cells.gather(draw).seen.items():
+        counts, more = seen.counts, cells.gather(padded).seen[k].counts
+        assert len(more.value) == len(counts.value) + 50 and more.cell.max() == 2
+        assert torch.equal(more.dense(), counts.dense())
+        assert torch.equal(counts.dense().sum(1), counts.total)
 
 
 def test_a_cell_seen_once_is_its_own_fusion(two):
