@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     style.apply()
     # The same input gives the same file; letters as outlines look the same on every machine.
-    plt.rcParams.update({"svg.hashsalt": "clue", "svg.fonttype": "path", "font.size": 9})
+    plt.rcParams.update({"svg.hashsalt": "clue", "svg.fonttype": "path", "font.size": 10})
     display = style.Display(Path("config", "display.yaml"))
     for name, figure in (
         ("model.svg", model(display)),
@@ -82,14 +82,14 @@ def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, 
             linestyle=look.get("style", "-"),
         )
     )
-    axes.text(x, y, text, ha="center", va="center", fontsize=look.get("size", 9), linespacing=1.35, color=INK)
+    axes.text(x, y, text, ha="center", va="center", fontsize=look.get("size", 10), linespacing=1.35, color=INK)
 
 
 def trapezium(axes: Axes, x: float, y: float, left: float, right: float, width: float, text: str, color: str) -> None:
     """Draw an encoder, which narrows to the right, or a decoder, which widens."""
     corners = [(-width / 2, -left / 2), (-width / 2, left / 2), (width / 2, right / 2), (width / 2, -right / 2)]
     axes.add_patch(Polygon([(x + dx, y + dy) for dx, dy in corners], facecolor=PAPER, edgecolor=color, linewidth=1.4))
-    axes.text(x, y, text, ha="center", va="center", fontsize=9, color=INK)
+    axes.text(x, y, text, ha="center", va="center", fontsize=10, color=INK)
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str = MUTED, **look) -> None:
@@ -113,7 +113,7 @@ def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], colo
 def say(axes: Axes, x: float, y: float, text: str, **look) -> None:
     """Write a line beside what it explains."""
     axes.text(
-        x, y, text, **{"ha": "center", "va": "center", "fontsize": 8.5, "color": MUTED, "linespacing": 1.35} | look
+        x, y, text, **{"ha": "center", "va": "center", "fontsize": 9.5, "color": MUTED, "linespacing": 1.35} | look
     )
 
 
@@ -127,9 +127,9 @@ def model(display: style.Display) -> Figure:
     rows = (4.15, 3.2, 2.25)
     cell = 0.46  # the side of a subspace
     for title, x in (("counts", 0.75), ("encoders", 2.15), ("z from one modality", 4.15), ("z of the cell", 6.15)):
-        say(axes, x, 4.92, title, fontsize=9.5, color=INK, weight="bold")
-    say(axes, 7.75, 4.92, "decoders", fontsize=9.5, color=INK, weight="bold")
-    say(axes, 9.2, 4.92, "counts", fontsize=9.5, color=INK, weight="bold")
+        say(axes, x, 4.92, title, color=INK, weight="bold")
+    say(axes, 7.75, 4.92, "decoders", color=INK, weight="bold")
+    say(axes, 9.2, 4.92, "counts", color=INK, weight="bold")
 
     for k, (name, y, color) in enumerate(zip(MODALITIES, rows, colors, strict=True)):
         label = display.label("modalities", name).replace(" (ADT)", "")
@@ -177,17 +177,17 @@ def outputs_of_the_model(axes: Axes) -> None:
         INK,
         fill=SHADE,
     )
-    say(axes, 2.0, 0.32, "model.align", family="monospace", fontsize=9.5, color=INK)
+    say(axes, 2.0, 0.32, "model.align", family="monospace", color=INK)
     arrow(axes, (4.15, 1.93), (4.15, 1.34))
     box(axes, 4.35, 0.94, 1.5, 0.8, "embedding of\nK subspaces", INK, fill=SHADE)
-    say(axes, 4.35, 0.32, "model.embed", family="monospace", fontsize=9.5, color=INK)
+    say(axes, 4.35, 0.32, "model.embed", family="monospace", color=INK)
     arrow(axes, (4.66, 1.93), (5.9, 1.34), DISCRIMINATOR)
     fill = DISCRIMINATOR + "14"
     box(axes, 6.45, 0.94, 2.3, 0.8, "discriminator:\nwhich modality is it from?", DISCRIMINATOR, fill=fill)
     say(axes, 6.45, 0.32, "encoders learn to fool it")
     for y, kind, text in ((1.12, "-", "self-encoder"), (0.76, DASHED, "cross-encoder")):
         box(axes, 8.4, y, 0.26, 0.26, "", INK, fill="#26262630" if kind == "-" else PAPER, style=kind, weight=1.6)
-        say(axes, 8.64, y, text, ha="left", color=INK, fontsize=9)
+        say(axes, 8.64, y, text, ha="left", color=INK)
 
 
 # ---- the workflow ----------------------------------------------------------------------------------
@@ -200,7 +200,7 @@ def workflow(display: style.Display) -> Figure:
     top, middle, bottom = 3.2, 2.2, 1.1
     seen = FancyBboxPatch((3.95, 1.65), 4.2, 2.3, boxstyle="round,pad=0,rounding_size=0.1", fc=blue + "0d", ec="none")
     axes.add_patch(seen)
-    say(axes, 6.05, 3.76, "all that a method sees", color=blue, fontsize=9.5)
+    say(axes, 6.05, 3.76, "all that a method sees", color=blue)
 
     box(axes, 0.9, middle, 1.55, 0.76, "download\nverified, resumed", fill=SHADE)
     arrow(axes, (1.68, middle), (2.02, middle))
@@ -220,7 +220,7 @@ def workflow(display: style.Display) -> Figure:
     arrow(axes, (9.18, 2.32), (9.18, 1.49), blue)
     box(axes, 9.18, bottom, 1.45, 0.76, "match, score\nsame for all", fill=SHADE)
     arrow(axes, (5.82, bottom), (8.44, bottom), sealed, style=DASHED)
-    say(axes, 7.13, 1.28, "for scoring and figures alone", color=sealed, fontsize=9)
+    say(axes, 7.13, 1.28, "for scoring and figures alone", color=sealed)
     arrow(axes, (9.18, 0.72), (9.18, 0.46))
     box(axes, 7.6, 0.26, 4.6, 0.38, "metrics.tsv, figures, tables, report.html", fill=SHADE)
     return figure
@@ -246,8 +246,8 @@ def results(display: style.Display) -> Figure:
             if display.entry("metrics", metric)["better"] == "higher"
             else "lower is better, log scale"
         )
-        line[0].set_ylabel(f"{display.label('metrics', metric)}\n({better})", fontsize=9)
-        line[0].set_yticks(range(len(rows)), [short(*row, display) for row in rows], fontsize=9)
+        line[0].set_ylabel(f"{display.label('metrics', metric)}\n({better})")
+        line[0].set_yticks(range(len(rows)), [short(*row, display) for row in rows])
         line[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(
         "Mean over seeds; bars: one standard deviation, where it is known. Filled: 3 seeds, hollow: fewer. –: not run.",
