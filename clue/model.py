@@ -318,15 +318,18 @@ class CLUE:
             if self.batch_key is not None:
                 batch[seen] = cells.obs[self.batch_key].astype(str).to_numpy()
         n_inputs = {k: p.width for k, p in self.preprocessors.items()}
-        return Readout.fit(features, n_inputs, held_out(names, self._validation, self.seed), batch.astype(str))
+        chosen = held_out(names, self._validation, self.seed)
+        return Readout.fit(features, n_inputs, self.width, chosen, batch.astype(str))
 
     @torch.no_grad()
     def _features(self, adata: ad.AnnData, modality: str) -> Iterator[np.ndarray]:
-        """Yield what the read-out reads of cells, a few thousand at a time: encoder inputs, then hidden layers."""
+        """Yield what the read-out reads of cells, a few thousand at a time: encoder inputs, hidden layers, z."""
         self.network.eval()
+        encoder = self.network.encoders[modality]
         for x in self.preprocessors[modality].transformed_blocks(adata):
-            hidden = self.network.encoders[modality].hidden(torch.from_numpy(x).to(self.device))
-            yield np.hstack([x, hidden.cpu().numpy()]).astype(np.float64)
+            given = torch.from_numpy(x).to(self.device)
+            mean, _ = encoder(given)
+            yield np.hstack([x, encoder.hidden(given).cpu().numpy(), mean.cpu().numpy()]).astype(np.float64)
 
     @property
     def width(self) -> int:

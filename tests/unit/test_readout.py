@@ -41,12 +41,14 @@ def test_three_modalities_are_aligned_by_pairs_of_two():
     """No cell is seen in all three; what two of them share with the third brings them together."""
     rng = np.random.default_rng(1)
     shared = rng.normal(size=(N, 2))
-    whole = {k: correlated(rng, n, shared) for k, n in {"rna": 8, "atac": 7, "adt": 5}.items()}
+    sizes = {"rna": 8, "atac": 7, "adt": 5}
+    # z is the last two columns
+    whole = {k: np.hstack([correlated(rng, n, shared), shared + rng.normal(size=(N, 2))]) for k, n in sizes.items()}
     features = {k: x.copy() for k, x in whole.items()}
     for part, missing in enumerate(features):
         features[missing][part * N // 3 : (part + 1) * N // 3] = np.nan
     none = np.zeros(N, dtype=bool)
-    readout = Readout.fit(features, {k: x.shape[1] for k, x in features.items()}, none, none.astype(str))
+    readout = Readout.fit(features, sizes, 2, none, none.astype(str))
     placed = {k: readout(k, x) for k, x in whole.items()}
     for a, b in (("rna", "atac"), ("rna", "adt"), ("atac", "adt")):
         assert np.mean(foscttm(placed[a], placed[b])) < 0.25 < 0.4 < np.mean(foscttm(whole[a][:, :5], whole[b][:, :5]))
