@@ -70,6 +70,7 @@ score: $(INSTALLED)
 
 record: $(INSTALLED)
 	$(BIN)/python -P scripts/documents.py --record $(CONFIG)
+	$(BIN)/python -P scripts/drawings.py
 
 estimate: $(INSTALLED)
 	@$(BIN)/python -P scripts/estimate.py --config $(CONFIG)
