@@ -14,9 +14,9 @@ sys.path.insert(0, str(ROOT))
 
 from clue.benchmark.cluster import read_site
 from clue.benchmark.config import ORACLE, Benchmark
-from clue.benchmark.download import MANIFEST, has_files, sources
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.recovery import start
+from clue.benchmark.sources import MANIFEST, has_files, sources
 from clue.benchmark.status import failures, standings
 
 # Jobs run the Python that runs Snakemake, and this checkout's clue, whether or not an environment is activated;
