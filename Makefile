@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study download rehearsal score record tables estimate test check-method r lint clean resume status
+.PHONY: help install run study download rehearsal score record tables docs estimate test check-method r lint clean resume status
 .PHONY: gpu-check slurm-test slurm-faults
 
 help:
@@ -24,7 +24,8 @@ help:
 	@echo "make rehearsal  run config/config.yaml, or a CONFIG, on simulated files (FACTOR=$(FACTOR), METHODS=\"clue cca\")"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make record   write the scores of the finished run of CONFIG to docs/results, then make tables"
-	@echo "make tables   write the tables of README.md and docs/ from docs/results"
+	@echo "make tables   write the tables and pictures of README.md and docs/ from docs/results"
+	@echo "make docs     build the pages of docs/ as a site in build/docs"
 	@echo "make estimate  print what the run of CONFIG will cost: jobs, hours, disk"
 	@echo "make test     run the tests"
 	@echo "make slurm-test   run the tests on a real Slurm that is set up for them; slurm-faults: the long ones too"
@@ -75,6 +76,11 @@ estimate: $(INSTALLED)
 
 tables: $(INSTALLED)
 	$(BIN)/python -P scripts/documents.py
+	$(BIN)/python -P scripts/drawings.py
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "site: build/docs/index.html"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile

@@ -518,9 +518,9 @@ class TestOwn:
         cut(tmp_path / "adt.h5ad")
         assert "adt.h5ad: cannot be read" in fault("m", spec, tmp_path)
 
-    def test_three_lines_of_the_readme(self, own, project, workplace, add_dataset):
-        """What the README says to write, with the folder alone replaced."""
-        chapter = (project / "README.md").read_text().partition("## Bring your data")[2]
+    def test_three_lines_of_the_documents(self, own, project, workplace, add_dataset):
+        """What docs/extend.md says to write, with the folder alone replaced."""
+        chapter = (project / "docs" / "extend.md").read_text().partition("## Add a data set")[2]
         yaml_block = chapter.partition("```yaml\n")[2].partition("```")[0]
         assert len(yaml_block.strip().splitlines()) == 3
         written = yaml.safe_load(yaml_block)
@@ -535,8 +535,8 @@ class TestOwn:
         task = make_task(prepared, "my_data", "random20", spec["splits"]["random20"])
         assert task.solution.n_obs == 12 and task.solution.uns["labels"] == "published"
 
-    def test_every_line_of_the_readme_s_table_is_valid(self, project, workplace, add_dataset):
-        chapter = (project / "README.md").read_text().partition("## Bring your data")[2].partition("\n## ")[0]
+    def test_every_line_of_the_documents_table_is_valid(self, project, workplace, add_dataset):
+        chapter = (project / "docs" / "extend.md").read_text().partition("## Add a data set")[2].partition("\n## ")[0]
         rows = re.findall(r"`(\{kind: .*\})` \|$", chapter, flags=re.MULTILINE)
         assert len(rows) == 5
         for row in rows:
