@@ -26,7 +26,7 @@ include: "rules/common.smk"
 
 
 # Used with --software-deployment-method apptainer only; a method of another environment has its own.
-container: "envs/python.sif"
+container: of_checkout("envs/python.sif")
 
 
 onstart:

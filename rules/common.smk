@@ -9,20 +9,28 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-ROOT = Path(workflow.basedir)
+# The checkout, where programs and settings are; data and results are in the working directory. Not workflow.basedir, which
+# in a workflow that uses this one as a module is the folder of that workflow.
+ROOT = Path(workflow.current_basedir).parent
 sys.path.insert(0, str(ROOT))
 
 from clue.benchmark.cluster import read_site
 from clue.benchmark.config import ORACLE, Benchmark
-from clue.benchmark.download import MANIFEST, has_files, sources
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.recovery import start
+from clue.benchmark.sources import MANIFEST, has_files, sources
 from clue.benchmark.status import failures, standings
+
+# In the checkout itself its files have relative names, so that a move of both runs nothing again.
+CHECKOUT = "." if ROOT.samefile(Path.cwd()) else str(ROOT)
+if " " in CHECKOUT:
+    raise WorkflowError(f"{ROOT}: has a space, so that it works as the working directory only; rename it")
 
 # Jobs run the Python that runs Snakemake, and this checkout's clue, whether or not an environment is activated;
 # a conda environment is activated later and still goes first. By the folder scripts/run.py knows the jobs of a killed run.
 os.environ.update(
     CLUE_BENCH_FOLDER=os.getcwd(),
+    CLUE_CHECKOUT=CHECKOUT,
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     PYTHONPATH=str(ROOT),
 )
@@ -57,6 +65,11 @@ wildcard_constraints:
     method="|".join(sorted({job.method for job in JOBS})),
     variant="|".join(sorted({job.variant for job in JOBS})),
     seed="[0-9]+",
+
+
+def of_checkout(path):
+    """Return where a file of the checkout is."""
+    return os.path.normpath(f"{CHECKOUT}/{path}")
 
 
 def modalities(dataset):
@@ -112,7 +125,8 @@ def _growing(amount, most):
 
 def together(tasks, threads, resources):
     """Return what goes before a method's command: nothing, or the program that starts its tasks."""
-    return f"scripts/together.sh {tasks} {resources.nodes} {threads} {resources.gpu} " if tasks > 1 else ""
+    program = "$CLUE_CHECKOUT/scripts/together.sh"
+    return f"{program} {tasks} {resources.nodes} {threads} {resources.gpu} " if tasks > 1 else ""
 
 
 def to_json(value):

@@ -27,8 +27,8 @@ for dataset in RAW:
             mirror=lambda wildcards, output: MIRROR,
             sources=to_json(sources(BENCHMARK.datasets[dataset])),
         shell:
-            "python -P scripts/download.py --dataset {params.dataset} --folder {params.folder}"
-            " --mirror={params.mirror:q} > {log} 2>&1"
+            "python -P $CLUE_CHECKOUT/scripts/download.py --dataset {params.dataset} --folder {params.folder}"
+            " --mirror={params.mirror:q} --project $CLUE_CHECKOUT > {log} 2>&1"
 
 
 if not PARTIAL:
@@ -59,5 +59,5 @@ if not PARTIAL:
                 "scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"
             ),
         shell:
-            "python -P scripts/prepare.py --dataset {wildcards.dataset} --raw {params.folder} --output {output}"
-            " > {log} 2>&1"
+            "python -P $CLUE_CHECKOUT/scripts/prepare.py --dataset {wildcards.dataset} --raw {params.folder} --output {output}"
+            " --project $CLUE_CHECKOUT > {log} 2>&1"

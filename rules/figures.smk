@@ -1,12 +1,10 @@
 """Figures and the pages of the report, drawn from the tidy tables; only the UMAPs read embeddings."""
 
-from glob import glob
-
 FIGURE = f"{RESULTS}/figures/{{name}}.png"
 TABLE_OF = f"{RESULTS}/tables/{{name}}.tsv"
 UMAP_POINTS = 5000
 PUBLISHED = expand(
-    "config/reference/{name}.tsv",
+    of_checkout("config/reference/{name}.tsv"),
     name=["leaderboard", "cell_type_match", "organisers", "rebenchmarks", "scmmib"],
 )
 
@@ -23,7 +21,7 @@ SIMULATED = [split for split in SPLITS if split[0] not in RAW]
 DRAWINGS = {
     "leaderboard": {"metrics": TABLE, "published": PUBLISHED},
     "ranking": {"metrics": TABLE},
-    "ablation": {"metrics": TABLE, "reference": "config/reference/ablation.tsv"},
+    "ablation": {"metrics": TABLE, "reference": of_checkout("config/reference/ablation.tsv")},
     "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAPS]},
 }
 if SIMULATED:
@@ -69,7 +67,7 @@ for name, options in (DRAWINGS | WALKS).items():
             results=f"--results {RESULTS}" if name in WALKS else "",
             code=looks(f"scripts/figures/{name}.py", "clue/benchmark/plots.py", "clue/benchmark/reference.py"),
         shell:
-            "python -P {params.script} {params.files} {params.results} --display config/display.yaml"
+            "python -P $CLUE_CHECKOUT/{params.script} {params.files} {params.results} --display $CLUE_CHECKOUT/config/display.yaml"
             " --figure {output.png} --table {output.table} > {log} 2>&1"
 
 
@@ -91,8 +89,8 @@ rule probes:
     params:
         code=digest("scripts/probe.py", "clue/benchmark/probe.py", "clue/simulate.py"),
     shell:
-        "python -P scripts/probe.py --solutions {input.solutions} --embeddings {input.embeddings}"
-        " --table {output} > {log} 2>&1"
+        "python -P $CLUE_CHECKOUT/scripts/probe.py --solutions {input.solutions} --embeddings {input.embeddings}"
+        " --table {output} --project $CLUE_CHECKOUT > {log} 2>&1"
 
 
 rule comparison:
@@ -117,8 +115,8 @@ rule comparison:
         folder=subpath(input.metrics, parent=True),
         code=looks("scripts/figures/comparison.py", "clue/benchmark/plots.py"),
     shell:
-        "python -P scripts/figures/comparison.py --metrics {input.metrics} --cells {params.folder}"
-        " --display config/display.yaml --figure {output.png} --table {output.table} --summary {output.summary}"
+        "python -P $CLUE_CHECKOUT/scripts/figures/comparison.py --metrics {input.metrics} --cells {params.folder}"
+        " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} --summary {output.summary}"
         " --tests {output.tests} --intervals {output.intervals} > {log} 2>&1"
 
 
@@ -126,7 +124,7 @@ rule paper:
     input:
         metrics=TABLE,
         published=PUBLISHED,
-        ablation="config/reference/ablation.tsv",
+        ablation=of_checkout("config/reference/ablation.tsv"),
     output:
         TABLE_OF.format(name="paper"),
     log:
@@ -139,8 +137,8 @@ rule paper:
     params:
         code=looks("scripts/figures/paper.py", "clue/benchmark/reference.py"),
     shell:
-        "python -P scripts/figures/paper.py --metrics {input.metrics} --published {input.published}"
-        " --ablation {input.ablation} --display config/display.yaml --table {output} > {log} 2>&1"
+        "python -P $CLUE_CHECKOUT/scripts/figures/paper.py --metrics {input.metrics} --published {input.published}"
+        " --ablation {input.ablation} --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
 
 
 rule resources:
@@ -159,7 +157,7 @@ rule resources:
     params:
         code=looks("scripts/figures/resources.py", "clue/benchmark/plots.py"),
     shell:
-        "python -P scripts/figures/resources.py --resources {input} --display config/display.yaml"
+        "python -P $CLUE_CHECKOUT/scripts/figures/resources.py --resources {input} --display $CLUE_CHECKOUT/config/display.yaml"
         " --figure {output.png} > {log} 2>&1"
 
 
@@ -193,8 +191,8 @@ for dataset, split in UMAPS:
                 "clue/matching.py",
             ),
         shell:
-            "python -P scripts/figures/umaps.py --solution {input.solution} --embeddings {input.embeddings}"
-            " --points {params.points} --seed 0 --display config/display.yaml --figure {output.png}"
+            "python -P $CLUE_CHECKOUT/scripts/figures/umaps.py --solution {input.solution} --embeddings {input.embeddings}"
+            " --points {params.points} --seed 0 --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png}"
             " --table {output.table} > {log} 2>&1"
 
 
@@ -221,7 +219,7 @@ for dataset, split in UMAPS:
             points=INTEGRATION_POINTS,
             code=digest("scripts/integration.py", "clue/benchmark/umap.py", "clue/matching.py"),
         shell:
-            "python -P scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
+            "python -P $CLUE_CHECKOUT/scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
             " --points {params.points} --seed 0 --table {output} > {log} 2>&1"
 
 
@@ -249,8 +247,8 @@ for dataset, split in UMAPS:
         params:
             code=looks("scripts/figures/confusion.py", "clue/benchmark/plots.py"),
         shell:
-            "python -P scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
-            " --display config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
+            "python -P $CLUE_CHECKOUT/scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
+            " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
 
 
 rule datasets:
@@ -269,8 +267,8 @@ rule datasets:
     params:
         code=looks("scripts/figures/datasets.py"),
     shell:
-        "python -P scripts/figures/datasets.py --datasets {input.datasets} --solutions {input.solutions}"
-        " --config config --table {output} > {log} 2>&1"
+        "python -P $CLUE_CHECKOUT/scripts/figures/datasets.py --datasets {input.datasets} --solutions {input.solutions}"
+        " --config $CLUE_CHECKOUT/config --table {output} > {log} 2>&1"
 
 
 rule html_report:
@@ -278,7 +276,7 @@ rule html_report:
         figures=FIGURES,
         tables=TABLES,
         collected=[TABLE, RESOURCES, f"{RESULTS}/failures.tsv"],
-        captions=sorted(glob("rules/captions/*.rst")),
+        captions=[of_checkout(f"rules/captions/{path.name}") for path in sorted(ROOT.glob("rules/captions/*.rst"))],
     output:
         REPORT,
     log:
@@ -294,6 +292,6 @@ rule html_report:
         configfiles=" ".join(map(os.path.relpath, workflow.configfiles)),
         code=looks("scripts/figures/report*"),
     shell:
-        "python -P scripts/figures/report.py --results {params.folder} --figures {input.figures}"
-        " --captions rules/captions --config {params.config:q} --configfiles {params.configfiles:q}"
-        " --display config/display.yaml --output {output} > {log} 2>&1"
+        "python -P $CLUE_CHECKOUT/scripts/figures/report.py --results {params.folder} --figures {input.figures}"
+        " --captions $CLUE_CHECKOUT/rules/captions --config {params.config:q} --configfiles {params.configfiles:q}"
+        " --display $CLUE_CHECKOUT/config/display.yaml --output {output} > {log} 2>&1"

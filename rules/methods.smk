@@ -25,7 +25,7 @@ for method, spec in BENCHMARK.methods.items():
         conda:
             f"../envs/{spec['env']}.yaml"
         container:
-            f"envs/{spec['env']}.sif"
+            of_checkout(f"envs/{spec['env']}.sif")
         threads: spec["resources"]["threads"]
         resources:
             mem_mb=memory(int(1000 * spec["resources"]["mem_gb"]), gpu=gpus),
@@ -48,11 +48,11 @@ for method, spec in BENCHMARK.methods.items():
         # -P: a method's program must not shadow the library of its name (clue.py, the package clue).
         # No f-string: it would be filled in when a job starts, with the values of the last method.
         shell:
-            "{params.together}python -P {params.script} --train {input.train} --tests {input.tests} --embedding {output.embedding}"
+            "{params.together}python -P $CLUE_CHECKOUT/{params.script} --train {input.train} --tests {input.tests} --embedding {output.embedding}"
             "{params.members} --method {params.method} --variant {wildcards.variant} --seed {wildcards.seed}"
             " --params {params.values:q} --device {params.device} --threads {threads} > {log} 2>&1"
 
 
-for path in sorted(Path(workflow.basedir, "rules", "methods").glob("*.smk")):
+for path in sorted(ROOT.glob("rules/methods/*.smk")):
 
     include: str(path)

@@ -20,7 +20,7 @@ if not PARTIAL:
         params:
             code=digest("scripts/oracle.py"),
         shell:
-            "python -P scripts/oracle.py --tests {input.tests} --solution {input.solution}"
+            "python -P $CLUE_CHECKOUT/scripts/oracle.py --tests {input.tests} --solution {input.solution}"
             " --embedding {output.embedding} > {log} 2>&1"
 
 
@@ -53,7 +53,7 @@ for first, second in MODALITY_SETS:
             run=RUN,
             code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scoring.py"),
         shell:
-            "python -P scripts/score.py --embedding {input.embedding} --solution {input.solution}"
+            "python -P $CLUE_CHECKOUT/scripts/score.py --embedding {input.embedding} --solution {input.solution}"
             " --matches {output.matches} --metrics {output.metrics} --cells {output.cells} --run {params.run} > {log} 2>&1"
 
 
@@ -76,5 +76,5 @@ rule collect:
         plan=to_json([vars(job) for job in JOBS]),
         code=digest("scripts/collect.py", "clue/benchmark/collect.py"),
     shell:
-        "python -P scripts/collect.py --config {params.config:q} --root . --metrics {output.metrics}"
+        "python -P $CLUE_CHECKOUT/scripts/collect.py --config {params.config:q} --project $CLUE_CHECKOUT --root . --metrics {output.metrics}"
         " --resources {output.resources} --failures {output.failures} > {log} 2>&1"

@@ -30,5 +30,5 @@ for wanted in MODALITY_SETS:
             max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
             code=digest("scripts/make_task.py", "clue/benchmark/task.py"),
         shell:
-            "python -P scripts/make_task.py --dataset-file {input} --dataset {wildcards.dataset}"
-            " --split {wildcards.split} --folder {params.folder} {params.max_cells} > {log} 2>&1"
+            "python -P $CLUE_CHECKOUT/scripts/make_task.py --dataset-file {input} --dataset {wildcards.dataset}"
+            " --split {wildcards.split} --folder {params.folder} {params.max_cells} --project $CLUE_CHECKOUT > {log} 2>&1"

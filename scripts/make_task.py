@@ -13,15 +13,16 @@ from clue.benchmark.task import TaskFiles, make_task
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program in the project folder."""
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dataset-file", type=Path, required=True, help="the prepared data set (<dataset>.h5mu)")
     parser.add_argument("--dataset", required=True, help="a name of config/datasets")
     parser.add_argument("--split", required=True, help="a name of the data set's splits")
     parser.add_argument("--max-cells", type=int, help="keep so many cells at most")
     parser.add_argument("--folder", type=Path, required=True, help="where the files go")
+    parser.add_argument("--project", type=Path, default=".", help="the project folder, which holds config/")
     arguments = parser.parse_args(argv)
-    spec = load("datasets", arguments.dataset)
+    spec = load("datasets", arguments.dataset, arguments.project)
     splits = spec["splits"]
     if arguments.split not in splits:
         known = ", ".join(splits)

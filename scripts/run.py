@@ -16,6 +16,8 @@ from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import run_program
 from clue.benchmark.recovery import clear_killed_run, end, processes_at_work
 
+PROJECT = Path(__file__).resolve().parents[1]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
@@ -26,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     where.add_argument("--profile", help="on a cluster: a Snakemake profile, for instance slurm")
     parser.add_argument("--download", action="store_true", help="only fetch the raw files")
     arguments = parser.parse_args(argv)
-    run = Benchmark(read_yaml(arguments.config), where=str(arguments.config)).config["run"]
+    run = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config)).config["run"]
     snakemake = Snakemake(arguments.config, arguments.cores, arguments.profile)
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
@@ -50,7 +52,8 @@ class Snakemake:
     """Snakemake on one configuration, as a command that tells whether it succeeded."""
 
     def __init__(self, config: Path, cores: int | None, profile: str | None):
-        self.command = [sys.executable, "-m", "snakemake", "--configfile", str(config)]
+        self.command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
+        self.command += ["--configfile", str(config)]
         if profile:
             self.command += ["--profile", profile]
         else:

@@ -10,13 +10,15 @@ from clue.benchmark.errors import run_program
 from clue.benchmark.recovery import host, snakemakes
 from clue.benchmark.status import report, standings
 
+PROJECT = Path(__file__).resolve().parents[1]
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description="Show where a run stands.")
     parser.add_argument("--config", type=Path, required=True, help="for instance config/quick.yaml")
     arguments = parser.parse_args(argv)
-    benchmark = Benchmark(read_yaml(arguments.config), where=str(arguments.config))
+    benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
     print(f"run {benchmark.config['run']}: {_at_work(Path.cwd())}")
     print("\n".join(report(standings(benchmark, Path.cwd()))))
 

@@ -14,6 +14,7 @@ from typing import Any
 from clue.benchmark.config import read_yaml
 from clue.benchmark.errors import BenchmarkError
 
+CHECKOUT = Path(__file__).resolve().parents[2]
 SITE_FILE = "slurm-site.yaml"
 EXAMPLE = "profiles/slurm/site.example.yaml"
 PREFIX = "clue-bench"
@@ -51,7 +52,7 @@ class Site:
         return max((limits.get(limit, inf) for limits in fitting), default=inf)
 
 
-def slurm_site(path: str | Path = SITE_FILE) -> Site:
+def slurm_site(path: str | Path | None = None) -> Site:
     """Return the site's settings after Slurm has agreed to them.
 
     Raises
@@ -67,9 +68,12 @@ def slurm_site(path: str | Path = SITE_FILE) -> Site:
     return site
 
 
-def read_site(path: str | Path = SITE_FILE) -> Site:
-    """Return the site's settings as the file has them; the defaults where there is no file."""
-    path = Path(path)
+def read_site(path: str | Path | None = None) -> Site:
+    """Return the site's settings as the file has them; the defaults where there is no file.
+
+    The file is `path`, else ``slurm-site.yaml`` of this folder, else that of the checkout.
+    """
+    path = Path(path or _site_file())
     if not path.exists():
         return Site(file=str(path))
     known = ("account", "qos", "partitions")
@@ -87,6 +91,12 @@ def read_site(path: str | Path = SITE_FILE) -> Site:
             if not isinstance(limits.get(limit, 0), int):
                 raise BenchmarkError(f"{path}: partitions: {name}: {limit} must be a whole number (minutes, MB, GPUs)")
     return Site(str(data.get("account", "")), str(data.get("qos", "")), partitions, str(path))
+
+
+def _site_file() -> Path:
+    # Absolute, since Snakemake changes into another folder where it has --directory.
+    places = [folder / SITE_FILE for folder in (Path.cwd(), CHECKOUT)]
+    return next((place for place in places if place.exists()), Path(SITE_FILE))
 
 
 def _check_accepted(site: Site, partition: str) -> None:

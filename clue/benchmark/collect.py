@@ -36,7 +36,7 @@ def collect(jobs: list[Job], root: str | Path) -> Tables:
     jobs
         The planned grid, as `Benchmark.plan` gives it.
     root
-        The project folder, which holds ``results`` and ``logs``.
+        The folder that holds ``results`` and ``logs``.
 
     Returns
     -------

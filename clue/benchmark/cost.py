@@ -14,7 +14,7 @@ import pandas as pd
 
 from clue.benchmark import tables
 from clue.benchmark.config import ORACLE, Benchmark
-from clue.benchmark.download import sources
+from clue.benchmark.sources import sources
 from clue.benchmark.status import Step, steps
 
 TIMES = Path("docs", "results", "times.tsv")

@@ -2,8 +2,6 @@
 
 A data set may name several sources; the first that gives all its files is taken. Which one it was is in
 ``source.json`` beside the files, the one output that the workflow knows of beforehand.
-
-Light to import: the workflow asks `has_files` before anything runs.
 """
 
 import json
@@ -27,7 +25,6 @@ from filelock import FileLock, Timeout
 from clue.benchmark.download_checksums import read_checksums, record_checksum
 from clue.benchmark.download_http import (
     CHUNK,
-    DownloadError,
     LocalError,
     Part,
     Patience,
@@ -38,82 +35,13 @@ from clue.benchmark.download_http import (
     what_differs,
 )
 from clue.benchmark.files import atomic
+from clue.benchmark.sources import MANIFEST, DownloadError, has_files, sources
 
-MANIFEST = "source.json"
 TEMPORARY = ".download-"
 
 Source = Mapping[str, Any]
 Known = dict[str, dict[str, Any]]
 """What is known of each file of a source: ``path``, ``size``, ``md5``, ``sha256``, each where it is known."""
-
-
-# ---- what other modules ask ----------------------------------------------------------------------
-
-
-def sources(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the sources of a data set, in the order in which they are tried, each with a name."""
-    return [{"name": source["kind"], **source} for source in spec.get("sources") or [spec["source"]]]
-
-
-def has_files(spec: Mapping[str, Any]) -> bool:
-    """Tell whether a data set has raw files; one that is simulated has none."""
-    return any(source["kind"] != "simulated" for source in sources(spec))
-
-
-def taken(spec: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
-    """Return a data set as it was downloaded: with the one source that was taken.
-
-    Parameters
-    ----------
-    spec
-        The checked ``config/datasets/<name>.yaml``.
-    folder
-        The folder of its raw files.
-
-    Returns
-    -------
-    dict
-        `spec` with ``source``, ``prepare`` and ``expect`` of that source, and ``files``, their names to their
-        SHA-256 digests in the order of the YAML.
-
-    Raises
-    ------
-    DownloadError
-        If the manifest is not there, is of a source that the YAML no longer has, or if a file is not there or has
-        another size.
-    """
-    path = Path(folder) / MANIFEST
-    common = {key: value for key, value in spec.items() if key != "sources"}
-    if not has_files(spec):
-        return common | {"source": sources(spec)[0], "files": {}}
-    manifest = _read_manifest(path)
-    found = [source for source in sources(spec) if source["name"] == manifest["source"]]
-    if not found:
-        raise DownloadError(
-            f"{path}: is of a source {manifest['source']!r} that the YAML does not have; delete it and run again"
-        )
-    for entry in manifest["files"]:
-        file = path.with_name(entry["file"])
-        if not file.is_file() or file.stat().st_size != entry["size"]:
-            wrong = "has another size than when it was downloaded" if file.is_file() else "no such file"
-            raise DownloadError(f"{file}: {wrong}; delete {path} and run again")
-    own = {key: found[0][key] for key in ("prepare", "expect") if key in found[0]}
-    files = {entry["file"]: entry["sha256"] for entry in manifest["files"]}
-    return common | own | {"source": found[0], "files": files}
-
-
-def describe_source(spec: Mapping[str, Any]) -> str:
-    """Return in a few words where a data set with one source comes from."""
-    source = spec["source"]
-    match source["kind"]:
-        case "http":
-            return source["base"]
-        case "pypi":
-            return f"{source['package']}=={source['version']} (Python package index)"
-        case "files":
-            return f"local files: {', '.join(source['files'])}"
-        case kind:
-            return kind
 
 
 # ---- download ------------------------------------------------------------------------------------
@@ -296,17 +224,6 @@ def _write_manifest(folder: Path, source: Source, files: Known) -> None:
 
 def _when(path: Path) -> datetime:
     return datetime.fromtimestamp(int(path.stat().st_mtime), tz=UTC)
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads(path.read_text())
-        _ = manifest["source"], [(entry["file"], entry["size"], entry["sha256"]) for entry in manifest["files"]]
-    except FileNotFoundError as error:
-        raise DownloadError(f"{path}: no such file; download the data set first (make download)") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DownloadError(f"{path}: cannot be read ({error!r}); delete it and run again") from error
-    return manifest
 
 
 # ---- files at an address -------------------------------------------------------------------------

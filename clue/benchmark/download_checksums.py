@@ -33,7 +33,7 @@ def record_checksum(root: str | Path, dataset: str, file: str, size: int, sha256
     """Add the row of a file, unless it has one."""
     root = Path(root)
     # Downloads of several data sets end at the same time.
-    with FileLock(root / "data" / ".checksums.lock"):
+    with FileLock(root / TABLE.with_name(".checksums.lock")):
         rows = _read(root)
         if (dataset, file) in {(row["dataset"], row["file"]) for row in rows}:
             return

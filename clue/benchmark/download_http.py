@@ -23,8 +23,8 @@ import requests
 import urllib3
 from tqdm import tqdm
 
-from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
+from clue.benchmark.sources import DownloadError
 
 CHUNK = 1 << 20
 SPARE = 100 << 20
@@ -35,10 +35,6 @@ PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 T = TypeVar("T")
-
-
-class DownloadError(BenchmarkError):
-    """A raw file cannot be had, or is not the one that the data set names."""
 
 
 class LocalError(DownloadError):

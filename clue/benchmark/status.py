@@ -10,8 +10,8 @@ import psutil
 
 from clue.benchmark.cluster import SLURM_LOGS, slurm_jobs
 from clue.benchmark.config import ORACLE, Benchmark, Job
-from clue.benchmark.download import MANIFEST, has_files
 from clue.benchmark.recovery import processes_at_work
+from clue.benchmark.sources import MANIFEST, has_files
 
 STATES = ("done", "running", "queued", "failed", "waiting")
 _WHY_SLURM_ENDED_IT = re.compile(

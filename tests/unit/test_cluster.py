@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import subprocess
+import sys
 
 import pytest
 
-from clue.benchmark import status
+from clue.benchmark import cluster, status
 from clue.benchmark.cluster import Site, slurm_site
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.recovery import MARK, clear_killed_run, host, start
@@ -17,6 +19,7 @@ def no_slurm(monkeypatch, tmp_path):
     """A machine without Slurm; tests/slurm has one."""
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("clue.benchmark.cluster.CHECKOUT", tmp_path)
 
 
 def test_site_without_a_file_is_the_clusters_default():
@@ -58,6 +61,31 @@ def test_most_that_a_job_may_ask_for():
 
 def test_example_of_a_site_is_right(project):
     assert slurm_site(project / "profiles/slurm/site.example.yaml").partitions
+
+
+def test_site_of_this_folder_goes_before_that_of_the_checkout(tmp_path, monkeypatch):
+    checkout, here = tmp_path / "checkout", tmp_path / "here"
+    for folder in (checkout, here):
+        folder.mkdir()
+        (folder / "slurm-site.yaml").write_text(f"account: {folder.name}\n")
+    monkeypatch.setattr(cluster, "CHECKOUT", checkout)
+    assert slurm_site() == Site("checkout", file=str(checkout / "slurm-site.yaml"))
+    monkeypatch.chdir(here)
+    assert slurm_site() == Site("here", file=str(here / "slurm-site.yaml"))
+
+
+@pytest.mark.parametrize("word", ["{0}/slurm", "--profile={0}/slurm", "{0}/Snakefile", "--snakefile={0}/Snakefile"])
+def test_profile_finds_the_checkout_from_elsewhere(project, tmp_path, word):
+    checkout = tmp_path / "checkout"
+    shutil.copytree(project / "clue", checkout / "clue", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(project / "profiles", checkout / "profiles")
+    (checkout / "slurm").symlink_to("profiles/slurm")
+    program = "import sys, yte; yte.process_yaml(open(sys.argv[1]), require_use_yte=True); print(sys.modules['clue'])"
+    # The profile is read from a copy: nothing but the word tells where the checkout is.
+    profile = shutil.copy(project / "profiles/slurm/config.yaml", tmp_path / "config.yaml")
+    command = [sys.executable, "-P", "-c", program, profile, word.format(checkout)]
+    done = subprocess.run(command, cwd=tmp_path, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
+    assert str(checkout) in done.stdout, done.stderr
 
 
 def test_profile_is_reachable_by_its_name(project):

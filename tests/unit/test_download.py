@@ -8,8 +8,9 @@ import zipfile
 import pytest
 
 from clue.benchmark import download as module
-from clue.benchmark.download import DownloadError, download, taken
+from clue.benchmark.download import download
 from clue.benchmark.download_http import Patience
+from clue.benchmark.sources import DownloadError, taken
 
 CONTENT = b"cells and genes\n" * 1000
 HASTE = Patience(attempts=3, pause=0)

@@ -21,8 +21,9 @@ from faulty_web import Web, in_chunks, page, stall, status, trickle, truncate, w
 
 from clue.benchmark import download_http as module
 from clue.benchmark.config import ConfigError, load
-from clue.benchmark.download import DownloadError, download, taken
+from clue.benchmark.download import download
 from clue.benchmark.download_http import LocalError, Patience
+from clue.benchmark.sources import DownloadError, taken
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)

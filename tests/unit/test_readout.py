@@ -51,7 +51,7 @@ def test_three_modalities_are_aligned_by_pairs_of_two():
     readout = Readout.fit(features, sizes, 2, none, none.astype(str))
     placed = {k: readout(k, x) for k, x in whole.items()}
     for a, b in (("rna", "atac"), ("rna", "adt"), ("atac", "adt")):
-        assert np.mean(foscttm(placed[a], placed[b])) < 0.25 < 0.4 < np.mean(foscttm(whole[a][:, :5], whole[b][:, :5]))
+        assert np.mean(foscttm(placed[a], placed[b])) < 0.25 < 0.35 < np.mean(foscttm(whole[a][:, :5], whole[b][:, :5]))
 
 
 def test_settings_are_those_with_which_held_out_cells_match_best(features):

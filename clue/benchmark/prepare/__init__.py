@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 
 from clue.benchmark.contracts import check_modality
-from clue.benchmark.download import describe_source, taken
 from clue.benchmark.prepare.arrays import prepare_npy
 from clue.benchmark.prepare.competition import prepare_competition
 from clue.benchmark.prepare.expectations import check_expected
@@ -29,6 +28,7 @@ from clue.benchmark.prepare.reading import Modalities, PrepareError, Spec
 from clue.benchmark.prepare.share_seq import prepare_share_seq
 from clue.benchmark.prepare.simulated import prepare_simulated
 from clue.benchmark.prepare.tenx import prepare_tenx
+from clue.benchmark.sources import describe_source, taken
 
 __all__ = ["PREPARERS", "PrepareError", "prepare"]
 
