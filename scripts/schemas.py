@@ -115,7 +115,7 @@ def _within(whole: dict, given: dict, key: str) -> tuple[str, dict]:
 
 def _escaped(text: str) -> str:
     """Return text whose angle brackets and bars mean themselves in Markdown."""
-    return text.replace("|", "\\|").replace("<", "\\<")
+    return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _kinds(spec: dict) -> list[tuple[str, dict]]:

@@ -45,7 +45,7 @@ def test_a_row_says_type_default_and_meaning(program):
     schema = {"required": ["names"], "properties": {"size": {"$ref": "#/$defs/size"}}, "$defs": {"size": size}}
     schema["properties"] |= {"names": {"type": "array", "items": {"type": "string"}}, "end": {"enum": ["a", "b"]}}
     assert program.Tables(schema).text().splitlines()[2:] == [
-        r"| `size` | integer ≥ 1 | `4` | Of \<each> \| all |",
+        r"| `size` | integer ≥ 1 | `4` | Of &lt;each> \| all |",
         "| `names` | list of strings | required | – |",
         "| `end` | `a` `b` | – | – |",
     ]
@@ -60,3 +60,8 @@ def test_kinds_have_tables_of_their_own_and_a_definition_is_described_once(progr
     text = program.Tables(schema).text()
     assert "| `here.kind` | `web` | – | – |" in text and "| `more` | list of mappings | – | as `here` |" in text
     assert text.count("`here` of `kind: web`. Far.") == text.count("| `url` |") == 1
+
+
+def test_the_page_lists_every_run(page, project):
+    for path in (project / "config").glob("*.yaml"):
+        assert f"`config/{path.name}`" in page, f"config/README.md: say what {path.name} is for"
