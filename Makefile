@@ -24,7 +24,7 @@ help:
 	@echo "make rehearsal  run config/config.yaml, or a CONFIG, on simulated files (FACTOR=$(FACTOR), METHODS=\"clue cca\")"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make record   write the scores of the finished run of CONFIG to docs/results, then make tables"
-	@echo "make tables   write the tables and pictures of README.md and docs/ from docs/results"
+	@echo "make tables   write the tables and pictures of the documents, from docs/results and config/schemas"
 	@echo "make docs     build the pages of docs/ as a site in build/docs"
 	@echo "make estimate  print what the run of CONFIG will cost: jobs, hours, disk"
 	@echo "make test     run the tests"
@@ -70,12 +70,14 @@ score: $(INSTALLED)
 
 record: $(INSTALLED)
 	$(BIN)/python -P scripts/documents.py --record $(CONFIG)
+	$(BIN)/python -P scripts/drawings.py
 
 estimate: $(INSTALLED)
 	@$(BIN)/python -P scripts/estimate.py --config $(CONFIG)
 
 tables: $(INSTALLED)
 	$(BIN)/python -P scripts/documents.py
+	$(BIN)/python -P scripts/schemas.py
 	$(BIN)/python -P scripts/drawings.py
 
 docs: $(INSTALLED)

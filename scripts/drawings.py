@@ -5,6 +5,7 @@ numbers of ``docs/results``. The other pictures there are figures of a run: docs
 """
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,18 +39,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     # The same input gives the same file; letters as outlines look the same on every machine.
     plt.rcParams.update({"svg.hashsalt": "clue", "svg.fonttype": "path", "font.size": 10})
     display = style.Display(Path("config", "display.yaml"))
-    for name, figure in (
-        ("model.svg", model(display)),
-        ("workflow.svg", workflow(display)),
-        ("results.png", results(display)),
-    ):
-        print(f"wrote {write(figure, PICTURES / name)}")
+    print(f"wrote {write(model(display), PICTURES / 'model.svg', {'Date': None})}")
+    print(f"wrote {write(workflow(display), PICTURES / 'workflow.svg', {'Date': None})}")
+    scores = recorded(display)
+    print(f"wrote {write(results(scores, display), PICTURES / 'results.png', {'Source': fingerprint(scores)})}")
 
 
-def write(figure: Figure, path: Path) -> Path:
+def write(figure: Figure, path: Path, metadata: dict[str, str | None]) -> Path:
     """Write a picture on white, so that it can be read on a dark page as well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"Date": None} if path.suffix == ".svg" else {}
     with atomic(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=150, facecolor=PAPER, metadata=metadata)
     plt.close(figure)
@@ -229,9 +226,8 @@ def workflow(display: style.Display) -> Figure:
 # ---- the results -----------------------------------------------------------------------------------
 
 
-def results(display: style.Display) -> Figure:
+def results(scores: pd.DataFrame, display: style.Display) -> Figure:
     """Plot the scores of every method on every small data set: a column per data set, a row of panels per metric."""
-    scores = recorded(display)
     rows = [(m, v) for m in display.order("methods", scores["method"]) for v in variants(scores, m, display)]
     columns = list(dict.fromkeys(zip(scores["dataset"], scores["split"], strict=True)))
     figure, panels = plt.subplots(len(SCORES), len(columns), figsize=(10, 6.8), sharey=True, layout="constrained")
@@ -246,8 +242,8 @@ def results(display: style.Display) -> Figure:
             if display.entry("metrics", metric)["better"] == "higher"
             else "lower is better, log scale"
         )
-        line[0].set_ylabel(f"{display.label('metrics', metric)}\n({better})")
-        line[0].set_yticks(range(len(rows)), [short(*row, display) for row in rows])
+        line[0].set_ylabel(f"{display.label('metrics', metric)}\n({better})", fontsize=9)
+        line[0].set_yticks(range(len(rows)), [short(*row, display) for row in rows], fontsize=9)
         line[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(
         "Mean over seeds; bars: one standard deviation, where it is known. Filled: 3 seeds, hollow: fewer. –: not run.",
@@ -263,6 +259,11 @@ def recorded(display: style.Display) -> pd.DataFrame:
     found = [tables.read_table(RESULTS / f"{run}.tsv", [*tables.JOB[:4], *numeric], numeric=numeric) for run in RUNS]
     scores = pd.concat(found).drop_duplicates(["dataset", "split", "method", "variant"])
     return scores[~scores["variant"].map(display.is_ablation)].dropna(subset=list(SCORES), how="all")
+
+
+def fingerprint(scores: pd.DataFrame) -> str:
+    """Return what tells whether a picture shows these scores; its file says so."""
+    return hashlib.sha256(scores.to_csv(index=False).encode()).hexdigest()[:16]
 
 
 def variants(scores: pd.DataFrame, method: str, display: style.Display) -> list[str]:
