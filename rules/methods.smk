@@ -4,7 +4,7 @@ for method, spec in BENCHMARK.methods.items():
     if PARTIAL:
         continue
     tasks, nodes = spec["resources"]["tasks"], spec["resources"]["nodes"]
-    gpus = tasks * spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0
+    gpus = BENCHMARK.gpus(method)
 
     rule:
         name:
@@ -38,7 +38,7 @@ for method, spec in BENCHMARK.methods.items():
         params:
             method=method,
             script=f"scripts/methods/{spec['script']}",
-            device=BENCHMARK.config["device"],
+            device="cuda" if gpus else "cpu",
             values=lambda wildcards, method=method: params_json(method, wildcards.variant, wildcards.dataset),
             code=method_code(spec),
             tasks=tasks,  # results depend on it: another number re-runs the method; of what follows none does

@@ -210,6 +210,12 @@ class Benchmark:
             params = _merge(params, layer)
         return params
 
+    def gpus(self, method: str) -> int:
+        """Return the number of GPUs that a job of a method asks for."""
+        if self.config["device"] != "cuda" or method == ORACLE:
+            return 0
+        return self.methods[method]["resources"]["tasks"] * self.methods[method]["resources"]["gpu"]
+
     def plan(self) -> list[Job]:
         """Return every planned job, those that cannot run included, with the reason."""
         jobs = []
