@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from clue.benchmark.cluster import read_site
 from clue.benchmark.config import ORACLE, Benchmark
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.machine import require_gpu, require_slurm
 from clue.benchmark.recovery import start
 from clue.benchmark.sources import MANIFEST, has_files, sources
 from clue.benchmark.status import failures, standings
@@ -195,8 +196,12 @@ def solution(dataset, split):
 
 
 def begin_run():
-    """Refuse to run beside jobs that a killed run has left in Slurm's queue."""
+    """Refuse to run beside jobs that a killed run has left in Slurm's queue, and without what all jobs would lack."""
     try:
+        if workflow.executor_plugin.name == "slurm":
+            require_slurm()
+        if workflow.local_exec and any(job.resources.get("gpu") for job in workflow.dag.needrun_jobs()):
+            require_gpu()
         start(Path.cwd())
     except BenchmarkError as error:
         raise WorkflowError(str(error)) from None

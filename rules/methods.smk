@@ -4,7 +4,7 @@ for method, spec in BENCHMARK.methods.items():
     if PARTIAL:
         continue
     tasks, nodes = spec["resources"]["tasks"], spec["resources"]["nodes"]
-    gpus = tasks * spec["resources"]["gpu"] if BENCHMARK.config["device"] == "cuda" else 0
+    gpus = BENCHMARK.gpus(method)
 
     rule:
         name:
@@ -12,7 +12,6 @@ for method, spec in BENCHMARK.methods.items():
         input:
             train=f"{TASK}/train.h5mu",
             tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
-            members=[f"{TASK}/{member}/seed-{{seed}}/embedding.h5ad" for member in spec["members"]],
         output:
             embedding=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/embedding.h5ad",
             run=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/run.json",
@@ -39,17 +38,16 @@ for method, spec in BENCHMARK.methods.items():
         params:
             method=method,
             script=f"scripts/methods/{spec['script']}",
-            device=BENCHMARK.config["device"],
+            device="cuda" if gpus else "cpu",
             values=lambda wildcards, method=method: params_json(method, wildcards.variant, wildcards.dataset),
             code=method_code(spec),
             tasks=tasks,  # results depend on it: another number re-runs the method; of what follows none does
             together=lambda wildcards, threads, resources, tasks=tasks: together(tasks, threads, resources),
-            members=lambda wildcards, input: f" --members {input.members}" if input.members else "",
         # -P: a method's program must not shadow the library of its name (clue.py, the package clue).
         # No f-string: it would be filled in when a job starts, with the values of the last method.
         shell:
             "{params.together}python -P $CLUE_CHECKOUT/{params.script} --train {input.train} --tests {input.tests} --embedding {output.embedding}"
-            "{params.members} --method {params.method} --variant {wildcards.variant} --seed {wildcards.seed}"
+            " --method {params.method} --variant {wildcards.variant} --seed {wildcards.seed}"
             " --params {params.values:q} --device {params.device} --threads {threads} > {log} 2>&1"
 
 

@@ -6,14 +6,17 @@ collected, drawn and reported. The exit status is not 0 if any job failed.
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from clue.benchmark.cluster import slurm_site
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import run_program
+from clue.benchmark.machine import require_gpu, require_slurm
 from clue.benchmark.recovery import clear_killed_run, end, processes_at_work
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -28,7 +31,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     where.add_argument("--profile", help="on a cluster: a Snakemake profile, for instance slurm")
     parser.add_argument("--download", action="store_true", help="only fetch the raw files")
     arguments = parser.parse_args(argv)
-    run = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config)).config["run"]
+    benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
+    run = benchmark.config["run"]
+    if not arguments.download:
+        check_machine(benchmark, arguments.profile)
     snakemake = Snakemake(arguments.config, arguments.cores, arguments.profile)
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
@@ -48,12 +54,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(f"error: some jobs failed; see results/{run}/failures.tsv")
 
 
+def check_machine(benchmark: Benchmark, profile: str | None) -> None:
+    """Refuse a run whose jobs would all fail, before each is tried and what exists is collected."""
+    if profile and Path(profile).name == "slurm":
+        require_slurm()
+        slurm_site()
+    elif not profile:
+        missing = [
+            job for job in benchmark.plan() if not job.reason and not Path(job.folder, "embedding.h5ad").exists()
+        ]
+        if any(benchmark.gpus(job.method) for job in missing):
+            require_gpu()
+
+
 class Snakemake:
     """Snakemake on one configuration, as a command that tells whether it succeeded."""
 
     def __init__(self, config: Path, cores: int | None, profile: str | None):
         self.command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
         self.command += ["--configfile", str(config)]
+        # A user who sets it for other workflows has not asked for it here.
+        self.environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
         if profile:
             self.command += ["--profile", profile]
         else:
@@ -63,7 +84,8 @@ class Snakemake:
 
     def __call__(self, target: str, *options: str) -> bool:
         """Run towards a target; an interrupt or a termination is handed on to Snakemake and its jobs."""
-        process = subprocess.Popen([*self.command, *options, "--", target], preexec_fn=_listen_to_interrupts)
+        command = [*self.command, *options, "--", target]
+        process = subprocess.Popen(command, preexec_fn=_listen_to_interrupts, env=self.environment)
         previous = signal.signal(signal.SIGTERM, _exit_terminated)
         try:
             return process.wait() == 0

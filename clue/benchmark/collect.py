@@ -97,9 +97,6 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
     if not embedding.exists():
         step = method_step(job)
-        for member in job.members:
-            if not (root / job.folder_of(member) / "embedding.h5ad").exists():
-                raise NoResult(f"waits for {member}, which has no embedding")
         reason = slurm_reason(step, root) or "no result"
         raise NoResult(said(embedding) or f"{reason}; see {step.log}")
     if not metrics.exists():
@@ -129,10 +126,6 @@ def _resources(job: Job, root: Path) -> list[dict[str, Any]]:
         return []
     report = _read_json(path)
     measured = {key: report.get(key) for key in MEASURED}
-    for member in job.members:  # without them an ensemble would seem to take no time
-        part = _read_json(root / job.folder_of(member) / "run.json")
-        measured["seconds"] = (measured["seconds"] or 0) + (part.get("seconds") or 0)
-        measured["peak_memory_mb"] = max(measured["peak_memory_mb"] or 0, part.get("peak_memory_mb") or 0)
     ran = {key: report.get(key) for key in RAN}
     return [{**_identity(job), **measured, "epochs": (report.get("info") or {}).get("epochs"), **ran}]
 

@@ -147,17 +147,11 @@ class Job:
     transductive: bool
     reason: str
     """Why it cannot run; empty where it can."""
-    members: tuple[str, ...] = ()
-    """The jobs of the same task and seed whose embeddings it gets, as ``<method>/<variant>``."""
 
     @property
     def folder(self) -> str:
         """Where its outputs are, relative to the project."""
-        return self.folder_of(f"{self.method}/{self.variant}")
-
-    def folder_of(self, member: str) -> str:
-        """Return where the outputs of a member are, relative to the project."""
-        return f"results/{self.run}/{self.dataset}/{self.split}/{member}/seed-{self.seed}"
+        return f"results/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
 
     @property
     def log(self) -> str:
@@ -183,27 +177,20 @@ class Benchmark:
         self.config = check(config, _schema(self.root, "config"), where)
         self.datasets = self._select("datasets", "splits", where)
         self.methods = self._select("methods", "variants", where)
-        for name, spec in self.methods.items():
-            for member in spec["members"]:
-                if self.methods[member.partition("/")[0]]["members"]:
-                    raise ConfigError(f"config/methods/{name}.yaml: members: {member} has members itself; name those")
 
     def load(self, kind: str, name: str) -> dict[str, Any]:
         """Return the checked ``config/<kind>/<name>.yaml``; `kind` is ``datasets`` or ``methods``."""
         return load(kind, name, self.root)
 
     def _select(self, kind: str, parts: str, where: str) -> dict[str, dict[str, Any]]:
-        """Load what a list like ``[clue, cca/default]`` names, and its members, with only the parts it names."""
+        """Load what a list like ``[clue, cca/default]`` names, with only the parts it names."""
         chosen: dict[str, dict[str, Any]] = {}
-        entries = [(entry, f"{where}: {kind}") for entry in self.config[kind]]
-        for entry, named_by in entries:
+        for entry in self.config[kind]:
             name, _, part = entry.partition("/")
             spec = self.load(kind, name)
-            members = [(member, f"config/{kind}/{name}.yaml: members") for member in spec.get("members", [])]
-            entries += [member for member in members if member not in entries]
             if part and part not in spec[parts]:
                 raise ConfigError(
-                    f"{named_by}: {name!r} has no {parts[:-1]} {part!r}{_suggest(part, sorted(spec[parts]))}"
+                    f"{where}: {kind}: {name!r} has no {parts[:-1]} {part!r}{_suggest(part, sorted(spec[parts]))}"
                 )
             wanted = {part: spec[parts][part]} if part else spec[parts]
             known = chosen.setdefault(name, {**spec, parts: {}})
@@ -223,6 +210,12 @@ class Benchmark:
             params = _merge(params, layer)
         return params
 
+    def gpus(self, method: str) -> int:
+        """Return the number of GPUs that a job of a method asks for."""
+        if self.config["device"] != "cuda" or method == ORACLE:
+            return 0
+        return self.methods[method]["resources"]["tasks"] * self.methods[method]["resources"]["gpu"]
+
     def plan(self) -> list[Job]:
         """Return every planned job, those that cannot run included, with the reason."""
         jobs = []
@@ -231,13 +224,10 @@ class Benchmark:
             for split in data["splits"]:
                 for method, spec in self.methods.items():
                     reason = self._obstacle(method, modalities)
-                    members = tuple(spec["members"])
                     for variant in spec["variants"]:
                         transductive = bool(self.params(method, variant, modalities).get("transductive", False))
                         jobs += [
-                            Job(
-                                self.config["run"], dataset, split, method, variant, seed, transductive, reason, members
-                            )
+                            Job(self.config["run"], dataset, split, method, variant, seed, transductive, reason)
                             for seed in self.config["seeds"]
                         ]
                 jobs.append(Job(self.config["run"], dataset, split, ORACLE, "default", 0, False, ""))
@@ -247,7 +237,4 @@ class Benchmark:
         """Return why a method cannot run on data of these modalities; nothing if it can."""
         if modalities not in self.methods[method]["modalities"]:
             return f"does not support {'+'.join(modalities)}"
-        for member in self.methods[method]["members"]:
-            if reason := self._obstacle(member.partition("/")[0], modalities):
-                return f"its member {member} {reason}"
         return ""

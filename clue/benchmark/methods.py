@@ -38,7 +38,6 @@ import threadpoolctl
 from clue.benchmark.contracts import (
     ContractError,
     check_embedding_fits,
-    read_embedding,
     read_test,
     read_train,
     write_embedding,
@@ -75,9 +74,6 @@ class Task:
         How many threads the method may use.
     checkpoints
         A folder that survives a failed run; empty unless a run of the same settings and data was cut short.
-    members
-        What `members` of the method's YAML names: the embedding of each modality by ``<method>/<variant>``, rows as
-        in `test`.
     metric
         By which the embedded cells are to be compared; a method whose space is Euclidean sets ``"euclidean"``.
     info
@@ -89,7 +85,6 @@ class Task:
     device: str
     threads: int
     checkpoints: Path
-    members: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
     metric: Metric = "cosine"
     info: dict[str, Any] = field(default_factory=dict)
 
@@ -143,7 +138,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Embed the test cells of a task.")
     parser.add_argument("--train", type=Path, required=True, help="training cells (train.h5mu)")
     parser.add_argument("--tests", type=Path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
-    parser.add_argument("--members", type=Path, nargs="+", default=[], help="embeddings of other methods to read")
     parser.add_argument("--embedding", type=Path, required=True, help="the embedding to write (embedding.h5ad)")
     parser.add_argument("--method", required=True, help="name of the method")
     parser.add_argument("--variant", required=True, help="name of the variant")
@@ -180,8 +174,7 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     if together.rank == 0:
         _prepare_checkpoints(arguments)
     together.gather(None)
-    members = dict(_member(path, test) for path in arguments.members)
-    task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments), members)
+    task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
     start = time.perf_counter()
     with together.one_voice():
         arrays = embed(task, Params(arguments.params), arguments.seed)
@@ -201,13 +194,6 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
 def _keyed(path: Path) -> tuple[str, ad.AnnData]:
     cells = read_test(path)
     return cells.uns["modality"], cells
-
-
-def _member(path: Path, test: Mapping[str, ad.AnnData]) -> tuple[str, dict[str, np.ndarray]]:
-    embedding = read_embedding(path)
-    check_embedding_fits(embedding, {name: cells.obs_names for name, cells in test.items()}, str(path))
-    rows = {name: (embedding.obs["modality"] == name).to_numpy() for name in test}
-    return f"{embedding.uns['method']}/{embedding.uns['variant']}", {name: embedding.X[rows[name]] for name in test}
 
 
 # ---- before: device, threads, seeds, checkpoints -------------------------------------------------

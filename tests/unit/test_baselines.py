@@ -286,31 +286,3 @@ def test_multivi_without_features_says_so(tmp_path):
     task = Task(cells.train, cells.tests, device="cpu", threads=1, checkpoints=tmp_path)
     with pytest.raises(BenchmarkError, match="rna: no feature is detected in 200% of 60 cells"):
         program("multivi").all_cells(task, min_cell_fraction=2)
-
-
-# ---- ensemble ------------------------------------------------------------------------------------
-
-
-def ensemble(**weights):
-    """Combine two members of other widths and lengths; return them and what came of it."""
-    rng = np.random.default_rng(0)
-    members = {name: {k: rng.normal(size=(6, width)) for k in ("rna", "adt")} for name, width in (("a", 3), ("b", 5))}
-    test = dict.fromkeys(("rna", "adt"))
-    task = Task(None, test, "cpu", 1, Path("none"), members)
-    return members, program("ensemble").embed(task, {"weights": weights}, 0)
-
-
-def cosine(x, y):
-    """Return the cosine similarity of each row of x and each of y."""
-    return (x / np.linalg.norm(x, axis=1, keepdims=True)) @ (y / np.linalg.norm(y, axis=1, keepdims=True)).T
-
-
-def test_similarities_in_an_ensemble_are_weighted_means():
-    members, z = ensemble(a=1, b=4)
-    of_a, of_b = (cosine(members[name]["rna"], members[name]["adt"]) for name in ("a", "b"))
-    np.testing.assert_allclose(cosine(z["rna"], z["adt"]), (of_a + 4 * of_b) / 5, atol=1e-12)
-
-
-def test_weights_of_an_ensemble_name_its_members():
-    with pytest.raises(BenchmarkError, match=r"params.weights names \['a', 'c'\], members \['a', 'b'\]; name the same"):
-        ensemble(a=1, c=1)

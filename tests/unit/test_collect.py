@@ -60,21 +60,6 @@ def test_finished_failed_missing_and_unsupported_jobs(tmp_path):
     assert failures["log"].tolist() == [log.format(1), log.format(2), ""]
 
 
-def test_an_ensemble_takes_the_time_of_its_members_too(tmp_path):
-    finish(tmp_path, job(0))
-    ensemble = Job("quick", "d", "s", "both", "default", 0, True, "", ("m/v",))
-    finish(tmp_path, ensemble)
-    _, resources, _ = collect([ensemble, job(0)], tmp_path)
-    assert resources["seconds"].tolist() == [3.0, 1.5] and resources["peak_memory_mb"].tolist() == [300.0, 300.0]
-
-
-def test_what_waits_for_a_failed_member_says_so(tmp_path):
-    finish(tmp_path, job(0))
-    ensemble = Job("quick", "d", "s", "both", "default", 0, True, "", ("m/v", "n/default"))
-    _, _, failures = collect([job(0), ensemble], tmp_path)
-    assert failures["reason"].tolist() == ["waits for n/default, which has no embedding"]
-
-
 def test_summary_names_job_reason_and_log(tmp_path):
     finish(tmp_path, job(0))
     failed = tmp_path / job(1).folder

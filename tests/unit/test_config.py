@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clue.benchmark.config import ORACLE, Benchmark, ConfigError, read_yaml
+from clue.benchmark.config import Benchmark, ConfigError, read_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,43 +153,6 @@ def test_wrong_method(project, changes, part):
     write(project / "config/methods/my_method.yaml", METHOD | changes)
     message = error(project)
     assert "config/methods/my_method.yaml" in message and part in message
-
-
-def ensemble(project, *members, **changes):
-    """Write a method that combines others."""
-    write(project / "config/methods/both.yaml", METHOD | {"members": list(members), "variants": {}} | changes)
-
-
-def test_members_join_the_run(project):
-    ensemble(project, "my_method/small")
-    jobs = Benchmark(RUN | {"methods": ["both"], "seeds": [3]}, project).plan()
-    planned = {(job.method, job.variant): job for job in jobs if job.split == "a"}
-    assert set(planned) == {("both", "default"), ("my_method", "small"), (ORACLE, "default")}
-    assert planned["both", "default"].folder_of("my_method/small") == planned["my_method", "small"].folder
-
-
-def test_what_a_member_does_not_support_its_ensemble_does_not_either(project):
-    ensemble(project, "my_method/small", modalities=[["rna", "atac"], ["rna", "adt"]])
-    jobs = Benchmark(RUN | {"datasets": ["tiny_multiome"], "methods": ["both"]}, project).plan()
-    assert {job.reason for job in jobs if job.method == "both"} == {
-        "its member my_method/small does not support rna+atac"
-    }
-
-
-@pytest.mark.parametrize(
-    ("members", "part"),
-    [
-        (["my_method"], "members.0: 'my_method' does not match"),
-        (["my_method/tiny"], "config/methods/both.yaml: members: 'my_method' has no variant 'tiny'"),
-        (["nobody/default"], "unknown method 'nobody'"),
-        (["both/default"], "config/methods/both.yaml: members: both/default has members itself; name those"),
-    ],
-)
-def test_wrong_members(project, members, part):
-    ensemble(project, *members)
-    with pytest.raises(ConfigError) as raised:
-        Benchmark(RUN | {"methods": ["both"]}, project)
-    assert part in str(raised.value)
 
 
 @pytest.mark.parametrize(("text", "part"), [("- a\n", "must hold a map"), ("a: [1\n", "not valid YAML")])

@@ -108,15 +108,9 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         params = benchmark.params(method, variant, list(modalities))
         skip_without_software(script)
         n_cells = n_cells or spec["test_cells"]
-        members = []
-        for member in spec["members"]:
-            name, its_variant = member.split("/")
-            run(name, modalities, attempt, its_variant, n_cells)
-            members.append(tmp_path / str(attempt) / member / "embedding.h5ad")
         files = task_files(modalities, n_cells)
         output = tmp_path / str(attempt) / method / variant / "embedding.h5ad"
         words = ["--train", files / "train.h5mu", "--tests", *(files / f"test_{name}.h5ad" for name in modalities)]
-        words += ["--members", *members] if members else []
         words += ["--embedding", output, "--method", method, "--variant", variant, "--seed", 0]
         words += ["--params", json.dumps(params), "--device", "cpu", "--threads", 1]
         monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *words)])

@@ -228,7 +228,7 @@ def test_faults_of_sparse_matrices_are_one_line(npz_spec, tmp_path):
         prepare("tiny", npz_spec, tmp_path)
     (tmp_path / "genes.txt").write_text("Actb\nGapdh\n")
     (tmp_path / "r.npz").write_bytes((tmp_path / "r.npz").read_bytes()[:-30])
-    with pytest.raises(PrepareError, match="r.npz: cannot be read"):
+    with pytest.raises(PrepareError, match=r"r.npz: cannot be read \(not an npz file\)"):
         prepare("tiny", npz_spec, tmp_path)
     (tmp_path / "cells.csv").write_text(",Lane\nc1,A\n")
     with pytest.raises(PrepareError, match="cells.csv: obs has no column 'Batch'"):

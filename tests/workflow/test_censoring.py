@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clue.benchmark.contracts import read_embedding, write_embedding
-
 ROOT = Path(__file__).parents[2]
 METHODS = sorted(path.stem for path in (ROOT / "config" / "methods").glob("*.yaml"))
 INPUTS = ["train.h5mu", "test_rna.h5ad", "test_atac.h5ad"]
@@ -37,28 +35,14 @@ def test_method_opens_nothing_that_holds_the_pairing(finished_run, tmp_path, met
     folder.mkdir()
     for name in INPUTS:
         shutil.copy(task / name, folder / name)
-    members = write_members(method, task, folder)
 
-    opened = files_opened(project, method, folder, tmp_path / "trace", members)
-    inputs = {*INPUTS, *members}
-    assert {folder / name for name in inputs} <= opened
+    opened = files_opened(project, method, folder, tmp_path / "trace")
+    assert {folder / name for name in INPUTS} <= opened
     ours = {path for path in opened if path.is_relative_to(folder) and not path.is_relative_to(folder / "out")}
-    assert {path.name for path in ours if path.is_file()} == inputs
+    assert {path.name for path in ours if path.is_file()} == set(INPUTS)
     for sealed in ("results", "data"):
         assert not [path for path in opened if path.is_relative_to(project.path(sealed))]
     assert not [path for path in opened if path.name in ("solution.h5ad", "dataset.h5mu")]
-
-
-def write_members(method, task, folder):
-    """Write what a method's members would leave, with the control's embedding in each; return the files' names."""
-    spec = yaml.safe_load((ROOT / "config/methods" / f"{method}.yaml").read_text())
-    names = []
-    for member in spec.get("members", []):
-        embedding = read_embedding(task / "random/default/seed-0/embedding.h5ad")
-        embedding.uns["method"], embedding.uns["variant"] = member.split("/")
-        names.append(f"{member.replace('/', '_')}.h5ad")
-        write_embedding(embedding, folder / names[-1])
-    return names
 
 
 def shortened(params):
@@ -67,14 +51,13 @@ def shortened(params):
     return short | {key: value for key, value in SHORT.items() if key in params}
 
 
-def files_opened(project, method, folder, trace, members=()):
+def files_opened(project, method, folder, trace):
     """Run a method's program in a folder under strace; return the paths that it opened."""
     spec = yaml.safe_load(project.path("config/methods", f"{method}.yaml").read_text())
     params = shortened(spec["params"])
     command = ["strace", "--follow-forks", "--trace=open,openat", "--string-limit=4096", f"--output={trace}"]
     command += [sys.executable, "-P", str(project.path("scripts/methods", spec["script"]))]
     command += ["--train", INPUTS[0], "--tests", *INPUTS[1:], "--embedding", "out/embedding.h5ad"]
-    command += ["--members", *members] if members else []
     command += ["--method", method, "--variant", "default", "--seed", "0", "--params", json.dumps(params)]
     done = subprocess.run(
         [*command, "--device", "cpu", "--threads", "1"],

@@ -1,5 +1,6 @@
 """Sparse matrices of scipy (``.npz``), features × cells, with a text file of features each and one table of cells."""
 
+import zipfile
 from pathlib import Path
 
 import anndata as ad
@@ -21,6 +22,9 @@ def prepare_npz(spec: Spec, folder: Path) -> Modalities:
     for modality, file in settings["files"].items():
         names = _lines(folder / settings["features"][modality])
         with reading(folder / file):
+            if not zipfile.is_zipfile(folder / file):
+                # numpy would take it for a pickle, and say so
+                raise zipfile.BadZipFile("not an npz file")
             matrix = sp.load_npz(folder / file)
         if matrix.shape != (len(names), len(obs)):
             raise PrepareError(

@@ -1,0 +1,36 @@
+"""What a machine must have before a run starts on it; otherwise every job would be tried in vain."""
+
+import importlib.util
+import shutil
+import subprocess
+import sys
+
+from clue.benchmark.errors import BenchmarkError
+
+
+def require_slurm() -> None:
+    """Raise a `BenchmarkError` where jobs cannot be submitted to Slurm."""
+    if not shutil.which("sbatch"):
+        raise BenchmarkError(
+            "no Slurm on this machine (no command sbatch); start on a cluster's login node, or run here:"
+            " `make run`, or `snakemake --cores 4` in place of `--profile slurm`"
+        )
+
+
+def require_gpu() -> None:
+    """Raise a `BenchmarkError` where no GPU is seen."""
+    if not (_succeeds("nvidia-smi", "--list-gpus") or _torch_sees_one()):
+        raise BenchmarkError(
+            "device: the configuration says cuda, but no GPU is seen on this machine; set device: cpu, or start on a"
+            " machine with a GPU or on a cluster (--profile slurm)"
+        )
+
+
+def _torch_sees_one() -> bool:
+    # In a process of its own: Snakemake's need not load torch. A site's Snakemake may be without it.
+    program = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return bool(importlib.util.find_spec("torch")) and _succeeds(sys.executable, "-c", program)
+
+
+def _succeeds(*command: str) -> bool:
+    return bool(shutil.which(command[0])) and subprocess.run(command, capture_output=True).returncode == 0

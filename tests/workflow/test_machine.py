@@ -1,0 +1,71 @@
+"""What the machine lacks is one line at the start of a run; what another workflow's settings say changes nothing."""
+
+import os
+import shutil
+
+import pytest
+
+from clue.benchmark import machine
+from clue.benchmark.errors import BenchmarkError
+
+NO_SLURM = "no Slurm on this machine (no command sbatch)"
+NO_GPU = "device: the configuration says cuda, but no GPU is seen on this machine; set device: cpu"
+
+
+@pytest.fixture
+def bare(fresh, tmp_path):
+    """A project on a machine without Slurm and without a GPU, whatever this one has."""
+    fresh.drop_figures()
+    hidden = ("sbatch", "squeue", "sacct", "sinfo", "srun", "nvidia-smi")
+    for folder in os.environ["PATH"].split(os.pathsep):
+        for path in os.scandir(folder) if os.path.isdir(folder) else []:
+            link = tmp_path / "bin" / path.name
+            link.parent.mkdir(exist_ok=True)
+            if path.name not in hidden and not link.is_symlink():
+                link.symlink_to(path.path)
+    fresh.environment |= {"PATH": str(tmp_path / "bin"), "CUDA_VISIBLE_DEVICES": ""}
+    return fresh
+
+
+def test_profile_of_another_workflow_changes_nothing(fresh):
+    fresh.drop_figures()
+    fresh.configure(methods=["random"])
+    fresh.path("other").mkdir()
+    fresh.write("other/config.yaml", {"dry-run": True})
+    fresh.environment["SNAKEMAKE_PROFILE"] = str(fresh.path("other"))
+    status, output = fresh.run()
+    assert status == 0 and fresh.path("results/test/metrics.tsv").exists(), output
+
+
+def test_no_slurm_is_one_line(bare, project):
+    shutil.copytree(project / "profiles", bare.path("profiles"))
+    status, output = bare.call("scripts/run.py", "--config", "config/test.yaml", "--profile", "profiles/slurm")
+    assert status == 1 and output.startswith(f"error: {NO_SLURM}") and len(output.splitlines()) == 1
+    words = ["--configfile", "config/test.yaml", "--profile", "profiles/slurm"]
+    status, output = bare.call("-m", "snakemake", *words)
+    assert status == 1 and output.count(NO_SLURM) == 1 and "Traceback" not in output, output
+    assert not bare.path("results").exists()
+
+
+def test_no_gpu_is_one_line_and_jobs_without_one_need_none(bare):
+    bare.configure(methods=["clue/default"], device="cuda")
+    status, output = bare.run()
+    assert status == 1 and output.startswith(f"error: {NO_GPU}") and len(output.splitlines()) == 1
+    words = ["--configfile", "config/test.yaml", "--cores", "1"]
+    status, output = bare.call("-m", "snakemake", *words)
+    assert status == 1 and output.count(NO_GPU) == 1 and "Traceback" not in output, output
+    assert not bare.path("results").exists()
+
+    bare.configure(methods=["random"], device="cuda")
+    status, output = bare.run()
+    assert status == 0, output
+
+
+def test_either_way_of_seeing_a_gpu_will_do(monkeypatch):
+    monkeypatch.setattr(machine, "_succeeds", lambda command, *options: command == "nvidia-smi")
+    machine.require_gpu()
+    monkeypatch.setattr(machine, "_succeeds", lambda command, *options: command != "nvidia-smi")
+    machine.require_gpu()
+    monkeypatch.setattr(machine, "_succeeds", lambda *command: False)
+    with pytest.raises(BenchmarkError, match="no GPU is seen"):
+        machine.require_gpu()
