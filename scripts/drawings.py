@@ -23,8 +23,10 @@ from clue.benchmark.style import INK, MUTED
 
 PICTURES = Path("docs", "pictures")
 RESULTS = Path("docs", "results")
-RUNS = ("baselines", "quick")
-"""Results to show; a later run adds only what the earlier ones lack."""
+RUNS = ("spaces", "baselines", "quick")
+"""Results to show, where they are recorded; a later run adds only what the earlier ones lack."""
+SPLITS_OF = "baselines"
+"""The run whose splits are shown: the one that has all methods."""
 SCORES = ("match_score", "foscttm")
 MODALITIES = ("rna", "atac", "adt")
 PAPER, SHADE = "#ffffff", "#f1f3f5"
@@ -246,7 +248,7 @@ def results(scores: pd.DataFrame, display: style.Display) -> Figure:
         line[0].set_yticks(range(len(rows)), [short(*row, display) for row in rows], fontsize=9)
         line[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(
-        "Mean over seeds; bars: one standard deviation, where it is known. Filled: 3 seeds, hollow: fewer. –: not run.",
+        "Mean over seeds; bars: one standard deviation, where it is known. Filled: 3 seeds or more, hollow: fewer. –: not run.",
         fontsize=8,
         color=MUTED,
     )
@@ -256,8 +258,10 @@ def results(scores: pd.DataFrame, display: style.Display) -> Figure:
 def recorded(display: style.Display) -> pd.DataFrame:
     """Return the scores of `RUNS` without ablations, which have a figure of their own; earlier runs go first."""
     numeric = [*SCORES, *(f"{metric}_sd" for metric in SCORES), "n"]
-    found = [tables.read_table(RESULTS / f"{run}.tsv", [*tables.JOB[:4], *numeric], numeric=numeric) for run in RUNS]
-    scores = pd.concat(found).drop_duplicates(["dataset", "split", "method", "variant"])
+    files = {run: path for run in RUNS if (path := RESULTS / f"{run}.tsv").exists()}
+    found = {run: tables.read_table(path, [*tables.JOB, *numeric], numeric=numeric) for run, path in files.items()}
+    scores = found[SPLITS_OF][["dataset", "split"]].drop_duplicates().merge(pd.concat(found.values()))
+    scores = scores.drop_duplicates(tables.JOB)
     return scores[~scores["variant"].map(display.is_ablation)].dropna(subset=list(SCORES), how="all")
 
 

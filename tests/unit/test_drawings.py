@@ -38,7 +38,8 @@ def test_a_later_run_adds_only_what_the_earlier_lacks(program, display, tmp_path
     header = "dataset\tsplit\tmethod\tvariant\tn\tmatch_score\tmatch_score_sd\tfoscttm\tfoscttm_sd\n"
     first, second = "a\tb\tcca\tdefault\t3\t0.5\t\t0.1\t\n", "a\tb\tcca\tdefault\t2\t0.4\t\t0.2\t\n"
     (tmp_path / "baselines.tsv").write_text(header + first + "a\tb\trandom\tdefault\t0\t\t\t\t\n")
-    (tmp_path / "quick.tsv").write_text(header + second + second.replace("cca", "ridge"))
+    other = second.replace("b\tcca", "other\tcca")  # a split that the run with all methods does not have
+    (tmp_path / "quick.tsv").write_text(header + second + second.replace("cca", "ridge") + other)
     monkeypatch.setattr(program, "RESULTS", tmp_path)
     scores = program.recorded(display)
     assert scores[["method", "match_score"]].to_numpy().tolist() == [["cca", 0.5], ["ridge", 0.4]]
