@@ -248,7 +248,8 @@ def results(scores: pd.DataFrame, display: style.Display) -> Figure:
         line[0].set_yticks(range(len(rows)), [short(*row, display) for row in rows], fontsize=9)
         line[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel(
-        "Mean over seeds; bars: one standard deviation, where it is known. Filled: 3 seeds or more, hollow: fewer. –: not run.",
+        "Mean over seeds; bars: one standard deviation, where it is known."
+        " Filled: 3 seeds or more, hollow: fewer. –: not run.",
         fontsize=8,
         color=MUTED,
     )
