@@ -4,7 +4,7 @@ import importlib.util
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +21,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 PROJECT = Path(__file__).resolve().parents[1]
+CHROMIUM = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+CHROMIUM += ["--disable-background-networking", "--disable-component-update", "--window-size=1300,1000"]
 
 
 @pytest.fixture(scope="session")
@@ -95,3 +97,21 @@ def run_script(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, s
         return 0, capsys.readouterr().err
 
     return run
+
+
+@pytest.fixture
+def browser(tmp_path) -> Iterator:
+    """Headless Chromium with a log of its console."""
+    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
+    if not chromium or not driver:
+        pytest.skip("no chromium and chromedriver on this machine; Debian: apt-get install chromium chromium-driver")
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in [*CHROMIUM, f"--user-data-dir={tmp_path / 'profile'}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield found
+    found.quit()

@@ -110,6 +110,20 @@ def test_the_site_has_no_dead_link_and_loads_nothing_from_elsewhere(site):
         assert not [parts.geturl() for parts in loaded if parts.netloc], path.name
 
 
+@pytest.mark.slow
+def test_the_site_can_be_searched_from_disk(site, browser):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    (front,) = (path for path in site if path.name == "index.html" and path.parent.name != "results")
+    browser.get(front.as_uri())
+    field = browser.find_element("css selector", ".md-search__input")
+    field.click()
+    field.send_keys("foscttm")
+    found = ".md-search-result__item"
+    WebDriverWait(browser, 60).until(lambda page: len(page.find_elements("css selector", found)) > 2)
+    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 def test_the_api_page_has_what_the_library_offers(site):
     import clue
 

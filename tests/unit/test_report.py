@@ -1,8 +1,6 @@
 """The report in a real browser: it loads from disk without a console error, sorts, and hovers."""
 
 import json
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +11,6 @@ from tidy import metrics
 
 from clue.benchmark import tables
 
-FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--window-size=1300,1000"]
 N_POINTS = 40
 
 
@@ -66,24 +62,6 @@ def test_report_names_commands_failures_and_versions(report):
     assert "clue-bench" in page and "run: t" in page
     body = page[: page.index("/**\n* plotly.js")]
     assert 'src="http' not in body and 'href="http' not in body, "what a page loads must be inside it"
-
-
-@pytest.fixture
-def browser(tmp_path) -> Iterator:
-    """Headless Chromium with a log of its console."""
-    chromium, driver = (shutil.which(name) for name in ("chromium", "chromedriver"))
-    if not chromium or not driver:
-        pytest.skip("no chromium and chromedriver on this machine; Debian: apt-get install chromium chromium-driver")
-    from selenium import webdriver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path / 'profile'}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    found = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield found
-    found.quit()
 
 
 def column(browser, table: str, i: int) -> list[str]:
