@@ -7,6 +7,7 @@ snakemake --profile slurm                         the same on a cluster
 """
 
 import gc
+from pathlib import Path
 
 from snakemake.utils import min_version
 
@@ -19,7 +20,7 @@ gc.set_threshold(100_000, 50, 100)
 # A default under a given config file would leak the keys that the given one lacks.
 if not workflow.overwrite_configfiles:
 
-    configfile: "config/config.yaml"
+    configfile: Path(workflow.current_basedir, "config", "config.yaml")
 
 
 include: "rules/common.smk"

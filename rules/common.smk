@@ -15,7 +15,7 @@ ROOT = Path(workflow.current_basedir).parent
 sys.path.insert(0, str(ROOT))
 
 from clue.benchmark.cluster import read_site
-from clue.benchmark.config import ORACLE, Benchmark
+from clue.benchmark.config import ORACLE, Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.machine import require_gpu, require_slurm
 from clue.benchmark.recovery import start
@@ -39,7 +39,10 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 try:
     SITE = read_site()
+    for path in workflow.configfiles:
+        read_yaml(Path(path))  # refuses a key that is there twice, of which Snakemake has taken the last
     BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
+    BENCHMARK.check_pairs()
     RAW = {name: [f"data/raw/{name}/{MANIFEST}"] for name, spec in BENCHMARK.datasets.items() if has_files(spec)}
 except BenchmarkError as error:
     raise WorkflowError(str(error)) from None

@@ -32,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--download", action="store_true", help="only fetch the raw files")
     arguments = parser.parse_args(argv)
     benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
+    benchmark.check_pairs()
     run = benchmark.config["run"]
     if not arguments.download:
         check_machine(benchmark, arguments.profile)

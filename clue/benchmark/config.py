@@ -6,6 +6,8 @@ nothing here has a default of its own.
 
 import copy
 import difflib
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,17 @@ from clue.benchmark.errors import BenchmarkError
 
 ORACLE = "oracle"
 """The one method that reads the solution; a metrics rule writes it, no method does."""
+MODALITIES = ("rna", "atac", "adt")
+"""In the order in which every file and every YAML has them."""
+RULES = frozenset(
+    "all download prepared embeddings table prepare oracle collect probes figures html_report datasets comparison paper"
+    " resources leaderboard ranking ablation integration factors pairing learning scaling".split()
+)
+"""The workflow's own rules, after which no method may be called, since its rule has its name."""
+RULES_OF = ("download_", "task_", "score_", "umap_", "integration_", "confusion_")
+"""How the names of rules begin that the workflow makes for data sets and modalities."""
+FOLDERS = ("figures", "tables")
+"""What is beside the folders of data sets in ``results/<run>``."""
 
 
 class ConfigError(BenchmarkError):
@@ -31,12 +44,23 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ConfigError(f"{path}: no such file")
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold a map of keys, not {type(data).__name__}")
     return data
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses a key that a map has twice, of which YAML's own takes the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for number, (key, _) in enumerate(node.value):
+            if key.value in keys[:number]:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def check(data: dict[str, Any], schema: Path, where: str) -> dict[str, Any]:
@@ -94,14 +118,19 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
     root = Path(root)
     folder = root / "config" / kind
     path = folder / f"{name}.yaml"
+    _check_name(kind, name, path)
     if not path.exists():
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         raise ConfigError(f"unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
     spec = check(read_yaml(path), _schema(root, kind[:-1]), str(path))
+    for modalities in [spec["modalities"]] if kind == "datasets" else spec["modalities"]:
+        if modalities != sorted(modalities, key=MODALITIES.index):
+            raise ConfigError(f"{path}: modalities: {', '.join(modalities)}: the order is {', '.join(MODALITIES)}")
     if kind == "datasets":
         _check_sources(spec, path)
         _resolve_within(spec["splits"], path)
     if kind == "methods":
+        _check_parameters(spec, path)
         spec["variants"] = {"default": {}, **spec["variants"]}
         n_tasks, n_nodes = spec["resources"]["tasks"], spec["resources"]["nodes"]
         if n_nodes > n_tasks:
@@ -109,6 +138,48 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
         if not (root / "scripts" / "methods" / spec["script"]).exists():
             raise ConfigError(f"{path}: script: no file scripts/methods/{spec['script']}")
     return spec
+
+
+def _check_name(kind: str, name: str, path: Path) -> None:
+    """Refuse a name that a rule, a folder or a pattern of paths could not have, or has already."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
+        reason = "must be of letters, digits and underscores, and begin with a letter"
+    elif kind == "datasets" and name in FOLDERS:
+        reason = f"is also a folder of results; data sets cannot be called {' or '.join(FOLDERS)}"
+    elif kind == "methods" and (name in RULES or name.startswith(RULES_OF)):
+        reason = "is the name of a rule of the workflow, or begins as those of its rules do"
+    else:
+        return
+    raise ConfigError(f"{path}: the name {name!r} {reason}; rename the file")
+
+
+def _check_parameters(spec: dict[str, Any], path: Path) -> None:
+    """Refuse what would go unread: a preset of other modalities, a hyper-parameter that no other place names.
+
+    What `params` lacks has no value but those of the presets, so that all of them must give one. Maps by modality, such
+    as ``n_features``, may name fewer modalities.
+    """
+    supported = ["+".join(modalities) for modalities in spec["modalities"]]
+    for name in spec["presets"]:
+        if name not in supported:
+            same = [right for right in supported if sorted(right.split("+")) == sorted(name.split("+"))]
+            hint = f"; did you mean {same[0]!r}?" if same else _suggest(name, supported)
+            raise ConfigError(f"{path}: presets: {name!r} is not in modalities{hint}")
+    everywhere = [_merge(spec["params"], spec["presets"].get(name, {})) for name in supported]
+    for part in ("presets", "budgets", "variants"):
+        for name, layer in spec[part].items():
+            for known in everywhere:
+                for place, key, others in _unknown(layer, known, f"{part}.{name}"):
+                    raise ConfigError(f"{path}: {place}: {key!r} is not in params{_suggest(key, sorted(others))}")
+
+
+def _unknown(layer: Mapping, known: Mapping, place: str) -> Iterator[tuple[str, str, list[str]]]:
+    """Yield each key of a layer that what lies below it lacks: where it is, the key, and the keys that are known."""
+    for key, value in layer.items():
+        if key not in known and key not in MODALITIES:
+            yield place, key, list(known)
+        elif isinstance(value, dict) and isinstance(known.get(key), dict):
+            yield from _unknown(value, known[key], f"{place}.{key}")
 
 
 def _resolve_within(splits: dict[str, dict[str, Any]], path: Path) -> None:
@@ -177,6 +248,7 @@ class Benchmark:
         self.config = check(config, _schema(self.root, "config"), where)
         self.datasets = self._select("datasets", "splits", where)
         self.methods = self._select("methods", "variants", where)
+        self._check_budget(where)
 
     def load(self, kind: str, name: str) -> dict[str, Any]:
         """Return the checked ``config/<kind>/<name>.yaml``; `kind` is ``datasets`` or ``methods``."""
@@ -196,6 +268,25 @@ class Benchmark:
             known = chosen.setdefault(name, {**spec, parts: {}})
             known[parts].update(wanted)
         return chosen
+
+    def _check_budget(self, where: str) -> None:
+        budget = self.config["budget"]
+        if not budget or any(budget in spec["budgets"] for spec in self.methods.values()):
+            return
+        # A run may well have no method but those that take the same time always.
+        files = (self.root / "config" / "methods").glob("*.yaml")
+        known = sorted({name for file in files for name in read_yaml(file).get("budgets") or {}})
+        if budget not in known:
+            raise ConfigError(f"{where}: budget: no method has {budget!r}{_suggest(budget, known)}")
+
+    def check_pairs(self) -> None:
+        """Raise a `ConfigError` for a data set of more than two modalities, which scoring does not take yet."""
+        for name, spec in self.datasets.items():
+            if len(spec["modalities"]) > 2:
+                raise ConfigError(
+                    f"config/datasets/{name}.yaml: modalities: scoring takes two so far, not"
+                    f" {len(spec['modalities'])} ({', '.join(spec['modalities'])}); name two"
+                )
 
     def params(self, method: str, variant: str, modalities: list[str]) -> dict[str, Any]:
         """Return the hyper-parameters: params < preset < budget < variant, maps merged key by key."""

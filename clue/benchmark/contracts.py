@@ -23,11 +23,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from clue.benchmark.config import MODALITIES
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.matching import METRICS, Metric
 
-MODALITIES = ("rna", "atac", "adt")
 SEALED_COLUMNS = ("cell_type", "label")
 """Columns of ``obs`` that no method may see."""
 

@@ -112,7 +112,8 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     ----------
     embed
         The method. It gets the task, the hyper-parameters and the seed, and returns one array of shape
-        (cells, width) per test modality, rows in file order, of one width.
+        (cells, width) per test modality, rows in file order, of one width. A data frame whose index names the cells may
+        have them in any order. It leaves the test cells that it was given in their order.
     argv
         The command line; by default that of the process.
     """
@@ -136,9 +137,9 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Embed the test cells of a task.")
-    parser.add_argument("--train", type=Path, required=True, help="training cells (train.h5mu)")
-    parser.add_argument("--tests", type=Path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
-    parser.add_argument("--embedding", type=Path, required=True, help="the embedding to write (embedding.h5ad)")
+    parser.add_argument("--train", type=_path, required=True, help="training cells (train.h5mu)")
+    parser.add_argument("--tests", type=_path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
+    parser.add_argument("--embedding", type=_path, required=True, help="the embedding to write (embedding.h5ad)")
     parser.add_argument("--method", required=True, help="name of the method")
     parser.add_argument("--variant", required=True, help="name of the variant")
     parser.add_argument("--seed", type=int, required=True)
@@ -147,6 +148,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--tasks", type=int, default=1, help="processes that run it together (scripts/together.sh)")
     return parser.parse_args(argv)
+
+
+def _path(text: str) -> Path:
+    # A method may change the working directory.
+    return Path(text).absolute()
 
 
 def _json_map(text: str) -> Params:
@@ -174,21 +180,50 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     if together.rank == 0:
         _prepare_checkpoints(arguments)
     together.gather(None)
+    given = {name: cells.obs.copy() for name, cells in test.items()}
+    identity = _identity(arguments, test)
     task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
     start = time.perf_counter()
     with together.one_voice():
-        arrays = embed(task, Params(arguments.params), arguments.seed)
+        arrays = _embed(embed, task, arguments)
     seconds = time.perf_counter() - start
-    arrays = check_arrays(arrays, test, arguments.method)
-    embedding = _embedding(arrays, task, arguments)
-    check_embedding_fits(embedding, {name: cells.obs_names for name, cells in test.items()}, str(arguments.embedding))
-    report = _report(arguments, task, seconds, together) | {"commit": checkout, "date": date.today().isoformat()}
+    _check_left_alone(task, given, arguments.method)
+    arrays = check_arrays(arrays, {name: obs.index for name, obs in given.items()}, arguments.method)
+    embedding = _embedding(arrays, given)
+    embedding.uns = {**identity, "metric": task.metric, "params": json.dumps(arguments.params, sort_keys=True)}
+    check_embedding_fits(embedding, {name: obs.index for name, obs in given.items()}, str(arguments.embedding))
+    report = identity | _report(arguments, task, seconds, together)
+    report |= {"commit": checkout, "date": date.today().isoformat()}
     if together.rank == 0:
         _write_json(arguments.embedding.with_name("run.json"), report)
         # Last: whoever finds an embedding finds all that belongs to it.
         write_embedding(embedding, arguments.embedding)
         _settings_file(task.checkpoints).unlink(missing_ok=True)
     together.leave()
+
+
+def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
+    try:
+        return embed(task, Params(arguments.params), arguments.seed)
+    except SystemExit as end:
+        # CLUE ends so at a signal, with its checkpoint written: no fault, since Slurm starts the job again.
+        if isinstance(end.code, int) and end.code > 128:
+            raise
+        # Even with status 0 there is no embedding.
+        raise ContractError(
+            f"embed of {arguments.method} called sys.exit({'' if end.code is None else repr(end.code)});"
+            " it must return the embedding or raise an exception"
+        ) from end
+
+
+def _check_left_alone(task: Task, given: Mapping[str, pd.DataFrame], method: str) -> None:
+    """Check that a method has left the test cells in their order, since its rows may be in the order that it made."""
+    for name, obs in given.items():
+        if name in task.test and not task.test[name].obs_names.equals(obs.index):
+            raise ContractError(
+                f"embed of {method} has filtered, reordered or renamed the cells of task.test[{name!r}]; which row is"
+                f" whose cannot be told; work on task.test[{name!r}].copy()"
+            )
 
 
 def _keyed(path: Path) -> tuple[str, ad.AnnData]:
@@ -259,8 +294,17 @@ def _prepare_checkpoints(arguments: argparse.Namespace) -> None:
 # ---- after: checks and files ---------------------------------------------------------------------
 
 
-def check_arrays(arrays: Any, test: Mapping[str, ad.AnnData], method: str) -> dict[str, np.ndarray]:
+def check_arrays(arrays: Any, test: Mapping[str, pd.Index], method: str) -> dict[str, np.ndarray]:
     """Return what a method gave as float32 arrays in the order of `test`, or say what is wrong with it.
+
+    Parameters
+    ----------
+    arrays
+        What the method returned. The rows of a data frame are put in order by the names in its index.
+    test
+        The names of the test cells of each modality.
+    method
+        The name of the method, for messages.
 
     Raises
     ------
@@ -275,11 +319,11 @@ def check_arrays(arrays: Any, test: Mapping[str, ad.AnnData], method: str) -> di
         raise ContractError(f"{where} {sorted(arrays)} for the modalities {list(test)}")
     checked: dict[str, np.ndarray] = {}
     for modality, cells in test.items():
-        array = np.asarray(arrays[modality])
+        array = np.asarray(_in_order(arrays[modality], cells, f"{where} a data frame for {modality}"))
         if array.ndim != 2 or array.dtype.kind not in "fiu":
             raise ContractError(f"{where} {array.ndim}-d {array.dtype} for {modality}; give 2-d numbers")
-        if len(array) != cells.n_obs:
-            raise ContractError(f"{where} {len(array)} rows for {cells.n_obs} cells of {modality}")
+        if len(array) != len(cells):
+            raise ContractError(f"{where} {len(array)} rows for {len(cells)} cells of {modality}")
         if array.shape[1] == 0:
             raise ContractError(f"{where} 0 columns for {modality}")
         for first, other in checked.items():
@@ -294,21 +338,26 @@ def check_arrays(arrays: Any, test: Mapping[str, ad.AnnData], method: str) -> di
     return checked
 
 
-def _embedding(arrays: dict[str, np.ndarray], task: Task, arguments: argparse.Namespace) -> ad.AnnData:
-    test = task.test
-    names = np.concatenate([cells.obs_names for cells in test.values()])
+def _in_order(values: Any, cells: pd.Index, where: str) -> Any:
+    """Return values with the rows of a data frame in the order of the cells; one without names is left as it is."""
+    if not isinstance(values, pd.DataFrame) or values.index.equals(pd.RangeIndex(len(values))):
+        return values
+    if not values.index.is_unique or set(values.index) != set(cells):
+        raise ContractError(f"{where} whose index does not name its test cells, each once")
+    return values.loc[cells]
+
+
+def _embedding(arrays: dict[str, np.ndarray], given: Mapping[str, pd.DataFrame]) -> ad.AnnData:
+    names = np.concatenate([obs.index for obs in given.values()])
     obs = pd.DataFrame(
         {
             "cell": names,
-            "modality": np.repeat(list(test), [cells.n_obs for cells in test.values()]),
-            "batch": np.concatenate([cells.obs["batch"].astype(str) for cells in test.values()]),
+            "modality": np.repeat(list(given), [len(obs) for obs in given.values()]),
+            "batch": np.concatenate([obs["batch"].astype(str) for obs in given.values()]),
         },
         index=names,
     )
-    embedding = ad.AnnData(np.concatenate(list(arrays.values())), obs=obs)
-    params = json.dumps(arguments.params, sort_keys=True)
-    embedding.uns = {**_identity(arguments, test), "metric": task.metric, "params": params}
-    return embedding
+    return ad.AnnData(np.concatenate(list(arrays.values())), obs=obs)
 
 
 def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> dict[str, Any]:
@@ -325,7 +374,6 @@ def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> 
 def _report(arguments: argparse.Namespace, task: Task, seconds: float, together: Processes) -> dict[str, Any]:
     hosts, memory = zip(*together.gather((host(), peak_memory_mb())), strict=True)
     return {
-        **_identity(arguments, task.test),
         "metric": task.metric,
         "params": arguments.params,
         "device": arguments.device,

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import cluster
+import yaml
 
 ROOT = Path(__file__).parents[2]
 # Two files called conftest cannot both be imported by that name.
@@ -105,6 +106,10 @@ class SlurmProject(workflow.Project):
         }
         tiny = {"encoder": [1, 16], "decoder": [1, 16], "discriminator": [1, 16], "n_components": 10, "n_latent": 4}
         budget = {"model": tiny, "training": training, "fine_tuning": training | {"max_steps": 3}}
+        params = yaml.safe_load(self.path("config/methods/clue.yaml").read_text())["params"]
+        for part in ("training", "fine_tuning"):
+            params[part]["checkpoint_seconds"] = 60
+        self.change("config/methods/clue.yaml", params=params)
         self.change("config/methods/clue.yaml", budgets={"test": budget}, resources={"mem_gb": 2, "runtime_min": 60})
         self.configure(**RUN | {"methods": ["clue/default"]})
         self.drop_figures()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from clue.benchmark.config import Benchmark, ConfigError, read_yaml
+from clue.benchmark.config import RULES, Benchmark, ConfigError, read_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,6 +21,7 @@ METHOD = {
     "budgets": {"quick": {"max_epochs": 30, "lr": 0.3}},
     "variants": {"small": {"lr": 0.4}},
 }
+BOTH = [["rna", "atac"], ["rna", "adt"]]
 DATASET = {"label": "Tiny", "modalities": ["rna", "adt"], "splits": {"a": {}, "b": {}}}
 RUN = {"run": "test", "datasets": ["tiny"], "methods": ["my_method"], "seeds": [0, 1]}
 
@@ -108,6 +109,14 @@ def test_a_part_after_a_slash_selects_one(project):
         ({"run": "my run"}, ["run", "does not match"]),
         ({"max_cells": 3}, ["max_cells", "less than the minimum"]),
         ({"run": "prepared"}, ["run", "'prepared' does not match"]),
+        ({"run": "slurm"}, ["run", "'slurm' does not match"]),
+        ({"budget": "qiuck"}, ["config/quick.yaml: budget: no method has 'qiuck'", "did you mean 'quick'?"]),
+        ({"datasets": ["my data"]}, ["config/datasets/my data.yaml: the name 'my data' must be of letters", "rename"]),
+        ({"datasets": ["figures"]}, ["config/datasets/figures.yaml: the name 'figures' is also a folder of results"]),
+        *(
+            ({"methods": [name]}, [f"config/methods/{name}.yaml: the name {name!r} is the name of a rule"])
+            for name in ("paper", "table", "oracle", "collect", "all", "score_rna_adt")
+        ),
         ({"data_mirror": "/scratch"}, ["data_mirror", "'/scratch' does not match"]),
         ({"data_mirror": "file://scratch"}, ["data_mirror", "'file://scratch' does not match"]),
     ],
@@ -147,6 +156,23 @@ def test_missing_key(project):
         ({"modalities": [["rna", "protein"]]}, "modalities.0.1: 'protein' is not one of"),
         ({"params": 3}, "params: 3 is not of type 'object'"),
         ({"variants": {"small": 3}}, "variants.small: 3 is not of type 'object'"),
+        ({"variants": {"very small": {}}}, "variants: 'very small' does not match"),
+        (
+            {"variants": {"small": {"n_laten": 2}}},
+            "variants.small: 'n_laten' is not in params; did you mean 'n_latent'?",
+        ),
+        (
+            {"budgets": {"quick": {"max_epoch": 2}}},
+            "budgets.quick: 'max_epoch' is not in params; did you mean 'max_epochs",
+        ),
+        (
+            {"params": METHOD["params"] | {"net": {"depth": 2}}, "variants": {"deep": {"net": {"dept": 3}}}},
+            "variants.deep.net: 'dept' is not in params; did you mean 'depth'?",
+        ),
+        ({"presets": {"rna+adt": {"n_laten": 2}}, "modalities": BOTH}, "presets.rna+adt: 'n_laten' is not in params"),
+        ({"presets": {"adt+rna": {"lr": 2}}}, "presets: 'adt+rna' is not in modalities; did you mean 'rna+adt'?"),
+        ({"presets": {"rna+atac": {"lr": 2}}}, "presets: 'rna+atac' is not in modalities; did you mean 'rna+adt'?"),
+        ({"modalities": [["adt", "rna"]]}, "modalities: adt, rna: the order is rna, atac, adt"),
     ],
 )
 def test_wrong_method(project, changes, part):
@@ -155,7 +181,49 @@ def test_wrong_method(project, changes, part):
     assert "config/methods/my_method.yaml" in message and part in message
 
 
-@pytest.mark.parametrize(("text", "part"), [("- a\n", "must hold a map"), ("a: [1\n", "not valid YAML")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        # the parameter of every preset needs no value in params, and maps by modality name those that they are about
+        {"presets": {"rna+adt": {"width": 2}, "rna+atac": {"width": 3}}, "variants": {"wide": {"width": 9}}},
+        {"params": METHOD["params"] | {"n_features": {}}, "variants": {"few": {"n_features": {"rna": 100}}}},
+        {"params": METHOD["params"] | {"net": None}, "variants": {"deep": {"net": {"depth": 3}}}},
+    ],
+)
+def test_what_layers_may_name_beyond_params(project, changes):
+    write(project / "config/methods/my_method.yaml", METHOD | {"modalities": BOTH} | changes)
+    assert Benchmark(RUN, project).plan()
+
+
+def test_a_budget_that_other_methods_have(project):
+    write(project / "config/methods/plain.yaml", METHOD | {"budgets": {}})
+    assert Benchmark(RUN | {"methods": ["plain"], "budget": "quick"}, project).plan()
+
+
+def test_three_modalities_are_planned_but_not_scored(project):
+    write(project / "config/datasets/tiny.yaml", DATASET | {"modalities": ["rna", "atac", "adt"]})
+    benchmark = Benchmark(RUN, project)
+    assert benchmark.plan()
+    with pytest.raises(ConfigError, match=r"config/datasets/tiny.yaml: modalities: scoring takes two so far, not 3"):
+        benchmark.check_pairs()
+
+
+def test_names_of_rules_are_those_of_the_workflow():
+    files = [ROOT / "Snakefile", *ROOT.glob("rules/*.smk")]
+    fixed = {name for file in files for name in re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE)}
+    drawn = {path.stem for path in ROOT.glob("scripts/figures/*.py")} - {"confusion", "report", "umaps"}
+    assert RULES == fixed | drawn
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("- a\n", "must hold a map"),
+        ("a: [1\n", "not valid YAML"),
+        ("a: 1\nb: 2\na: 3\n", "not valid YAML: 'a' is there twice .*line 3"),
+        ("a: {b: 1, b: 1}\n", "not valid YAML: 'b' is there twice .*line 1"),
+    ],
+)
 def test_wrong_yaml(tmp_path, text, part):
     path = tmp_path / "x.yaml"
     path.write_text(text)

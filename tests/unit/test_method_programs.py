@@ -115,6 +115,7 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         words += ["--params", json.dumps(params), "--device", "cpu", "--threads", 1]
         monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *words)])
         status = 0
+        monkeypatch.chdir(tmp_path)  # a program may change the working directory; the next test starts in its own
         try:
             runpy.run_path(str(script), run_name="__main__")
         except SystemExit as end:

@@ -159,6 +159,38 @@ def test_success_removes_the_failure_of_an_earlier_try(folder, capsys):
     assert not (folder / "out" / "failure.json").exists()
 
 
+def test_rows_of_a_data_frame_are_put_in_order_by_their_names(folder):
+    def embed(task, params, seed):
+        arrays = right(task, params, seed)
+        frames = {name: pd.DataFrame(arrays[name], index=cells.obs_names) for name, cells in task.test.items()}
+        return {"rna": frames["rna"][::-1], "adt": frames["adt"].reset_index(drop=True)}
+
+    run_method(embed, command_line(folder))
+    assert read_embedding(folder / "out" / "embedding.h5ad").X[:, 0].tolist() == [*range(5), *range(7)]
+
+
+def test_a_method_may_do_with_its_task_what_it_likes_but_for_the_order_of_cells(folder, tmp_path, monkeypatch):
+    """Change features and batches, free memory, replace test cells by processed ones, change the working directory."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    def embed(task, params, seed):
+        arrays = right(task, params, seed)
+        task.test["rna"]._inplace_subset_var([0])
+        task.test["rna"].obs["batch"], task.test["rna"].uns = "one", {}
+        task.test["adt"] = task.test.pop("adt").copy()
+        del task.test["adt"]
+        os.chdir(elsewhere)
+        (task.checkpoints / "last.pt").write_text("state")
+        return arrays
+
+    monkeypatch.chdir(folder)
+    run_method(embed, [word.removeprefix(f"{folder}/") for word in command_line(folder)])
+    embedding = read_embedding(folder / "out" / "embedding.h5ad")
+    assert set(embedding.obs["batch"]) == {"b1"} and embedding.uns["dataset"] == "tiny"
+    assert (folder / "out" / "run.json").exists() and not any(elsewhere.iterdir())
+
+
 # ---- a method that does not ----------------------------------------------------------------------
 
 
@@ -176,6 +208,22 @@ def other_width(task, params, seed):
     return {name: array[:, : 1 if name == "adt" else 2] for name, array in right(task, params, seed).items()}
 
 
+def filters_in_place(task, params, seed):
+    arrays = right(task, params, seed)
+    task.test["adt"]._inplace_subset_obs(np.arange(7) > 0)
+    return arrays
+
+
+def reorders_in_place(task, params, seed):
+    task.test["adt"]._inplace_subset_obs(np.arange(7)[::-1])
+    return right(task, params, seed)
+
+
+def names_other_cells(task, params, seed):
+    frame = pd.DataFrame(np.zeros((7, 2)), index=[f"protein_{i}" for i in range(7)])
+    return right(task, params, seed) | {"adt": frame}
+
+
 @pytest.mark.parametrize(
     ("embed", "reason"),
     [
@@ -188,6 +236,12 @@ def other_width(task, params, seed):
         (lambda task, *_: {name: np.full((x.n_obs, 2), 1e300) for name, x in task.test.items()}, "not finite"),
         (lambda task, *_: {name: np.zeros((x.n_obs, 0)) for name, x in task.test.items()}, "0 columns"),
         (lambda task, params, seed: params["n_layers"], "parameter 'n_layers' missing"),
+        (filters_in_place, "my_method has filtered, reordered or renamed the cells of task.test['adt']"),
+        (reorders_in_place, "my_method has filtered, reordered or renamed the cells of task.test['adt']"),
+        (names_other_cells, "returned a data frame for adt whose index does not name its test cells, each once"),
+        (lambda *_: sys.exit(), "embed of my_method called sys.exit(); it must return the embedding"),
+        (lambda *_: sys.exit(0), "embed of my_method called sys.exit(0); it must return the embedding"),
+        (lambda *_: sys.exit("no\nluck"), r"embed of my_method called sys.exit('no\nluck')"),
     ],
 )
 def test_wrong_returns_are_one_clear_line(folder, capsys, embed, reason):
@@ -234,7 +288,7 @@ def test_missing_parameter_names_the_key():
 
 
 def test_check_arrays_puts_modalities_in_the_order_of_the_tests():
-    test = {"rna": counts(2, ["a", "b"]), "adt": counts(2, ["c", "d"])}
+    test = {"rna": pd.Index(["a", "b"]), "adt": pd.Index(["c", "d"])}
     assert list(check_arrays({"adt": np.zeros((2, 1)), "rna": np.zeros((2, 1))}, test, "m")) == ["rna", "adt"]
 
 
@@ -280,6 +334,14 @@ def test_sigterm_ends_the_process_by_signal_and_leaves_no_result(folder):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, program, *command_line(folder)], env=environment, timeout=60)
     assert done.returncode == -signal.SIGTERM
+    assert [path.name for path in (folder / "out").iterdir()] == ["checkpoints"]
+
+
+def test_an_exit_as_by_a_signal_is_no_failure_of_the_method(folder):
+    """CLUE's, when Slurm preempts its job, which then runs again."""
+    with pytest.raises(SystemExit) as stopped:
+        run_method(lambda task, params, seed: sys.exit(128 + signal.SIGTERM), command_line(folder))
+    assert stopped.value.code == 128 + signal.SIGTERM
     assert [path.name for path in (folder / "out").iterdir()] == ["checkpoints"]
 
 

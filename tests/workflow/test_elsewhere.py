@@ -71,6 +71,12 @@ def test_other_programs_work_there_too(fresh, scratch):
     assert status == 1 and "unknown method 'randm'; did you mean 'random'?" in output
 
 
+def test_the_default_configuration_is_that_of_the_checkout(fresh, scratch):
+    fresh.path("config/test.yaml").rename(fresh.path("config/config.yaml"))
+    status, output = call(fresh, scratch, "--snakefile", fresh.path("Snakefile"), "--dry-run", "--quiet", "rules")
+    assert status == 0 and "random" in output, output
+
+
 def test_a_checkout_with_a_space_works_as_the_working_directory_only(fresh, scratch):
     folder = fresh.folder.rename(fresh.folder.with_name("my project"))
     project = type(fresh)(folder)

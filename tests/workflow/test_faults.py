@@ -40,6 +40,22 @@ def test_snakemake_itself_says_it_too(fresh):
     assert "Traceback" not in output
 
 
+def test_a_key_given_twice_is_refused(fresh):
+    path = fresh.path("config/test.yaml")
+    path.write_text(path.read_text() + "max_cells: 500\n")
+    status, output = fresh.call("-m", "snakemake", "--configfile", path, "--cores", "1", "--dry-run")
+    assert status == 1 and "config/test.yaml: not valid YAML: 'max_cells' is there twice" in output, output
+    assert "Traceback" not in output
+
+
+def test_three_modalities_are_one_line(fresh):
+    fresh.change("config/datasets/simulated.yaml", modalities=["rna", "atac", "adt"])
+    line = "config/datasets/simulated.yaml: modalities: scoring takes two so far, not 3 (rna, atac, adt); name two"
+    assert fresh.run() == (1, f"error: {line}\n")
+    status, output = fresh.call("-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "1", "--dry-run")
+    assert status == 1 and line in output and "Traceback" not in output, output
+
+
 def test_missing_configuration(fresh):
     status, output = fresh.call("scripts/run.py", "--config", "config/none.yaml", "--cores", "1")
     assert (status, output) == (1, "error: config/none.yaml: no such file\n")
