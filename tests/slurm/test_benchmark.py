@@ -34,6 +34,18 @@ def test_benchmark_on_two_nodes_and_two_partitions(finished):
     assert status == 0 and "11 done of 11 steps" in output, output
 
 
+def test_results_on_another_folder(project, tmp_path):
+    """The site file is that of the checkout, in which nothing is written."""
+    scratch = type(project)(tmp_path / "scratch")
+    scratch.folder.mkdir()
+    scratch.environment = project.environment
+    words = ["--snakefile", project.path("Snakefile"), "--profile", project.path("slurm"), *project.options[2:]]
+    words[words.index("config/test.yaml")] = project.path("config/test.yaml")
+    status, output = scratch.call("-m", "snakemake", *words, "--", "results/prepared/simulated.h5mu")
+    assert status == 0 and scratch.path("results/prepared/simulated.h5mu").exists(), output
+    assert [state for _, _, state in scratch.jobs()] == ["COMPLETED"] and not project.jobs()
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
