@@ -203,8 +203,10 @@ def begin_run():
     try:
         if workflow.executor_plugin.name == "slurm":
             require_slurm()
-        if workflow.local_exec and any(job.resources.get("gpu") for job in workflow.dag.needrun_jobs()):
-            require_gpu()
+        if workflow.local_exec and BENCHMARK.config["device"] == "cuda":
+            # Figures of finished results are drawn anywhere.
+            if any(job.resources.get("gpu") for job in workflow.dag.needrun_jobs()):
+                require_gpu()
         start(Path.cwd())
     except BenchmarkError as error:
         raise WorkflowError(str(error)) from None
