@@ -77,7 +77,7 @@ class Draw:
 class Counts:
     """A compressed sparse row matrix whose rows are gathered where it lies: on the device or, if mapped, on disk.
 
-    On a CPU it is not copied. Where its rows start is known there: so nobody waits for a GPU to tell.
+    On a CPU it is not copied. Where each row starts stays on the CPU, so that nothing has to wait for the GPU to tell.
     """
 
     def __init__(self, matrix: sp.csr_matrix, device: str):
@@ -104,17 +104,24 @@ class Counts:
         """
         place, n = self.feature.device, len(row)
         row, first, length = (tensor.to(place) for tensor in (row, first, length))
-        padding = (n_entries - length.sum()).unsqueeze(0)
-        # the entries of row n, which is none, begin with the matrix's
-        shift = torch.cat([first - (length.cumsum(0) - length), padding - n_entries])
-        cell = torch.repeat_interleave(torch.cat([length, padding]), output_size=n_entries)
-        entry = (torch.arange(n_entries, device=place) + shift.index_select(0, cell)).clamp_(max=len(self.value) - 1)
-        real = cell < n
-        cell = cell.clamp_(max=n - 1)
+        shift = first - (length.cumsum(0) - length)
+        # a GPU is not asked whether there is padding: it would have to be waited for
+        padded = length.is_cuda or n_entries > int(length.sum())
+        if padded:
+            # row n is none; its entries begin with the matrix's
+            padding = (n_entries - length.sum()).unsqueeze(0)
+            length, shift = torch.cat([length, padding]), torch.cat([shift, padding - n_entries])
+        cell = torch.repeat_interleave(length, output_size=n_entries)
+        entry = torch.arange(n_entries, device=place) + shift.index_select(0, cell)
+        if padded:
+            entry = entry.clamp(max=len(self.value) - 1)
+        value = self.value.index_select(0, entry)
+        if padded:
+            value, cell = value * (cell < n), cell.clamp(max=n - 1)
         tensors = (
             cell,
             self.feature.index_select(0, entry).long(),
-            self.value.index_select(0, entry) * real,
+            value,
             self.total.index_select(0, row),
             self.log_factorial.index_select(0, row),
         )

@@ -12,7 +12,8 @@ import torch
 from clue.batches import Draw, send
 
 _MOST = 16
-"""Graphs kept at most: mini-batches of other shapes than these run kernel by kernel."""
+"""Most graphs to keep; mini-batches of further shapes run kernel by kernel, as do those of unpaired cells, whose shapes
+rarely repeat."""
 
 _WARM_UP = 2
 """Steps of a shape that run kernel by kernel first: libraries initialise themselves, which cannot be recorded."""

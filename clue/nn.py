@@ -125,7 +125,7 @@ class LearnedLibrary(nn.Module):
         """Return library sizes, shape (n_cells, n_modalities)."""
         if counts.value.is_cuda:
             return F.relu(self.linear(counts.dense()))
-        contributions = self.linear.weight.T.index_select(0, counts.feature) * counts.value.unsqueeze(1)
+        contributions = self.linear.weight.T[counts.feature] * counts.value.unsqueeze(1)
         zeros = contributions.new_zeros(counts.shape[0], contributions.shape[1])
         return F.relu(zeros.index_add(0, counts.cell, contributions) + self.linear.bias)
 

@@ -3,8 +3,8 @@
 The embedding z is what decoders need, and its directions count by how much of the counts they explain. A match needs
 directions that count by how well they carry over between modalities. Those are the canonical ones (Hotelling,
 Biometrika 1936) of what the encoders know of a cell: their inputs, and their last hidden layers. They are fitted in
-closed form on cells seen in several modalities, ridged, and weighted by their correlation. z stands beside them: of few
-cells, where canonical directions are uncertain, it knows more than they do.
+closed form on cells seen in several modalities, ridged, and weighted by their correlation. z is added to them, because
+with few cells the canonical directions are uncertain and z is less so.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,7 +23,8 @@ N_COMPONENTS = (10, 20, 40, 80, 160)
 POWERS = (0, 1, 2)
 """A component is weighted by its correlation to this power."""
 EMBEDDING_WEIGHT = 0.5
-"""Of cosines of z, beside 1 for each projection's. Chosen on held-out training cells of four data sets."""
+"""Weight of the cosine of z, where each projection's cosine has weight 1. It was chosen on the splits of
+`config/study.yaml`, whose cells are training cells only."""
 DEFAULT = (1.0, 20, 1)
 """Ridge, components and power where too few cells are held out to choose."""
 MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
@@ -50,7 +51,7 @@ class Readout:
     """Two projections and z side by side; fit it with `Readout.fit`.
 
     One projection is of the encoder inputs, the other of inputs and hidden layers. Cosines between the coordinates are
-    weighted means of those in the three. Side by side they match better than each: what is uncertain differs.
+    weighted means of those in the three. Together they match better than each alone, because their errors differ.
 
     Attributes
     ----------
