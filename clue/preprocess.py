@@ -29,6 +29,8 @@ SMALL_COVARIANCE = 2000
 
 def row_blocks(matrix) -> Iterator[sp.csr_matrix]:
     """Yield all rows in blocks; `matrix` may be sparse, dense, or in a file (`X` of a backed AnnData)."""
+    if sp.issparse(matrix):
+        matrix = matrix.tocsr()  # to take rows of a matrix stored by columns is an order of magnitude slower
     for start in range(0, matrix.shape[0], BLOCK):
         yield sp.csr_matrix(matrix[start : start + BLOCK])
 
@@ -219,6 +221,8 @@ class Preprocessor:
     n_components: int = 100
     n_features: int | None = None
     seed: int = 0
+    name: str = ""
+    """What messages call the modality; empty: by its kind."""
     features: np.ndarray = field(default=None, repr=False)
     """Names of all features of the training data, in order."""
     selected: np.ndarray = field(default=None, repr=False)
@@ -232,15 +236,21 @@ class Preprocessor:
         Raises
         ------
         ValueError
-            If the modality is unknown.
+            If the modality is unknown, or there are no two cells or features that differ.
         """
         if self.modality not in ("rna", "adt", "atac"):
             raise ValueError(f"unknown modality {self.modality!r}; one of rna, atac, adt")
         self.features = adata.var_names.to_numpy().astype(str)
         counts = as_counts(adata.X)
         self.selected = np.flatnonzero(self._select(counts, adata, batch_key))
+        for what, n in (("cells", counts.shape[0]), ("features with a count", len(self.selected))):
+            if n < 2:
+                raise ValueError(f"{self.name or self.modality}: {n} {what}; two are needed at least")
         fit = self._fit_peaks if self.modality == "atac" else self._fit_expression
         fit(counts)
+        some = self._transform(counts[:: -(-counts.shape[0] // 100)])
+        if np.ptp(some, axis=0).max() < 1e-3:
+            raise ValueError(f"{self.name or self.modality}: all cells are alike; there is nothing to learn from")
         return self
 
     def _select(self, counts: sp.csr_matrix, adata: ad.AnnData, batch_key: str | None) -> np.ndarray:
@@ -365,7 +375,7 @@ class Preprocessor:
     def transformed_blocks(self, adata: ad.AnnData) -> Iterator[np.ndarray]:
         """Yield what `transform` returns for a few thousand cells at a time; of a backed AnnData no more is read."""
         position = self._columns(adata)
-        for block in count_blocks(adata.X, self.modality):
+        for block in count_blocks(adata.X, self.name or self.modality):
             yield self._transform(block if position is None else columns(block, position))
 
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
@@ -392,7 +402,9 @@ class Preprocessor:
         missing = self.features[position < 0]
         if len(missing):
             shown = ", ".join(missing[:5]) + (", …" if len(missing) > 5 else "")
-            raise ValueError(f"{self.modality} lacks {len(missing)} of {len(self.features)} features: {shown}")
+            raise ValueError(
+                f"{self.name or self.modality} lacks {len(missing)} of {len(self.features)} features: {shown}"
+            )
         return position
 
     # ---- saving ----------------------------------------------------------------------------------
@@ -404,7 +416,7 @@ class Preprocessor:
     @classmethod
     def from_state(cls, state: dict) -> "Preprocessor":
         """Restore what `state` returned."""
-        return cls(**state)
+        return cls(**state | {"features": np.asarray(state["features"])})
 
 
 def _mean_and_std(values: np.ndarray, ddof: int = 0) -> tuple[np.ndarray, np.ndarray]:

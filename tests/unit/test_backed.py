@@ -17,7 +17,8 @@ import clue
 from clue import disk, preprocess
 from clue.simulate import simulate
 
-SMALL = {"n_latent": 6, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 10}
+WIDTHS = {"n_latent": 6, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 10}
+SMALL = {"batch_key": "batch", **WIDTHS}
 SHORT = {"max_steps": 12, "warmup_steps": 4, "check_steps": 4, "batch_size": 64, "progress": False}
 
 
@@ -95,7 +96,8 @@ def test_nothing_is_read_ahead_while_training(data, tmp_path, scratch):
     assert maps_without_read_ahead() == (6, 0)
 
 
-def test_resume_from_a_file(data, tmp_path, scratch, monkeypatch, capsys):
+def test_resume_from_a_file(data, tmp_path, scratch, monkeypatch, caplog):
+    caplog.set_level("INFO")
     backed = in_files(data, tmp_path, "h5ad")
     whole = clue.CLUE(backed, **SMALL).fit(**SHORT)
     advance = clue.train._Loop.advance
@@ -110,10 +112,10 @@ def test_resume_from_a_file(data, tmp_path, scratch, monkeypatch, capsys):
         patch.setattr(clue.train._Loop, "advance", stop_at_6)
         clue.CLUE(backed, **SMALL).fit(**always)
     assert same_weights(whole, clue.CLUE(backed, **SMALL).fit(**always))
-    assert "resuming at step" in capsys.readouterr().out
+    assert "resuming at step" in caplog.text
     # the checkpoint is of the data, wherever they are
     clue.CLUE(data, **SMALL).fit(**always)
-    assert "resuming at step 12" in capsys.readouterr().out
+    assert "resuming at step 12" in caplog.text
 
 
 def test_dense_files_work_and_csc_is_refused(data, tmp_path, scratch):
