@@ -13,7 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from clue.disk import fill, is_mapped, mapped
-from clue.preprocess import as_counts, count_blocks, row_blocks
+from clue.sparse import as_counts, count_blocks, row_blocks
 
 Data = md.MuData | Mapping[str, ad.AnnData]
 """Cells of several modalities; cells of equal names are one cell."""

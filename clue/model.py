@@ -19,8 +19,9 @@ from clue.batches import Cells
 from clue.data import BATCH, Data, batches_of, joined, kinds_of, modalities_of, of_layer, read, write_rows
 from clue.matching import l2_normalise, match_snn
 from clue.network import Network, Objective
-from clue.preprocess import BLOCK, Preprocessor
+from clue.preprocess import Preprocessor, preprocessor
 from clue.readout import Readout
+from clue.sparse import BLOCK
 from clue.train import Training, held_out, save_atomically, train
 
 MAX_READOUT = 50_000
@@ -126,8 +127,8 @@ class CLUE:
         self.preprocessors = {}
         for k, adata in self._data.items():
             most = max(1, min(n_components, adata.n_obs // cells_per_component))
-            preprocessor = Preprocessor(kinds[k], most, (n_features or {}).get(k), seed, k)
-            self.preprocessors[k] = preprocessor.fit(adata, BATCH)
+            unfitted = preprocessor(kinds[k], most, (n_features or {}).get(k), seed, k)
+            self.preprocessors[k] = unfitted.fit(adata, BATCH)
         self.settings = {
             "n_latent": n_latent,
             "encoder": tuple(encoder),

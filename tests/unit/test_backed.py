@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from sklearn.decomposition import PCA
 
 import clue
-from clue import disk, preprocess
+from clue import disk, sparse
 from clue.simulate import simulate
 
 WIDTHS = {"n_latent": 6, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 10}
@@ -34,7 +33,7 @@ def scratch(tmp_path, monkeypatch):
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(preprocess, "BLOCK", 32)
+    monkeypatch.setattr(sparse, "BLOCK", 32)
     monkeypatch.setattr(disk, "PART", 100)
     return folder
 
@@ -69,7 +68,7 @@ def test_training_equals_that_in_memory(data, tmp_path, scratch, kind, n_feature
     inside = clue.CLUE(data, n_features=n_features, **SMALL).fit(**SHORT)
     outside = clue.CLUE(in_files(data, tmp_path, kind), n_features=n_features, **SMALL)
     for k, prepared in outside.preprocessors.items():
-        counts = preprocess.columns(prepared.align(outside._data[k]), prepared.selected)
+        counts = sparse.columns(prepared.align(outside._data[k]), prepared.selected)
         assert disk.is_mapped(counts.data) and disk.is_mapped(counts.indices)
     assert same_weights(inside, outside.fit(**SHORT))
     # cells in memory join those in the file
@@ -162,20 +161,10 @@ def test_a_full_disk_is_one_clear_line(data, tmp_path, scratch, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize("block", [16, 10_000])
-def test_covariance_by_rows_is_that_of_sklearn(monkeypatch, block):
-    monkeypatch.setattr(preprocess, "BLOCK", block)
-    matrix = sp.random(300, 40, 0.2, format="csr", dtype=np.float32, random_state=0)
-    means, axes = preprocess._principal_axes(matrix, 8)
-    expected = PCA(8, svd_solver="covariance_eigh").fit(matrix)
-    np.testing.assert_allclose(means, expected.mean_, rtol=1e-5)
-    np.testing.assert_allclose(axes, expected.components_, atol=1e-4)
-
-
 def test_a_map_keeps_what_is_written(scratch):
     matrix = sp.random(70, 30, 0.2, format="csr", dtype=np.float32, random_state=0)
     matrix.data[::7] = 0
-    found = disk.mapped(preprocess.row_blocks(matrix), 30)
+    found = disk.mapped(sparse.row_blocks(matrix), 30)
     assert disk.is_mapped(found.data) and disk.is_mapped(found.indices) and not disk.is_mapped(matrix.data)
     assert found.nnz == np.count_nonzero(matrix.data) and np.array_equal(found.toarray(), matrix.toarray())
     longer = disk.as_type(found.indices, np.int64)

@@ -52,7 +52,7 @@ def test_importing_clue_does_not_import_torch():
 PUBLIC = """
 import sys, clue
 assert set(clue.__all__) < set(dir(clue)) and not hasattr(clue, "nonsense")
-modules = clue.matching.match_snn, clue.metrics.foscttm, clue.simulate.simulate, clue.preprocess.Preprocessor
+modules = clue.matching.match_snn, clue.metrics.foscttm, clue.simulate.simulate, clue.preprocess.preprocessor
 assert "torch" not in sys.modules
 first = {name: getattr(clue, name) for name in clue.__all__}
 clue.CLUE, clue.Objective(mse=2.0), clue.Training(max_steps=5)
