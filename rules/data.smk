@@ -5,8 +5,6 @@ names them.
 """
 
 for dataset in RAW:
-    if PARTIAL:
-        continue
 
     rule:
         name:
@@ -31,33 +29,29 @@ for dataset in RAW:
             " --mirror={params.mirror:q} --project $CLUE_CHECKOUT > {log} 2>&1"
 
 
-if not PARTIAL:
-
-    rule prepare:
-        input:
-            lambda wildcards: RAW.get(wildcards.dataset, []),
-        output:
-            PREPARED,
-        log:
-            "logs/prepared/{dataset}.log",
-        benchmark:
-            "logs/prepared/{dataset}.benchmark.tsv"
-        conda:
-            "../envs/python.yaml"
-        resources:
-            mem_mb=memory_of_data,
-            runtime=minutes_of_data,
-        params:
-            folder="data/raw/{dataset}",
-            spec=lambda wildcards: to_json(
-                {
-                    key: BENCHMARK.datasets[wildcards.dataset].get(key)
-                    for key in ("source", "sources", "prepare", "modalities", "expect")
-                }
-            ),
-            code=digest(
-                "scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"
-            ),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/prepare.py --dataset {wildcards.dataset} --raw {params.folder} --output {output}"
-            " --project $CLUE_CHECKOUT > {log} 2>&1"
+rule prepare:
+    input:
+        lambda wildcards: RAW.get(wildcards.dataset, []),
+    output:
+        PREPARED,
+    log:
+        "logs/prepared/{dataset}.log",
+    benchmark:
+        "logs/prepared/{dataset}.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory_of_data,
+        runtime=minutes_of_data,
+    params:
+        folder="data/raw/{dataset}",
+        spec=lambda wildcards: to_json(
+            {
+                key: BENCHMARK.datasets[wildcards.dataset].get(key)
+                for key in ("source", "sources", "prepare", "modalities", "expect")
+            }
+        ),
+        code=digest("scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/prepare.py --dataset {wildcards.dataset} --raw {params.folder} --output {output}"
+        " --project $CLUE_CHECKOUT > {log} 2>&1"

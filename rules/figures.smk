@@ -8,8 +8,8 @@ PUBLISHED = expand(
     name=["leaderboard", "cell_type_match", "organisers", "rebenchmarks", "scmmib"],
 )
 
-SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS))
-UMAPS = [split for split in SPLITS if drawn(*split) and present([solution(*split)])]
+SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS if usable(solution(job.dataset, job.split))))
+UMAPS = [split for split in SPLITS if drawn(*split)]
 
 INTEGRATION_POINTS = 4000
 RESOURCES = f"{RESULTS}/resources.tsv"
@@ -35,6 +35,9 @@ REPORT = f"{RESULTS}/report.html"
 FIGURES = expand(FIGURE, name=["comparison", "resources", *DRAWINGS, *WALKS])
 FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAPS]
 TABLES = expand(TABLE_OF, name=["comparison", "summary", "paper", "datasets", *DRAWINGS, *WALKS])
+if FINISHING == "report":
+    # Those that could not be drawn do not take the report with them.
+    FIGURES, TABLES = list(filter(usable, FIGURES)), list(filter(usable, TABLES))
 
 
 rule figures:
@@ -73,8 +76,8 @@ for name, options in (DRAWINGS | WALKS).items():
 
 rule probes:
     input:
-        solutions=present([solution(*split) for split in SIMULATED]),
-        embeddings=[f"{job.folder}/embedding.h5ad" for job in scored(RUNNABLE) if (job.dataset, job.split) in SIMULATED],
+        solutions=[solution(*split) for split in SIMULATED],
+        embeddings=[f"{job.folder}/embedding.h5ad" for job in RUNNABLE if (job.dataset, job.split) in SIMULATED],
     output:
         PROBES,
     log:
@@ -96,7 +99,7 @@ rule probes:
 rule comparison:
     input:
         metrics=TABLE,
-        cells=present([f"{job.folder}/cells.tsv.gz" for job in scored(RUNNABLE)]),
+        cells=[f"{job.folder}/cells.tsv.gz" for job in RUNNABLE],
     output:
         png=FIGURE.format(name="comparison"),
         pdf=f"{RESULTS}/figures/comparison.pdf",
@@ -253,8 +256,8 @@ for dataset, split in UMAPS:
 
 rule datasets:
     input:
-        datasets=present(expand(PREPARED, dataset=BENCHMARK.datasets)),
-        solutions=present([solution(*split) for split in SPLITS]),
+        datasets=filter(usable, expand(PREPARED, dataset=BENCHMARK.datasets)),
+        solutions=[solution(*split) for split in SPLITS],
     output:
         f"{RESULTS}/tables/datasets.tsv",
     log:

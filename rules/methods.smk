@@ -1,8 +1,6 @@
 """One rule per selected method, made from config/methods/<name>.yaml; its name is the method's."""
 
 for method, spec in BENCHMARK.methods.items():
-    if PARTIAL:
-        continue
     tasks, nodes = spec["resources"]["tasks"], spec["resources"]["nodes"]
     gpus = BENCHMARK.gpus(method)
 

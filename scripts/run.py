@@ -1,8 +1,7 @@
 """Run the benchmark and make its report: what `make run` does.
 
-Snakemake does the work, on this machine or, with a profile, on a cluster. Around it: a lock that a killed run
-has left is cleared, with the jobs that it left at work or in the queue; when jobs fail, what exists is still
-collected, drawn and reported. The exit status is not 0 if any job failed.
+Snakemake does the work, on this machine or, with a profile, on a cluster. Before it, a lock that a killed run
+has left is cleared, with the jobs that it left at work or in the queue.
 """
 
 import argparse
@@ -44,13 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit("error: some files could not be downloaded; see logs/download, and run again")
         return
     failed = not snakemake("all", "--keep-going", "--rerun-incomplete")
-    if failed:
-        print("\nSome jobs failed: collecting and drawing what exists.\n", flush=True)
-        if not snakemake(
-            "all", "--keep-going", "--rerun-incomplete", "--forcerun", "collect", "--config", "partial=True"
-        ):
-            sys.exit(f"error: nothing could be collected; see logs/{run} and .snakemake/log")
-    print(f"\nReport: {Path('results', run, 'report.html').resolve()}", flush=True)
+    report = Path("results", run, "report.html").resolve()
+    if report.exists():
+        print(f"\nReport: {report}", flush=True)
     if failed:
         sys.exit(f"error: some jobs failed; see results/{run}/failures.tsv")
 

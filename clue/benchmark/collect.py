@@ -97,8 +97,11 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
     if not embedding.exists():
         step = method_step(job)
-        reason = slurm_reason(step, root) or "no result"
-        raise NoResult(said(embedding) or f"{reason}; see {step.log}")
+        if reason := said(embedding):
+            raise NoResult(reason)
+        if not (root / step.log).exists():
+            raise NoResult(slurm_reason(step, root) or "not run, since an earlier step failed or the run was ended")
+        raise NoResult(f"{slurm_reason(step, root) or 'no result'}; see {step.log}")
     if not metrics.exists():
         raise NoResult(f"not scored; see {log_path(job, root)}")
     if metrics.stat().st_mtime < embedding.stat().st_mtime:

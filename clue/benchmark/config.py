@@ -229,6 +229,11 @@ class Job:
         """The path of its logs without their endings, relative to the project."""
         return f"logs/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
 
+    def is_scored(self) -> bool:
+        """Tell whether its scores are in the working directory and were made from the embedding that is there."""
+        metrics, embedding = Path(self.folder, "metrics.tsv"), Path(self.folder, "embedding.h5ad")
+        return metrics.exists() and embedding.exists() and metrics.stat().st_mtime >= embedding.stat().st_mtime
+
 
 class Benchmark:
     """The checked configuration of one run and all that follows from it.

@@ -1,0 +1,105 @@
+"""How a run begins, which failed jobs are tried again, and how a run with failures ends; no rules."""
+
+import dataclasses
+
+from snakemake.api import SnakemakeApi
+from snakemake.jobs import Job
+from snakemake.scheduling.greedy import SchedulerSettings
+
+from clue.benchmark.machine import require_gpu, require_slurm
+from clue.benchmark.recovery import start
+from clue.benchmark.status import failures, has_explained, standings
+
+
+onstart:
+    begin_run()
+
+
+onerror:
+    end_run()
+
+
+def begin_run():
+    """Refuse to run beside jobs that a killed run has left in Slurm's queue, and without what all jobs would lack."""
+    if FINISHING:
+        return
+    try:
+        if workflow.executor_plugin.name == "slurm":
+            require_slurm()
+        if workflow.local_exec and BENCHMARK.config["device"] == "cuda":
+            # Figures of finished results are drawn anywhere.
+            if any(job.resources.get("gpu") for job in workflow.dag.needrun_jobs()):
+                require_gpu()
+        start(Path.cwd())
+    except BenchmarkError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def tries_left(job, allowed=Job.restart_times.fget):
+    """Return how often a job may be tried again: not at all after an error that it has explained itself.
+
+    What was killed, for instance for its memory or time, gets more of both. An error of the method or of its input would
+    only occur again.
+    """
+    return 0 if has_explained(job.output, job.log) else allowed(job)
+
+
+# Snakemake asks each job after each failure, but lets a rule give one number for all failures.
+Job.restart_times = property(tries_left)
+
+
+def end_run():
+    """After failures, collect, draw and report what exists; then name each failed job, why, and how to go on."""
+    if FINISHING:
+        return
+    # A run that was interrupted leaves jobs at work, and ends at once.
+    if workflow.scheduler.failed and not workflow.scheduler.running:
+        if any(job.rule.name == "collect" for job in workflow.dag.jobs):
+            finish()
+    try:
+        lines = failures(standings(BENCHMARK, Path.cwd()))
+    except BenchmarkError as error:
+        lines = [str(error)]
+    lines.append("Finished jobs are kept and training resumes from its checkpoint: start the same command again.")
+    print("\n".join(["", *lines]), file=sys.stderr)
+
+
+def finish():
+    """Run the rules after scoring on what exists; once more without the figures that cannot be drawn, if any."""
+    ended = workflow  # by that name Snakemake itself, and all Snakefiles, know the newest one
+    targets = set(ended.dag_settings.targets)
+    figure_rules = {rule.name for rule in ended.rules if Path(rule.snakefile).name == "figures.smk"}
+    if not any(job.is_scored() for job in JOBS if job.method != ORACLE):
+        print("\nNo method has scores: there is nothing to draw.", file=sys.stderr)
+        targets = {"table"}
+    for stage in ("tables", "report"):
+        os.environ["CLUE_BENCH_FINISHING"] = stage
+        try:
+            return run_rules({"all", "table", "collect"} | figure_rules, targets, ended)
+        except WorkflowError as error:
+            print(error, file=sys.stderr)
+
+
+def run_rules(allowed, targets, ended):
+    """Run some rules, and none that these depend on, as Snakemake was told to run all of them.
+
+    The settings are those of the workflow that has ended. Its command line could not be given again, since its paths are
+    relative to the folder from which Snakemake has changed to the working directory.
+    """
+    same = lambda *names: {f"{name}_settings": getattr(ended, f"{name}_settings") for name in names}
+    with SnakemakeApi(ended.output_settings) as api:
+        again = api.workflow(
+            snakefile=ended.main_snakefile,
+            **same("resource", "config", "storage", "workflow", "deployment", "storage_provider"),
+        )
+        # The reasons of failures are in no file that Snakemake knows.
+        failed = any(not job.is_scored() for job in JOBS if not job.reason)
+        chosen = {"targets": targets, "allowed_rules": allowed, "forcerun": {"collect"} if failed else set()}
+        dag = again.dag(dataclasses.replace(ended.dag_settings, **chosen))
+        dag.execute_workflow(
+            executor=ended.executor_plugin.name,
+            execution_settings=dataclasses.replace(ended.execution_settings, lock=False, keep_going=True),
+            scheduling_settings=dataclasses.replace(ended.scheduling_settings, scheduler="greedy"),
+            scheduler_settings=SchedulerSettings(),
+            **same("executor", "remote_execution", "group"),
+        )
