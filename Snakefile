@@ -47,7 +47,7 @@ rule all:
         REPORT,
 
 
-rule download:
+rule downloaded:
     input:
         list(RAW.values()),
 

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 from clue.benchmark.cluster import read_site
 from clue.benchmark.config import ORACLE, Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.machine import unavailable
 from clue.benchmark.sources import MANIFEST, has_files, sources
 
 # In the checkout itself its files have relative names, so that a move of both runs nothing again.
@@ -40,7 +41,10 @@ try:
         read_yaml(Path(path))  # refuses a key that is there twice, of which Snakemake has taken the last
     BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
     BENCHMARK.check_pairs()
-    RAW = {name: [f"data/raw/{name}/{MANIFEST}"] for name, spec in BENCHMARK.datasets.items() if has_files(spec)}
+    # Elsewhere, and in other environments, jobs find out for themselves.
+    if workflow.resource_settings.nodes is None and not workflow.deployment_settings.deployment_method:
+        BENCHMARK.unavailable = unavailable(BENCHMARK.methods)
+    RAW = {name: f"data/raw/{name}/{MANIFEST}" for name, spec in BENCHMARK.datasets.items() if has_files(spec)}
 except BenchmarkError as error:
     raise WorkflowError(str(error)) from None
 
@@ -126,8 +130,23 @@ def _growing(amount, most):
     return lambda wildcards, attempt: int(min(amount * 2 ** (attempt - 1), max(most, amount)))
 
 
-def together(tasks, threads, resources):
+def resources_of(method):
+    """Return the resources of a method's jobs, as its YAML has them."""
+    wanted, gpus = BENCHMARK.methods[method]["resources"], BENCHMARK.gpus(method)
+    found = {
+        "mem_mb": memory(int(1000 * wanted["mem_gb"]), gpu=gpus),
+        "runtime": minutes(wanted["runtime_min"], gpu=gpus),
+        "gpu": gpus,
+    }
+    if wanted["tasks"] > 1:
+        # The job's shell calls srun itself, which `mpi` tells the Slurm plugin.
+        found |= {"mpi": "srun", "tasks": wanted["tasks"], "nodes": wanted["nodes"], "tasks_per_gpu": 0}
+    return found
+
+
+def together(threads, resources):
     """Return what goes before a method's command: nothing, or the program that starts its tasks."""
+    tasks = resources.get("tasks", 1)
     program = "$CLUE_CHECKOUT/scripts/together.sh"
     return f"{program} {tasks} {resources.nodes} {threads} {resources.gpu} " if tasks > 1 else ""
 

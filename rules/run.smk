@@ -1,11 +1,14 @@
 """How a run begins, which failed jobs are tried again, and how a run with failures ends; no rules."""
 
 import dataclasses
+import re
+import shlex
 
 from snakemake.api import SnakemakeApi
 from snakemake.jobs import Job
 from snakemake.scheduling.greedy import SchedulerSettings
 
+from clue.benchmark.cluster import refusal
 from clue.benchmark.machine import require_gpu, require_slurm
 from clue.benchmark.recovery import start
 from clue.benchmark.status import failures, has_explained, standings
@@ -26,6 +29,7 @@ def begin_run():
     try:
         if workflow.executor_plugin.name == "slurm":
             require_slurm()
+            check_requests()
         if workflow.local_exec and BENCHMARK.config["device"] == "cuda":
             # Figures of finished results are drawn anywhere.
             if any(job.resources.get("gpu") for job in workflow.dag.needrun_jobs()):
@@ -33,6 +37,44 @@ def begin_run():
         start(Path.cwd())
     except BenchmarkError as error:
         raise WorkflowError(str(error)) from None
+
+
+def check_requests():
+    """Let Slurm judge each distinct request of the jobs before any is submitted: the plugin's own command, tried only."""
+    from snakemake_executor_plugin_slurm.submit_string import get_submit_command
+    from snakemake_executor_plugin_slurm.utils import set_gres_string
+
+    submitter = workflow.scheduler._executor
+    requests = {}
+    for job in workflow.dag.needrun_jobs():
+        if not job.is_local:
+            requests.setdefault((job.rule.name, str(job.resources)), job)
+    lines = []
+    for job in requests.values():
+        where = {"account": next(submitter.get_account_arg(job)), "partition": submitter.get_partition_arg(job)}
+        where |= {"run_uuid": "test", "slurm_logfile": os.devnull, "comment_str": job.rule.name, "workdir": ""}
+        command = get_submit_command(job, where, settings=workflow.executor_settings) + set_gres_string(job)
+        options = [word for word in shlex.split(command)[1:] if word != "--parsable"]
+        if reason := refusal(options):
+            lines.append(f"{job.rule.name}: Slurm refuses {asked(options)}: {reason}; {place(job)}")
+    if lines:
+        raise BenchmarkError("\n".join(sorted(lines)))
+
+
+def asked(options):
+    """Return those options of sbatch that say what a job needs."""
+    told = ("-A", "-p", "-t", "--mem", "--qos", "--nodes", "--ntasks", "--cpus-per", "--gpus", "--gres")
+    text = re.sub(r" (?=[^-])", "=", " ".join(options))
+    return " ".join(word for word in text.split() if word.startswith(told))
+
+
+def place(job):
+    """Return where the resources of a job are changed."""
+    if job.rule.name in BENCHMARK.methods:
+        return f"change resources in config/methods/{job.rule.name}.yaml, or {SITE.file}"
+    if job.rule.name == "prepare" or job.rule.name.startswith("task_"):
+        return f"change resources in config/datasets/{job.wildcards.dataset}.yaml, or {SITE.file}"
+    return f"give --set-resources {job.rule.name}:mem_mb=…, or change {SITE.file}"
 
 
 def tries_left(job, allowed=Job.restart_times.fget):

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
     if arguments.download:
-        if not snakemake("download", "--keep-going", "--rerun-incomplete"):
+        if not snakemake("downloaded", "--keep-going", "--rerun-incomplete"):
             sys.exit("error: some files could not be downloaded; see logs/download, and run again")
         return
     failed = not snakemake("all", "--keep-going", "--rerun-incomplete")

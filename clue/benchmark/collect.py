@@ -50,7 +50,7 @@ def collect(jobs: list[Job], root: str | Path) -> Tables:
         try:
             scores += _scores(job, root)
         except NoResult as error:
-            status = "unsupported" if job.reason else "failed"
+            status = job.status or "failed"
             scores.append({**_identity(job), "transductive": job.transductive, "status": status, "reason": str(error)})
             log = "" if job.reason else log_path(job, root)
             failures.append({**_identity(job), "status": status, "reason": str(error), "log": log})

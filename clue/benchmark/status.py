@@ -63,7 +63,7 @@ def steps(benchmark: Benchmark) -> list[Step]:
     for dataset, spec in benchmark.datasets.items():
         if has_files(spec):
             output, log = f"data/raw/{dataset}/{MANIFEST}", f"logs/download/{dataset}.log"
-            found.append(Step(f"download_{dataset}", (), output, log))
+            found.append(Step("download", (dataset,), output, log))
         folder = f"{run}/{dataset}"
         found.append(Step("prepare", (dataset,), f"results/prepared/{dataset}.h5mu", f"logs/prepared/{dataset}.log"))
         for split in spec["splits"]:

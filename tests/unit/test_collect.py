@@ -15,7 +15,7 @@ from scripts import collect as program
 
 
 def job(seed: int = 0, reason: str = "", method: str = "m") -> Job:
-    return Job("quick", "d", "s", method, "v", seed, True, reason)
+    return Job("quick", "d", "s", method, "v", seed, True, reason, "unsupported" if reason else "")
 
 
 def finish(root: Path, job: Job, value: float = 0.25, **changes) -> Path:
