@@ -43,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     status = run(command(arguments, target), log, progress)
     if not arguments.download:
         print_results(Path("results", benchmark.config["run"]))
-    print("\n".join(progress.last))
+    for line in progress.last:
+        print(line, flush=True)
     if status and not progress.n_failed:
         sys.exit(f"error: {reason(progress.wrong) or f'Snakemake has failed; see {log}'}")
     if status and arguments.download:
@@ -108,8 +109,10 @@ def follow(process: subprocess.Popen, log: Path, progress: Progress) -> None:
 
 
 def reason(lines: Sequence[str]) -> str:
-    """Return as one text what Snakemake said was wrong, without the line that says in which file."""
-    return "\n".join(line.removeprefix("error: ") for line in lines if not line.endswith(":"))
+    """Return as one text what Snakemake said was wrong, without the lines that say in which file."""
+    return "\n".join(
+        line.removeprefix("error: ") for line in lines if line and not line.endswith(":") and line[0] != " "
+    )
 
 
 def print_results(folder: Path) -> None:
