@@ -1,7 +1,6 @@
 """How a run begins, which failed jobs are tried again, and how a run with failures ends; no rules."""
 
 import dataclasses
-import re
 import shlex
 
 from snakemake.api import SnakemakeApi
@@ -11,7 +10,7 @@ from snakemake.scheduling.greedy import SchedulerSettings
 from clue.benchmark.cluster import refusal
 from clue.benchmark.machine import require_gpu, require_slurm
 from clue.benchmark.recovery import start
-from clue.benchmark.status import failures, has_explained, standings
+from clue.benchmark.status import Standing, Step, failures, has_explained, why
 
 
 onstart:
@@ -56,16 +55,11 @@ def check_requests():
         command = get_submit_command(job, where, settings=workflow.executor_settings) + set_gres_string(job)
         options = [word for word in shlex.split(command)[1:] if word != "--parsable"]
         if reason := refusal(options):
-            lines.append(f"{job.rule.name}: Slurm refuses {asked(options)}: {reason}; {place(job)}")
+            asked = {name: job.resources.get(name, 0) for name in ("mem_mb", "runtime", "gpu", "_cores")}
+            told = " ".join(f"{name.strip('_')}={value}" for name, value in asked.items())
+            lines.append(f"{job.rule.name}: Slurm refuses {told}{where['partition']}: {reason}; {place(job)}")
     if lines:
         raise BenchmarkError("\n".join(sorted(lines)))
-
-
-def asked(options):
-    """Return those options of sbatch that say what a job needs."""
-    told = ("-A", "-p", "-t", "--mem", "--qos", "--nodes", "--ntasks", "--cpus-per", "--gpus", "--gres")
-    text = re.sub(r" (?=[^-])", "=", " ".join(options))
-    return " ".join(word for word in text.split() if word.startswith(told))
 
 
 def place(job):
@@ -83,7 +77,8 @@ def tries_left(job, allowed=Job.restart_times.fget):
     What was killed, for instance for its memory or time, gets more of both. An error of the method or of its input would
     only occur again.
     """
-    return 0 if has_explained(job.output, job.log) else allowed(job)
+    ours = Path(job.rule.snakefile).is_relative_to(ROOT)  # not those of a workflow that uses this one as a module
+    return 0 if ours and has_explained(job.output, job.log) else allowed(job)
 
 
 # Snakemake asks each job after each failure, but lets a rule give one number for all failures.
@@ -94,21 +89,20 @@ def end_run():
     """After failures, collect, draw and report what exists; then name each failed job, why, and how to go on."""
     if FINISHING:
         return
+    ended = workflow  # by that name Snakemake itself, and all Snakefiles, know the newest one
     # A run that was interrupted leaves jobs at work, and ends at once.
-    if workflow.scheduler.failed and not workflow.scheduler.running:
-        if any(job.rule.name == "collect" for job in workflow.dag.jobs):
-            finish()
-    try:
-        lines = failures(standings(BENCHMARK, Path.cwd()))
-    except BenchmarkError as error:
-        lines = [str(error)]
+    if ended.scheduler.failed and not ended.scheduler.running:
+        if any(job.rule.name == "collect" for job in ended.dag.jobs):
+            finish(ended)
+    failed = {*ended.scheduler.failed, *(workflow.scheduler.failed if workflow.scheduler else ())}
+    steps = {Step(job.rule.name, tuple(job.wildcards), job.output[0], job.log[0]) for job in failed}
+    lines = sorted(failures([Standing(step, "failed", why(step, Path.cwd())) for step in steps]))
     lines.append("Finished jobs are kept and training resumes from its checkpoint: start the same command again.")
     print("\n".join(["", *lines]), file=sys.stderr)
 
 
-def finish():
+def finish(ended):
     """Run the rules after scoring on what exists; once more without the figures that cannot be drawn, if any."""
-    ended = workflow  # by that name Snakemake itself, and all Snakefiles, know the newest one
     targets = set(ended.dag_settings.targets)
     figure_rules = {rule.name for rule in ended.rules if Path(rule.snakefile).name == "figures.smk"}
     if not any(job.is_scored() for job in JOBS if job.method != ORACLE):

@@ -67,7 +67,8 @@ def test_requests_that_slurm_refuses_are_said_before_anything_is_submitted(proje
     status, output = project.call("-m", "snakemake", *project.options)
     lines = [line for line in output.splitlines() if line.startswith("cca: Slurm refuses ")]
     assert status == 1 and len(lines) == 1 and "random: Slurm refuses" not in output, output
-    assert "--mem=900000000" in lines[0] and "change resources in config/methods/cca.yaml" in lines[0], lines
+    assert "mem_mb=900000000 runtime=60 gpu=0 cores=1 -p cpu" in lines[0], lines
+    assert "change resources in config/methods/cca.yaml" in lines[0], lines
     assert not project.jobs()
 
 
