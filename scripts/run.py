@@ -16,7 +16,7 @@ from pathlib import Path
 from clue.benchmark.cluster import slurm_site
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import run_program
-from clue.benchmark.machine import require_gpu, require_slurm
+from clue.benchmark.machine import require_gpu, require_slurm, writable_caches
 from clue.benchmark.recovery import clear_killed_run, end, processes_at_work
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -76,6 +76,7 @@ class Snakemake:
         self.command += ["--configfile", str(config)]
         # A user who sets it for other workflows has not asked for it here.
         self.environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
+        self.environment |= writable_caches()
         if profile:
             self.command += ["--profile", profile]
         else:
