@@ -110,7 +110,7 @@ check-method: $(INSTALLED)
 		--verbose --no-header --disable-warnings --tb=short
 
 r:
-	envs/r-root.sh .r/root
+	tools/r-root.sh .r
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
