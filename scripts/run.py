@@ -18,6 +18,7 @@ import pandas as pd
 
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import run_program
+from clue.benchmark.machine import writable_caches
 from clue.benchmark.progress import Progress
 from clue.benchmark.recovery import clear_killed_run, end, processes_at_work
 
@@ -70,6 +71,7 @@ def run(words: list[str], log: Path, progress: Progress) -> int:
     """Run Snakemake to its end, its output in a log; an interrupt or a termination is handed on to it and its jobs."""
     # A user who sets it for other workflows has not asked for it here.
     environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
+    environment |= writable_caches()
     log.parent.mkdir(parents=True, exist_ok=True)
     # Not a pipe: Snakemake would stop with this process, and what a killed one has left at work would keep it open.
     with open(log, "w") as output:

@@ -1,10 +1,13 @@
 """What a machine must have before a run starts on it; otherwise every job would be tried in vain."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from clue.benchmark.errors import BenchmarkError
@@ -41,6 +44,19 @@ def require_slurm() -> None:
             "no Slurm on this machine (no command sbatch); start on a cluster's login node, or run here:"
             " `make run`, or `snakemake --cores 4` in place of `--profile slurm`"
         )
+
+
+def writable_caches() -> dict[str, str]:
+    """Return the variable that sends caches to ``.snakemake/cache`` where the user's own folder cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        print(f"{folder}: cannot be written ({error.strerror}); caches go to .snakemake/cache", flush=True)
+        return {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").resolve())}
+    return {}
 
 
 def require_gpu() -> None:

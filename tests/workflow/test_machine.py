@@ -37,6 +37,16 @@ def test_profile_of_another_workflow_changes_nothing(fresh):
     assert status == 0 and fresh.path("results/test/metrics.tsv").exists(), output
 
 
+def test_a_home_that_cannot_be_written_is_no_fault(fresh):
+    fresh.drop_figures()
+    fresh.configure(methods=["random"])
+    fresh.environment = {**fresh.environment, "HOME": "/dev/null/home"}
+    fresh.environment.pop("XDG_CACHE_HOME", None)
+    status, output = fresh.run()
+    assert status == 0 and "/dev/null/home/.cache: cannot be written" in output, output
+    assert fresh.path(".snakemake/cache/snakemake").is_dir()
+
+
 def test_no_slurm_is_one_line(bare, project):
     shutil.copytree(project / "profiles", bare.path("profiles"))
     status, output = bare.call("scripts/run.py", "--config", "config/test.yaml", "--profile", "profiles/slurm")
