@@ -5,6 +5,7 @@ import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -35,10 +36,21 @@ class NothingToDraw(Exception):
 # ---- programs ------------------------------------------------------------------------------------
 
 
-def command_line(
-    description: str, argv: Sequence[str] | None, figure: bool = True, **options: str | dict
-) -> argparse.Namespace:
-    """Parse the command line of a figure's program.
+OPTIONS: dict[str, dict] = {
+    "metrics": {"help": "metrics.tsv of a run"},
+    "resources": {"help": "resources.tsv of a run, which lists the jobs that ran"},
+    "results": {"help": "results/<run>", "type": Path},
+    "solution": {"help": "solution.h5ad of a split"},
+    "published": {"help": "files of config/reference with published scores", "nargs": "+"},
+    "display": {"help": "config/display.yaml", "type": style.Display},
+    "table": {"help": "table to write"},
+    "figure": {"help": "PNG to write; the PDF goes beside it"},
+}
+"""The options that several programs have."""
+
+
+def command_line(description: str, argv: Sequence[str] | None, *shared: str, **own: dict) -> argparse.Namespace:
+    """Parse the command line of a figure's program; all options are required.
 
     Parameters
     ----------
@@ -46,23 +58,14 @@ def command_line(
         The docstring of the program; help shows its first line.
     argv
         Arguments; None takes those of the process.
-    figure
-        Whether the program draws. One that does not has no option ``--figure``.
-    options
-        What this program reads and writes besides: a help text, or the arguments of ``add_argument``. All are required.
-
-    Returns
-    -------
-    Namespace
-        With ``display`` read, the options, and the paths ``table`` and ``figure``.
+    shared
+        Names of `OPTIONS`. Every program has ``display``.
+    own
+        Further options, each with its arguments of ``add_argument``.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    shared: dict[str, str | dict] = {"display": {"help": "config/display.yaml", "type": style.Display}}
-    shared["table"] = "table to write"
-    if figure:
-        shared["figure"] = "PNG to write; the PDF goes beside it"
-    for name, option in (options | shared).items():
-        parser.add_argument(f"--{name}", required=True, **({"help": option} if isinstance(option, str) else option))
+    for name, option in ({name: OPTIONS[name] for name in ("display", *shared)} | own).items():
+        parser.add_argument(f"--{name}", required=True, **option)
     return parser.parse_args(argv)
 
 

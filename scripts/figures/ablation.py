@@ -96,8 +96,8 @@ def draw(points: pd.DataFrame, summary: pd.DataFrame, methods: pd.DataFrame, not
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    options = {"metrics": "metrics.tsv of a run", "reference": "config/reference/ablation.tsv"}
-    args = plots.command_line(__doc__, argv, **options)
+    reference = {"help": "config/reference/ablation.tsv"}
+    args = plots.command_line(__doc__, argv, "metrics", "table", "figure", reference=reference)
     table, reference = tables.read_metrics(args.metrics), read_drops(args.reference)
     methods = ablations(table, reference, args.display)
     points, summary = change_table(table, methods, reference, args.display)

@@ -151,11 +151,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = plots.command_line(
         __doc__,
         argv,
-        metrics="metrics.tsv of a run",
-        cells="results/<run>, whose jobs hold cells.tsv.gz",
-        summary="readable table to write",
-        tests="table of paired tests to write",
-        intervals="table of intervals over cells to write",
+        "metrics",
+        "table",
+        "figure",
+        cells={"help": "results/<run>, whose jobs hold cells.tsv.gz"},
+        summary={"help": "readable table to write"},
+        tests={"help": "table of paired tests to write"},
+        intervals={"help": "table of intervals over cells to write"},
     )
     table = tables.read_metrics(args.metrics)
     intervals = bootstrap_table(table, args.cells)

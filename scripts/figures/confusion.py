@@ -87,7 +87,7 @@ def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display)
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     matches = {"nargs": "+", "type": Path, "help": "match matrices, two per method"}
-    args = plots.command_line(__doc__, argv, solution="solution.h5ad of a split", matches=matches)
+    args = plots.command_line(__doc__, argv, "solution", "table", "figure", matches=matches)
     solution = read_solution(args.solution)
     found = pd.concat([read_confusion(path, solution) for path in args.matches], ignore_index=True)
     tables.write_table(found[found["fraction"] > 0], args.table, digits=6)

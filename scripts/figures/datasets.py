@@ -61,13 +61,12 @@ def describe_dataset(path: Path, splits: Sequence[dict], config: Path) -> dict[s
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    paths = {"nargs": "*", "type": Path}
     args = plots.command_line(
         __doc__,
         argv,
-        figure=False,
-        datasets=paths | {"help": "results/prepared/<dataset>.h5mu"},
-        solutions=paths | {"help": "solution.h5ad of each split"},
+        "table",
+        datasets={"nargs": "*", "type": Path, "help": "results/prepared/<dataset>.h5mu"},
+        solutions={"nargs": "*", "type": Path, "help": "solution.h5ad of each split"},
     )
     splits = [look_into(path) for path in args.solutions]
     rows = [describe_dataset(path, splits, args.display.folder) for path in args.datasets]

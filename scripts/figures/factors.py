@@ -58,7 +58,7 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, probes="tidy table of the probes")
+    args = plots.command_line(__doc__, argv, "table", "figure", probes={"help": "tidy table of the probes"})
     found = per_seed(tables.read_table(args.probes, COLUMNS, numeric=["r2"]))
     tables.write_table(summarised(found), args.table, digits=6)
     plots.write_figure(args.figure, draw, found, args.display)

@@ -53,7 +53,7 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     scores = {"nargs": "*", "help": "tables of scripts/integration.py, one per split"}
-    args = plots.command_line(__doc__, argv, scores=scores)
+    args = plots.command_line(__doc__, argv, "table", "figure", scores=scores)
     read = [tables.read_table(path, COLUMNS, numeric=["value", "n_points"]) for path in args.scores]
     table = pd.concat(read, ignore_index=True) if read else pd.DataFrame(columns=COLUMNS)
     tables.write_table(table, args.table, digits=6)

@@ -138,8 +138,7 @@ def draw(boards: dict[str, pd.DataFrame], own: dict[str, dict], missing: Sequenc
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    published = {"nargs": "+", "help": "files of config/reference"}
-    args = plots.command_line(__doc__, argv, metrics="metrics.tsv of a run", published=published)
+    args = plots.command_line(__doc__, argv, "metrics", "published", "table", "figure")
     metrics, published, own = tables.read_metrics(args.metrics), read_published(args.published), {}
     for metric in METRICS:
         own[metric] = competition_scores(metrics, metric)

@@ -84,8 +84,7 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    results = {"type": Path, "help": "results/<run>"}
-    args = plots.command_line(__doc__, argv, resources="resources.tsv of a run, which lists its jobs", results=results)
+    args = plots.command_line(__doc__, argv, "resources", "results", "table", "figure")
     table = read_histories(tables.read_resources(args.resources), args.results)
     tables.write_table(table[[*KEYS, *[name for name in table if name not in KEYS]]], args.table, digits=6)
     plots.write_figure(args.figure, draw, table, args.display)

@@ -120,8 +120,7 @@ def draw(scores: pd.DataFrame, published: pd.DataFrame, display: style.Display) 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    published = {"nargs": "+", "help": "files of config/reference"}
-    args = plots.command_line(__doc__, argv, metrics="metrics.tsv of a run", published=published)
+    args = plots.command_line(__doc__, argv, "metrics", "published", "table", "figure")
     published = read_published(args.published).query("direction == 'both'")
     scores = curves(tables.read_metrics(args.metrics), published, args.display, args.display.folder.parent)
     tables.write_table(summarised(scores), args.table, digits=6)

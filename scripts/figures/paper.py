@@ -111,9 +111,9 @@ def own_changes(here: pd.DataFrame, variant: str, metric: str) -> pd.Series:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    published = {"nargs": "+", "help": "files of config/reference with scores"}
-    options = {"metrics": "metrics.tsv of a run", "ablation": "config/reference/ablation.tsv", "published": published}
-    args = plots.command_line(__doc__, argv, figure=False, **options)
+    args = plots.command_line(
+        __doc__, argv, "metrics", "published", "table", ablation={"help": "config/reference/ablation.tsv"}
+    )
     table = tables.read_metrics(args.metrics)
     rows = score_rows(read_published(args.published), table, args.display)
     rows += drop_rows(read_drops(args.ablation), table, args.display)

@@ -60,7 +60,7 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, metrics="metrics.tsv of a run")
+    args = plots.command_line(__doc__, argv, "metrics", "table", "figure")
     found = ranks(tables.read_metrics(args.metrics), args.display)
     tables.write_table(mean_ranks(found, args.display), args.table, digits=6)
     plots.write_figure(args.figure, draw, found, args.display)

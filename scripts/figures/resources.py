@@ -46,7 +46,7 @@ def draw(found: pd.DataFrame, resources: pd.DataFrame, display: style.Display) -
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, resources="resources.tsv of a run")
+    args = plots.command_line(__doc__, argv, "resources", "table", "figure")
     resources = tables.read_resources(args.resources)
     found = measured(resources)
     tables.write_table(found.drop(columns=["row", "panel"]), args.table, digits=6)

@@ -64,8 +64,7 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    results = {"type": Path, "help": "results/<run>, for the numbers of cells"}
-    args = plots.command_line(__doc__, argv, resources="resources.tsv of a run", results=results)
+    args = plots.command_line(__doc__, argv, "resources", "results", "table", "figure")
     table = measured(tables.read_resources(args.resources), args.results)
     tables.write_table(table[[*tables.JOB, "seed", "training_cells", *QUANTITIES]], args.table, digits=6)
     plots.write_figure(args.figure, draw, table, args.display)

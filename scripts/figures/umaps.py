@@ -124,7 +124,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = plots.command_line(
         __doc__,
         argv,
-        solution="solution.h5ad of a split",
+        "solution",
+        "table",
+        "figure",
         embeddings={"nargs": "+", "help": "embedding.h5ad of each method"},
         points={"type": int, "help": "draw a sample where there are more points"},
         seed={"type": int, "help": "of the sample and of UMAP"},
