@@ -23,6 +23,7 @@ DRAWINGS = {
     "ranking": {"metrics": TABLE},
     "ablation": {"metrics": TABLE, "reference": of_checkout("config/reference/ablation.tsv")},
     "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAPS]},
+    "resources": {"resources": RESOURCES},
 }
 if SIMULATED:
     DRAWINGS["factors"] = {"probes": PROBES}
@@ -32,7 +33,7 @@ if len({(spec.get("paired_fraction"), spec.get("n_train")) for spec in SPECS}) >
 # The same, where the program also looks into the results of jobs.
 WALKS = {"learning": {"resources": RESOURCES}, "scaling": {"resources": RESOURCES}}
 REPORT = f"{RESULTS}/report.html"
-FIGURES = expand(FIGURE, name=["comparison", "resources", *DRAWINGS, *WALKS])
+FIGURES = expand(FIGURE, name=["comparison", *DRAWINGS, *WALKS])
 FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAPS]
 TABLES = expand(TABLE_OF, name=["comparison", "summary", "paper", "datasets", *DRAWINGS, *WALKS])
 if FINISHING == "report":
@@ -152,32 +153,10 @@ rule paper:
     conda:
         "../envs/python.yaml"
     params:
-        code=looks("scripts/figures/paper.py", "clue/benchmark/reference.py"),
+        code=looks("scripts/figures/paper.py", "clue/benchmark/plots.py", "clue/benchmark/reference.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/paper.py --metrics {input.metrics} --published {input.published}"
         " --ablation {input.ablation} --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
-
-
-rule resources:
-    input:
-        RESOURCES,
-    output:
-        png=shown(FIGURE.format(name="resources"), "resources"),
-        pdf=f"{RESULTS}/figures/resources.pdf",
-    log:
-        f"{LOGS}/figures/resources.log",
-    benchmark:
-        f"{LOGS}/figures/resources.benchmark.tsv"
-    conda:
-        "../envs/python.yaml"
-    resources:
-        mem_mb=memory(2000),
-        runtime=minutes(30),
-    params:
-        code=looks("scripts/figures/resources.py", "clue/benchmark/plots.py"),
-    shell:
-        "python -P $CLUE_CHECKOUT/scripts/figures/resources.py --resources {input} --display $CLUE_CHECKOUT/config/display.yaml"
-        " --figure {output.png} > {log} 2>&1"
 
 
 rule umap:
@@ -274,10 +253,10 @@ rule datasets:
         mem_mb=memory(4000),
         runtime=minutes(60),
     params:
-        code=looks("scripts/figures/datasets.py"),
+        code=looks("scripts/figures/datasets.py", "clue/benchmark/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/datasets.py --datasets {input.datasets} --solutions {input.solutions}"
-        " --config $CLUE_CHECKOUT/config --table {output} > {log} 2>&1"
+        " --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
 
 
 rule html_report:

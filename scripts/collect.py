@@ -9,7 +9,7 @@ from typing import Any
 from clue.benchmark.collect import collect, summary
 from clue.benchmark.config import Benchmark, ConfigError, read_yaml
 from clue.benchmark.errors import run_program
-from clue.benchmark.scoring import write_table
+from clue.benchmark.tables import write_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
