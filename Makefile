@@ -32,7 +32,7 @@ help:
 	@echo "make gpu-check  compare CLUE on this machine's GPU with the CPU, and its speed with scglue's"
 	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
 	@echo "make r        make an R with Seurat 5 in .r/ (Debian, as root); with conda: envs/seurat.yaml"
-	@echo "make lint     check style: ruff, snakefmt, snakemake --lint"
+	@echo "make lint     check style and types: ruff, mypy, snakefmt, snakemake --lint"
 	@echo "make clean    remove results, logs and Snakemake's records; keep data/ and $(VENV)"
 	@echo "make install  make the environment $(VENV); the others do it when needed"
 
@@ -111,6 +111,7 @@ r:
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check $(SNAKEFILES)
 	$(BIN)/snakemake --lint --configfile $(CONFIG)
 

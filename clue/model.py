@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import mudata as md
@@ -111,7 +112,7 @@ class CLUE:
         self.preprocessors = {
             k: Preprocessor(k, most[k], chosen.get(k), seed).fit(adata, batch_key) for k, adata in adatas.items()
         }
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "n_latent": n_latent,
             "encoder": tuple(encoder),
             "decoder": tuple(decoder),

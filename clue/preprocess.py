@@ -7,6 +7,7 @@ authors' competition entry (facts of each in the methods' docstrings), from raw 
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import cast
 
 import anndata as ad
 import numpy as np
@@ -161,8 +162,8 @@ def highly_variable(adata: ad.AnnData, n_top: int, batch_key: str | None) -> np.
     """
     if n_top >= adata.n_vars:
         return np.ones(adata.n_vars, dtype=bool)
-    batches = adata.obs[batch_key].value_counts() if batch_key else []
-    keys = [batch_key, None] if len(batches) > 1 and batches.min() >= 50 else [None]
+    sizes = list(adata.obs[batch_key].value_counts()) if batch_key else []
+    keys = [batch_key, None] if len(sizes) > 1 and min(sizes) >= 50 else [None]
     attempts = [(key, span) for key in keys for span in SPANS]
     for key, span in attempts:
         try:
@@ -219,9 +220,9 @@ class Preprocessor:
     n_components: int = 100
     n_features: int | None = None
     seed: int = 0
-    features: np.ndarray = field(default=None, repr=False)
+    features: np.ndarray = field(default=cast(np.ndarray, None), repr=False)
     """Names of all features of the training data, in order."""
-    selected: np.ndarray = field(default=None, repr=False)
+    selected: np.ndarray = field(default=cast(np.ndarray, None), repr=False)
     """Positions of the features used."""
     arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
     """Fitted means, scales and components."""
