@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study download rehearsal score record tables docs estimate test check-method r lint clean resume status
+.PHONY: help install run study download rehearsal score record tables tutorials docs estimate test check-method r lint clean resume status
 .PHONY: gpu-check slurm-test slurm-faults
 
 help:
@@ -25,6 +25,7 @@ help:
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make record   write the scores of the finished run of CONFIG to docs/results, then make tables"
 	@echo "make tables   write the tables and pictures of the documents, from docs/results and config/schemas"
+	@echo "make tutorials  run the tutorials of docs/tutorials and write their pages; minutes, after make download"
 	@echo "make docs     build the pages of docs/ as a site in build/docs"
 	@echo "make estimate  print what the run of CONFIG will cost: jobs, hours, disk"
 	@echo "make test     run the tests"
@@ -79,6 +80,9 @@ tables: $(INSTALLED)
 	$(BIN)/python -P scripts/documents.py
 	$(BIN)/python -P scripts/schemas.py
 	$(BIN)/python -P scripts/drawings.py
+
+tutorials: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -P -W ignore scripts/tutorials.py
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet

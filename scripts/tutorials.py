@@ -5,7 +5,6 @@ comment. Many editors run it as a notebook.
 """
 
 import argparse
-import ast
 import io
 import os
 import re
@@ -72,32 +71,18 @@ def run(source: Path) -> Iterator[str]:
             continue
         yield f"```python\n{body}\n```"
         try:
-            printed = execute(body, names)
+            with redirect_stdout(io.StringIO()) as printed:
+                exec(compile(body, f"{source}, cell {i}", "exec"), names)
         except Exception as error:
             raise BenchmarkError(f"{source}: cell {i}: {type(error).__name__}: {error}") from error
-        if printed:
-            yield f"```text\n{printed}\n```"
+        if said := printed.getvalue().rstrip():
+            yield f"```text\n{said}\n```"
         for number in plt.get_fignums():
             n_pictures += 1
             picture = source.with_name(f"{source.stem}-{n_pictures}.png")
-            save(plt.figure(number), picture)
-            yield f"![What the code above draws]({picture.name})"
-
-
-def execute(code: str, names: dict) -> str:
-    """Run a cell; return what it printed, and the value of its last line as a notebook shows it.
-
-    A cell that draws shows no value: drawing functions return what is of no interest.
-    """
-    tree = ast.parse(code)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
-    with redirect_stdout(io.StringIO()) as printed:
-        exec(compile(tree, "<cell>", "exec"), names)
-        if last is not None:
-            value = eval(compile(ast.Expression(last.value), "<cell>", "eval"), names)
-            if value is not None and not plt.get_fignums():
-                print(value)
-    return printed.getvalue().rstrip()
+            figure = plt.figure(number)
+            yield f"![{figure.get_label() or 'What the code above draws'}]({picture.name})"
+            save(figure, picture)
 
 
 def save(figure: plt.Figure, path: Path) -> None:
