@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study download pin rehearsal score record tables docs estimate test check-method r lint clean resume status
+.PHONY: help install run study download pin rehearsal score record tables tutorials docs estimate test check-method r lint clean resume status
 .PHONY: gpu-check slurm-test slurm-faults
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make record   write the scores of the finished run of CONFIG to docs/results, then make tables"
 	@echo "make tables   write the tables and pictures of the documents, from docs/results and config/schemas"
+	@echo "make tutorials  run the tutorials of docs/tutorials and write their pages; minutes, after make download"
 	@echo "make docs     build the pages of docs/ as a site in build/docs"
 	@echo "make estimate  print what the run of CONFIG will cost: jobs, hours, disk"
 	@echo "make test     run the tests"
@@ -33,7 +34,7 @@ help:
 	@echo "make gpu-check  compare CLUE on this machine's GPU with the CPU, and its speed with scglue's"
 	@echo "make check-method NAME=my_method  run one method on a tiny task and say what is wrong"
 	@echo "make r        make an R with Seurat 5 in .r/ (Debian, as root); with conda: envs/seurat.yaml"
-	@echo "make lint     check style: ruff, snakefmt, snakemake --lint"
+	@echo "make lint     check style and types: ruff, mypy, snakefmt, snakemake --lint"
 	@echo "make clean    remove results, logs and Snakemake's records; keep data/ and $(VENV)"
 	@echo "make install  make the environment $(VENV); the others do it when needed"
 
@@ -84,6 +85,9 @@ tables: $(INSTALLED)
 	$(BIN)/python -P scripts/schemas.py
 	$(BIN)/python -P scripts/drawings.py
 
+tutorials: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -P -W ignore scripts/tutorials.py
+
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "site: build/docs/index.html"
@@ -115,6 +119,7 @@ r:
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/snakefmt --check $(SNAKEFILES)
 	$(BIN)/snakemake --lint --configfile $(CONFIG)
 

@@ -6,7 +6,7 @@ embeddings; `clue.simulate` makes data with known factors; `clue.preprocess` pre
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["CLUE", "Objective", "Training", "matching", "metrics", "preprocess", "simulate"]
 
 _HOMES = {"CLUE": "clue.model", "Objective": "clue.network", "Training": "clue.train"}

@@ -119,14 +119,14 @@ class Counts:
         value = self.value.index_select(0, entry)
         if padded:
             value, cell = value * (cell < n), cell.clamp(max=n - 1)
-        tensors = (
-            cell,
-            self.feature.index_select(0, entry).long(),
-            value,
-            self.total.index_select(0, row),
-            self.log_factorial.index_select(0, row),
+        return SparseCounts(
+            cell.to(self.device),
+            self.feature.index_select(0, entry).long().to(self.device),
+            value.to(self.device),
+            self.total.index_select(0, row).to(self.device),
+            self.log_factorial.index_select(0, row).to(self.device),
+            self.n_features,
         )
-        return SparseCounts(*(tensor.to(self.device) for tensor in tensors), self.n_features)
 
 
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:

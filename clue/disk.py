@@ -34,7 +34,8 @@ class _File:
             self.file.write(np.ascontiguousarray(values, self.dtype))
             self.file.flush()
         except OSError as error:
-            reason = f"{os.strerror(error.errno)}, for counts kept on disk while training (TMPDIR names the folder)"
+            problem = os.strerror(error.errno or 0)
+            reason = f"{problem}, for counts kept on disk while training (TMPDIR names the folder)"
             raise OSError(error.errno, reason, tempfile.gettempdir()) from error
         self.size += len(values)
 
@@ -47,9 +48,10 @@ class _File:
 
 def map_of(array: np.ndarray) -> mmap.mmap | None:
     """Return the map of a file that an array lies in; None of one in memory."""
-    while isinstance(array, np.ndarray):
-        array = array.base
-    return array if isinstance(array, mmap.mmap) else None
+    owner: object = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    return owner if isinstance(owner, mmap.mmap) else None
 
 
 def is_mapped(array: np.ndarray) -> bool:

@@ -31,7 +31,7 @@ class Graphs:
         The GPU.
     """
 
-    def __init__(self, learn: Callable[[Draw, torch.Tensor | None, torch.Tensor | None], None], device: str):
+    def __init__(self, learn: Callable[..., None], device: str):
         self.learn, self.device = learn, device
         self.stream = torch.cuda.Stream(device)
         self.pool = torch.cuda.graph_pool_handle()

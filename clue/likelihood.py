@@ -240,12 +240,13 @@ class _Block:
         inverse_x = self.at_counts(inverse)
         # subtracted before they are summed: both are nearly q where θ is large
         of_cells = self.log1p_q.addcmul_(self.q, inverse, value=-1)
+        members: torch.Tensor | float = 1
         if self.n_batches == 1:
-            members, of_batches, at = 1, of_cells.sum(1, keepdim=True), self.feature
+            of_batches, at = of_cells.sum(1, keepdim=True), self.feature
         else:
             # which cells are of a batch: a product with it sums over them
             members = torch.eye(self.n_batches, dtype=of_cells.dtype, device=of_cells.device)[:, self.labels]
-            of_batches = members @ of_cells
+            of_batches = torch.matmul(members, of_cells)
             at = self.labels.index_select(0, self.cell) * self.loc.shape[-1] + self.feature
         grad_theta = of_batches.mul_(-self.theta_of_batches)
         per_count = self.x * self.at_counts(self.q) * inverse_x + digamma_x

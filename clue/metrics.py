@@ -122,10 +122,11 @@ class Closer(NamedTuple):
         0 where a cell lies closer, and 1 / (n + 1) where n cells are as near as the true match: the expected value of
         drawing one of them. A collapsed embedding thus gets 1 / N, not 1.
         """
-        return tuple(
+        first_x, first_y = (
             np.where(closer == 0, 1 / (tied + 1), 0.0)
             for closer, tied in ((self.closer_x, self.tied_x), (self.closer_y, self.tied_y))
         )
+        return first_x, first_y
 
 
 def foscttm(x, y, metric: Metric = "cosine", ties: Ties = "half", block: int = 256) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -129,7 +130,7 @@ class CLUE:
             most = max(1, min(n_components, adata.n_obs // cells_per_component))
             unfitted = preprocessor(kinds[k], most, (n_features or {}).get(k), seed, k)
             self.preprocessors[k] = unfitted.fit(adata, BATCH)
-        self.settings = {
+        self.settings: dict[str, Any] = {
             "n_latent": n_latent,
             "encoder": tuple(encoder),
             "decoder": tuple(decoder),

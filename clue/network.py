@@ -15,6 +15,7 @@ is not the paper's, λ_contrastive L_contrastive, pushes as well (`Objective.con
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -124,9 +125,10 @@ class Network(nn.Module):
         self.modalities = list(n_inputs)
         self.n_latent, self.fusion, self.normalize = n_latent, fusion, normalize
         n_modalities = len(self.modalities)
-        self.encoders = nn.ModuleDict(
-            {k: ModalityEncoder(n_modalities, n_inputs[k], n_latent, *encoder, dropout, dtype) for k in self.modalities}
-        )
+        encoders = {
+            k: ModalityEncoder(n_modalities, n_inputs[k], n_latent, *encoder, dropout, dtype) for k in self.modalities
+        }
+        self.encoders = cast("dict[str, ModalityEncoder]", nn.ModuleDict(encoders))
         self.libraries = nn.ModuleDict(
             {
                 k: LearnedLibrary(n_features[k], n_modalities)
@@ -135,9 +137,8 @@ class Network(nn.Module):
                 for k in self.modalities
             }
         )
-        self.decoders = nn.ModuleDict(
-            {k: Decoder(n_latent, n_features[k], n_batches, *decoder, dropout, dtype) for k in self.modalities}
-        )
+        decoders = {k: Decoder(n_latent, n_features[k], n_batches, *decoder, dropout, dtype) for k in self.modalities}
+        self.decoders = cast("dict[str, Decoder]", nn.ModuleDict(decoders))
         n_read = n_batches if shared_batches else 0
         self.discriminator = Discriminator(n_modalities * n_latent, n_modalities, n_read, *discriminator, dropout)
 
@@ -231,7 +232,7 @@ class Network(nn.Module):
             joint = self.joint_posterior(batch, posteriors)
             fused = self.unit(joint[0] + joint[1] * _noise_like(centre, generator))
         libraries = {k: self.libraries[k](seen.counts) for k, seen in batch.seen.items()}
-        losses: dict[str, torch.Tensor] = dict.fromkeys(("cross", "source_cross", "mse", "contrastive"), 0.0)
+        losses: dict[str, Any] = dict.fromkeys(("cross", "source_cross", "mse", "contrastive"), 0.0)
         for k, seen in batch.seen.items():
             i = self.modalities.index(k)
             n_features = seen.counts.shape[1]
@@ -264,7 +265,7 @@ class Network(nn.Module):
 
     def _source_cross(self, batch, samples, libraries, target: str) -> torch.Tensor:
         """Negative log-likelihood of `target` decoded from each other modality's cross-encoder."""
-        total = 0.0
+        total: Any = 0.0
         i = self.modalities.index(target)
         seen = batch.seen[target]
         for source, row, both in _partners(batch, target):
@@ -283,7 +284,7 @@ class Network(nn.Module):
         losses: dict[str, torch.Tensor], adversarial: torch.Tensor, objective: Objective, kl_share: float = 1.0
     ) -> torch.Tensor:
         """Return what encoders and decoders minimise; `kl_share` is the KL warm-up's share of its weight."""
-        elbo = sum(v for name, v in losses.items() if name.startswith("nll_"))
+        elbo: Any = sum(v for name, v in losses.items() if name.startswith("nll_"))
         kl_weight = kl_share * objective.kl
         elbo = elbo + kl_weight * sum(v for name, v in losses.items() if name.startswith("kl_"))
         return (

@@ -4,6 +4,8 @@ Layer order and initialisation follow the authors' code (scglue 0.4.1), so that 
 copied between the two (`tests/unit/test_fidelity.py`).
 """
 
+from typing import cast
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -102,7 +104,7 @@ class ModalityEncoder(nn.Module):
 
     def __init__(self, n_modalities: int, *encoder):
         super().__init__()
-        self.subspaces = nn.ModuleList(Encoder(*encoder) for _ in range(n_modalities))
+        self.subspaces = cast("list[Encoder]", nn.ModuleList(Encoder(*encoder) for _ in range(n_modalities)))
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return mean and standard deviation of z = (z_1 … z_K), each (n_cells, K · n_latent)."""

@@ -29,10 +29,12 @@ class Processes:
         """Average gradients; a parameter that this process's share did not use has a gradient of zero."""
         if self.n == 1:
             return
+        gradients = []
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self.average([parameter.grad for parameter in parameters])
+            gradients.append(parameter.grad)
+        self.average(gradients)
 
     def largest(self, number: float) -> int:
         """Return the largest of the processes' numbers."""

@@ -156,18 +156,15 @@ def _choose(features: Rows, held_out: np.ndarray, batch: np.ndarray) -> tuple[fl
     if not pairs:
         return DEFAULT
     moments = _Moments(features, ~held_out)
-    best, settings = -np.inf, DEFAULT
+    best, settings = float("-inf"), DEFAULT
     for ridge, (directions, correlation) in zip(RIDGES, moments.canonical(RIDGES), strict=True):
         placed = {k: (x[held_out] - moments.mean[k]) @ directions[k] for k, x in features.items()}
         position = np.cumsum(held_out) - 1
         for n, power in product(N_COMPONENTS, POWERS):
             weight = correlation[:n] ** power
-            quality = np.mean(
-                [
-                    _quality(*(placed[side][position[rows], :n] * weight for side in (k, m)), batch[rows])
-                    for k, m, rows in pairs
-                ]
-            )
+            near = {k: x[:, :n] * weight for k, x in placed.items()}
+            found = [_quality(near[k][position[rows]], near[m][position[rows]], batch[rows]) for k, m, rows in pairs]
+            quality = float(np.mean(found))
             if quality > best:
                 best, settings = quality, (ridge, n, power)
     return settings
@@ -177,7 +174,7 @@ def _quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray) -> float:
     """Return how well rows of x and y find each other: log(match score / FOSCTTM), a gain in either counts alike."""
     same = np.arange(len(x))
     match = [match_score(match_snn(a, b, batch_x=batch, batch_y=batch), same) for a, b in ((x, y), (y, x))]
-    return float(np.log(max(np.mean(match), 1e-6)) - np.log(max(np.mean(foscttm(x, y)), 1e-6)))
+    return float(np.log(max(float(np.mean(match)), 1e-6)) - np.log(max(float(np.mean(foscttm(x, y))), 1e-6)))
 
 
 def _seen(features: np.ndarray) -> np.ndarray:

