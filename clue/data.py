@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TypeAlias
 
 import anndata as ad
 import h5py
@@ -15,7 +16,7 @@ import scipy.sparse as sp
 from clue.disk import fill, is_mapped, mapped
 from clue.sparse import as_counts, count_blocks, row_blocks
 
-Data = md.MuData | Mapping[str, ad.AnnData]
+Data: TypeAlias = md.MuData | Mapping[str, ad.AnnData]
 """Cells of several modalities; cells of equal names are one cell."""
 
 KINDS = {"rna": "rna", "atac": "atac", "adt": "adt", "prot": "adt"}

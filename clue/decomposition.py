@@ -100,7 +100,7 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int, seed: int) -
             if variance <= (1 + GAIN) * before:
                 break
     leading = vectors[:, : -n_axes - 1 : -1].astype(np.float32)
-    return sum(part @ rows for part, rows in zip(basis, np.split(leading, len(basis)), strict=True))
+    return np.hstack(basis) @ leading
 
 
 def _orthonormal(block: np.ndarray, basis: list[np.ndarray]) -> np.ndarray:

@@ -459,9 +459,9 @@ class CLUE:
         self._check_modality(target)
         preprocessor = self.preprocessors[target]
         names = pd.Index(preprocessor.features[preprocessor.selected])
-        chosen = slice(None) if features is None else names.get_indexer(list(features))
-        if features is not None and (chosen < 0).any():
-            raise ValueError(f"{target} has no decoded feature {list(features)[int(np.argmin(chosen))]!r}")
+        chosen = np.arange(len(names)) if features is None else names.get_indexer(list(features))
+        if (chosen < 0).any():
+            raise ValueError(f"{target} has no decoded feature {list(features or [])[int(np.argmin(chosen))]!r}")
         z = self.embed(data, source)
         weights = self._decoded_batches(batch, target, len(z))
         size = np.broadcast_to(np.asarray(library_size, dtype=np.float32), len(z))

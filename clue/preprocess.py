@@ -94,7 +94,7 @@ class Preprocessor:
 
     def _best(self, adata: ad.AnnData, detected: np.ndarray, batch_key: str | None) -> np.ndarray:
         """Return which `n_features` features to model, in order; `detected` says in how many cells each is seen."""
-        return np.flatnonzero(highly_variable(adata, self.n_features, batch_key))
+        return np.flatnonzero(highly_variable(adata, self.n_features or adata.n_vars, batch_key))
 
     def _fit(self, counts: sp.csr_matrix) -> None:
         raise NotImplementedError
@@ -213,7 +213,7 @@ class Proteins(Preprocessor):
     def _fit(self, counts: sp.csr_matrix) -> None:
         values = self._normalised(counts)
         mean, sd = _mean_and_sd(values)
-        self.arrays = {"mean": mean.astype(np.float32), "sd": sd.astype(np.float32), "centre": np.float32(0)}
+        self.arrays = {"mean": mean.astype(np.float32), "sd": sd.astype(np.float32), "centre": np.zeros(1, np.float32)}
         centre, axes = self._axes(sp.csr_matrix(_standardised(values, self.arrays)), centred=True)
         self.arrays |= {"centre": centre.astype(np.float32), "components": axes}
 
@@ -307,8 +307,8 @@ def highly_variable(adata: ad.AnnData, n_top: int, batch_key: str | None) -> np.
     """
     if n_top >= adata.n_vars:
         return np.ones(adata.n_vars, dtype=bool)
-    batches = adata.obs[batch_key].value_counts() if batch_key else []
-    keys = [batch_key, None] if len(batches) > 1 and batches.min() >= 50 else [None]
+    sizes = list(adata.obs[batch_key].value_counts()) if batch_key else []
+    keys = [batch_key, None] if len(sizes) > 1 and min(sizes) >= 50 else [None]
     attempts = [(key, span) for key in keys for span in SPANS]
     for key, span in attempts:
         try:
