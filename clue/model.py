@@ -21,12 +21,18 @@ from clue.data import BATCH, Data, batches_of, joined, kinds_of, modalities_of, 
 from clue.matching import l2_normalise, match_snn
 from clue.network import Network, Objective
 from clue.preprocess import Preprocessor, preprocessor
-from clue.readout import Readout
+from clue.readout import Readout, choose_width
 from clue.sparse import BLOCK
 from clue.train import Training, held_out, save_atomically, train
 
 MAX_READOUT = 50_000
 """Cells on which the read-out is fitted at most: its covariances do not change with more."""
+
+MAX_CHOOSING = 10_000
+"""Cells by which the number of components is chosen at most: more cost time alone."""
+
+MOST_COMPONENTS, LEAST_COMPONENTS, CELLS_PER_COMPONENT = 400, 20, 10
+"""Between which numbers of components the model chooses, halving; with fewer cells for each, later ones are noise."""
 
 _FORMAT = 2
 """Of the files that `CLUE.save` writes."""
@@ -62,10 +68,9 @@ class CLUE:
     fusion, library, normalize, precision, shared_batches
         See `Network`.
     n_components
-        Principal components (or LSI components) that encoders read, at most.
-    cells_per_component
-        So many cells of a modality are needed for each component: where cells are few, later components are noise
-        that encoders would fit.
+        Principal components (or LSI components) that encoders read, where a modality has as many. None: the number,
+        `MOST_COMPONENTS` at most and one for each `CELLS_PER_COMPONENT` cells, with which held-out paired cells match
+        best by linear means (`clue.readout.choose_width`).
     n_features
         Most variable genes and most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all.
@@ -104,14 +109,13 @@ class CLUE:
         normalize: bool = True,
         precision: str = "float32",
         shared_batches: bool = True,
-        n_components: int = 100,
-        cells_per_component: int = 10,
+        n_components: int | None = None,
         n_features: dict[str, int] | None = None,
         seed: int = 0,
         device: str = "auto",
     ):
         self.device = _checked_device(device)
-        sizes = {"n_latent": n_latent, "n_components": n_components, "cells_per_component": cells_per_component}
+        sizes = {"n_latent": n_latent, "n_components": 1 if n_components is None else n_components}
         layers = {"encoder": encoder[1], "decoder": decoder[1], "discriminator": discriminator[1]}
         for name, size in (sizes | layers).items():
             if size < 1:
@@ -127,9 +131,11 @@ class CLUE:
         self.batches = batches_of(self._data)
         self.preprocessors = {}
         for k, adata in self._data.items():
-            most = max(1, min(n_components, adata.n_obs // cells_per_component))
+            most = n_components or max(1, min(MOST_COMPONENTS, adata.n_obs // CELLS_PER_COMPONENT))
             unfitted = preprocessor(kinds[k], most, (n_features or {}).get(k), seed, k)
             self.preprocessors[k] = unfitted.fit(adata, BATCH)
+        if n_components is None:
+            self._choose_components()
         self.settings: dict[str, Any] = {
             "n_latent": n_latent,
             "encoder": tuple(encoder),
@@ -147,6 +153,35 @@ class CLUE:
         self._validation = Training.validation
         self._readout: Readout | None = None
         self._build()
+
+    def _choose_components(self) -> None:
+        """Narrow the encoder inputs to the number of components with which held-out paired cells match best."""
+        names = self._paired_names(MAX_CHOOSING)
+        batch = np.full(len(names), "", dtype=object)
+        inputs = {}
+        for k, adata in self._data.items():
+            row = adata.obs_names.get_indexer(names)
+            seen = np.flatnonzero(row >= 0)
+            cells = ad.AnnData(adata.X[row[seen]], var=adata.var)
+            inputs[k] = np.full((len(names), self.preprocessors[k].width), np.nan)
+            inputs[k][seen] = self.preprocessors[k].transform(cells)
+            batch[seen] = adata.obs[BATCH].to_numpy()[row[seen]]
+        widest = max(x.shape[1] for x in inputs.values())
+        widths = [widest >> i for i in range(widest.bit_length()) if widest >> i >= LEAST_COMPONENTS] or [widest]
+        if len(widths) == 1 or not len(names):
+            return
+        candidates = ({k: self.preprocessors[k].first(x, width) for k, x in inputs.items()} for width in widths)
+        width = widths[choose_width(candidates, batch.astype(str), self.seed)]
+        for fitted in self.preprocessors.values():
+            fitted.narrow(width)
+
+    def _paired_names(self, most: int) -> pd.Index:
+        """Return the names of training cells seen in several modalities, sorted, or a sample of them."""
+        names = pd.Index(np.concatenate([adata.obs_names for adata in self._data.values()]))
+        names = names[names.duplicated()].unique().sort_values()
+        if len(names) > most:
+            names = names[np.sort(np.random.default_rng(self.seed).permutation(len(names))[:most])]
+        return names
 
     def _build(self) -> None:
         # weights are drawn on the CPU; the user's random numbers go on as if nothing had been drawn
@@ -588,10 +623,7 @@ class CLUE:
         return self._readout
 
     def _fit_readout(self) -> Readout:
-        names = pd.Index(np.concatenate([adata.obs_names for adata in self._data.values()]))
-        names = names[names.duplicated()].unique().sort_values()
-        if len(names) > MAX_READOUT:
-            names = names[np.sort(np.random.default_rng(self.seed).permutation(len(names))[:MAX_READOUT])]
+        names = self._paired_names(MAX_READOUT)
         features, batch = {}, np.full(len(names), "all", dtype=object)
         for k, adata in self._data.items():
             row = adata.obs_names.get_indexer(names)

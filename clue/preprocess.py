@@ -60,6 +60,7 @@ class Preprocessor:
     """
 
     kind: ClassVar[str]
+    per_component: ClassVar[tuple[str, ...]] = ("components",)
 
     def __init__(self, n_components: int = 100, n_features: int | None = None, seed: int = 0, name: str = ""):
         self.n_components, self.n_features, self.seed, self.name = n_components, n_features, seed, name or self.kind
@@ -104,6 +105,15 @@ class Preprocessor:
 
     def _axes(self, values: sp.csr_matrix, centred: bool) -> tuple[np.ndarray, np.ndarray]:
         return principal_axes(values, min(self.n_components, min(values.shape) - 1), centred, self.seed)
+
+    def narrow(self, width: int) -> None:
+        """Keep the first components alone."""
+        for name in self.per_component:
+            self.arrays[name] = self.arrays[name][..., :width]
+
+    def first(self, x: np.ndarray, width: int) -> np.ndarray:
+        """Return what `transform` would return after `narrow`, from what it returns now."""
+        return x[:, :width]
 
     # ---- applying --------------------------------------------------------------------------------
 
@@ -234,6 +244,7 @@ class Peaks(Preprocessor):
     """
 
     kind = "atac"
+    per_component = ("components", "score_mean", "score_sd")
 
     def _best(self, adata: ad.AnnData, detected: np.ndarray, batch_key: str | None) -> np.ndarray:
         return np.sort(np.argsort(-detected, kind="stable")[: self.n_features])
@@ -263,10 +274,11 @@ class Peaks(Preprocessor):
 
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
         scores = self._normalised(counts) @ self.arrays["components"]
-        scores = (scores - self.arrays["score_mean"]) / self.arrays["score_sd"]
-        scores -= scores.mean(axis=1, keepdims=True)
-        sd = scores.std(axis=1, ddof=1, keepdims=True)
-        return (scores / np.where(sd > 0, sd, 1)).astype(np.float32)
+        return _within_cells((scores - self.arrays["score_mean"]) / self.arrays["score_sd"])
+
+    def first(self, x: np.ndarray, width: int) -> np.ndarray:
+        # a cell's scores are its inputs, but for their mean and scale
+        return _within_cells(x[:, :width])
 
 
 _KINDS: dict[str, type[Preprocessor]] = {kind.kind: kind for kind in (Expression, Peaks, Proteins)}
@@ -275,6 +287,13 @@ _KINDS: dict[str, type[Preprocessor]] = {kind.kind: kind for kind in (Expression
 def _standardised(values: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarray:
     values = (values - arrays["mean"]) / arrays["sd"]
     return np.clip(values, -CLIP, CLIP, out=values) - arrays["centre"]
+
+
+def _within_cells(scores: np.ndarray) -> np.ndarray:
+    """Standardise the scores of each cell."""
+    scores = scores - scores.mean(axis=1, keepdims=True)
+    sd = scores.std(axis=1, ddof=1, keepdims=True)
+    return (scores / np.where(sd > 0, sd, 1)).astype(np.float32)
 
 
 def _mean_and_sd(values: np.ndarray, ddof: int = 0) -> tuple[np.ndarray, np.ndarray]:
