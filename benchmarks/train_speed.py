@@ -302,7 +302,7 @@ def network_of(cells, n_batches: int, precision: str):
     from clue.network import Network, Objective
 
     chosen = settings("clue_competition")
-    of_inputs = ("n_components", "cells_per_component", "n_features")
+    of_inputs = ("n_components", "n_features")
     model = {key: value for key, value in chosen["model"].items() if key not in of_inputs}
     inputs = {k: x.shape[1] for k, x in cells.x.items()}
     features = {k: counts.n_features for k, counts in cells.counts.items()}

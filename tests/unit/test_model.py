@@ -85,8 +85,21 @@ def test_embeddings_of_one_cell_come_together(two):
 
 
 def test_few_cells_have_few_components(two):
-    model = clue.CLUE({k: adata[:100] for k, adata in two.items()}, n_components=15, cells_per_component=20)
-    assert [p.width for p in model.preprocessors.values()] == [5, 5]
+    few = {k: adata[:100] for k, adata in two.items()}
+    assert [p.width for p in clue.CLUE(few).preprocessors.values()] == [10, 10]
+    assert [p.width for p in clue.CLUE(few, n_components=15).preprocessors.values()] == [15, 15]
+
+
+def test_components_are_those_with_which_modalities_match():
+    """Of many components of sparse counts, few are shared; with more, a held-out cell is found less often."""
+    data = simulate(1200, {"rna": 400, "atac": 500}, n_batches=1, seed=1)
+    model = clue.CLUE(data)
+    width = model.preprocessors["rna"].width
+    assert 20 <= width < 120 and model.preprocessors["atac"].width == width
+    fixed = clue.CLUE(data, n_components=width)
+    for k in ("rna", "atac"):
+        narrowed, expected = (m.preprocessors[k].transform(data[k]) for m in (model, fixed))
+        np.testing.assert_allclose(narrowed, expected, atol=0.02)
 
 
 def test_same_seed_same_embedding(two):
