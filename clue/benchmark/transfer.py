@@ -5,7 +5,7 @@ and requests only with much code around it. It knows proxies, certificates, redi
 on nearly every machine and in envs/python.yaml.
 
 What has arrived stays beside the file as ``.<name>.part``, with the server's headers in ``.<name>.part.headers``: a
-later attempt asks for the rest of that version, and begins anew where nothing tells versions apart.
+later attempt asks for the rest of that version, and begins anew where no header tells versions apart.
 """
 
 import hashlib
@@ -103,7 +103,8 @@ def fetch(url: str, path: Path, known: Mapping[str, Any], patience: Patience, lo
             _attempt(url, part, known, patience, lock)
             break
         except _PassingError as fault:
-            # A server that always sends the same beginning makes no progress.
+            # Not curl's own retry, which begins where this attempt began. A server that always sends the same
+            # beginning makes no progress.
             n_faults = 1 if part.size() >= most + PROGRESS else n_faults + 1
             most = max(most, part.size())
             if n_faults >= patience.attempts:
@@ -155,10 +156,9 @@ class Part:
 
 def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience, lock: int) -> None:
     """Ask for what is missing, once, and check the whole."""
-    validator, has_checksum = part.validator(), bool({"md5", "sha256"} & set(known))
-    resumed = part.size() > 0 and bool(validator or has_checksum)
+    resumed = part.size() > 0 and part.validator() != ""
     if resumed:
-        options = ["--continue-at", "-", *(["--header", f"If-Range: {validator}"] if validator else [])]
+        options = ["--continue-at", "-", "--header", f"If-Range: {part.validator()}"]
     else:
         part.discard()
         options = ["--dump-header", str(part.headers)]
@@ -170,16 +170,14 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
             f"{url}: a web page comes in place of the file; open the address in a browser to see what it says"
             " (a login, a notice of maintenance, a proxy)"
         )
-    all_was_here = answer.status == NO_SUCH_RANGE and has_checksum
-    if not all_was_here and (answer.exit == RANGE_IGNORED or answer.status == NO_SUCH_RANGE):
+    if answer.status == NO_SUCH_RANGE and "sha256" in known and not what_differs(part.path, known):
+        return  # all had arrived, and only the name was missing
+    if answer.exit == RANGE_IGNORED or answer.status == NO_SUCH_RANGE:
         part.discard()
         raise _PassingError("the server does not send the rest of this version of the file; starting anew")
-    if not all_was_here:
-        _check(answer, url, part)
+    _check(answer, url, part)
     if wrong := what_differs(part.path, known):
         part.discard()
-        if resumed:
-            raise _PassingError(f"put together of several answers, the file {wrong}; starting anew")
         raise DownloadError(
             f"{url}: {wrong}; the source has changed the file or it was damaged on its way: run again, or correct"
             f" {known.get('where', 'the YAML of the data set')} if the change is meant"

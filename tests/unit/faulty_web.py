@@ -18,7 +18,7 @@ class Web:
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[Callable]] = {"GET": [], "HEAD": []}
         self.requests: list[tuple[str, str, str | None]] = []
-        self.ranges = self.validators = self.minds_if_range = True
+        self.ranges = self.validators = True
         self.packs = False
         self.headers: dict[str, str] = {}
         self._end = threading.Event()
@@ -75,7 +75,7 @@ class Web:
             content = gzip.compress(content)
             headers["Content-Encoding"] = "gzip"
         asked, condition = handler.headers["Range"], handler.headers["If-Range"]
-        same = condition in (None, *headers.values()) or not self.minds_if_range
+        same = condition in (None, *headers.values())
         if asked and self.ranges and same:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
