@@ -115,6 +115,8 @@ def fetch(url: str, path: Path, known: Mapping[str, Any], patience: Patience, lo
             pause = patience.pause * 2 ** (n_faults - 1)
             print(f"{url}: {fault}; again in {pause:g} s", flush=True)
             time.sleep(pause)
+    with open(part.path, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(part.path, path)
     part.discard()
 
@@ -162,9 +164,9 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
     else:
         part.discard()
         options = ["--dump-header", str(part.headers)]
-    answer = _curl(url, part, [*options, "--output", str(part.path)], patience, lock)
-    if answer.exit in (0, RANGE_IGNORED) and (answer.is_page or PAGE.match(b"" if resumed else part.beginning())):
-        if not resumed:
+    answer = _curl(url, [*options, "--output", str(part.path)], patience, lock, part)
+    if answer.exit in (0, RANGE_IGNORED) and (answer.is_page or PAGE.match(part.beginning())):
+        if not resumed or PAGE.match(part.beginning()):
             part.discard()
         raise DownloadError(
             f"{url}: a web page comes in place of the file; open the address in a browser to see what it says"
@@ -186,10 +188,9 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
 
 def look(url: str, patience: Patience, lock: int) -> None:
     """Raise a `DownloadError` where there is no such file; that a server is away or busy, `fetch` will find."""
-    part = Part(Path(os.devnull))
-    answer = _curl(url, part, ["--head", "--output", os.devnull], patience, lock)
+    answer = _curl(url, ["--head", "--output", os.devnull], patience, lock)
     if answer.exit == HTTP_ERROR and answer.status in (401, 403, 404, 410):
-        _check(answer, url, part)
+        raise _lasting(url, answer)
 
 
 # ---- curl ----------------------------------------------------------------------------------------
@@ -205,15 +206,14 @@ class _Answer:
     message: str
 
 
-def _curl(url: str, part: Part, options: list[str], patience: Patience, lock: int) -> _Answer:
-    """Run curl, and print how far it has come now and then."""
+def _curl(url: str, options: list[str], patience: Patience, lock: int, part: Part | None = None) -> _Answer:
+    """Run curl, and print how far the part has come now and then."""
     command = ["curl", "--silent", "--show-error", "--fail", "--location", "--max-redirs", "10", "--globoff"]
     command += ["--proto", "=http,https", "--connect-timeout", str(patience.connect), "--speed-limit", "1000"]
     command += ["--speed-time", str(patience.stalled), "--write-out", "%{http_code} %{content_type}", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     try:
-        process = subprocess.Popen(
-            [*command, "--url", url], pass_fds=[lock], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([*command, "--url", url], pass_fds=[lock], **pipes)
     except FileNotFoundError as error:
         raise LocalError(
             "no program curl on this machine; install it, or use the environment envs/python.yaml"
@@ -224,10 +224,9 @@ def _curl(url: str, part: Part, options: list[str], patience: Patience, lock: in
                 output, errors = process.communicate(timeout=patience.report)
                 break
             except subprocess.TimeoutExpired:
-                print(
-                    f"{part.path.name[1:-5]}: {part.size():,} of {part.header('content-length') or '?'} bytes",
-                    flush=True,
-                )
+                if part:
+                    total = part.header("content-length") or "?"
+                    print(f"{part.path.name[1:-5]}: {part.size():,} of {total} bytes", flush=True)
     status, _, kind = output.partition(" ")
     message = re.sub(r"^curl: (\(\d+\) )?", "", (errors.splitlines() or [f"curl ended with {process.returncode}"])[-1])
     if process.returncode == HTTP_ERROR:
@@ -241,11 +240,13 @@ def _check(answer: _Answer, url: str, part: Part) -> None:
     """Raise what a failure of curl means."""
     if answer.exit == WRITE_FAILED:
         raise LocalError(f"{part.path}: cannot be written ({answer.message}); make room and run again")
-    if not part.size():
+    if answer.exit and not part.size():
         part.discard()
     if answer.exit in LASTING and answer.status not in PASSING_STATUS:
-        raise DownloadError(
-            f"{url}: {answer.message}; correct the address in the YAML of the data set, or add a source"
-        )
+        raise _lasting(url, answer)
     if answer.exit:
         raise _PassingError(answer.message)
+
+
+def _lasting(url: str, answer: _Answer) -> DownloadError:
+    return DownloadError(f"{url}: {answer.message}; correct the address in the YAML of the data set, or add a source")

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pytest
-from faulty_web import Web, in_chunks, page, stall, status, trickle, truncate, without_length
+from faulty_web import Web, page, stall, status, trickle, truncate
 
 from clue.benchmark import transfer as module
 from clue.benchmark.config import ConfigError, load
@@ -133,12 +133,6 @@ def test_a_packed_file_stays_packed(web, folder):
     assert (folder / "a.txt.gz").read_bytes() == web.files["a.txt.gz"]
 
 
-def test_a_server_that_would_pack_on_the_way_is_asked_not_to(web, folder):
-    web.packs = True
-    get(folder, source(web))
-    assert is_complete(folder)
-
-
 def test_paths_below_the_base_and_queries(web, folder):
     web.files["sub/x?acc=1&file=a"] = CONTENT
     get(folder, source(web, {FILE: {"path": "sub/x?acc=1&file=a"}}))
@@ -199,13 +193,6 @@ def test_stalled_for_good_is_one_line(web, folder):
     web.faults["GET"] = [stall(web, 0) for _ in range(3)]
     message = fails(folder, source(web), patience=STALLED)
     assert "transferred the last 1 seconds (3 attempts); check the network and run again" in message
-
-
-def test_a_trickle_is_a_stall(web, folder, capsys):
-    web.faults["GET"] = [trickle(web, 20, 0.1)]
-    get(folder, source(web), patience=STALLED)
-    assert is_complete(folder)
-    assert "Less than 1000 bytes/sec transferred the last 1 seconds; again in" in capsys.readouterr().out
 
 
 def test_busy_then_well(web, folder, capsys):
@@ -412,21 +399,6 @@ def test_wrong_pinned_checksums_are_one_line(web, folder):
     PINNED.write_text(f"{sha256(CONTENT)}  tiny/{FILE}\nabc {FILE}\n")
     message = fails(folder, source(web), error=BenchmarkError)
     assert message == f"{PINNED}: line 2: is not a checksum and a name; correct it or remove the line"
-
-
-@pytest.mark.parametrize("facts", [{"size": 300_000}, {"sha256": sha256(CONTENT)}], ids=["size", "sha256"])
-def test_a_file_of_unknown_length_is_taken_when_something_is_known(web, folder, facts):
-    web.faults = {"HEAD": [without_length()], "GET": [without_length()]}
-    get(folder, source(web, {FILE: facts}))
-    assert is_complete(folder)
-
-
-def test_chunks_tell_their_end(web, folder):
-    web.faults["HEAD"] = [in_chunks()]
-    web.faults["GET"] = [in_chunks(3), in_chunks()]
-    get(folder, source(web))
-    assert is_complete(folder)
-    assert len(web.of("GET")) == 2
 
 
 # ---- this machine --------------------------------------------------------------------------------
