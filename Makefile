@@ -67,7 +67,7 @@ pin: $(INSTALLED)
 # Not CONFIG's usual default; one on the command line still goes first.
 rehearsal: CONFIG = config/config.yaml
 rehearsal: $(INSTALLED)
-	$(BIN)/python scripts/rehearse.py --config $(CONFIG) --factor $(FACTOR) --folder build/rehearsal --cores $(CORES) \
+	$(BIN)/python -m tools.rehearse --config $(CONFIG) --factor $(FACTOR) --folder build/rehearsal --cores $(CORES) \
 		$(if $(METHODS),--methods $(METHODS)) $(if $(DATASETS),--datasets $(DATASETS))
 
 score: $(INSTALLED)

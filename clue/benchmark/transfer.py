@@ -5,7 +5,7 @@ and requests only with much code around it. It knows proxies, certificates, redi
 on nearly every machine and in envs/python.yaml.
 
 What has arrived stays beside the file as ``.<name>.part``, with the server's headers in ``.<name>.part.headers``: a
-later attempt asks for the rest of that version, and begins anew where nothing tells versions apart.
+later attempt asks for the rest of that version, and begins anew where no header tells versions apart.
 """
 
 import hashlib
@@ -103,7 +103,8 @@ def fetch(url: str, path: Path, known: Mapping[str, Any], patience: Patience, lo
             _attempt(url, part, known, patience, lock)
             break
         except _PassingError as fault:
-            # A server that always sends the same beginning makes no progress.
+            # Not curl's own retry, which begins where this attempt began. A server that always sends the same
+            # beginning makes no progress.
             n_faults = 1 if part.size() >= most + PROGRESS else n_faults + 1
             most = max(most, part.size())
             if n_faults >= patience.attempts:
@@ -114,6 +115,8 @@ def fetch(url: str, path: Path, known: Mapping[str, Any], patience: Patience, lo
             pause = patience.pause * 2 ** (n_faults - 1)
             print(f"{url}: {fault}; again in {pause:g} s", flush=True)
             time.sleep(pause)
+    with open(part.path, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(part.path, path)
     part.discard()
 
@@ -155,31 +158,28 @@ class Part:
 
 def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience, lock: int) -> None:
     """Ask for what is missing, once, and check the whole."""
-    validator, has_checksum = part.validator(), bool({"md5", "sha256"} & set(known))
-    resumed = part.size() > 0 and bool(validator or has_checksum)
+    resumed = part.size() > 0 and part.validator() != ""
     if resumed:
-        options = ["--continue-at", "-", *(["--header", f"If-Range: {validator}"] if validator else [])]
+        options = ["--continue-at", "-", "--header", f"If-Range: {part.validator()}"]
     else:
         part.discard()
         options = ["--dump-header", str(part.headers)]
-    answer = _curl(url, part, [*options, "--output", str(part.path)], patience, lock)
-    if answer.exit in (0, RANGE_IGNORED) and (answer.is_page or PAGE.match(b"" if resumed else part.beginning())):
-        if not resumed:
+    answer = _curl(url, [*options, "--output", str(part.path)], patience, lock, part)
+    if answer.exit in (0, RANGE_IGNORED) and (answer.is_page or PAGE.match(part.beginning())):
+        if not resumed or PAGE.match(part.beginning()):
             part.discard()
         raise DownloadError(
             f"{url}: a web page comes in place of the file; open the address in a browser to see what it says"
             " (a login, a notice of maintenance, a proxy)"
         )
-    all_was_here = answer.status == NO_SUCH_RANGE and has_checksum
-    if not all_was_here and (answer.exit == RANGE_IGNORED or answer.status == NO_SUCH_RANGE):
+    if answer.status == NO_SUCH_RANGE and "sha256" in known and not what_differs(part.path, known):
+        return  # all had arrived, and only the name was missing
+    if answer.exit == RANGE_IGNORED or answer.status == NO_SUCH_RANGE:
         part.discard()
         raise _PassingError("the server does not send the rest of this version of the file; starting anew")
-    if not all_was_here:
-        _check(answer, url, part)
+    _check(answer, url, part)
     if wrong := what_differs(part.path, known):
         part.discard()
-        if resumed:
-            raise _PassingError(f"put together of several answers, the file {wrong}; starting anew")
         raise DownloadError(
             f"{url}: {wrong}; the source has changed the file or it was damaged on its way: run again, or correct"
             f" {known.get('where', 'the YAML of the data set')} if the change is meant"
@@ -188,10 +188,9 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
 
 def look(url: str, patience: Patience, lock: int) -> None:
     """Raise a `DownloadError` where there is no such file; that a server is away or busy, `fetch` will find."""
-    part = Part(Path(os.devnull))
-    answer = _curl(url, part, ["--head", "--output", os.devnull], patience, lock)
+    answer = _curl(url, ["--head", "--output", os.devnull], patience, lock)
     if answer.exit == HTTP_ERROR and answer.status in (401, 403, 404, 410):
-        _check(answer, url, part)
+        raise _lasting(url, answer)
 
 
 # ---- curl ----------------------------------------------------------------------------------------
@@ -207,15 +206,14 @@ class _Answer:
     message: str
 
 
-def _curl(url: str, part: Part, options: list[str], patience: Patience, lock: int) -> _Answer:
-    """Run curl, and print how far it has come now and then."""
+def _curl(url: str, options: list[str], patience: Patience, lock: int, part: Part | None = None) -> _Answer:
+    """Run curl, and print how far the part has come now and then."""
     command = ["curl", "--silent", "--show-error", "--fail", "--location", "--max-redirs", "10", "--globoff"]
     command += ["--proto", "=http,https", "--connect-timeout", str(patience.connect), "--speed-limit", "1000"]
     command += ["--speed-time", str(patience.stalled), "--write-out", "%{http_code} %{content_type}", *options]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
     try:
-        process = subprocess.Popen(
-            [*command, "--url", url], pass_fds=[lock], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([*command, "--url", url], pass_fds=[lock], **pipes)
     except FileNotFoundError as error:
         raise LocalError(
             "no program curl on this machine; install it, or use the environment envs/python.yaml"
@@ -226,10 +224,9 @@ def _curl(url: str, part: Part, options: list[str], patience: Patience, lock: in
                 output, errors = process.communicate(timeout=patience.report)
                 break
             except subprocess.TimeoutExpired:
-                print(
-                    f"{part.path.name[1:-5]}: {part.size():,} of {part.header('content-length') or '?'} bytes",
-                    flush=True,
-                )
+                if part:
+                    total = part.header("content-length") or "?"
+                    print(f"{part.path.name[1:-5]}: {part.size():,} of {total} bytes", flush=True)
     status, _, kind = output.partition(" ")
     message = re.sub(r"^curl: (\(\d+\) )?", "", (errors.splitlines() or [f"curl ended with {process.returncode}"])[-1])
     if process.returncode == HTTP_ERROR:
@@ -243,11 +240,13 @@ def _check(answer: _Answer, url: str, part: Part) -> None:
     """Raise what a failure of curl means."""
     if answer.exit == WRITE_FAILED:
         raise LocalError(f"{part.path}: cannot be written ({answer.message}); make room and run again")
-    if not part.size():
+    if answer.exit and not part.size():
         part.discard()
     if answer.exit in LASTING and answer.status not in PASSING_STATUS:
-        raise DownloadError(
-            f"{url}: {answer.message}; correct the address in the YAML of the data set, or add a source"
-        )
+        raise _lasting(url, answer)
     if answer.exit:
         raise _PassingError(answer.message)
+
+
+def _lasting(url: str, answer: _Answer) -> DownloadError:
+    return DownloadError(f"{url}: {answer.message}; correct the address in the YAML of the data set, or add a source")

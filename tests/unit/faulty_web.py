@@ -1,6 +1,5 @@
 """A real HTTP server on this machine whose faults tests choose."""
 
-import gzip
 import hashlib
 import threading
 import time
@@ -18,8 +17,7 @@ class Web:
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, list[Callable]] = {"GET": [], "HEAD": []}
         self.requests: list[tuple[str, str, str | None]] = []
-        self.ranges = self.validators = self.minds_if_range = True
-        self.packs = False
+        self.ranges = self.validators = True
         self.headers: dict[str, str] = {}
         self._end = threading.Event()
         web = self
@@ -71,11 +69,8 @@ class Web:
     def serve(self, handler, content):
         """Answer as a good server does."""
         headers, start = self.describe(content), 0
-        if self.packs and "gzip" in handler.headers.get("Accept-Encoding", ""):
-            content = gzip.compress(content)
-            headers["Content-Encoding"] = "gzip"
         asked, condition = handler.headers["Range"], handler.headers["If-Range"]
-        same = condition in (None, *headers.values()) or not self.minds_if_range
+        same = condition in (None, *headers.values())
         if asked and self.ranges and same:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(content):
@@ -149,28 +144,5 @@ def trickle(web, n_bytes, pause):
             handler.wfile.write(content[start : start + n_bytes])
             handler.wfile.flush()
             time.sleep(pause)
-
-    return fault
-
-
-def without_length(n_bytes=None):
-    """Send the file, or its beginning, and close the connection without having told its size."""
-    return lambda handler, content: send(handler, 200, {}, content[:n_bytes])
-
-
-def in_chunks(n_chunks=None):
-    """Send the file in chunks, the end of which is told; or break off after some of them."""
-
-    def fault(handler, content):
-        handler.protocol_version = "HTTP/1.1"
-        handler.close_connection = True
-        send(handler, 200, {"Transfer-Encoding": "chunked"})
-        if handler.command == "HEAD":
-            return
-        blocks = [content[start : start + 10_000] for start in range(0, len(content), 10_000)]
-        for block in blocks[:n_chunks]:
-            handler.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
-        if n_chunks is None:
-            handler.wfile.write(b"0\r\n\r\n")
 
     return fault

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 LONGEST_README = 120
-FOLDERS = "benchmarks clue config docs envs profiles rules scripts tests".split()
+FOLDERS = "benchmarks clue config docs envs profiles rules scripts tests tools".split()
 MADE_UP = ("my_method", "my_data", "SHA256SUMS", ".sif")  # what a reader is to write, and what commands write
 
 

@@ -1,16 +1,17 @@
-"""Simulated files in the layouts and under the names of the paper's data sets, for rehearsals and tests.
+"""Simulated files in the layouts and under the names of the paper's data sets, for the rehearsal and tests.
 
 Sizes are those of the real data times a factor; proteins are few and stay. Counts come from `clue.simulate`, so that
 methods have something to find. What is written is known, hence what preparation must arrive at (`expected`).
 """
 
 import gzip
+import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -26,8 +27,6 @@ MINIMUM = {"rna": 150, "adt": 134, "atac": 300}
 MIN_CELLS = 80
 """Fewest cells of a batch, and of a split that names a number: Seurat's bridge integration takes 60 on each side."""
 LIBRARY_SIZES = {"rna": 2000.0, "adt": 1000.0, "atac": 5000.0}
-ROWS_PER_BLOCK = 4096
-"""Cells that are processed at one time."""
 ATAC_LIBRARIES = {"53": ("04", "05"), "54": ("06",), "55": ("07",), "56": ("08",)}
 """What the table of cell types calls the ATAC libraries of each RNA library."""
 
@@ -111,21 +110,13 @@ def expected(cells: Modalities) -> dict:
 
 def _spread(batches: tuple[str, ...], n_cells: int) -> np.ndarray:
     """Return a batch per cell, batch after batch, in about equal numbers."""
-    return np.concatenate(
-        [
-            np.full(len(part), batch)
-            for batch, part in zip(batches, np.array_split(np.arange(n_cells), len(batches)), strict=True)
-        ]
-    )
-
-
-def _digits(numbers: np.ndarray, letters: str, n_digits: int) -> list[str]:
-    return ["".join(letters[number // len(letters) ** i % len(letters)] for i in range(n_digits)) for number in numbers]
+    return np.repeat(batches, [len(part) for part in np.array_split(np.arange(n_cells), len(batches))])
 
 
 def _tenx_barcodes(batch: np.ndarray) -> list[str]:
-    # A prime step scatters the barcodes over the 16 bases.
-    bases = _digits(np.arange(len(batch)) * 40_503 % 4**15, "ACGT", 16)
+    # A prime step scatters the barcodes over the 15 bases.
+    numbers = np.arange(len(batch)) * 40_503 % 4**15
+    bases = ["".join("ACGT"[number // 4**i % 4] for i in range(16)) for number in numbers]
     return [f"{base}-1-{sample}" for base, sample in zip(bases, batch, strict=True)]
 
 
@@ -153,29 +144,20 @@ def _feature_names(modality: str, n_features: int) -> Iterator[str]:
 def write_bucket(cells: Modalities, folder: Path, seed: int = 0) -> None:
     """Write the bucket's task files (RNA to the other modality), with solution, and the file of all cells."""
     kind = _kind(cells)
-    task = f"openproblems_bmmc_{kind}_phase2_rna"
-    task_folder = folder / "phase2-private-data" / "match_modality" / task
-    task_folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     for part in ("train", "test"):
-        files = _task_files(cells, part, f"openproblems_bmmc_{kind}_phase2_MM_gex2{_other(cells)}", rng)
-        for role, adata in files.items():
-            adata.write_h5ad(task_folder / f"{task}.censor_dataset.output_{part}_{role}.h5ad", compression="gzip")
-    complete = {"cite": "phase2-private-data/common/openproblems_bmmc_complete", "multiome": "post_competition"}[kind]
-    (folder / complete).mkdir(parents=True)
-    name = f"openproblems_bmmc_{kind}_complete"
-    _write_all_cells(cells, [], name, folder / complete / f"{name}.h5ad", compression="gzip")
+        for role, adata in _task_files(cells, part, rng).items():
+            name = f"openproblems_bmmc_{kind}_phase2_rna.censor_dataset.output_{part}_{role}.h5ad"
+            adata.write_h5ad(folder / name, compression="gzip")
+    _all_cells(cells, []).write_h5ad(folder / f"openproblems_bmmc_{kind}_complete.h5ad", compression="gzip")
 
 
 def write_geo_bmmc(cells: Modalities, folder: Path) -> None:
     """Write GEO's file of all cells, held-out ones included, which ``obs["is_train"]`` tells apart."""
-    kind = _kind(cells)
-    plain = folder / f"GSE194122_openproblems_neurips2021_{kind}_BMMC_processed.h5ad"
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_all_cells(cells, ["is_train"], f"openproblems_bmmc_{kind}", plain)
+    plain = folder / f"GSE194122_openproblems_neurips2021_{_kind(cells)}_BMMC_processed.h5ad"
+    _all_cells(cells, ["is_train"]).write_h5ad(plain)
     with gzip.open(f"{plain}.gz", "wb", compresslevel=1) as packed, open(plain, "rb") as file:
-        while chunk := file.read(1 << 22):
-            packed.write(chunk)
+        shutil.copyfileobj(file, packed)
     plain.unlink()
 
 
@@ -187,29 +169,21 @@ def _other(cells: Modalities) -> str:
     return next(name for name in cells if name != "rna")
 
 
-def _task_files(cells: Modalities, part: str, dataset_id: str, rng: np.random.Generator) -> dict[str, ad.AnnData]:
+def _task_files(cells: Modalities, part: str, rng: np.random.Generator) -> dict[str, ad.AnnData]:
     """Return ``mod1``, ``mod2`` (shuffled, renamed) and ``sol`` of the training or of the test cells."""
     rows = np.flatnonzero(cells["rna"].obs["part"] == part)
     shuffled = rng.permutation(len(rows))
     files = {}
     for role, modality, order in (("mod1", "rna", rows), ("mod2", _other(cells), rows[shuffled])):
         adata = _processed(cells[modality][order], modality)
-        files[role] = ad.AnnData(
-            adata.X.tocsc(),
-            obs=adata.obs[["batch"]].copy(),
-            var=adata.var,
-            layers={"counts": adata.layers["counts"].tocsc()},
-            uns={"dataset_id": dataset_id, "organism": "human"},
-        )
-    files["mod1"].obs["size_factors"] = 1.0
+        adata.obs = adata.obs[["batch"]].assign(size_factors=1.0)
+        adata.X, adata.layers["counts"] = adata.X.tocsc(), adata.layers["counts"].tocsc()
+        files[role] = adata
     files["mod2"].obs_names = [f"cell_{i + 1}" for i in range(len(rows))]
     # Cell i of the first file is where the second one's shuffle put it.
     places = (np.ones(len(rows)), (np.arange(len(rows)), np.argsort(shuffled)))
-    files["sol"] = ad.AnnData(
-        sp.csc_matrix(places, shape=(len(rows), len(rows))),
-        obs=files["mod1"].obs[["batch"]].copy(),
-        uns={"dataset_id": dataset_id, "pairing_ix": shuffled},
-    )
+    solution = sp.csc_matrix(places, shape=(len(rows), len(rows)))
+    files["sol"] = ad.AnnData(solution, obs=files["mod1"].obs.copy(), uns={"pairing_ix": shuffled})
     return files
 
 
@@ -223,38 +197,20 @@ def _processed(adata: ad.AnnData, modality: str) -> ad.AnnData:
     return processed
 
 
-def _write_all_cells(cells: Modalities, columns: list[str], dataset_id: str, path: Path, **settings) -> None:
-    """Write one table of all features, block by block of cells: at full size each copy takes gigabytes."""
-    starts = range(0, cells["rna"].n_obs, ROWS_PER_BLOCK)
-    blocks = (_side_by_side(cells, slice(start, start + ROWS_PER_BLOCK)) for start in starts)
-    matrices, var = next(blocks)
+def _all_cells(cells: Modalities, columns: list[str]) -> ad.AnnData:
+    """Return one table of all features."""
+    parts = [_processed(adata, modality) for modality, adata in cells.items()]
     obs = cells["rna"].obs.rename(columns={"part": "is_train"})
     obs["DonorNumber"] = "donor" + obs["batch"].str.extract(r"d(\d+)$", expand=False)
-    obs["Site"] = "site" + obs["batch"].str[1]
-    # Names of a gene and a protein may be the same, here as in the real files: anndata is not asked to mind.
-    names, var.index = var.index, [str(j) for j in range(len(var))]
-    table = ad.AnnData(
-        obs=obs[["batch", "cell_type", "DonorNumber", "Site", *columns]],
-        var=var,
-        obsm={"GEX_X_umap": np.zeros((len(obs), 2), dtype=np.float32)},
-        uns={"dataset_id": dataset_id, "organism": "human", "genome": "GRCh38"},
-    )
-    table.var.index = names
-    table.write_h5ad(path, **settings)
-    with h5py.File(path, "r+") as file:
-        for name, matrix in matrices.items():
-            ad.io.write_elem(file, name, matrix, dataset_kwargs=settings)
-        for matrices, _ in blocks:
-            for name, matrix in matrices.items():
-                ad.io.sparse_dataset(file[name]).append(matrix)
-
-
-def _side_by_side(cells: Modalities, rows: slice) -> tuple[dict[str, sp.csr_matrix], pd.DataFrame]:
-    """Return some cells' matrices of all features, by their place in the file, and the features' table."""
-    parts = [_processed(adata[rows], modality) for modality, adata in cells.items()]
-    matrices = {"X": [part.X for part in parts], "layers/counts": [part.layers["counts"] for part in parts]}
-    var = pd.concat([part.var for part in parts]).rename(columns={"gene_ids": "gene_id"})
-    return {name: sp.hstack(matrix, format="csr") for name, matrix in matrices.items()}, var
+    with warnings.catch_warnings():
+        # A gene and a protein may have one name, here as in the real files.
+        warnings.filterwarnings("ignore", message=".*names are not unique")
+        return ad.AnnData(
+            sp.hstack([part.X for part in parts], format="csr"),
+            obs=obs[["batch", "cell_type", "DonorNumber", *columns]],
+            var=pd.concat([part.var for part in parts]).rename(columns={"gene_ids": "gene_id"}),
+            layers={"counts": sp.hstack([part.layers["counts"] for part in parts], format="csr")},
+        )
 
 
 # ---- SHARE-seq: GEO and GLUE ---------------------------------------------------------------------
@@ -264,36 +220,30 @@ def write_geo_share(cells: Modalities, folder: Path) -> None:
     """Write the five files of the skin sample: RNA as dense text, ATAC as Matrix Market, the table of cell types."""
     rna, atac = cells["rna"], cells["atac"]
     atac = atac[(atac.obs["part"] != "rna_only").to_numpy()]
-    of_rna, of_atac = folder / "GSM4156608" / "suppl", folder / "GSM4156597" / "suppl"
-    for part in (of_rna, of_atac):
-        part.mkdir(parents=True)
-    _write_dense_text(rna, of_rna / "GSM4156608_skin.late.anagen.rna.counts.txt.gz")
-    with gzip.open(of_atac / "GSM4156597_skin.late.anagen.counts.txt.gz", "wb", compresslevel=1) as file:
+    _write_dense_text(rna, folder / "GSM4156608_skin.late.anagen.rna.counts.txt.gz")
+    with gzip.open(folder / "GSM4156597_skin.late.anagen.counts.txt.gz", "wb", compresslevel=1) as file:
         mmwrite(file, sp.coo_matrix(atac.X.T.astype(np.int32)))
-    with gzip.open(of_atac / "GSM4156597_skin.late.anagen.barcodes.txt.gz", "wt") as file:
+    with gzip.open(folder / "GSM4156597_skin.late.anagen.barcodes.txt.gz", "wt") as file:
         file.writelines(f"{name}\n" for name in atac.obs_names)
-    with gzip.open(of_atac / "GSM4156597_skin.late.anagen.peaks.bed.gz", "wt") as file:
+    with gzip.open(folder / "GSM4156597_skin.late.anagen.peaks.bed.gz", "wt") as file:
         file.writelines(name.replace("-", "\t") + "\n" for name in atac.var_names)
-    _table_of_cell_types(atac.obs).to_csv(of_atac / "GSM4156597_skin_celltype.txt.gz", sep="\t", index=False)
+    _table_of_cell_types(atac.obs).to_csv(folder / "GSM4156597_skin_celltype.txt.gz", sep="\t", index=False)
 
 
 def write_glue(cells: Modalities, folder: Path) -> None:
     """Write GLUE's two files: labelled cells, raw counts, no column of batches."""
-    folder.mkdir(parents=True, exist_ok=True)
     for modality, name in (("rna", "RNA"), ("atac", "ATAC")):
-        adata = cells[modality][(cells[modality].obs["part"] == "labelled").to_numpy()]
-        obs = adata.obs[["cell_type"]].assign(domain=f"sc{name}-seq", protocol="SHARE-seq", dataset=f"Ma-2020-{name}")
-        ad.AnnData(adata.X.copy(), obs=obs, var=adata.var.copy()).write_h5ad(
-            folder / f"Ma-2020-{name}.h5ad", compression="gzip"
-        )
+        adata = cells[modality][(cells[modality].obs["part"] == "labelled").to_numpy()].copy()
+        adata.obs = adata.obs[["cell_type"]].assign(domain=f"sc{name}-seq")
+        adata.write_h5ad(folder / f"Ma-2020-{name}.h5ad", compression="gzip")
 
 
 def _write_dense_text(rna: ad.AnnData, path: Path) -> None:
     genes = rna.X.T.tocsr()
+    # The real file has commas between the rounds of a barcode.
+    cells = rna.obs_names.str.replace(".R", ",R", regex=False).str.replace(".P", ",P", regex=False)
     with gzip.open(path, "wt", compresslevel=1) as file:
-        file.write(
-            "\t".join(["gene", *(name.replace(".R", ",R").replace(".P", ",P") for name in rna.obs_names)]) + "\n"
-        )
+        file.write("\t".join(["gene", *cells]) + "\n")
         for j, name in enumerate(rna.var_names):
             counts = genes[j].toarray().ravel().astype(int)
             file.write(name + "\t" + "\t".join(map(str, counts.tolist())) + "\n")
@@ -320,4 +270,4 @@ WRITERS: dict[tuple[str, str], Callable[[Modalities, Path], None]] = {
     ("share_skin", "geo"): write_geo_share,
     ("share_skin", "glue"): write_glue,
 }
-"""What writes the files of a data set's source below its address."""
+"""What writes the files of a data set's source into a folder."""
