@@ -43,27 +43,15 @@ TITLES = {
 """Figures over all data sets, in the order of the report; what is not listed comes last, by name."""
 OF_A_SPLIT = {"umap": "UMAP of test cells", "confusion": "Confusion of cell types"}
 SHOWN = {
-    "leaderboard": ["label", "origin", "adt2rna", "rna2adt", "atac2rna", "rna2atac", "overall", "evidence", "source"],
-    "paper": [
-        "label",
-        "dataset",
-        "split",
-        "metric",
-        "direction",
-        "published",
-        "ours",
-        "seeds",
-        "verdict",
-        "why",
-        "source",
-    ],
+    "leaderboard": "label origin adt2rna rna2adt atac2rna rna2atac overall evidence source".split(),
+    "paper": "label dataset split metric direction published ours seeds verdict why source".split(),
 }
 """The columns to show of wide tables."""
 MAX_ROWS = 400
 LONGEST_CELL = 60
 """Longer cells are folded, in characters."""
-PACKAGES = ["clue-bench", "snakemake", "torch", "numpy", "scipy", "scikit-learn", "anndata", "mudata", "scanpy"]
-PACKAGES += ["faiss-cpu", "umap-learn", "scib-metrics", "matplotlib", "plotly"]
+PACKAGES = """clue-bench snakemake torch numpy scipy scikit-learn anndata mudata scanpy faiss-cpu umap-learn
+scib-metrics matplotlib seaborn plotly""".split()
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -128,28 +116,17 @@ def packed(text: str) -> str:
 
 def umap_points(path: Path, display: style.Display) -> str:
     """Return, packed, what the page needs to draw a split's UMAPs: cells, their groups, coordinates per method."""
-    columns = ["method", "variant", "cell", "modality", "cell_type", "x", "y"]
     try:
-        frame = pd.read_csv(path, sep="\t", keep_default_na=False)[columns].round(2)
+        frame = pd.read_csv(path, sep="\t", keep_default_na=False).round(2)
+        groups = {key: sorted(set(frame[key])) for key in ("cell_type", "modality")}
+        parts = dict(list(frame.groupby("method")[["cell", "cell_type", "modality", "x", "y"]]))
     except (OSError, EOFError, KeyError, ValueError) as error:
         raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
-    parts = {method: part for method, part in frame.groupby("method", sort=False)}
-    first = next(iter(parts.values()))
-    types = display.cell_type_colors(first["cell_type"])
-    modalities = {name: display.color("modalities", name) for name in display.order("modalities", first["modality"])}
-    groups = {
-        key: {
-            "codes": pd.Categorical(first[key], categories=list(colors)).codes.tolist(),
-            "names": [display.label("modalities", name) if key == "modality" else name for name in colors],
-            "colors": list(colors.values()),
-        }
-        for key, colors in (("cell_type", types), ("modality", modalities))
-    }
-    methods = [
-        {"name": row.label, "x": parts[row.method]["x"].tolist(), "y": parts[row.method]["y"].tolist()}
-        for row in display.methods(frame).itertuples()
-    ]
-    return packed(json.dumps({"cells": first["cell"].tolist(), **groups, "methods": methods}))
+    colors = display.cell_type_colors(groups["cell_type"])
+    colors |= {name: display.color("modalities", name) for name in groups["modality"]}
+    labels = {name: display.label("modalities", name) for name in groups["modality"]}
+    methods = {row.label: parts[row.method].to_dict("list") for row in display.methods(frame).itertuples()}
+    return packed(json.dumps({"colors": colors, "labels": labels, "groups": groups, "methods": methods}))
 
 
 # ---- what the run has found ----------------------------------------------------------------------
