@@ -21,7 +21,7 @@ from clue.benchmark.files import atomic
 from clue.benchmark.umap import coordinates, points, sample_cells
 
 ROW_HEIGHT = 2.35
-LEGEND_LINE = 0.16
+LEGEND_LINE = 0.14
 NUMBER_SIZE = np.array([0.07, 0.055])
 """Width and height of a cell type's number, as shares of a panel."""
 LEGEND_ROWS = 40
@@ -85,7 +85,8 @@ def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], seed:
     rows = {row.method: plots.shorten(row.label) for row in display.methods(frame).itertuples()}
     columns = {by: f"by {text[0].lower()}{text[1:]}" for by, text in titles.items()}
     figure, axes = plots.panels(rows, columns, ROW_HEIGHT)
-    height = max(ROW_HEIGHT * len(rows), LEGEND_LINE * min(len(legend), LEGEND_ROWS) + 0.4) + 0.6
+    n_columns = -(-len(legend) // LEGEND_ROWS)
+    height = max(ROW_HEIGHT * len(rows), LEGEND_LINE * len(legend) / n_columns) + 0.6
     figure.set_size_inches(style.PAGE, height)
     for (method, by), axis in axes.items():
         here = frame[frame["method"] == method]
