@@ -40,16 +40,6 @@ if FINISHING == "report":
     FIGURES, TABLES = list(filter(usable, FIGURES)), list(filter(usable, TABLES))
 
 
-# Where `snakemake --report` shows them.
-CATEGORIES = {"integration": "Embeddings", "factors": "Embeddings"}
-CATEGORIES |= dict.fromkeys(["learning", "scaling", "resources"], "Time and memory")
-
-
-def shown(path, name, category="Scores"):
-    """Return a figure or table as a part of `snakemake --report`, with the caption of its name."""
-    return report(path, caption=f"captions/{name}.rst", category=CATEGORIES.get(name, category))
-
-
 rule figures:
     input:
         FIGURES,
