@@ -14,6 +14,7 @@ FAILS = re.compile(r"Error in rule (\w+):$")
 FIELD = re.compile(r"    (jobid|wildcards|log|resources): (.*)$")
 ENDS = re.compile(r"Finished jobid: (\d+)")
 AGAIN = re.compile(r"Trying to restart job (\d+)\.")
+PLANNED = re.compile(r"total +(\d+)$")
 COUNTS = re.compile(r"(\d+) of (\d+) steps")
 LAST = re.compile(r"failed   |No method has scores|Finished jobs are kept|Nothing to be done")
 WRONG = re.compile(r"(\w*(?:Error|Exception)\b.*:$|error: )")
@@ -69,6 +70,8 @@ class Progress:
             self.at_work.pop(found[1], None)
         elif found := AGAIN.search(line):
             self._say(f"tried again: {self._words[found[1]]}")
+        elif found := PLANNED.match(line):
+            self._bar.reset(total=int(found[1]))
         elif found := COUNTS.match(line):
             self._bar.total = int(found[2])
             self._bar.update(int(found[1]) - self._bar.n)
