@@ -8,8 +8,8 @@ PUBLISHED = expand(
     name=["leaderboard", "cell_type_match", "organisers", "rebenchmarks", "scmmib"],
 )
 
-SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS))
-UMAPS = [split for split in SPLITS if drawn(*split) and present([solution(*split)])]
+SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS if usable(solution(job.dataset, job.split))))
+UMAPS = [split for split in SPLITS if drawn(*split)]
 
 INTEGRATION_POINTS = 4000
 RESOURCES = f"{RESULTS}/resources.tsv"
@@ -36,6 +36,9 @@ REPORT = f"{RESULTS}/report.html"
 FIGURES = expand(FIGURE, name=["comparison", *DRAWINGS, *WALKS])
 FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAPS]
 TABLES = expand(TABLE_OF, name=["comparison", "summary", "paper", "datasets", *DRAWINGS, *WALKS])
+if FINISHING == "report":
+    # Those that could not be drawn do not take the report with them.
+    FIGURES, TABLES = list(filter(usable, FIGURES)), list(filter(usable, TABLES))
 
 
 rule figures:
@@ -52,16 +55,18 @@ for name, options in (DRAWINGS | WALKS).items():
         input:
             **options,
         output:
-            png=FIGURE.format(name=name),
+            png=shown(FIGURE.format(name=name), name),
             pdf=f"{RESULTS}/figures/{name}.pdf",
             table=TABLE_OF.format(name=name),
         log:
             f"{LOGS}/figures/{name}.log",
         benchmark:
             f"{LOGS}/figures/{name}.benchmark.tsv"
-        localrule: True
         conda:
             "../envs/python.yaml"
+        resources:
+            mem_mb=memory(2000),
+            runtime=minutes(30),
         params:
             script=f"scripts/figures/{name}.py",
             files=lambda wildcards, input: " ".join(f"--{option} {files}" for option, files in input.items()),
@@ -74,8 +79,8 @@ for name, options in (DRAWINGS | WALKS).items():
 
 rule probes:
     input:
-        solutions=present([solution(*split) for split in SIMULATED]),
-        embeddings=[f"{job.folder}/embedding.h5ad" for job in scored(RUNNABLE) if (job.dataset, job.split) in SIMULATED],
+        solutions=[solution(*split) for split in SIMULATED],
+        embeddings=[f"{job.folder}/embedding.h5ad" for job in RUNNABLE if (job.dataset, job.split) in SIMULATED],
     output:
         PROBES,
     log:
@@ -97,21 +102,23 @@ rule probes:
 rule comparison:
     input:
         metrics=TABLE,
-        cells=present([f"{job.folder}/cells.tsv.gz" for job in scored(RUNNABLE)]),
+        cells=[f"{job.folder}/cells.tsv.gz" for job in RUNNABLE],
     output:
-        png=FIGURE.format(name="comparison"),
+        png=shown(FIGURE.format(name="comparison"), "comparison"),
         pdf=f"{RESULTS}/figures/comparison.pdf",
         table=f"{RESULTS}/tables/comparison.tsv",
-        summary=f"{RESULTS}/tables/summary.tsv",
+        summary=shown(f"{RESULTS}/tables/summary.tsv", "summary"),
         tests=f"{RESULTS}/tables/tests.tsv",
         intervals=f"{RESULTS}/tables/intervals.tsv",
     log:
         f"{LOGS}/figures/comparison.log",
     benchmark:
         f"{LOGS}/figures/comparison.benchmark.tsv"
-    localrule: True
     conda:
         "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(60),
     params:
         folder=subpath(input.metrics, parent=True),
         code=looks("scripts/figures/comparison.py", "clue/benchmark/plots.py"),
@@ -127,7 +134,7 @@ rule paper:
         published=PUBLISHED,
         ablation=of_checkout("config/reference/ablation.tsv"),
     output:
-        TABLE_OF.format(name="paper"),
+        shown(TABLE_OF.format(name="paper"), "paper"),
     log:
         f"{LOGS}/figures/paper.log",
     benchmark:
@@ -142,109 +149,99 @@ rule paper:
         " --ablation {input.ablation} --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
 
 
-for dataset, split in UMAPS:
-
-    rule:
-        name:
-            f"umap_{dataset}_{split}"
-        input:
-            solution=solution(dataset, split),
-            embeddings=drawn(dataset, split),
-        output:
-            png=FIGURE.format(name=f"umap_{dataset}_{split}"),
-            pdf=f"{RESULTS}/figures/umap_{dataset}_{split}.pdf",
-            table=f"{RESULTS}/tables/umap_{dataset}_{split}.tsv.gz",
-        log:
-            f"{LOGS}/figures/umap_{dataset}_{split}.log",
-        benchmark:
-            f"{LOGS}/figures/umap_{dataset}_{split}.benchmark.tsv"
-        conda:
-            "../envs/python.yaml"
-        resources:
-            mem_mb=memory(4000),
-            runtime=minutes(60),
-        params:
-            points=UMAP_POINTS,
-            code=looks(
-                "scripts/figures/umaps.py",
-                "clue/benchmark/plots.py",
-                "clue/benchmark/umap.py",
-                "clue/matching.py",
-            ),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/figures/umaps.py --solution {input.solution} --embeddings {input.embeddings}"
-            " --points {params.points} --seed 0 --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png}"
-            " --table {output.table} > {log} 2>&1"
+rule umap:
+    input:
+        solution=f"{TASK}/solution.h5ad",
+        embeddings=lambda wildcards: drawn(wildcards.dataset, wildcards.split),
+    output:
+        png=shown(FIGURE.format(name="umap_{dataset}_{split}"), "umap", "Embeddings"),
+        pdf=f"{RESULTS}/figures/umap_{{dataset}}_{{split}}.pdf",
+        table=f"{RESULTS}/tables/umap_{{dataset}}_{{split}}.tsv.gz",
+    log:
+        f"{LOGS}/figures/umap_{{dataset}}_{{split}}.log",
+    benchmark:
+        f"{LOGS}/figures/umap_{{dataset}}_{{split}}.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(60),
+    params:
+        points=UMAP_POINTS,
+        code=looks(
+            "scripts/figures/umaps.py",
+            "clue/benchmark/plots.py",
+            "clue/benchmark/umap.py",
+            "clue/matching.py",
+        ),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/figures/umaps.py --solution {input.solution} --embeddings {input.embeddings}"
+        " --points {params.points} --seed 0 --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png}"
+        " --table {output.table} > {log} 2>&1"
 
 
-for dataset, split in UMAPS:
-
-    rule:
-        name:
-            f"integration_{dataset}_{split}"
-        input:
-            solution=solution(dataset, split),
-            embeddings=drawn(dataset, split),
-        output:
-            f"{RESULTS}/{dataset}/{split}/integration.tsv",
-        log:
-            f"{LOGS}/{dataset}/{split}/integration.log",
-        benchmark:
-            f"{LOGS}/{dataset}/{split}/integration.benchmark.tsv"
-        conda:
-            "../envs/python.yaml"
-        resources:
-            mem_mb=memory(4000),
-            runtime=minutes(30),
-        params:
-            points=INTEGRATION_POINTS,
-            code=digest("scripts/integration.py", "clue/benchmark/umap.py", "clue/matching.py"),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
-            " --points {params.points} --seed 0 --table {output} > {log} 2>&1"
+rule integration_scores:
+    input:
+        solution=f"{TASK}/solution.h5ad",
+        embeddings=lambda wildcards: drawn(wildcards.dataset, wildcards.split),
+    output:
+        f"{TASK}/integration.tsv",
+    log:
+        f"{LOGS}/{{dataset}}/{{split}}/integration.log",
+    benchmark:
+        f"{LOGS}/{{dataset}}/{{split}}/integration.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(30),
+    params:
+        points=INTEGRATION_POINTS,
+        code=digest("scripts/integration.py", "clue/benchmark/umap.py", "clue/matching.py"),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
+        " --points {params.points} --seed 0 --table {output} > {log} 2>&1"
 
 
-for dataset, split in UMAPS:
-
-    rule:
-        name:
-            f"confusion_{dataset}_{split}"
-        input:
-            solution=solution(dataset, split),
-            matches=matches_of(dataset, split),
-        output:
-            png=FIGURE.format(name=f"confusion_{dataset}_{split}"),
-            pdf=f"{RESULTS}/figures/confusion_{dataset}_{split}.pdf",
-            table=TABLE_OF.format(name=f"confusion_{dataset}_{split}"),
-        log:
-            f"{LOGS}/figures/confusion_{dataset}_{split}.log",
-        benchmark:
-            f"{LOGS}/figures/confusion_{dataset}_{split}.benchmark.tsv"
-        conda:
-            "../envs/python.yaml"
-        resources:
-            mem_mb=memory(4000),
-            runtime=minutes(15),
-        params:
-            code=looks("scripts/figures/confusion.py", "clue/benchmark/plots.py"),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
-            " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
+rule confusion:
+    input:
+        solution=f"{TASK}/solution.h5ad",
+        matches=lambda wildcards: matches_of(wildcards.dataset, wildcards.split),
+    output:
+        png=shown(FIGURE.format(name="confusion_{dataset}_{split}"), "confusion", "Embeddings"),
+        pdf=f"{RESULTS}/figures/confusion_{{dataset}}_{{split}}.pdf",
+        table=TABLE_OF.format(name="confusion_{dataset}_{split}"),
+    log:
+        f"{LOGS}/figures/confusion_{{dataset}}_{{split}}.log",
+    benchmark:
+        f"{LOGS}/figures/confusion_{{dataset}}_{{split}}.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(15),
+    params:
+        code=looks("scripts/figures/confusion.py", "clue/benchmark/plots.py"),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
+        " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
 
 
 rule datasets:
     input:
-        datasets=present(expand(PREPARED, dataset=BENCHMARK.datasets)),
-        solutions=present([solution(*split) for split in SPLITS]),
+        datasets=filter(usable, expand(PREPARED, dataset=BENCHMARK.datasets)),
+        solutions=[solution(*split) for split in SPLITS],
     output:
-        f"{RESULTS}/tables/datasets.tsv",
+        shown(f"{RESULTS}/tables/datasets.tsv", "datasets", "Data"),
     log:
         f"{LOGS}/figures/datasets.log",
     benchmark:
         f"{LOGS}/figures/datasets.benchmark.tsv"
-    localrule: True
     conda:
         "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(60),
     params:
         code=looks("scripts/figures/datasets.py", "clue/benchmark/plots.py"),
     shell:
@@ -271,7 +268,7 @@ rule html_report:
         folder=subpath(output[0], parent=True),
         config=to_json(BENCHMARK.config),
         configfiles=" ".join(map(os.path.relpath, workflow.configfiles)),
-        code=looks("scripts/figures/report*"),
+        code=looks("scripts/figures/report*", "clue/benchmark/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/report.py --results {params.folder} --figures {input.figures}"
         " --captions $CLUE_CHECKOUT/rules/captions --config {params.config:q} --configfiles {params.configfiles:q}"

@@ -4,8 +4,34 @@ import importlib.util
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.r import find_r
+
+
+def unavailable(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return why methods cannot run with the software of this process, by name.
+
+    Parameters
+    ----------
+    methods
+        The checked ``config/methods/<name>.yaml`` by name, of which ``requires`` counts. No module is imported; R says
+        which packages it has.
+    """
+    return {name: reason for name, spec in methods.items() if (reason := _lacks(spec["requires"]))}
+
+
+def _lacks(requires: Mapping[str, list[str]]) -> str:
+    reasons = [f"no program {name}" for name in requires["program"] if not shutil.which(name)]
+    reasons += [f"no Python module {name}" for name in requires["python"] if not importlib.util.find_spec(name)]
+    if requires["r"]:
+        try:
+            find_r(requires["r"])
+        except BenchmarkError as error:
+            reasons.append(str(error))
+    return "; ".join(reasons)
 
 
 def require_slurm() -> None:

@@ -3,6 +3,8 @@
 A CSR matrix of (cells × features) is, array by array, R's ``dgCMatrix`` of (features × cells).
 """
 
+from __future__ import annotations
+
 import json
 import os
 import re
@@ -12,14 +14,15 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import anndata as ad
-import h5py
-import numpy as np
-import scipy.sparse as sp
+from typing import TYPE_CHECKING, Any
 
 from clue.benchmark.errors import BenchmarkError
+
+# Planning looks for R, in an environment that may hold Snakemake alone.
+if TYPE_CHECKING:
+    import anndata as ad
+    import h5py
+    import numpy as np
 
 ROOT_FOLDER = Path(__file__).resolve().parents[2] / ".r" / "root"
 """Where `make r` puts an R of its own; a file system to run R in, not a program to call."""
@@ -66,6 +69,8 @@ def run_r(
     BenchmarkError
         If no R has these packages, or the script fails; with R's own message if it left one in ``error.txt``.
     """
+    import h5py
+
     root = find_r(packages)
     with tempfile.TemporaryDirectory(prefix="clue-r-") as name:
         folder = Path(name)
@@ -164,6 +169,9 @@ def write_counts(group: h5py.Group, adata: ad.AnnData) -> None:
 
     Names are not written: rows stay in order, and Seurat would change what names of features hold.
     """
+    import numpy as np
+    import scipy.sparse as sp
+
     counts = sp.csr_matrix(adata.X)
     counts.sort_indices()
     if counts.nnz >= 2**31:
@@ -176,5 +184,8 @@ def write_counts(group: h5py.Group, adata: ad.AnnData) -> None:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an HDF5 file that R wrote; R stores a matrix by columns, HDF5 by rows."""
+    import h5py
+    import numpy as np
+
     with h5py.File(path, "r") as file:
         return {name: np.ascontiguousarray(file[name][()].T) for name in file}

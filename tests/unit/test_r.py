@@ -18,7 +18,7 @@ import pytest
 import scipy.sparse as sp
 
 from clue.benchmark import r
-from clue.benchmark.config import Benchmark
+from clue.benchmark.config import Benchmark, load
 from clue.benchmark.contracts import metric_of, read_embedding, write_test, write_train
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
@@ -106,6 +106,10 @@ def test_r_reads_the_counts_and_python_the_answer(real_r, tmp_path):
 
 
 # ---- what goes wrong -----------------------------------------------------------------------------
+
+
+def test_the_yaml_requires_the_packages_of_the_program():
+    assert load("methods", "seurat_bridge", ROOT)["requires"]["r"] == list(seurat_bridge().R_PACKAGES)
 
 
 def test_no_r_at_all_is_one_line_with_both_mends(tmp_path, monkeypatch):

@@ -60,7 +60,7 @@ def snakemake(project, target):
 
 
 def test_download_first_then_no_network(project, server):
-    status, output = snakemake(project, "download")
+    status, output = snakemake(project, "downloaded")
     assert status == 0, output
     manifest = project.path("data/raw/arrays/source.json")
     assert json.loads(manifest.read_text())["source"] == "web"
@@ -82,7 +82,7 @@ def test_download_first_then_no_network(project, server):
     # A source more is another download; what is there is right, so that it needs no network.
     spec = yaml.safe_load(project.path("config/datasets/arrays.yaml").read_text())
     project.change("config/datasets/arrays.yaml", sources=[*spec["sources"], spec["sources"][1] | {"name": "other"}])
-    status, output = snakemake(project, "download")
+    status, output = snakemake(project, "downloaded")
     assert status == 0, output
     assert "all 2 files are there and right" in project.path("logs/download/arrays.log").read_text()
 
