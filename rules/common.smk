@@ -65,6 +65,10 @@ TABLE = f"{RESULTS}/metrics.tsv"
 FINISHING = os.environ.get("CLUE_BENCH_FINISHING", "")
 RUNNABLE = [job for job in JOBS if not job.reason and (job.is_scored() or not FINISHING)]
 
+# Where `snakemake --report` shows figures and tables that are of something else than scores.
+CATEGORIES = {"integration": "Embeddings", "factors": "Embeddings"}
+CATEGORIES |= dict.fromkeys(["learning", "scaling", "resources"], "Time and memory")
+
 
 wildcard_constraints:
     dataset="|".join(BENCHMARK.datasets),
@@ -97,6 +101,11 @@ def test_files(wanted):
 def match_files(first, second):
     """Return the patterns of the two match matrices of a pair of modalities."""
     return [f"{JOB}/match_{first}2{second}.npz", f"{JOB}/match_{second}2{first}.npz"]
+
+
+def params_of(method, wildcards):
+    """Return the hyper-parameters of a job."""
+    return BENCHMARK.params(method, wildcards.variant, modalities(wildcards.dataset))
 
 
 @functools.cache
@@ -203,6 +212,11 @@ def matches_of(dataset, split):
 def solution(dataset, split):
     """Return the path of a split's solution."""
     return f"{RESULTS}/{dataset}/{split}/solution.h5ad"
+
+
+def shown(path, name, category="Scores"):
+    """Return a figure or table as a part of `snakemake --report`, with the caption of its name."""
+    return report(path, caption=f"captions/{name}.rst", category=CATEGORIES.get(name, category))
 
 
 def looks(*patterns):

@@ -41,16 +41,6 @@ if FINISHING == "report":
     FIGURES, TABLES = list(filter(usable, FIGURES)), list(filter(usable, TABLES))
 
 
-# Where `snakemake --report` shows them.
-CATEGORIES = {"integration": "Embeddings", "factors": "Embeddings"}
-CATEGORIES |= dict.fromkeys(["learning", "scaling", "resources"], "Time and memory")
-
-
-def shown(path, name, category="Scores"):
-    """Return a figure or table as a part of `snakemake --report`, with the caption of its name."""
-    return report(path, caption=f"captions/{name}.rst", category=CATEGORIES.get(name, category))
-
-
 rule figures:
     input:
         FIGURES,
@@ -278,7 +268,7 @@ rule html_report:
         folder=subpath(output[0], parent=True),
         config=to_json(BENCHMARK.config),
         configfiles=" ".join(map(os.path.relpath, workflow.configfiles)),
-        code=looks("scripts/figures/report*"),
+        code=looks("scripts/figures/report*", "clue/benchmark/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/report.py --results {params.folder} --figures {input.figures}"
         " --captions $CLUE_CHECKOUT/rules/captions --config {params.config:q} --configfiles {params.configfiles:q}"

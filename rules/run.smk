@@ -4,6 +4,7 @@ import dataclasses
 import shlex
 
 from snakemake.api import SnakemakeApi
+from snakemake.exceptions import RuleException
 from snakemake.jobs import Job
 from snakemake.scheduling.greedy import SchedulerSettings
 
@@ -109,10 +110,10 @@ def finish(ended):
         print("\nNo method has scores: there is nothing to draw.", file=sys.stderr)
         targets = {"table"}
     for stage in ("tables", "report"):
-        os.environ["CLUE_BENCH_FINISHING"] = stage
+        os.environ.update(CLUE_BENCH_FINISHING=stage)
         try:
             return run_rules({"all", "table", "collect"} | figure_rules, targets, ended)
-        except WorkflowError as error:
+        except (WorkflowError, RuleException) as error:
             print(error, file=sys.stderr)
 
 

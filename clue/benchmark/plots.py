@@ -212,12 +212,16 @@ def method_look(methods: pd.DataFrame) -> dict:
     return look | {"palette": methods["color"].to_dict(), "markers": methods["marker"].to_dict(), "legend": False}
 
 
-def add_legend(figure: Figure, methods: pd.DataFrame, **look) -> None:
-    """Put the legend of all panels to the right of them."""
+def add_legend(figure: Figure, entries: pd.DataFrame, rows: int = 20, **look) -> None:
+    """Put one legend of all panels to the right of them, in columns of at most `rows` entries.
+
+    `entries` has the columns ``label``, ``color`` and ``marker``, as `style.Display.methods` gives them.
+    """
     look = {"linestyle": "", "markersize": 4, "markeredgewidth": 0} | look
-    handles = [Line2D([], [], **{"color": row.color, "marker": row.marker} | look) for row in methods.itertuples()]
-    labels = [shorten(label) for label in methods["label"]]
-    figure.legend(handles, labels, loc="outside right upper", frameon=False, ncols=-(-len(labels) // 20))
+    handles = [Line2D([], [], **{"color": row.color, "marker": row.marker} | look) for row in entries.itertuples()]
+    labels = [shorten(label) for label in entries["label"]]
+    place = {"loc": "outside right upper", "ncols": -(-len(labels) // rows)}
+    figure.legend(handles, labels, frameon=False, handletextpad=0.3, **place)
 
 
 # ---- text and axes -------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ FAILS = re.compile(r"Error in rule (\w+):$")
 FIELD = re.compile(r"    (jobid|wildcards|log|resources): (.*)$")
 ENDS = re.compile(r"Finished jobid: (\d+)")
 AGAIN = re.compile(r"Trying to restart job (\d+)\.")
+PLANNED = re.compile(r"total +(\d+)$")
 COUNTS = re.compile(r"(\d+) of (\d+) steps")
 LAST = re.compile(r"failed   |No method has scores|Finished jobs are kept|Nothing to be done")
 WRONG = re.compile(r"(\w*(?:Error|Exception)\b.*:$|error: )")
@@ -46,6 +47,7 @@ class Progress:
     def __init__(self, benchmark: Benchmark, terminal: bool):
         self.benchmark = benchmark
         self.at_work: dict[str, str] = {}
+        self._words: dict[str, str] = {}
         self.n_failed = 0
         self.last: list[str] = []
         self.wrong: list[str] = []
@@ -67,7 +69,9 @@ class Progress:
         elif found := ENDS.search(line):
             self.at_work.pop(found[1], None)
         elif found := AGAIN.search(line):
-            self._say(f"tried again: job {found[1]}, with more memory and time")
+            self._say(f"tried again: {self._words[found[1]]}")
+        elif found := PLANNED.match(line):
+            self._bar.reset(total=int(found[1]))
         elif found := COUNTS.match(line):
             self._bar.total = int(found[2])
             self._bar.update(int(found[1]) - self._bar.n)
@@ -82,7 +86,7 @@ class Progress:
             self._wildcards = value
         elif key == "resources" and not self._failing and self._rule not in TARGETS:
             wildcards = dict(pair.split("=", 1) for pair in self._wildcards.split(", ") if pair)
-            self.at_work[self._job] = words(self.benchmark, self._rule, wildcards)
+            self.at_work[self._job] = self._words[self._job] = words(self.benchmark, self._rule, wildcards)
             if self._bar.disable:
                 self._say(f"at work: {self.at_work[self._job]}")
         elif key == "log" and self._failing:

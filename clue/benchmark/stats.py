@@ -1,6 +1,7 @@
 """Summaries and tests over seeds, intervals over cells."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from itertools import combinations
 
 import numpy as np
@@ -59,6 +60,13 @@ def summarise(values: ArrayLike, level: float = 0.95) -> Summary:
         return Summary(n, mean, sd, np.nan, np.nan)
     half = float(student.ppf((1 + level) / 2, n - 1)) * sd / np.sqrt(n)
     return Summary(n, mean, sd, mean - half, mean + half)
+
+
+def summaries(table: pd.DataFrame, by: Sequence[str], value: str = "value") -> pd.DataFrame:
+    """Return a row per group of a table with the columns of `Summary`; groups keep the order of the table."""
+    groups = table.groupby(list(by), sort=False)[value]
+    columns = [*by, *(field.name for field in fields(Summary))]
+    return pd.DataFrame([[*key, *vars(summarise(values)).values()] for key, values in groups], columns=columns)
 
 
 def relative_changes(full: pd.Series, part: pd.Series) -> pd.Series:

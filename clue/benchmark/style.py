@@ -23,18 +23,7 @@ PAGE = 7.0
 """Width of a journal page, in inches."""
 INK = "#262626"
 MUTED = "#6b6b6b"
-FALLBACK = (
-    "#00796b",
-    "#ad1457",
-    "#5d4037",
-    "#6a1b9a",
-    "#827717",
-    "#37474f",
-    "#bf360c",
-    "#1565c0",
-    "#2e7d32",
-    "#8d6e63",
-)
+FALLBACK = "#00796b #ad1457 #5d4037 #6a1b9a #827717 #37474f #bf360c #1565c0 #2e7d32 #8d6e63".split()
 """Colours of what ``config/display.yaml`` does not list."""
 MARKERS = "oDsv^P<>Xp*"
 """Shapes that go with colours, for readers who cannot tell all colours apart."""

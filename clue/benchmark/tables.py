@@ -9,12 +9,14 @@ import pandas as pd
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
+from clue.benchmark.stats import relative_changes
 
 JOB = ["dataset", "split", "method", "variant"]
 METRICS = ["run", *JOB, "seed", "transductive", "direction", "metric", "value", "status", "reason"]
 RESOURCES = ["run", *JOB, "seed", "device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb", "epochs"]
 RESOURCES += ["commit", "date"]
 MAIN_METRICS = ("match_score", "foscttm")
+QUANTITIES = {"seconds": "Run time (s)", "peak_memory_mb": "Peak memory (MB)", "gpu_memory_mb": "Peak GPU memory (MB)"}
 
 
 # ---- reading and writing -------------------------------------------------------------------------
@@ -137,3 +139,24 @@ def scores(jobs: pd.DataFrame, metric: str, direction: str = "both") -> Scores:
     if bad.empty:
         return Scores(values, planned, "n/a", f"{metric} has no finite value")
     return Scores(values, planned, bad["status"].iloc[0], bad["reason"].iloc[0] or "no reason given")
+
+
+def changes(split: pd.DataFrame, method: str, variant: str, metric: str) -> tuple[pd.Series, str]:
+    """Return what a variant changes of a score in percent, or why that is not known.
+
+    Parameters
+    ----------
+    split
+        The rows of one data set and split.
+    method, variant, metric
+        The variant is compared with the default variant of its method.
+
+    Returns
+    -------
+    tuple
+        The changes, indexed by the seeds that both have, and the reason if there are none.
+    """
+    full, part = (scores(rows_of(split, method=method, variant=name), metric) for name in ("default", variant))
+    values = relative_changes(full.values, part.values)
+    reasons = [f"{name}: {found.reason}" for name, found in (("default", full), (variant, part)) if found.reason]
+    return values, "" if len(values) else [*reasons, "no seed in common, or the full method is at 0"][0]

@@ -1,15 +1,9 @@
 """Embeddings made elsewhere, put in place: a method as a hand-written rule, since each job has one more input file."""
 
 
-def table_of(dataset, variant, **names):
-    """Return the file of a job, as the YAML names it."""
-    pattern = BENCHMARK.params("precomputed", variant, modalities(dataset))["table"]
-    return pattern.format(dataset=dataset, variant=variant, **names)
-
-
 rule precomputed:
     input:
-        table=lambda wildcards: table_of(**wildcards),
+        table=lambda wildcards: params_of("precomputed", wildcards)["table"].format(**wildcards),
         train=f"{TASK}/train.h5mu",
         tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
     output:

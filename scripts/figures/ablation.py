@@ -9,10 +9,9 @@ from matplotlib.ticker import MaxNLocator
 from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
 from clue.benchmark.reference import read_drops
-from clue.benchmark.stats import relative_changes, summarise
+from clue.benchmark.stats import summarise
 from clue.benchmark.tables import MAIN_METRICS
 
-FULL = "default"
 PUBLISHED = {"marker": "D", "s": 18, "facecolor": "black", "edgecolor": "white", "linewidth": 0.6, "zorder": 5}
 KEY = ["dataset", "split", "method", "variant", "metric"]
 
@@ -33,14 +32,6 @@ def ablations(table: pd.DataFrame, reference: pd.DataFrame, display: style.Displ
     return found[found["variant"].map(display.is_ablation).astype(bool)]
 
 
-def changes(here: pd.DataFrame, method: str, variant: str, metric: str) -> tuple[pd.Series, str]:
-    """Return the change in percent per seed that both variants have, or why there is none; `here` is one split."""
-    full, part = (tables.scores(tables.rows_of(here, method=method, variant=name), metric) for name in (FULL, variant))
-    values = relative_changes(full.values, part.values)
-    reasons = [f"{name}: {found.reason}" for name, found in ((FULL, full), (variant, part)) if found.status != "ok"]
-    return values, "" if len(values) else [*reasons, "no seed in common, or the full method is at 0"][0]
-
-
 def published_change(reference: pd.DataFrame, method: str, variant: str, metric: str, display: style.Display) -> float:
     """Return the change in percent that is published of what a method reproduces, or NaN."""
     found = tables.rows_of(reference, method=display.reproduced.get(method, ""), variant=variant, metric=metric)
@@ -56,7 +47,7 @@ def change_table(
         here = tables.rows_of(table, dataset=dataset, split=split)
         for row in methods.itertuples():
             for metric in MAIN_METRICS:
-                values, reason = changes(here, row.method, row.variant, metric)
+                values, reason = tables.changes(here, row.method, row.variant, metric)
                 record = dict(zip(KEY, (dataset, split, row.method, row.variant, metric), strict=True))
                 points += [record | {"value": value} for value in values]
                 record |= {f"change_percent_{key}": value for key, value in vars(summarise(values)).items()}

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
 from clue.benchmark.probe import COLUMNS
-from clue.benchmark.stats import summarise
+from clue.benchmark.stats import summaries
 
 GROUP = ["dataset", "method", "variant", "input_modality", "factor_kind"]
 NOTE = (
@@ -20,13 +20,6 @@ NOTE = (
 def per_seed(probes: pd.DataFrame) -> pd.DataFrame:
     """Return the mean R² over the factors of a kind, per seed."""
     return probes.groupby([*GROUP, "seed"], sort=False)["r2"].mean().rename("value").reset_index()
-
-
-def summarised(found: pd.DataFrame) -> pd.DataFrame:
-    """Return mean, standard deviation and interval over seeds."""
-    groups = found.groupby(GROUP, sort=False)["value"]
-    rows = [dict(zip(GROUP, key, strict=True)) | vars(summarise(values)) for key, values in groups]
-    return pd.DataFrame(rows, columns=[*GROUP, "n", "mean", "sd", "low", "high"])
 
 
 def draw(found: pd.DataFrame, display: style.Display) -> Figure:
@@ -60,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     args = plots.command_line(__doc__, argv, "table", "figure", probes={"help": "tidy table of the probes"})
     found = per_seed(tables.read_table(args.probes, COLUMNS, numeric=["r2"]))
-    tables.write_table(summarised(found), args.table, digits=6)
+    tables.write_table(summaries(found, GROUP), args.table, digits=6)
     plots.write_figure(args.figure, draw, found, args.display)
 
 

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Sequence
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -77,14 +76,9 @@ def leaderboard(
 
 def not_run(metrics: pd.DataFrame) -> list[str]:
     """Return a sentence per data set of the competition that this run has no scores of."""
-    sentences = []
-    for dataset in dict.fromkeys(dataset for dataset, _ in SUBTASKS.values()):
-        here = tables.rows_of(metrics, dataset=dataset, split=SPLIT)
-        if here.empty:
-            sentences.append(f"Not run here: {dataset} (split {SPLIT}) is not part of this run.")
-        elif not (here["status"] == "ok").any():
-            sentences.append(f"No scores here on {dataset} (split {SPLIT}): {here['reason'].iloc[0]}.")
-    return sentences
+    done = set(tables.panels(tables.rows_of(metrics, status="ok")))
+    names = dict.fromkeys(dataset for dataset, _ in SUBTASKS.values())
+    return [f"This run has no scores on {name} (split {SPLIT})." for name in names if (name, SPLIT) not in done]
 
 
 # ---- figure --------------------------------------------------------------------------------------
@@ -111,7 +105,7 @@ def draw_panel(axis: Axes, board: pd.DataFrame, panel: str, own: dict[str, pd.Da
         axis.scatter(published[panel], published.index, **PUBLISHED)
     for y in board.index[board["origin"] == "this run"]:
         axis.axhspan(y - 0.5, y + 0.5, color=rows["color"].iloc[y], alpha=0.10, linewidth=0)
-    axis.set(title=PANELS[panel], xlabel=textwrap.fill(display.label("metrics", board["metric"].iloc[0]), 20))
+    axis.set(xlabel=textwrap.fill(display.label("metrics", board["metric"].iloc[0]), 20))
     axis.tick_params(axis="x", labelbottom=True)
     axis.xaxis.set_major_locator(MaxNLocator(3))
 
@@ -119,19 +113,12 @@ def draw_panel(axis: Axes, board: pd.DataFrame, panel: str, own: dict[str, pd.Da
 def draw(boards: dict[str, pd.DataFrame], own: dict[str, dict], missing: Sequence[str], display) -> Figure:
     """Draw for each way of matching a panel per sub-task and one for their mean."""
     lengths = [len(board) for board in boards.values()]
-    figure, axes = plt.subplots(
-        len(boards),
-        len(PANELS),
-        figsize=(style.PAGE, 0.17 * sum(lengths) + 0.6 * len(boards) + 0.7),
-        height_ratios=lengths,
-        sharex=True,
-        squeeze=False,
-        layout="constrained",
-    )
-    for line, (metric, board) in zip(axes, boards.items(), strict=True):
-        for axis, panel in zip(line, PANELS, strict=True):
-            draw_panel(axis, board, panel, own[metric], display)
-    axes[0, 0].set_xlim(left=-0.04 * axes[0, 0].get_xlim()[1])
+    height = 0.17 * sum(lengths) / len(lengths)
+    figure, axes = plots.panels(dict.fromkeys(boards, ""), PANELS, height, height_ratios=lengths, sharex=True)
+    figure.set_figwidth(style.PAGE)
+    for (metric, panel), axis in axes.items():
+        draw_panel(axis, boards[metric], panel, own[metric], display)
+    axis.set_xlim(left=-0.04 * axis.get_xlim()[1])
     plots.add_notes(figure, [*NOTES, *missing])
     return figure
 

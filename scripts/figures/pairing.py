@@ -11,13 +11,13 @@ from clue.benchmark import plots, style, tables
 from clue.benchmark.config import load
 from clue.benchmark.errors import run_program
 from clue.benchmark.reference import read_published
-from clue.benchmark.stats import summarise
+from clue.benchmark.stats import summaries
 from clue.benchmark.tables import MAIN_METRICS
 
 UNITS = {"paired_fraction": "%", "n_train": "cells"}
 """What a split says of its paired cells, and in which unit; a split that says nothing leaves 100 % paired."""
 LABELS = {"%": "Training cells that are paired (%)", "cells": "Paired training cells"}
-COLUMNS = ["dataset", "split", "paired", "unit", "method", "metric", "n", "mean", "sd", "low", "high"]
+KEY = ["dataset", "split", "paired", "unit", "method", "metric"]
 OTHERS = "sv^<>pPX"
 """Markers of published methods that none of ours reproduces, in turn."""
 NOTE = (
@@ -64,13 +64,6 @@ def curves(table: pd.DataFrame, published: pd.DataFrame, display: style.Display,
         [places[panel] for panel in scores["panel"]], scores.index, columns=["curve", "paired", "unit"]
     )
     return scores.join(added)
-
-
-def summarised(scores: pd.DataFrame) -> pd.DataFrame:
-    """Return mean, standard deviation and interval over seeds of each method at each number of paired cells."""
-    key = COLUMNS[:6]
-    groups = scores.groupby(key, sort=False)["value"]
-    return pd.DataFrame([[*at, *vars(summarise(values)).values()] for at, values in groups], columns=COLUMNS)
 
 
 def published_methods(published: pd.DataFrame, display: style.Display) -> pd.DataFrame:
@@ -123,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = plots.command_line(__doc__, argv, "metrics", "published", "table", "figure")
     published = read_published(args.published).query("direction == 'both'")
     scores = curves(tables.read_metrics(args.metrics), published, args.display, args.display.folder.parent)
-    tables.write_table(summarised(scores), args.table, digits=6)
+    tables.write_table(summaries(scores, KEY), args.table, digits=6)
     plots.write_figure(args.figure, draw, scores, published, args.display)
 
 

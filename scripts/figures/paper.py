@@ -8,7 +8,7 @@ import pandas as pd
 from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
 from clue.benchmark.reference import OVERALL, SPLIT, SUBTASKS, competition_scores, read_drops, read_published
-from clue.benchmark.stats import relative_changes, summarise
+from clue.benchmark.stats import summarise
 
 COLUMNS = ["file", "label", "dataset", "split", "direction", "metric", "published", "ours", "method_here", "seeds"]
 COLUMNS += ["lowest", "highest", "difference", "verdict", "why", "evidence", "source", "note"]
@@ -93,20 +93,14 @@ def drop_rows(drops: pd.DataFrame, table: pd.DataFrame, display: style.Display) 
         found = []
         for dataset, split in tables.panels(table):
             for method in reproductions(drop["method"], display):
-                here = tables.rows_of(table, dataset=dataset, split=split, method=method)
-                values = own_changes(here, drop["variant"], drop["metric"])
+                here = tables.rows_of(table, dataset=dataset, split=split)
+                values, _ = tables.changes(here, method, drop["variant"], drop["metric"])
                 if len(values):
                     compared = compare(pd.Series(base), values, "higher")
                     compared["verdict"] = DROP_VERDICTS.get(compared["verdict"], compared["verdict"])
                     found.append(base | {"dataset": dataset, "split": split, "method_here": method} | compared)
         rows += found or [base | {"verdict": NOT_RUN, "why": "the ablation is not part of this run, or has no scores"}]
     return rows
-
-
-def own_changes(here: pd.DataFrame, variant: str, metric: str) -> pd.Series:
-    """Return by seed the change in percent that a variant makes to the score of its method's default variant."""
-    full, part = (tables.scores(tables.rows_of(here, variant=name), metric).values for name in ("default", variant))
-    return relative_changes(full, part)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,9 +5,10 @@ only as a page within the page, so that scores cannot be sorted, failures stand 
 UMAPs cannot share one copy of Plotly.
 """
 
-import argparse
 import base64
+import gzip
 import html
+import io
 import json
 import platform
 import re
@@ -15,125 +16,149 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
+from PIL import Image
 
-from clue.benchmark import style, tables
+from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import BenchmarkError, run_program
 from clue.benchmark.files import atomic
+from clue.benchmark.stats import summarise
+from clue.benchmark.tables import MAIN_METRICS
 
 TITLES = {
     "leaderboard": "Competition leaderboard",
-    "comparison": "Comparison of methods",
     "ranking": "Ranking over splits",
     "ablation": "Ablation",
-    "pairing": "Match score and paired training cells",
+    "pairing": "Scores and paired training cells",
     "factors": "Information kept per factor",
     "integration": "Bio-conservation and mixing",
-    "confusion": "Confusion of cell types",
     "learning": "Learning curves",
     "resources": "Run time and memory",
     "scaling": "Growth with cells",
 }
-"""Figures in the order of the report; what is not listed comes last, by name."""
-SUMMARIES = {"summary": "Scores of this run", "paper": "Paper versus this run"}
-PACKAGES = ["clue-bench", "snakemake", "torch", "numpy", "scipy", "scikit-learn", "anndata", "mudata", "scanpy"]
-PACKAGES += ["faiss-cpu", "umap-learn", "scib-metrics", "matplotlib", "plotly"]
+"""Figures over all data sets, in the order of the report; what is not listed comes last, by name."""
+OF_A_SPLIT = {"umap": "UMAP of test cells", "confusion": "Confusion of cell types"}
+SHOWN = {
+    "leaderboard": "label origin adt2rna rna2adt atac2rna rna2atac overall evidence source".split(),
+    "paper": "label dataset split metric direction published ours seeds verdict why source".split(),
+}
+"""The columns to show of wide tables."""
+MAX_ROWS = 400
+LONGEST_CELL = 60
+"""Longer cells are folded, in characters."""
+PACKAGES = """clue-bench snakemake torch numpy scipy scikit-learn anndata mudata scanpy faiss-cpu umap-learn
+scib-metrics matplotlib seaborn plotly""".split()
 
 
-# ---- parts of the page ---------------------------------------------------------------------------
+# ---- tables --------------------------------------------------------------------------------------
 
 
-def read_rows(path: Path) -> dict:
-    """Return columns and rows of a table, as text."""
-    table = tables.read_table(path, columns=())
-    return {"columns": list(table), "rows": table.to_numpy().tolist()}
+def show(table: pd.DataFrame, name: str) -> dict:
+    """Return what the page needs to show a table: its columns, its first rows, and how many there are."""
+    table = table[SHOWN.get(name, list(table))]
+    rows = [[cell(str(value)) for value in row] for row in table.head(MAX_ROWS).to_numpy()]
+    columns = [column.replace("_", " ") for column in table]
+    return {"name": name, "columns": columns, "rows": rows, "n_rows": len(table), "max_rows": MAX_ROWS}
+
+
+def cell(text: str) -> Markup:
+    """Return a cell: numbers with four digits, addresses behind links, and long text folded."""
+    if re.fullmatch(r"-?\d+\.\d+(e-?\d+)?", text):
+        return Markup(f"{float(text):.4g}")
+    linked = link(text.replace(" ± ", "\u00a0±\u00a0"))
+    if len(text) <= LONGEST_CELL:
+        return linked
+    summary = "source" if "<a " in linked else html.escape(text[: LONGEST_CELL - 20].rsplit(" ", 1)[0]) + " …"
+    return Markup(f"<details><summary>{summary}</summary>{linked}</details>")
+
+
+def link(text: str) -> Markup:
+    """Return a text with its addresses as links; a commit on GitHub (``owner/name@hash``) leads to its files."""
+    parts = re.split(r"((?:https?://|\bgithub\.com/)[^\s;,]+)", text)
+    for i, part in enumerate(parts):
+        parts[i] = html.escape(part)
+        if i % 2:  # an address
+            target = part if part.startswith("http") else "https://" + part.replace("@", "/tree/")
+            parts[i] = f'<a href="{html.escape(target)}" rel="noreferrer">{parts[i]}</a>'
+    return Markup("".join(parts))
+
+
+# ---- figures -------------------------------------------------------------------------------------
+
+
+def show_figure(path: Path, title: str, captions: Path) -> dict:
+    """Return what the page needs to show a figure: the image as WebP, which takes a third of PNG, and its caption."""
+    with Image.open(path) as image:
+        buffer = io.BytesIO()
+        image.convert("RGB").save(buffer, "WEBP", quality=85)
+        size = image.size
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return {"name": path.stem, "title": title, "image": data, "size": size, "caption": caption(captions, path.stem)}
 
 
 def caption(folder: Path, name: str) -> Markup:
-    """Return the caption of a figure; a UMAP's and a confusion's is that of its kind."""
-    kind = re.match(r"[a-z]+", name)[0]
-    path = next((path for path in (folder / f"{name}.rst", folder / f"{kind}.rst") if path.exists()), None)
-    if path is None:
-        return Markup("")
-    text = html.escape(" ".join(path.read_text(encoding="utf-8").split()))
-    return Markup(re.sub("``(.+?)``", r"<code>\1</code>", text))
+    """Return the caption of a figure or table; of a UMAP or confusion that of its kind."""
+    for path in (folder / f"{name}.rst", folder / f"{name.split('_')[0]}.rst"):
+        if path.exists():
+            text = html.escape(" ".join(path.read_text(encoding="utf-8").split()))
+            return Markup(re.sub("``(.+?)``", r"<code>\1</code>", text))
+    return Markup("")
 
 
-def title_of(name: str, display: style.Display, splits: Sequence[tuple[str, str]]) -> str:
-    """Return the heading of a figure, such as ``UMAP: PBMC CITE-seq (split donors)``."""
-    for dataset, split in splits:
-        for kind, label in (("umap", "UMAP of test cells"), ("confusion", TITLES["confusion"])):
-            if name == f"{kind}_{dataset}_{split}":
-                return f"{label}: {display.label('datasets', dataset)} (split {split})"
-    return TITLES.get(name, name.replace("_", " "))
+def packed(text: str) -> str:
+    """Return a text as base64 of gzip, which the page unpacks: a third of the size."""
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
-def groups(values: pd.Series, names: Sequence[str], labels: Sequence[str], colors: Sequence[str]) -> dict:
-    """Return a grouping of points: for each the index of its group, and the groups' names and colours."""
-    codes = pd.Categorical(values, categories=names).codes
-    return {"codes": codes.tolist(), "names": list(labels), "colors": list(colors)}
-
-
-def umap_points(path: Path, display: style.Display) -> dict:
-    """Return what the page needs to draw a split's UMAPs: cells, their groups, coordinates per method."""
-    columns = ["method", "variant", "cell", "modality", "cell_type", "x", "y"]
+def umap_points(path: Path, display: style.Display) -> str:
+    """Return, packed, what the page needs to draw a split's UMAPs: cells, their groups, coordinates per method."""
     try:
-        frame = pd.read_csv(path, sep="\t", keep_default_na=False)[columns]
+        frame = pd.read_csv(path, sep="\t", keep_default_na=False).round(2)
+        groups = {key: sorted(set(frame[key])) for key in ("cell_type", "modality")}
+        parts = dict(list(frame.groupby("method")[["cell", "cell_type", "modality", "x", "y"]]))
     except (OSError, EOFError, KeyError, ValueError) as error:
         raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
-    parts = {method: part for method, part in frame.groupby("method", sort=False)}
-    first = next(iter(parts.values()))
-    types = display.cell_type_colors(first["cell_type"])
-    modalities = display.order("modalities", first["modality"])
-    return {
-        "cells": first["cell"].tolist(),
-        "type": groups(first["cell_type"], list(types), list(types), list(types.values())),
-        "modality": groups(
-            first["modality"],
-            modalities,
-            [display.label("modalities", name) for name in modalities],
-            [display.color("modalities", name) for name in modalities],
-        ),
-        "methods": [
-            {"name": display.label("methods", name), "x": parts[name]["x"].tolist(), "y": parts[name]["y"].tolist()}
-            for name in display.order("methods", parts)
-        ],
-    }
+    colors = display.cell_type_colors(groups["cell_type"])
+    colors |= {name: display.color("modalities", name) for name in groups["modality"]}
+    labels = {name: display.label("modalities", name) for name in groups["modality"]}
+    methods = {row.label: parts[row.method].to_dict("list") for row in display.methods(frame).itertuples()}
+    return packed(json.dumps({"colors": colors, "labels": labels, "groups": groups, "methods": methods}))
 
 
-def figure_item(path: Path, results: Path, captions: Path, configfiles: str, display: style.Display, splits) -> dict:
-    """Return a figure of the page: image, caption, the command that makes it, its table, its points."""
-    name = path.stem
-    item = {"name": name, "title": title_of(name, display, splits), "caption": caption(captions, name)}
-    item["image"] = base64.b64encode(path.read_bytes()).decode()
-    target = path.with_suffix(".pdf")
-    item["command"] = f"snakemake --cores 1 --configfile {configfiles} -- {target}"
-    points, table = results / "tables" / f"{name}.tsv.gz", results / "tables" / f"{name}.tsv"
-    if points.exists():
-        item["umap"] = umap_points(points, display)
-    elif table.exists():
-        item |= {"table": read_rows(table), "folded": name != "leaderboard"}
-    return item
+# ---- what the run has found ----------------------------------------------------------------------
 
 
-def describe(metrics: pd.DataFrame) -> dict[str, str | int]:
-    """Return the overview: what was planned, what there is, what failed."""
-    jobs = metrics[[*tables.JOB, "seed", "status"]].copy()
-    jobs["done"] = jobs["status"] == "ok"
-    done = jobs.groupby([*tables.JOB, "seed"])["done"].any()
-    failed = jobs[jobs["status"] == "failed"].drop_duplicates([*tables.JOB, "seed"])
-    text = (
-        f"{done.sum()} of {len(done)} planned jobs have scores: {jobs['method'].nunique()} methods, controls included, "
-        f"on {len(tables.panels(jobs))} split(s) of {jobs['dataset'].nunique()} data set(s), "
-        f"{jobs['seed'].nunique()} seed(s)."
-    )
-    return {"text": text, "failed": len(failed)}
+def counts(metrics: pd.DataFrame) -> dict:
+    """Return how many jobs were planned, have scores, and failed, and over what."""
+    job = [*tables.JOB, "seed"]
+    status = metrics.groupby(job)["status"].agg(lambda values: "ok" if "ok" in set(values) else values.iloc[0])
+    sizes = {f"n_{key}s": metrics[key].nunique() for key in ("method", "dataset", "seed")}
+    sizes |= {"n_splits": len(tables.panels(metrics)), "n_planned": len(status)}
+    return sizes | {"n_done": int((status == "ok").sum()), "n_failed": int((status == "failed").sum())}
 
 
-def versions() -> dict:
+def best(metrics: pd.DataFrame, dataset: str, split: str, display: style.Display) -> list[dict]:
+    """Return per main metric the best method on a split and the next one; controls and ablations do not count."""
+    methods = display.methods(metrics)
+    scores = tables.rows_of(tables.values_of(metrics, MAIN_METRICS), dataset=dataset, split=split)
+    scores, found = scores[scores["row"].isin(methods.index)], []
+    for metric in MAIN_METRICS:
+        here = tables.rows_of(scores, metric=metric).groupby("row")["value"]
+        ranked = [{"label": methods["label"][row], "summary": summarise(values)} for row, values in here]
+        entry = display.entry("metrics", metric)
+        ranked.sort(key=lambda item: item["summary"].mean, reverse=entry["better"] == "higher")
+        means, spreads = ([getattr(item["summary"], key) for item in ranked[:2]] for key in ("mean", "sd"))
+        close = len(ranked) > 1 and abs(means[0] - means[1]) <= np.nanmax([*spreads, 0])
+        name = entry["label"][0].lower() + entry["label"][1:] if not entry["label"].isupper() else entry["label"]
+        found.append({"metric": name, "ranked": ranked[:2], "close": close})
+    return found
+
+
+def versions() -> pd.DataFrame:
     """Return a table of the versions of Python and the packages that are here."""
     rows = [["Python", platform.python_version()], ["System", f"{platform.system()} {platform.machine()}"]]
     for name in PACKAGES:
@@ -141,66 +166,71 @@ def versions() -> dict:
             rows.append([name, version(name)])
         except PackageNotFoundError:  # an environment of fewer packages made the report
             continue
-    return {"columns": ["What", "Version"], "rows": rows}
+    return pd.DataFrame(rows, columns=["What", "Version"])
 
 
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def make_sections(figures: Sequence[dict], results: Path, captions: Path) -> list[dict]:
-    """Return the sections of the page, in order."""
-
-    def table(name: str, title: str, path: Path, folded: bool = False) -> dict:
-        return {
-            "name": name,
-            "title": title,
-            "table": read_rows(path),
-            "folded": folded,
-            "caption": caption(captions, name),
-        }
-
-    folder = results / "tables"
-    scores = [
-        table(name, title, folder / f"{name}.tsv", name == "paper")
-        for name, title in SUMMARIES.items()
-        if (folder / f"{name}.tsv").exists()
-    ]
-    data = [table("datasets", "", folder / "datasets.tsv")] if (folder / "datasets.tsv").exists() else []
-    umaps = [item for item in figures if "umap" in item]
-    others = [item for item in figures if "umap" not in item]
-    found = [
-        ("overview", "Overview", []),
-        ("scores", "Scores", scores),
-        ("figures", "Figures", others),
-        ("umaps", "UMAPs", umaps),
-        ("data", "Data", data),
-        ("failures", "Failures", [table("failures", "", results / "failures.tsv")]),
-        ("settings", "Configuration and versions", []),
-    ]
-    return [{"id": key, "title": title, "items": items} for key, title, items in found]
+def describe_datasets(metrics: pd.DataFrame, figures: dict[str, Path], args) -> list[dict]:
+    """Return per data set where it comes from, and per split its best methods, scores and figures."""
+    display, folder = args.display, args.results / "tables"
+    facts, scores = (read_if_there(folder / f"{name}.tsv") for name in ("datasets", "summary"))
+    found: dict[str, dict] = {}
+    for dataset, split in tables.panels(metrics):
+        label = display.label("datasets", dataset)
+        about = facts[facts["Data set"] == label].drop(columns="Data set").to_dict("records") if len(facts) else []
+        entry = found.setdefault(dataset, {"id": f"data_{dataset}", "label": label, "splits": []})
+        entry["facts"] = {key: link(value) for record in about for key, value in record.items() if value}
+        name = f"{dataset}_{split}"
+        here = tables.rows_of(scores, **{"Data set": label, "Split": split}) if len(scores) else scores
+        shown = {"split": split, "best": best(metrics, dataset, split, display), "figures": []}
+        shown["scores"] = show(here.drop(columns=["Data set", "Split"], errors="ignore"), f"scores_{name}")
+        for kind, title in OF_A_SPLIT.items():
+            if (path := figures.pop(f"{kind}_{name}", None)) is not None:
+                shown["figures"].append(show_figure(path, title, args.captions))
+        points = folder / f"umap_{name}.tsv.gz"
+        shown["umap"] = {"name": name, "data": umap_points(points, display)} if points.exists() else None
+        entry["splits"].append(shown)
+    return list(found.values())
 
 
-def render(figures: Sequence[Path], results: Path, captions: Path, config: dict, configfiles: str, display) -> str:
+def read_if_there(path: Path) -> pd.DataFrame:
+    """Return a table as text, empty where there is none."""
+    return tables.read_table(path, columns=()) if path.exists() else pd.DataFrame()
+
+
+def render(args) -> str:
     """Return the page."""
-    metrics = tables.read_metrics(results / "metrics.tsv")
+    metrics, config = tables.read_metrics(args.results / "metrics.tsv"), json.loads(args.config)
+    figures = {path.stem: path for path in args.figures}
+    datasets = describe_datasets(metrics, figures, args)
+    comparison = figures.pop("comparison", None)
     order = {name: i for i, name in enumerate(TITLES)}
-    figures = sorted(figures, key=lambda path: (order.get(path.stem, len(order)), path.stem))
-    splits = tables.panels(metrics)
-    items = [figure_item(path, results, captions, configfiles, display, splits) for path in figures]
+    others = []
+    for name in sorted(figures, key=lambda name: (order.get(name, len(order)), name)):
+        item = show_figure(figures[name], TITLES.get(name, name.replace("_", " ")), args.captions)
+        others.append(item | {"table": show(read_if_there(args.results / "tables" / f"{name}.tsv"), name)})
+    paper = read_if_there(args.results / "tables" / "paper.tsv")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     return environment.get_template("report.html.j2").render(
         title=f"CLUE benchmark: {config['run']}",
-        sections=make_sections(items, results, captions),
-        overview=describe(metrics),
-        command=f"make run CONFIG={configfiles}",
+        counts=counts(metrics),
+        datasets=datasets,
+        comparison=comparison and show_figure(comparison, "Comparison of methods", args.captions),
+        figures=others,
+        paper=show(paper, "paper") if len(paper) else None,
+        failures=show(tables.read_table(args.results / "failures.tsv", columns=()), "failures"),
+        versions=show(versions(), "versions"),
+        captions={name: caption(args.captions, name) for name in ("summary", "paper")},
+        configfiles=args.configfiles,
         config=yaml.safe_dump(config, sort_keys=False),
-        versions=versions(),
-        plotly=plotly_source() if any("umap" in item for item in items) else "",
+        plotly=packed(plotly_source()) if any(split["umap"] for data in datasets for split in data["splits"]) else "",
     )
 
 
 def plotly_source() -> str:
-    """Return the JavaScript of Plotly (4.8 MB), which the page carries so as to work from disk."""
+    """Return the JavaScript of Plotly, which the page carries so as to work from disk."""
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs()
@@ -208,23 +238,17 @@ def plotly_source() -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--results", required=True, type=Path, help="results/<run>, with its tables")
-    parser.add_argument("--figures", required=True, nargs="*", type=Path, help="figures to show (PNG)")
-    parser.add_argument("--captions", required=True, type=Path, help="the folder rules/captions")
-    parser.add_argument("--config", required=True, help="the run's configuration (JSON)")
-    parser.add_argument("--configfiles", required=True, help="the files that hold it, for the commands")
-    parser.add_argument("--display", required=True, help="config/display.yaml")
-    parser.add_argument("--output", required=True, type=Path, help="HTML to write")
-    args = parser.parse_args(argv)
-    page = render(
-        args.figures,
-        args.results,
-        args.captions,
-        json.loads(args.config),
-        args.configfiles,
-        style.Display(args.display),
+    args = plots.command_line(
+        __doc__,
+        argv,
+        "results",
+        figures={"nargs": "*", "type": Path, "help": "figures to show (PNG)"},
+        captions={"type": Path, "help": "the folder rules/captions"},
+        config={"help": "the run's configuration (JSON)"},
+        configfiles={"help": "the files that hold it, for the commands"},
+        output={"type": Path, "help": "HTML to write"},
     )
+    page = render(args)
     with atomic(args.output) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from clue.benchmark import plots, style, tables
 from clue.benchmark.config import ORACLE
 from clue.benchmark.errors import run_program
+from clue.benchmark.tables import QUANTITIES
 
-QUANTITIES = {"seconds": "Run time (s)", "peak_memory_mb": "Peak memory (MB)", "gpu_memory_mb": "Peak GPU memory (MB)"}
 SHORTEST = 0.01
 """Shorter times, in seconds, are too short to tell and are drawn as this."""
 

@@ -12,8 +12,7 @@ from clue.benchmark import plots, style, tables
 from clue.benchmark.config import ORACLE
 from clue.benchmark.contracts import ContractError
 from clue.benchmark.errors import run_program
-
-QUANTITIES = {"seconds": "Run time (s)", "peak_memory_mb": "Peak memory (MB)", "gpu_memory_mb": "Peak GPU memory (MB)"}
+from clue.benchmark.tables import QUANTITIES
 
 
 def n_cells(path: Path) -> int:

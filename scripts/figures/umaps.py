@@ -7,13 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.patheffects as effects
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from tqdm import tqdm
 
 from clue.benchmark import plots, style
@@ -23,11 +21,11 @@ from clue.benchmark.files import atomic
 from clue.benchmark.umap import coordinates, points, sample_cells
 
 ROW_HEIGHT = 2.35
-LEGEND_LINE = 0.135
+LEGEND_LINE = 0.14
 NUMBER_SIZE = np.array([0.07, 0.055])
 """Width and height of a cell type's number, as shares of a panel."""
 LEGEND_ROWS = 40
-"""Cell types per column of the legend."""
+"""Entries per column of the legend."""
 
 
 def embed_in_plane(paths: Sequence[str], solution, n_points: int, seed: int) -> pd.DataFrame:
@@ -45,10 +43,10 @@ def embed_in_plane(paths: Sequence[str], solution, n_points: int, seed: int) -> 
 
 def draw_points(axis: Axes, frame: pd.DataFrame, by: str, colors: dict[str, str], seed: int) -> None:
     """Draw points in random order, so that no group covers another."""
-    shuffled = frame.sample(frac=1, random_state=seed)
+    shuffled, label = frame.sample(frac=1, random_state=seed), axis.get_ylabel()
     look = {"linewidth": 0, "alpha": 0.8, "s": float(np.clip(6000 / len(frame), 1.5, 12)), "rasterized": True}
     sns.scatterplot(shuffled, x="x", y="y", hue=by, palette=colors, legend=False, ax=axis, **look)
-    axis.set(xticks=[], yticks=[], xlabel="", ylabel="", anchor="N")
+    axis.set(xticks=[], yticks=[], xlabel="", ylabel=label, anchor="N")
     axis.spines[:].set_visible(False)
     axis.set_box_aspect(1)
 
@@ -66,44 +64,36 @@ def number_types(axis: Axes, frame: pd.DataFrame, numbers: dict[str, int]) -> No
             text.set_path_effects([effects.withStroke(linewidth=1.5, foreground="white")])
 
 
-def add_legend(axis: Axes, title: str, colors: dict[str, str], top: float = 1.0) -> None:
-    """Put the legend of one colouring below `top` in an axis that holds nothing else."""
-    handles = [Line2D([], [], marker="o", linestyle="", markersize=4, color=color) for color in colors.values()]
-    look = {"frameon": False, "alignment": "left", "borderaxespad": 0, "handletextpad": 0.3, "labelspacing": 0.3}
-    look |= {"ncols": legend_columns(len(colors)), "loc": "upper left", "bbox_to_anchor": (0, top)}
-    axis.add_artist(axis.legend(handles, [plots.shorten(name, 34) for name in colors], title=title, **look))
-
-
-def legend_columns(n_types: int) -> int:
-    """Return into how many columns a legend of cell types goes."""
-    return -(-n_types // LEGEND_ROWS)
+def legend_entries(colors: dict[str, dict[str, str]], titles: dict[str, str], labels: dict[str, str]) -> pd.DataFrame:
+    """Return the entries of one legend for both colourings, each below its title."""
+    rows = []
+    for by, palette in colors.items():
+        rows += [("", "none", ""), (titles[by], "none", "")] if rows else [(titles[by], "none", "")]
+        rows += [(labels[name], color, "o") for name, color in palette.items()]
+    return pd.DataFrame(rows, columns=["label", "color", "marker"])
 
 
 def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], seed: int, display: style.Display) -> Figure:
-    """Draw a row per method; points by modality on the left, by cell type in the middle, legends on the right."""
-    types = display.cell_type_colors(frame["cell_type"])
-    numbers = {name: i for i, name in enumerate(types, start=1)}
+    """Draw a row per method; points by modality on the left, by cell type in the middle, the legend on the right."""
     modalities = {name: display.color("modalities", name) for name in display.order("modalities", frame["modality"])}
-    methods = display.methods(frame)
-    legend_rows = -(-len(types) // legend_columns(len(types)))
-    height = max(ROW_HEIGHT * len(methods), LEGEND_LINE * legend_rows + 1.0) + 0.6
-    figure = plt.figure(figsize=(style.PAGE, height), layout="constrained")
-    layout = figure.add_gridspec(len(methods), 3, width_ratios=[1, 1, 0.85])
-    kind = "cell type (derived)" if derived else "cell type"
-    for row, method in enumerate(methods.itertuples()):
-        here = frame[frame["method"] == method.method]
-        left, middle = (figure.add_subplot(layout[row, column]) for column in range(2))
-        draw_points(left, here, "modality", modalities, seed)
-        draw_points(middle, here, "cell_type", types, seed)
-        number_types(middle, here, numbers)
-        left.set_ylabel(plots.shorten(method.label), fontsize=8)
-        left.set_title("by modality" if row == 0 else "")
-        middle.set_title(f"by {kind}" if row == 0 else "")
-    legend = figure.add_subplot(layout[:, 2])
-    legend.axis("off")
-    add_legend(legend, "Modality", {display.label("modalities", name): color for name, color in modalities.items()})
-    below = (0.18 * (len(modalities) + 1) + 0.2) / height
-    add_legend(legend, kind.capitalize(), {f"{numbers[name]}  {name}": types[name] for name in types}, 1 - below)
+    colors = {"modality": modalities, "cell_type": display.cell_type_colors(frame["cell_type"])}
+    numbers = {name: i for i, name in enumerate(colors["cell_type"], start=1)}
+    titles = {"modality": "Modality", "cell_type": "Cell type (derived)" if derived else "Cell type"}
+    labels = {name: display.label("modalities", name) for name in modalities}
+    labels |= {name: f"{number}  {name}" for name, number in numbers.items()}
+    legend = legend_entries(colors, titles, labels)
+    rows = {row.method: plots.shorten(row.label) for row in display.methods(frame).itertuples()}
+    columns = {by: f"by {text[0].lower()}{text[1:]}" for by, text in titles.items()}
+    figure, axes = plots.panels(rows, columns, ROW_HEIGHT)
+    n_columns = -(-len(legend) // LEGEND_ROWS)
+    height = max(ROW_HEIGHT * len(rows), LEGEND_LINE * len(legend) / n_columns) + 0.6
+    figure.set_size_inches(style.PAGE, height)
+    for (method, by), axis in axes.items():
+        here = frame[frame["method"] == method]
+        draw_points(axis, here, by, colors[by], seed)
+        if by == "cell_type":
+            number_types(axis, here, numbers)
+    plots.add_legend(figure, legend, LEGEND_ROWS)
     figure.suptitle(title, fontsize=8.5)
     plots.add_notes(figure, notes)
     return figure

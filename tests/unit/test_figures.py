@@ -278,7 +278,7 @@ def test_readable_table_says_where_settings_come_from(scripts, display):
     }
 
 
-def test_ablation_pairs_seeds(scripts):
+def test_changes_pair_seeds():
     """Seed 0 loses half, seed 1 a quarter; seed 2 has no full method and does not count."""
     table = metrics(
         ("a", "s", "clue", "default", 0, 0.2, 0.1),
@@ -287,9 +287,9 @@ def test_ablation_pairs_seeds(scripts):
         ("a", "s", "clue", "no_mse", 1, 0.3, 0.2),
         ("a", "s", "clue", "no_mse", 2, 0.3, 0.2),
     )
-    changes = scripts("figures/ablation.py").changes
-    assert changes(table, "clue", "no_mse", "match_score")[0].tolist() == pytest.approx([-50, -25])
-    assert changes(table, "clue", "no_mse", "foscttm")[0].tolist() == pytest.approx([0, 100])
+    assert tables.changes(table, "clue", "no_mse", "match_score")[0].tolist() == pytest.approx([-50, -25])
+    assert tables.changes(table, "clue", "no_mse", "foscttm")[0].tolist() == pytest.approx([0, 100])
+    assert tables.changes(table, "clue", "no_cross", "foscttm")[1] == "no_cross: not part of this run"
 
 
 def test_ablation_shows_published_drops_beside_the_published_settings_alone(scripts, display, project):
@@ -433,7 +433,7 @@ def test_leaderboard_sorts_published_and_own_and_says_what_did_not_run(scripts, 
     said = texts(program.draw({"match_score": board}, {"match_score": own}, [], display))
     assert "CLUE (our settings)" in said and "CLUE (team GLUE)" in said
     absent = program.not_run(metrics(("a", "s", "clue", "default", 0, 0.1, 0.1)))
-    assert len(absent) == 2 and "bmmc_cite" in absent[0] and "not part of this run" in absent[0]
+    assert len(absent) == 2 and "no scores on bmmc_cite (split site4)" in absent[0]
     alone = program.leaderboard(published, {}, "match_score", display)
     said = texts(program.draw({"match_score": alone}, {"match_score": {}}, absent, display))
     assert "CLUE (our settings)" not in said and absent[0] in said

@@ -50,6 +50,8 @@ def test_a_failure_is_said_when_it_comes(progress, capsys, tmp_path):
     read(progress, JOB + FAILURE)
     line = "failed: Random, PBMC CITE-seq donors, seed 1: ValueError: no luck (log: random.log)\n"
     assert capsys.readouterr().out.endswith(line) and progress.n_failed == 1 and not progress.at_work
+    read(progress, "Trying to restart job 7.\n")
+    assert capsys.readouterr().out == "tried again: Random, PBMC CITE-seq donors, seed 1\n"
 
 
 def test_what_stops_everything_is_kept(progress):

@@ -1,6 +1,7 @@
 """The report in a real browser: it loads from disk without a console error, sorts, and hovers."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,19 @@ def results(tmp_path) -> Path:
     """The results of a run: scores of two methods, one failure, a figure, a UMAP."""
     for folder in ("figures", "tables"):
         (tmp_path / folder).mkdir()
-    scores = [("pbmc_cite", "donors", name, "default", i, 0.1, 0.05) for name in ("clue", "cca") for i in range(2)]
+    values = {"clue": (0.1, 0.05), "cca": (0.09, 0.04)}
+    scores = [("pbmc_cite", "donors", name, "default", i, *value) for name, value in values.items() for i in range(2)]
     failed = ("pbmc_cite", "donors", "multivi", "default", 0, "failed", "no <script>alert(1)</script> memory")
     tables.write_table(metrics(*scores, failed), tmp_path / "metrics.tsv")
     failures = pd.DataFrame([{"method": "multivi", "status": "failed", "reason": failed[-1]}])
     tables.write_table(failures, tmp_path / "failures.tsv")
-    summary = {"Method": ["b", "c", "a", "d"], "Match score ↑": ["0.09 ± 0.01", "0.1 ± 0.2", "2e-05", ""]}
+    summary = {"Data set": "PBMC CITE-seq", "Split": "donors", "Method": ["b", "c", "a", "d", "e", "f", "g"]}
+    summary["Match score ↑"] = ["0.09 ± 0.01", "0.1 ± 0.2", "2e-05", *["9"] * 3, ""]
     tables.write_table(pd.DataFrame(summary), tmp_path / "tables" / "summary.tsv")
+    source = {"label": "CLUE", "source": "github.com/owner/name@0a1b file; https://a.org/" + "x" * 60, "dataset": "all"}
+    columns = "label dataset split metric direction published ours seeds verdict why source".split()
+    paper = pd.DataFrame([source]).reindex(columns=columns)
+    tables.write_table(paper, tmp_path / "tables" / "paper.tsv")
     for name in ("ablation", "umap_pbmc_cite_donors"):
         Image.new("RGB", (400, 200), "white").save(tmp_path / "figures" / f"{name}.png")
     rng = np.random.default_rng(0)
@@ -60,8 +67,25 @@ def test_report_names_commands_failures_and_versions(report):
     assert "4 of 5 planned jobs have scores" in page and "1 job(s) failed" in page
     assert "no &lt;script&gt;alert(1)&lt;/script&gt; memory" in page and "<script>alert(1)" not in page
     assert "clue-bench" in page and "run: t" in page
-    body = page[: page.index("/**\n* plotly.js")]
-    assert 'src="http' not in body and 'href="http' not in body, "what a page loads must be inside it"
+    assert not re.search(r'(src|srcset)="(?!data:)', page), "what a page loads must be inside it"
+    assert len(page.encode()) < 6e6
+
+
+def test_report_says_what_is_best(report):
+    page = " ".join(report.read_text().split())
+    assert "<strong>CLUE (our settings)</strong> has the best match score, 0.1 ± 0, before CCA with 0.09 ± 0." in page
+    assert "<strong>CCA</strong> has the best FOSCTTM, 0.04 ± 0, before CLUE (our settings) with 0.05 ± 0." in page
+
+
+def test_sources_are_links_and_long_cells_are_folded(scripts):
+    program = scripts("figures/report.py")
+    linked = program.cell("github.com/owner/name@0a1b results/file.csv; <b> " + "and more " * 9)
+    assert linked.startswith("<details><summary>source</summary>") and "&lt;b&gt;" in linked
+    assert 'href="https://github.com/owner/name/tree/0a1b"' in linked
+    assert program.cell("a word " * 20).startswith("<details><summary>a word a word")
+    assert [program.cell(text) for text in ("0.123456", "-1.5e-07", "12", "0.1 ± 0.2", "1.2.3")] == [
+        "0.1235", "-1.5e-07", "12", "0.1\u00a0±\u00a00.2", "1.2.3",
+    ]  # fmt: skip
 
 
 def column(browser, table: str, i: int) -> list[str]:
@@ -89,14 +113,29 @@ def test_report_works_in_a_browser(browser, report, tmp_path):
 
     wait = WebDriverWait(browser, 60)
     browser.get(report.as_uri())
-    wait.until(lambda page: len(page.find_elements("css selector", ".umap .legendtoggle")) == 3)
 
     # Sorting: by number, empty last; a second click turns it round.
-    head = browser.find_elements("css selector", "#table_summary th button")[1]
+    name = "table_scores_pbmc_cite_donors"
+    head = browser.find_elements("css selector", f"#{name} th button")[1]
     head.click()
-    assert column(browser, "table_summary", 0) == ["a", "b", "c", "d"]
+    assert column(browser, name, 0) == ["a", "b", "c", "d", "e", "f", "g"]
     head.click()
-    assert column(browser, "table_summary", 0) == ["c", "b", "a", "d"]
+    assert column(browser, name, 0) == ["d", "e", "f", "c", "b", "a", "g"]
+
+    # Filtering: rows that hold every word.
+    field = browser.find_element("css selector", f"input[data-table={name}]")
+    field.send_keys("± B")
+    assert [text for text in column(browser, name, 0) if text] == ["b"]
+
+    # No width makes anything but tables scroll sideways.
+    for width in (1280, 390):
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+    browser.execute_script("document.querySelector('.umap').scrollIntoView()")
+    wait.until(lambda page: len(page.find_elements("css selector", ".umap .legendtoggle")) == 3)
 
     # Hovering: the label of the first point names cell, type, modality and method.
     Select(browser.find_element("css selector", ".umap .method")).select_by_visible_text("CCA")
