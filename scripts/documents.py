@@ -60,17 +60,22 @@ class Published:
     values: tuple[str, ...] = METRICS
     split: str = ""
     """The only split to show, where a file has several kinds of data."""
+    dataset: str = ""
+    """The only data set to show, where one table would be too wide."""
 
 
 PUBLISHED = {
-    "leaderboard": Published("leaderboard", values=("match_score",)),
-    "organisers": Published("organisers", values=("match_score",)),
+    "leaderboard": Published("leaderboard", columns=("direction",), values=("match_score",)),
+    "organisers": Published("organisers", columns=("direction",), values=("match_score",)),
     "cell_type_match": Published("cell_type_match", values=("match_score", "cell_type_match")),
     "rebenchmarks": Published("rebenchmarks", values=(*METRICS, "match_score_ot"), split=reference.SPLIT),
     "ace": Published("rebenchmarks", split="ace"),
-    "scmmib": Published(
-        "scmmib", rows=("dataset", "split"), columns=("label",), values=("foscttm_euclidean_strict", "top1_euclidean")
-    ),
+}
+PUBLISHED |= {
+    f"scmmib {dataset}": Published(
+        "scmmib", ("split",), ("label",), ("foscttm_euclidean_strict", "top1_euclidean"), dataset=dataset
+    )
+    for dataset in ("bmmc_cite", "bmmc_multiome", "share_skin")
 }
 MARKS = {"source": "", "reconstructed": " (plot)", "second-hand": " (2nd)", "inferred": " (inf)"}
 """How a table marks what is known in another way than by reading the source."""
@@ -341,7 +346,7 @@ def published(shown: Published, root: Path, display: style.Display) -> str:
     """Return numbers of config/reference as Markdown, each marked by how it is known, and their sources below."""
     path = root / REFERENCE / f"{shown.file}.tsv"
     records = reference.read_published([path]).to_dict("records")
-    records = [row for row in records if shown.split in ("", row["split"])]
+    records = [row for row in records if shown.split in ("", row["split"]) and shown.dataset in ("", row["dataset"])]
     grid: dict[str, dict[str, dict[str, str]]] = {}
     for row in records:
         place, column = (place_of(row, names, display) for names in (shown.rows, shown.columns))
@@ -389,12 +394,14 @@ def remarks(records: list[dict]) -> list[str]:
 
 def place_of(row: dict, names: tuple[str, ...], display: style.Display) -> str:
     """Return how a row or column of published numbers is called."""
-    arrow = reference.SUBTASKS.get(row["direction"], ("", row["direction"]))[1]
+    data = "" if row["dataset"] == "all" else display.label("datasets", row["dataset"])
+    direction = "" if row["direction"] == "both" else row["direction"]
+    direction = reference.SUBTASKS.get(direction, ("", direction))[1]
     said = {
-        "label": row["label"],
-        "dataset": "" if row["dataset"] == "all" else display.label("datasets", row["dataset"]),
+        "label": row["label"].removesuffix(" (SCMMIB)"),
+        "dataset": data,
         "split": row["split"].removeprefix("scmmib_"),
-        "direction": arrow.replace("both", ""),
+        "direction": direction or ("" if "dataset" in names else data),
     }
     return ", ".join(said[name] for name in names if said[name])
 

@@ -1,7 +1,8 @@
-"""Draw the pictures of the documents: the model, the workflow, and the recorded results.
+"""Draw the pictures of the documents: the model, the workflow, the data sets, and the recorded results.
 
-``docs/pictures/model.svg`` and ``workflow.svg`` are drawn from nothing but this file. ``results.png`` shows the
-numbers of ``docs/results``. The other pictures there are figures of a run: docs/results.md says of which.
+``docs/pictures/model.svg`` and ``workflow.svg`` are drawn from nothing but this file. ``datasets.svg`` shows
+``config/datasets``, ``results.png`` the numbers of ``docs/results``. The other pictures there are figures of a run:
+docs/results.md says of which.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 
 from clue.benchmark import style, tables
+from clue.benchmark.config import load
+from clue.benchmark.cost import size_of
 from clue.benchmark.errors import run_program
 from clue.benchmark.files import atomic
 from clue.benchmark.style import INK, MUTED
@@ -43,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     display = style.Display(Path("config", "display.yaml"))
     print(f"wrote {write(model(display), PICTURES / 'model.svg', {'Date': None})}")
     print(f"wrote {write(workflow(display), PICTURES / 'workflow.svg', {'Date': None})}")
+    sizes = data_sets()
+    of_sizes = {"Date": None, "Description": fingerprint(sizes)}
+    print(f"wrote {write(datasets(sizes, display), PICTURES / 'datasets.svg', of_sizes)}")
     scores = recorded(display)
     print(f"wrote {write(results(scores, display), PICTURES / 'results.png', {'Source': fingerprint(scores)})}")
 
@@ -222,6 +228,46 @@ def workflow(display: style.Display) -> Figure:
     say(axes, 7.13, 1.28, "for scoring and figures alone", color=sealed)
     arrow(axes, (9.18, 0.72), (9.18, 0.46))
     box(axes, 7.6, 0.26, 4.6, 0.38, "metrics.tsv, figures, tables, report.html", fill=SHADE)
+    return figure
+
+
+# ---- the data sets ---------------------------------------------------------------------------------
+
+
+def data_sets() -> pd.DataFrame:
+    """Return a row per data set, the largest first: cells, features of each modality, where the data come from."""
+    rows = []
+    for path in sorted(Path("config", "datasets").glob("*.yaml")):
+        spec = load("datasets", path.stem)
+        if size := size_of(spec, None, None):
+            source = spec.get("accession") or (
+                f"package {spec['source']['package']}" if "package" in spec.get("source", {}) else "clue.simulate"
+            )
+            gigabytes = spec["size"].get("download_gb")
+            download = f", {gigabytes:g} GB" if gigabytes else ""
+            rows.append({"label": spec["label"], "cells": size.n_train, "source": source + download, **size.n_features})
+    return pd.DataFrame(rows).sort_values("cells", ascending=False, ignore_index=True)
+
+
+def datasets(sizes: pd.DataFrame, display: style.Display) -> Figure:
+    """Plot how many cells and features each data set has, and say where it comes from."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 0.33 * len(sizes) + 1), sharey=True, layout="constrained")
+    left.barh(sizes.index, sizes["cells"], color="#b8c4ce", height=0.6)
+    for y, n in sizes["cells"].items():
+        left.text(n * 1.12, y, f"{n:,}", va="center", fontsize=8)
+    for modality in MODALITIES:
+        look = {"color": display.color("modalities", modality), "label": display.label("modalities", modality)}
+        right.plot(sizes[modality], sizes.index, "o", markersize=6, **look)
+    for y, source in sizes["source"].items():
+        right.axhline(y, color="#e6e6e6", linewidth=0.6, zorder=0)
+        right.text(1.03, y, source, transform=right.get_yaxis_transform(), va="center", fontsize=8, color=MUTED)
+    left.set(xscale="log", xlim=(200, 6e5), xlabel="cells", ylim=(len(sizes) - 0.5, -0.5))
+    left.set_yticks(sizes.index, sizes["label"], fontsize=9)
+    right.set(xscale="log", xlim=(60, 1e6), xlabel="features")
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0)
+        axes.minorticks_off()
+    right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8, handletextpad=0.2)
     return figure
 
 

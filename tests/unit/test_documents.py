@@ -61,6 +61,54 @@ def test_a_marker_that_gets_no_table_is_an_error(program, project, tmp_path, tex
         program.filled(text, "README.md", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["leaderboard", "organisers", "cell_type_match", "ace", "rebenchmarks", "scmmib bmmc_cite", "scmmib share_skin"],
+)
+def test_every_published_number_is_shown_and_marked_by_how_it_is_known(program, project, name):
+    table = program.published(program.PUBLISHED[name], project, program.style.Display(project / "config/display.yaml"))
+    cells = [cell for line in table.splitlines()[2:] if line.startswith("|") for cell in re.split(r" \| | / |\|", line)]
+    numbers = [cell.strip() for cell in cells if re.match(r" ?[\d.e-]+( \(\w+\))? ?$", cell)]
+    shown = program.PUBLISHED[name]
+    rows = program.reference.read_published([project / "config" / "reference" / f"{shown.file}.tsv"])
+    rows = rows[rows["split"].eq(shown.split or rows["split"]) & rows["dataset"].eq(shown.dataset or rows["dataset"])]
+    assert len(numbers) == len(rows) > 10
+    for evidence, mark in program.MARKS.items():
+        if mark:
+            assert sum(number.endswith(mark) for number in numbers) == sum(rows["evidence"] == evidence)
+
+
+def test_re_runs_are_shown_by_the_data_that_they_are_of(program, project):
+    display = program.style.Display(project / "config/display.yaml")
+    site4, ace = (program.published(program.PUBLISHED[name], project, display) for name in ("rebenchmarks", "ace"))
+    assert "0.0581 / 0.0178" in site4 and "dogma" not in site4
+    assert "0.0254 / 0.077" in ace and "BMMC" not in ace
+
+
+def test_published_numbers_of_a_method_stand_beside_ours(program, project, tmp_path):
+    shutil.copytree(project / "config", tmp_path / "config")
+    shutil.copytree(project / "scripts" / "methods", tmp_path / "scripts" / "methods")
+    display = program.style.Display(tmp_path / "config/display.yaml")
+    assert "None of these was run here" in program.described("clue_competition", tmp_path, display)
+    assert "Published as" not in program.described("cca", tmp_path, display)
+    row = {"dataset": "bmmc_cite", "split": "site4", "method": "clue_competition", "variant": "default"}
+    row |= {"match_score": "0.0523", "match_score_sd": "0.001", "foscttm": "0.0144", "foscttm_sd": ""}
+    (tmp_path / "docs" / "results").mkdir(parents=True)
+    tables.write_table(pd.DataFrame([row]), tmp_path / "docs" / "results" / "config.tsv")
+    text = program.described("clue_competition", tmp_path, display)
+    assert "| 0.0513 / 0.0142 | 0.0523 ± 0.001 / 0.0144 |" in text and "| 0.0583 | not run |" in text.replace(
+        "0.905 / ", ""
+    )
+    assert "None of these" not in text
+
+
+def test_every_method_says_its_licence_and_settings(program, project):
+    display = program.style.Display(project / "config/display.yaml")
+    for path in (project / "config" / "methods").glob("*.yaml"):
+        text = program.described(path.stem, project, display)
+        assert "| Licence | " in text, f"{path}: licence is missing"
+
+
 # ---- from a run ----------------------------------------------------------------------------------
 
 

@@ -46,6 +46,18 @@ def test_a_later_run_adds_only_what_the_earlier_lacks(program, display, tmp_path
     assert scores[["method", "match_score"]].to_numpy().tolist() == [["cca", 0.5], ["ridge", 0.4]]
 
 
+def test_the_picture_of_the_data_sets_is_of_their_files(program, project, display):
+    sizes = program.data_sets()
+    assert f">{program.fingerprint(sizes)}<" in (project / "docs/pictures/datasets.svg").read_text(), (
+        "run `make tables`"
+    )
+    assert len(sizes) == len(list((project / "config" / "datasets").glob("*.yaml")))
+    figure = program.datasets(sizes, display)
+    shown = [text.get_text() for axes in figure.axes for text in [*axes.texts, *axes.get_yticklabels()]]
+    assert set(sizes["label"]) | set(sizes["source"]) <= set(shown)
+    plt.close(figure)
+
+
 @pytest.mark.parametrize("name", ["model", "workflow"])
 def test_no_words_leave_the_picture(program, display, name):
     plt.rcParams["font.size"] = 10
