@@ -41,7 +41,7 @@ try:
         read_yaml(Path(path))  # refuses a key that is there twice, of which Snakemake has taken the last
     BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
     BENCHMARK.check_pairs()
-    # Elsewhere, and in other environments, jobs find out for themselves.
+    # Jobs in other environments, or submitted to other machines (`--jobs`), find out for themselves.
     if workflow.resource_settings.nodes is None and not workflow.deployment_settings.deployment_method:
         BENCHMARK.unavailable = unavailable(BENCHMARK.methods)
     RAW = {name: f"data/raw/{name}/{MANIFEST}" for name, spec in BENCHMARK.datasets.items() if has_files(spec)}

@@ -18,7 +18,7 @@ STATES = ("done", "running", "queued", "failed", "waiting")
 _WHY_SLURM_ENDED_IT = re.compile(
     r"(?:slurmstepd|srun|slurmd)(?:-\S+)?: error: (.*(?:CANCELLED|limit|oom|Killed|Node fail).*)", re.I
 )
-_WANTS_MORE = re.compile(r"MemoryError|out of memory|SIG[A-Z]+", re.I)
+_WANTS_MORE = re.compile(r"MemoryError|[Oo]ut of memory|\bSIG[A-Z]{2,}")
 LONGEST_REASON = 300
 
 

@@ -154,6 +154,24 @@ def test_reasons_from_the_most_telling_to_the_least(tmp_path):
     assert status.why(STEP, tmp_path) == "ValueError: no luck"
 
 
+@pytest.mark.parametrize(
+    ("error", "log", "explained"),
+    [
+        ("ValueError: no luck", "", True),
+        ("", "reading\nerror: no file\n", True),
+        ("", "reading\n", False),
+        ("MemoryError: 3 GB", "", False),
+        ("R was ended by SIGKILL: out of memory?", "", False),
+        ("ValueError: sigma is not significant", "", True),
+    ],
+)
+def test_an_error_is_not_tried_again_unless_more_memory_may_help(tmp_path, error, log, explained):
+    write(tmp_path / "job.log", log)
+    if error:
+        write(tmp_path / "failure.json", json.dumps({"error": error}))
+    assert status.has_explained([tmp_path / "embedding.h5ad"], [tmp_path / "job.log"]) == explained
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"error"', "{}"])
 def test_odd_failure_says_nothing(tmp_path, text):
     write(tmp_path / "results/x/failure.json", text)
