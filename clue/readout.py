@@ -32,6 +32,9 @@ MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
 WIDTH_FOLDS, WIDTH_HELD_OUT = 3, 1000
 WIDTH_GRID = [(ridge, n, 1) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80)]
 """Folds, held-out cells of each, and settings by which `choose_width` compares encoder inputs."""
+WIDTH_TOLERANCE = 0.05
+"""Of the quality log(match score / FOSCTTM): what more inputs may cost it, since they also tell what only one modality
+shows."""
 
 Settings = tuple[float, int, int]
 """Ridge, number of components, and power of their correlation."""
@@ -199,7 +202,8 @@ def choose_width(inputs: Iterable[Rows], batch: np.ndarray, seed: int) -> int:
     Parameters
     ----------
     inputs
-        Candidates: each holds for each modality the encoder inputs of the same cells, NaN where one is not seen in it.
+        Candidates, the widest first: each holds for each modality the encoder inputs of the same cells, NaN where one
+        is not seen in it.
     batch
         Batch of each cell, shape (n_cells,).
     seed
@@ -207,7 +211,8 @@ def choose_width(inputs: Iterable[Rows], batch: np.ndarray, seed: int) -> int:
 
     Returns
     -------
-    Position of the best candidate; 0 where too few cells are seen in two modalities to tell.
+    Position of the first candidate whose quality is within `WIDTH_TOLERANCE` of the best; 0 where too few cells are
+    seen in two modalities to tell.
     """
     fold = np.random.default_rng(seed).permutation(len(batch)) % WIDTH_FOLDS
     best = []
@@ -215,7 +220,7 @@ def choose_width(inputs: Iterable[Rows], batch: np.ndarray, seed: int) -> int:
         tables = [_qualities(features, fold == i, batch, WIDTH_GRID, WIDTH_HELD_OUT) for i in range(WIDTH_FOLDS)]
         means = [float(np.mean([table[settings] for table in tables])) for settings in WIDTH_GRID if all(tables)]
         best.append(max(means, default=0.0))
-    return int(np.argmax(best))
+    return next(i for i, quality in enumerate(best) if quality >= max(best) - WIDTH_TOLERANCE)
 
 
 def _quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray) -> float:
