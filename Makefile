@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study download rehearsal score record tables tutorials docs estimate test check-method r lint clean resume status
+.PHONY: help install run study download pin rehearsal score record tables tutorials docs estimate test check-method r lint clean resume status
 .PHONY: gpu-check slurm-test slurm-faults
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make resume   after a kill of snakemake --profile slurm: cancel what it left in the queue, unlock"
 	@echo "make study    compare settings of CLUE on held-out training cells (config/study.yaml)"
 	@echo "make download fetch the raw files of CONFIG ahead of a run, for machines without network"
+	@echo "make pin      record the checksums of downloaded files in config/datasets/SHA256SUMS, to commit"
 	@echo "make rehearsal  run config/config.yaml, or a CONFIG, on simulated files (FACTOR=$(FACTOR), METHODS=\"clue cca\")"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make record   write the scores of the finished run of CONFIG to docs/results, then make tables"
@@ -59,6 +60,9 @@ study: $(INSTALLED)
 
 download: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config $(CONFIG) --cores $(CORES) --download
+
+pin: $(INSTALLED)
+	$(BIN)/python scripts/pin.py
 
 # Not CONFIG's usual default; one on the command line still goes first.
 rehearsal: CONFIG = config/config.yaml
@@ -110,7 +114,7 @@ check-method: $(INSTALLED)
 		--verbose --no-header --disable-warnings --tb=short
 
 r:
-	envs/r-root.sh .r/root
+	tools/r-root.sh .r
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

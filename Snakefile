@@ -30,19 +30,12 @@ include: "rules/common.smk"
 container: of_checkout("envs/python.sif")
 
 
-onstart:
-    begin_run()
-
-
-onerror:
-    print_failures()
-
-
 include: "rules/data.smk"
 include: "rules/task.smk"
 include: "rules/methods.smk"
 include: "rules/metrics.smk"
 include: "rules/figures.smk"
+include: "rules/run.smk"
 
 
 rule all:
@@ -54,7 +47,7 @@ rule all:
         REPORT,
 
 
-rule download:
+rule downloaded:
     input:
         list(RAW.values()),
 

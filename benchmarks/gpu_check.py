@@ -18,6 +18,7 @@ run       The benchmark's run of simulated data, from preparation to figures, wi
 
 import argparse
 import json
+import logging
 import os
 import signal
 import statistics
@@ -109,7 +110,7 @@ def first_losses(device: str, n_steps: int = 50) -> list[float]:
     network._noise_like = noise
     mdata = simulate.simulate(1_000, {"rna": 1_000, "atac": 2_000}, seed=0)
     model = CLUE(mdata, batch_key="batch", dropout=0.0, device=device, seed=0)
-    loop = _Loop(model.network, model._cells(dict(mdata.mod)), Objective(), Training(), 0)
+    loop = _Loop(model.network, model._cells(model._data), Objective(), Training(), 0)
     losses = []
     total, loop.learn = model.network.total, loop._learn
 
@@ -347,11 +348,12 @@ def train_with_checkpoints(device: str) -> None:
     """Train a small model that writes checkpoints to the folder of the check, and its history at the end."""
     from clue import CLUE, simulate
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     folder = Path(os.environ[ANSWER])
     mdata = simulate.simulate(2_000, {"rna": 1_000, "atac": 2_000}, seed=0)
     model = CLUE(mdata, batch_key="batch", device=device, seed=0)
     model.fit(checkpoints=folder, progress=False, max_steps=600, checkpoint_seconds=0.5)
-    Path(folder, "history.json").write_text(json.dumps(model.history))
+    Path(folder, "history.json").write_text(json.dumps(model.history.to_dict("records")))
 
 
 # ---- the benchmark -------------------------------------------------------------------------------

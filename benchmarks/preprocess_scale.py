@@ -128,9 +128,9 @@ def peak_gb() -> float:
 
 def ours(adata: ad.AnnData, modality: str) -> np.ndarray:
     """Our encoder input."""
-    from clue.preprocess import Preprocessor
+    from clue.preprocess import preprocessor
 
-    return Preprocessor(modality, N_COMPONENTS, SELECTED[modality]).fit(adata).transform(adata)
+    return preprocessor(modality, N_COMPONENTS, SELECTED[modality]).fit(adata).transform(adata)
 
 
 def peer(adata: ad.AnnData, modality: str) -> np.ndarray:

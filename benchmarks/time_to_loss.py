@@ -68,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def write_cells(folder: Path, arguments) -> None:
     """Simulate cells and write those to train on and those that judge, with encoder inputs."""
-    from clue.preprocess import Preprocessor
+    from clue.preprocess import preprocessor
     from clue.simulate import simulate
 
     mdata = simulate(
@@ -80,7 +80,7 @@ def write_cells(folder: Path, arguments) -> None:
     )
     for k, cells in mdata.mod.items():
         train, judges = cells[: arguments.cells].copy(), cells[arguments.cells :].copy()
-        prepared = Preprocessor(k, 100).fit(train)
+        prepared = preprocessor(k, 100).fit(train)
         for name, part in (("train", train), ("judges", judges)):
             part = ad.AnnData(prepared.align(part)[:, prepared.selected], obs=part.obs[["batch"]].astype(str)).copy()
             part.obsm["input"] = prepared.transform(cells[part.obs_names])

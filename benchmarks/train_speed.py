@@ -314,7 +314,7 @@ def train_clue(adatas, folder: str, precision: str) -> Turnstile:
     """Train our network with the same settings."""
     from clue.batches import Cells
     from clue.disk import mapped
-    from clue.preprocess import row_blocks
+    from clue.sparse import row_blocks
     from clue.train import Training, _Loop
 
     # as `clue.CLUE` does with backed data

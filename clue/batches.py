@@ -12,7 +12,8 @@ from scipy.special import gammaln
 
 from clue.disk import as_type, is_mapped, map_of, read_here_and_there
 from clue.likelihood import SparseCounts
-from clue.preprocess import Preprocessor, columns, row_sums
+from clue.preprocess import Preprocessor
+from clue.sparse import columns, row_sums
 
 
 @dataclass

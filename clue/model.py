@@ -1,31 +1,35 @@
-"""The model that a user calls: train on paired cells, embed cells seen in one modality, predict another.
+"""The model that a user calls: train on paired cells, then embed, match and predict cells seen in any modality.
 
-`clue.network` holds modules and losses, `clue.train` the loop.
+`clue.data` reads what the user has, `clue.network` holds modules and losses, `clue.train` the loop.
 """
 
+import pickle
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
 
-from clue.batches import Cells, batch_labels
-from clue.disk import is_mapped, mapped
+from clue.batches import Cells
+from clue.data import BATCH, Data, batches_of, joined, kinds_of, modalities_of, of_layer, read, write_rows
+from clue.matching import l2_normalise, match_snn
 from clue.network import Network, Objective
-from clue.preprocess import Preprocessor, as_counts, count_blocks, row_blocks
+from clue.preprocess import Preprocessor, preprocessor
 from clue.readout import Readout
+from clue.sparse import BLOCK
 from clue.train import Training, held_out, save_atomically, train
 
 MAX_READOUT = 50_000
 """Cells on which the read-out is fitted at most: its covariances do not change with more."""
+
+_FORMAT = 2
+"""Of the files that `CLUE.save` writes."""
 
 
 class CLUE:
@@ -34,15 +38,21 @@ class CLUE:
     Parameters
     ----------
     mdata
-        Raw counts of two modalities or more (``rna``, ``atac``, ``adt``); cells of equal names are
-        one cell. Some cells must be seen in two modalities. A dict of AnnData serves as well. Counts of backed data
+        Raw counts of two modalities or more; cells of equal names are one cell. Some cells must be seen in two
+        modalities. A dict of AnnData serves as well. Counts of backed data
         (``mudata.read_h5mu(path, backed="r")``; CSR or dense) are read once, a few thousand cells at a time, and
         copied to files in the folder for temporary files (`clue.disk`), up to 24 bytes for each non-zero count; each
         process of several makes its own. Results are the same as in memory, to the bit. In memory stay the encoder
         inputs, 4 · `n_components` bytes of each cell and modality, and, while variable genes are chosen, a copy of
         the largest batch. Counts in memory of another form than CSR and float32 are copied into that.
     batch_key
-        Column of each modality's ``obs`` with the batch; None for data without batches.
+        Column with the batch, in ``obs`` of each modality or of the MuData. Of several columns the combinations of
+        their values are the batches. None for data without batches.
+    layer
+        Layer that holds the counts, here and in what is embedded later; None for X.
+    kinds
+        What a modality is, ``rna``, ``atac`` or ``adt``, where its name does not say so:
+        ``{"gex": "rna"}``. Known names are ``rna``, ``atac``, ``adt`` and ``prot``.
     n_latent
         Width of each modality's subspace; embeddings have K times as many dimensions.
     encoder, decoder, discriminator
@@ -62,26 +72,28 @@ class CLUE:
     seed
         Seed of preprocessing, initialisation and training.
     device
-        ``cpu`` or a CUDA device.
+        ``cpu``, a CUDA device, or ``auto``: a GPU where there is one.
 
     Raises
     ------
     ValueError
-        If X does not hold counts, if cell names repeat within a modality, or if a cell's batch is missing or differs
-        between its modalities.
+        If X does not hold counts, if names of cells or features repeat within a modality, or if a cell's batch is
+        missing or differs between its modalities.
 
     Examples
     --------
     >>> model = clue.CLUE(mdata)
     >>> model.fit(max_steps=5000)
-    >>> z = model.embed(mdata["rna"], "rna")
+    >>> mdata.obsm["X_clue"] = model.embed(mdata)
     """
 
     def __init__(
         self,
-        mdata: md.MuData | dict[str, ad.AnnData],
+        mdata: Data,
         *,
-        batch_key: str | None = "batch",
+        batch_key: str | Sequence[str] | None = None,
+        layer: str | None = None,
+        kinds: Mapping[str, str] | None = None,
         n_latent: int = 20,
         encoder: tuple[int, int] = (2, 256),
         decoder: tuple[int, int] = (1, 128),
@@ -96,22 +108,28 @@ class CLUE:
         cells_per_component: int = 10,
         n_features: dict[str, int] | None = None,
         seed: int = 0,
-        device: str = "cpu",
+        device: str = "auto",
     ):
-        adatas = modalities_of(mdata)
-        if len(adatas) < 2:
-            raise ValueError(f"CLUE needs two modalities or more, not {list(adatas)}")
-        adatas = {k: _with_counts(k, adata) for k, adata in adatas.items()}
-        self.batch_key, self.seed, self.device = batch_key, seed, device
-        self.batches = _all_batches(adatas, batch_key)
-        chosen = n_features or {}
-        unknown = set(chosen) - set(adatas)
-        if unknown:
-            raise ValueError(f"n_features names {sorted(unknown)}, which the data do not hold: {list(adatas)}")
-        most = {k: max(1, min(n_components, adata.n_obs // cells_per_component)) for k, adata in adatas.items()}
-        self.preprocessors = {
-            k: Preprocessor(k, most[k], chosen.get(k), seed).fit(adata, batch_key) for k, adata in adatas.items()
-        }
+        self.device = _checked_device(device)
+        sizes = {"n_latent": n_latent, "n_components": n_components, "cells_per_component": cells_per_component}
+        layers = {"encoder": encoder[1], "decoder": decoder[1], "discriminator": discriminator[1]}
+        for name, size in (sizes | layers).items():
+            if size < 1:
+                raise ValueError(f"{name} is {size}; it must be 1 at least")
+        names = list(modalities_of(mdata))
+        if len(names) < 2:
+            raise ValueError(f"CLUE needs two modalities or more, not {names}")
+        if unknown := sorted(set(n_features or {}) - set(names)):
+            raise ValueError(f"n_features names {unknown}, which the data do not hold: {names}")
+        kinds = kinds_of(names, kinds)
+        self.batch_key, self.layer, self.seed = batch_key, layer, seed
+        self._data = read(mdata, layer, batch_key)
+        self.batches = batches_of(self._data)
+        self.preprocessors = {}
+        for k, adata in self._data.items():
+            most = max(1, min(n_components, adata.n_obs // cells_per_component))
+            unfitted = preprocessor(kinds[k], most, (n_features or {}).get(k), seed, k)
+            self.preprocessors[k] = unfitted.fit(adata, BATCH)
         self.settings: dict[str, Any] = {
             "n_latent": n_latent,
             "encoder": tuple(encoder),
@@ -124,8 +142,8 @@ class CLUE:
             "precision": precision,
             "shared_batches": shared_batches,
         }
-        self.history: list[dict[str, float]] = []
-        self._data = adatas
+        self._rows: list[dict[str, float]] = []
+        self._cells_seen = _cells_seen(self._data, self.batches)
         self._validation = Training.validation
         self._readout: Readout | None = None
         self._build()
@@ -147,11 +165,28 @@ class CLUE:
         """Names of the modalities, in the order of their subspaces."""
         return list(self.preprocessors)
 
+    @property
+    def width(self) -> int:
+        """Dimensions of an embedding."""
+        return len(self.modalities) * self.settings["n_latent"]
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row per validation: the call of `fit` (``stage``), the step, the mean training loss since the row before
+        (``train_loss``), and every loss on the held-out cells, of which ``loss`` is the objective."""
+        return pd.DataFrame(self._rows)
+
+    def to(self, device: str) -> "CLUE":
+        """Move the model to a device, as `device` of the constructor."""
+        self.device = _checked_device(device)
+        self.network.to(self.device)
+        return self
+
     # ---- training --------------------------------------------------------------------------------
 
     def fit(
         self,
-        extra: dict[str, ad.AnnData] | None = None,
+        extra: Data | None = None,
         *,
         objective: Objective | dict[str, float] | None = None,
         checkpoints: str | Path | None = None,
@@ -159,6 +194,8 @@ class CLUE:
         **training,
     ) -> "CLUE":
         """Train on the model's data; call again to go on (fine-tuning).
+
+        Interrupted (Ctrl-C), the model keeps the best weights so far and the history.
 
         Parameters
         ----------
@@ -179,12 +216,14 @@ class CLUE:
 
         Returns
         -------
-        The model itself; `history` has one row per validation; `stage` counts the calls of `fit`.
+        The model itself.
         """
         if not self._data:
-            raise ValueError("the model has no training data; a loaded model embeds and predicts only")
+            raise ValueError("the model has no training data; give them when it is loaded: CLUE.load(path, mdata)")
         objective = objective if isinstance(objective, Objective) else Objective(**(objective or {}))
-        cells = self._cells(self._with_extra(extra))
+        settings = replace(Training(), **training)
+        adatas = self._with_extra(extra)
+        cells = self._cells(adatas)
         if not cells.paired().any():
             raise ValueError("no cell is seen in two modalities; CLUE learns from paired cells")
         if objective.adversarial and self.settings["shared_batches"] and (alone := cells.one_sided_batches()):
@@ -193,35 +232,37 @@ class CLUE:
                 "reads the batch; CLUE(…, shared_batches=False) aligns them",
                 stacklevel=2,
             )
-        settings = replace(Training(), **training)
-        history = train(
-            self.network, cells, objective, settings, seed=self.seed, checkpoints=checkpoints, progress=progress
-        )
-        stage = 1 + max((row["stage"] for row in self.history), default=0)
-        self.history += [{"stage": stage, **row} for row in history]
+        self._cells_seen = _cells_seen(adatas, self.batches)
         self._validation, self._readout = settings.validation, None
+        rows: list[dict[str, float]] = []
+        try:
+            train(self.network, cells, objective, settings, rows, self.seed, checkpoints, progress)
+        finally:
+            stage = 1 + max((row["stage"] for row in self._rows), default=0)
+            self._rows += [{"stage": stage, **row} for row in rows]
         return self
 
-    def _with_extra(self, extra: dict[str, ad.AnnData] | None) -> dict[str, ad.AnnData]:
+    def _with_extra(self, extra: Data | None) -> dict[str, ad.AnnData]:
         adatas = dict(self._data)
-        for k, more in (extra or {}).items():
-            if k not in adatas:
-                raise ValueError(f"extra cells of unknown modality {k!r}; the model knows {self.modalities}")
-            known = adatas[k].obs_names.intersection(more.obs_names)
+        for k, more in read(extra or {}, self.layer, self.batch_key).items():
+            self._check_modality(k)
+            known = adatas[k].obs_names.intersection(more.obs_names) if k in adatas else []
             if len(known):
                 raise ValueError(f"extra cell {known[0]!r} of {k} is among the training cells; rename it")
-            more = _with_counts(k, more)
-            counts = _stacked(adatas[k].X, self.preprocessors[k].align(more))
-            kept = [self.batch_key] if self.batch_key in more.obs else []
-            obs = pd.concat([adatas[k].obs[kept], more.obs[kept]])
-            adatas[k] = ad.AnnData(counts, obs=obs, var=adatas[k].var[[]])
+            more = self._with_own_features(k, more)
+            adatas[k] = joined(adatas[k], more) if k in adatas else more
         return adatas
 
+    def _with_own_features(self, modality: str, adata: ad.AnnData) -> ad.AnnData:
+        preprocessor = self.preprocessors[modality]
+        counts = preprocessor.align(adata)
+        return ad.AnnData(counts, obs=adata.obs, var=pd.DataFrame(index=preprocessor.features))
+
     def _cells(self, adatas: dict[str, ad.AnnData]) -> Cells:
-        unseen = [b for b in _all_batches(adatas, self.batch_key) if b not in self.batches]
+        unseen = [b for b in batches_of(adatas) if b not in self.batches]
         if unseen:
             self._add_batches(unseen)
-        return Cells(adatas, self.preprocessors, self.batches, self.batch_key, self.device)
+        return Cells(adatas, self.preprocessors, self.batches, BATCH, self.device)
 
     def _add_batches(self, unseen: list[str]) -> None:
         """Grow batch-conditioned weights; a new batch starts from the mean of the known ones."""
@@ -234,42 +275,76 @@ class CLUE:
             new[name] = _grow(value, new[name].shape, n_known)
         self.network.load_state_dict(new)
 
-    # ---- use -------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def embed(self, adata: ad.AnnData, modality: str, batch_size: int = 4096) -> np.ndarray:
-        """Embed cells seen in one modality.
-
-        Parameters
-        ----------
-        adata
-            Raw counts; features in any order, batches known or not (encoders do not read them). A backed
-            AnnData is read a few thousand cells at a time.
-        modality
-            Which modality `adata` holds.
+    def plot_history(self):
+        """Draw training loss, held-out loss and held-out FOSCTTM by step; the stages follow each other.
 
         Returns
         -------
-        Posterior means (not normalised), float32, shape (n_cells, K · n_latent).
+        matplotlib Figure.
+        """
+        import matplotlib.pyplot as plt
+
+        history = self.history
+        if history.empty:
+            raise ValueError("there is no history yet; fit the model first")
+        before = history.groupby("stage")["step"].max().cumsum().shift(fill_value=0)
+        step = history["step"] + history["stage"].map(before)
+        figure, axes = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+        for axis, columns in zip(axes, (["train_loss", "loss"], ["foscttm"]), strict=True):
+            for name in (name for name in columns if name in history):
+                axis.plot(step, history[name], label={"loss": "held-out loss"}.get(name, name.replace("_", " ")))
+            axis.set_xlabel("step")
+        axes[0].legend(frameon=False)
+        axes[1].set_ylabel("FOSCTTM of held-out cells")
+        return figure
+
+    # ---- use -------------------------------------------------------------------------------------
+
+    def embed(
+        self, data: ad.AnnData | Data, modality: str | None = None, *, key_added: str | None = None
+    ) -> np.ndarray:
+        """Embed cells by z, the paper's space, from whatever modalities they are seen in.
+
+        Parameters
+        ----------
+        data
+            Raw counts: of one modality (AnnData), or of several (MuData, or dict of AnnData), where each cell's
+            embedding is the fusion of those that its modalities give. Features may stand in any order, and batches
+            need not be known: encoders do not read them. A backed AnnData is read a few thousand cells at a time.
+        modality
+            Which modality an AnnData holds; None finds out by its features. Of a MuData it chooses the one to read.
+        key_added
+            Also store the embedding in ``data.obsm`` under this name.
+
+        Returns
+        -------
+        Posterior means (not normalised), float32, shape (n_cells, K · n_latent), in the order of ``data.obs_names``;
+        of a dict, in the order in which cells first occur. A cell's fusion has the mean direction of its modalities'
+        embeddings (their precision-weighted mean where `fusion` is ``product``) and their mean length.
 
         Raises
         ------
         ValueError
             If the modality is unknown, features are missing or X does not hold counts.
         """
-        self._check_modality(modality)
-        self.network.eval()
-        embedding = np.empty((adata.n_obs, self.width), dtype=np.float32)
-        start = 0
-        for x in self.preprocessors[modality].transformed_blocks(adata):
-            for part in torch.from_numpy(x).split(batch_size):
-                mean, _ = self.network.encoders[modality](part.to(self.device))
-                embedding[start : start + len(part)] = mean.cpu().numpy()
-                start += len(part)
-        return embedding
+        return _stored(data, key_added, self._place(data, modality, self._posterior, self._fused))
 
-    def align(self, adata: ad.AnnData, modality: str) -> np.ndarray:
-        """Place cells seen in one modality where those of all modalities can be matched by cosine.
+    def posterior(self, adata: ad.AnnData, modality: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Return mean and standard deviation of z, given one modality.
+
+        Samples are ``mean + std * rng.normal(size=mean.shape)``.
+
+        Returns
+        -------
+        Two float32 arrays of shape (n_cells, K · n_latent).
+        """
+        adata, modality = self._one(adata, modality)
+        return self._posterior(modality, adata)
+
+    def align(
+        self, data: ad.AnnData | Data, modality: str | None = None, *, key_added: str | None = None
+    ) -> np.ndarray:
+        """Place cells where those of all modalities can be matched by cosine.
 
         Unlike `embed`, this keeps what modalities share and little else (`clue.readout`). The first call after `fit`
         fits the read-out on the training cells that are seen in several modalities, which takes seconds; it is saved
@@ -277,7 +352,7 @@ class CLUE:
 
         Parameters
         ----------
-        adata, modality
+        data, modality, key_added
             As of `embed`.
 
         Returns
@@ -289,10 +364,219 @@ class CLUE:
         ValueError
             As `embed` does.
         """
-        self._check_modality(modality)
         readout = self.readout
-        placed = [readout(modality, features) for features in self._features(adata, modality)]
-        return np.concatenate(placed).astype(np.float32) if placed else np.empty((0, readout.width), np.float32)
+
+        def one(k: str, adata: ad.AnnData) -> tuple[np.ndarray]:
+            empty = np.empty((0, readout.width))
+            return (np.concatenate([empty, *(readout(k, features) for features in self._features(adata, k))]),)
+
+        return _stored(
+            data, key_added, self._place(data, modality, one, lambda parts: l2_normalise(sum(p for (p,) in parts)))
+        )
+
+    def match(
+        self,
+        a: ad.AnnData,
+        b: ad.AnnData,
+        modality_a: str | None = None,
+        modality_b: str | None = None,
+        *,
+        within: str | None = None,
+        space: str = "aligned",
+        matching: Callable[..., sp.csr_matrix] = match_snn,
+        **options,
+    ) -> sp.csr_matrix:
+        """Match cells seen in one modality with cells seen in another.
+
+        Parameters
+        ----------
+        a, b, modality_a, modality_b
+            Cells and their modalities, as of `embed`.
+        within
+            Column of both ``obs``, for instance the batch: cells match only cells with the same value.
+        space
+            ``aligned`` (`align`) or ``z`` (`embed`).
+        matching, options
+            A function of `clue.matching` and its options.
+
+        Returns
+        -------
+        Float32 CSR matrix, cells of `a` by cells of `b`; entry (i, j) is the weight that cell i of `a` is cell j of
+        `b`, and every row sums to 1.
+        """
+        if space not in ("aligned", "z"):
+            raise ValueError(f"space {space!r} is not one of aligned, z")
+        place = self.align if space == "aligned" else self.embed
+        if within is not None:
+            for name, adata in (("a", a), ("b", b)):
+                if within not in adata.obs:
+                    raise ValueError(f"{name}: obs lacks the column {within!r}; it has {list(adata.obs)}")
+            options |= {"batch_x": a.obs[within].astype(str), "batch_y": b.obs[within].astype(str)}
+        return matching(place(a, modality_a), place(b, modality_b), **options)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        data: ad.AnnData | Data,
+        target: str,
+        *,
+        source: str | None = None,
+        features: Sequence[str] | None = None,
+        batch: str | Sequence[str] | None = None,
+        library_size: float | np.ndarray = 1.0,
+        log: bool = False,
+        path: str | Path | None = None,
+    ) -> ad.AnnData:
+        """Predict the counts of a modality for cells seen in others.
+
+        Parameters
+        ----------
+        data, source
+            Cells, and which modality to read; `data` and `modality` of `embed`.
+        target
+            Modality to predict.
+        features
+            Features to return; None for all that the model decodes.
+        batch
+            Batch to decode as: one for all cells, or one for each. None averages over the batches whose cells of
+            `target` the model was trained on, each weighted by its cells.
+        library_size
+            What a cell's predictions sum to over all decoded features, for all cells or for each; 1 gives shares.
+        log
+            Whether to return log(1 + x) of the expected counts.
+        path
+            ``.h5ad`` file to write, a few thousand cells at a time; the result is then backed by it.
+
+        Returns
+        -------
+        AnnData of expected counts, float32, cells by features.
+
+        Raises
+        ------
+        ValueError
+            If the modality, a feature or a batch is unknown.
+        """
+        self._check_modality(target)
+        preprocessor = self.preprocessors[target]
+        names = pd.Index(preprocessor.features[preprocessor.selected])
+        chosen = np.arange(len(names)) if features is None else names.get_indexer(list(features))
+        if (chosen < 0).any():
+            raise ValueError(f"{target} has no decoded feature {list(features or [])[int(np.argmin(chosen))]!r}")
+        z = self.embed(data, source)
+        weights = self._decoded_batches(batch, target, len(z))
+        size = np.broadcast_to(np.asarray(library_size, dtype=np.float32), len(z))
+
+        def blocks() -> Iterator[np.ndarray]:
+            for start in range(0, len(z), BLOCK):
+                rows = slice(start, start + BLOCK)
+                expected = size[rows, None] * self._expected(z[rows], target, weights[rows])[:, chosen]
+                yield np.log1p(expected) if log else expected
+
+        obs = pd.DataFrame(index=_names(data if source is None else self._one(data, source)[0]))
+        var = pd.DataFrame(index=names[chosen])
+        if path is not None:
+            return write_rows(Path(path), blocks(), obs, var)
+        return ad.AnnData(np.concatenate([np.empty((0, len(var)), np.float32), *blocks()]), obs=obs, var=var)
+
+    def _decoded_batches(self, batch: str | Sequence[str] | None, target: str, n_cells: int) -> np.ndarray:
+        """Return the weight of each batch for each cell, shape (n_cells, n_batches)."""
+        if batch is None:
+            cells = np.asarray(self._cells_seen[target], dtype=float)
+            return np.broadcast_to(cells / cells.sum(), (n_cells, len(cells)))
+        label = np.full(n_cells, batch, dtype=object) if isinstance(batch, str) else np.asarray(batch).astype(str)
+        if len(label) != n_cells:
+            raise ValueError(f"batch names {len(label)} batches for {n_cells} cells")
+        position = pd.Index(self.batches).get_indexer(label)
+        if (position < 0).any():
+            raise ValueError(f"the model knows no batch {label[np.argmin(position)]!r}; it knows {self.batches}")
+        return np.eye(len(self.batches))[position]
+
+    def _expected(self, z: np.ndarray, target: str, weights: np.ndarray) -> np.ndarray:
+        """Return the share of each decoded feature, averaged over batches by `weights`."""
+        self.network.eval()
+        code = self.network.subspace(self.network.unit(torch.from_numpy(z).to(self.device)), target)
+        total = np.zeros((len(z), len(self.preprocessors[target].selected)), dtype=np.float32)
+        for i in np.flatnonzero(weights.any(axis=0)):
+            rows = np.flatnonzero(weights[:, i])
+            label = torch.full((len(rows),), int(i), device=self.device)
+            share = self.network.decoders[target].expected(code[rows], label).cpu().numpy()
+            total[rows] += weights[rows, i, None].astype(np.float32) * share
+        return total
+
+    # ---- placing cells ---------------------------------------------------------------------------
+
+    def _place(self, data: ad.AnnData | Data, modality: str | None, one: Callable, fuse: Callable) -> np.ndarray:
+        """Return the first of what `one` gives for an AnnData; of several modalities, `fuse` of what it gives for each.
+
+        `fuse` gets all cells of each modality, with zeros where a cell is not seen in it.
+        """
+        if isinstance(data, ad.AnnData) or modality is not None:
+            adata, modality = self._one(data, modality)
+            return one(modality, adata)[0].astype(np.float32, copy=False)
+        adatas = {k: adata for k, adata in modalities_of(data).items() if k in self.modalities}
+        if not adatas:
+            raise ValueError(f"data hold {list(modalities_of(data))}; the model knows {self.modalities}")
+        names = _names(data)
+        missing = names.difference(pd.Index(np.concatenate([adata.obs_names for adata in adatas.values()])))
+        if len(missing):
+            raise ValueError(f"cell {missing[0]!r} is seen in none of the model's modalities {self.modalities}")
+        parts = []
+        for k, adata in adatas.items():
+            row = names.get_indexer(adata.obs_names)
+            parts.append([_spread(x, row, len(names)) for x in one(k, of_layer(adata, self.layer, k))])
+        return fuse(parts).astype(np.float32)
+
+    def _one(self, data: ad.AnnData | Data, modality: str | None) -> tuple[ad.AnnData, str]:
+        """Return the cells of one modality, with their counts in X, and which modality it is."""
+        if modality is not None:
+            self._check_modality(modality)
+        if not isinstance(data, ad.AnnData):
+            found = modalities_of(data)
+            if modality not in found:
+                raise ValueError(f"the data hold {list(found)}, not {modality!r}")
+            data = found[modality]
+        if modality is None:
+            fits = [k for k, p in self.preprocessors.items() if np.isin(p.features, data.var_names).all()]
+            if len(fits) != 1:
+                raise ValueError(f"features fit {fits or 'no modality'} of {self.modalities}; say which modality it is")
+            (modality,) = fits
+        return of_layer(data, self.layer, modality), modality
+
+    def _posterior(self, modality: str, adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray]:
+        self.network.eval()
+        mean, std = (np.empty((adata.n_obs, self.width), dtype=np.float32) for _ in range(2))
+        start = 0
+        with torch.no_grad():
+            for x in self.preprocessors[modality].transformed_blocks(adata):
+                found = self.network.encoders[modality](torch.from_numpy(x).to(self.device))
+                mean[start : start + len(x)], std[start : start + len(x)] = (part.cpu().numpy() for part in found)
+                start += len(x)
+        return mean, std
+
+    def _fused(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+        """Return each cell's fused embedding from the posteriors of its modalities, zero where it is not seen."""
+        seen = [std.any(axis=1, keepdims=True) for _, std in parts]
+        if self.settings["fusion"] == "product":
+            precision = [np.where(s, 1 / np.where(s, std, 1) ** 2, 0) for s, (_, std) in zip(seen, parts, strict=True)]
+            return sum(p * mean for p, (mean, _) in zip(precision, parts, strict=True)) / sum(precision)
+        length = sum(np.linalg.norm(mean, axis=1, keepdims=True) for mean, _ in parts) / sum(seen)
+        return l2_normalise(sum(l2_normalise(mean) for mean, _ in parts)) * length
+
+    @torch.no_grad()
+    def _features(self, adata: ad.AnnData, modality: str) -> Iterator[np.ndarray]:
+        """Yield what the read-out reads of cells, a few thousand at a time: encoder inputs, hidden layers, z."""
+        self.network.eval()
+        encoder = self.network.encoders[modality]
+        for x in self.preprocessors[modality].transformed_blocks(adata):
+            given = torch.from_numpy(x).to(self.device)
+            mean, _ = encoder(given)
+            yield np.hstack([x, encoder.hidden(given).cpu().numpy(), mean.cpu().numpy()]).astype(np.float64)
+
+    def _check_modality(self, modality: str) -> None:
+        if modality not in self.modalities:
+            raise ValueError(f"unknown modality {modality!r}; the model knows {self.modalities}")
+
+    # ---- the read-out ----------------------------------------------------------------------------
 
     @property
     def readout(self) -> Readout:
@@ -316,82 +600,68 @@ class CLUE:
             blocks = list(self._features(cells, k))
             features[k] = np.full((len(names), blocks[0].shape[1]), np.nan)
             features[k][seen] = np.concatenate(blocks)
-            if self.batch_key is not None:
-                batch[seen] = cells.obs[self.batch_key].astype(str).to_numpy()
+            batch[seen] = cells.obs[BATCH]
         n_inputs = {k: p.width for k, p in self.preprocessors.items()}
         chosen = held_out(names, self._validation, self.seed)
         return Readout.fit(features, n_inputs, self.width, chosen, batch.astype(str))
 
-    @torch.no_grad()
-    def _features(self, adata: ad.AnnData, modality: str) -> Iterator[np.ndarray]:
-        """Yield what the read-out reads of cells, a few thousand at a time: encoder inputs, hidden layers, z."""
-        self.network.eval()
-        encoder = self.network.encoders[modality]
-        for x in self.preprocessors[modality].transformed_blocks(adata):
-            given = torch.from_numpy(x).to(self.device)
-            mean, _ = encoder(given)
-            yield np.hstack([x, encoder.hidden(given).cpu().numpy(), mean.cpu().numpy()]).astype(np.float64)
-
-    @property
-    def width(self) -> int:
-        """Dimensions of an embedding."""
-        return len(self.modalities) * self.settings["n_latent"]
-
-    @torch.no_grad()
-    def predict(self, adata: ad.AnnData, source: str, target: str, batch_size: int = 4096) -> ad.AnnData:
-        """Predict the share of each feature of `target` for cells seen in `source`.
-
-        Cells of a batch that training did not see are decoded as the first batch.
-
-        Returns
-        -------
-        AnnData of the target's decoded features; rows of X sum to 1.
-        """
-        self._check_modality(target)
-        z = torch.from_numpy(self.embed(adata, source, batch_size)).to(self.device)
-        label = torch.from_numpy(batch_labels(adata, self.batches, self.batch_key)).clamp(min=0).to(self.device)
-        shares = []
-        for i in range(0, len(z), batch_size):
-            part = self.network.subspace(self.network.unit(z[i : i + batch_size]), target)
-            shares.append(self.network.decoders[target].expected(part, label[i : i + batch_size]).cpu())
-        preprocessor = self.preprocessors[target]
-        predicted = ad.AnnData(torch.cat(shares).numpy(), obs=adata.obs[[]].copy())
-        predicted.var_names = preprocessor.features[preprocessor.selected]
-        return predicted
-
-    def _check_modality(self, modality: str) -> None:
-        if modality not in self.modalities:
-            raise ValueError(f"unknown modality {modality!r}; the model knows {self.modalities}")
-
     # ---- saving ----------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the model (weights, preprocessing, settings; not the data) to one file, atomically."""
+        """Write the model (weights, preprocessing, settings, read-out; not the data) to one file, atomically."""
         state = {
+            "format": _FORMAT,
             "batches": self.batches,
             "batch_key": self.batch_key,
+            "layer": self.layer,
             "seed": self.seed,
             "settings": self.settings,
             "preprocessors": {k: p.state() for k, p in self.preprocessors.items()},
-            "history": self.history,
+            "history": self._rows,
+            "cells_seen": self._cells_seen,
             "network": self.network.state_dict(),
             "readout": self.readout.state() if self._data or self._readout else None,
         }
-        save_atomically(state, Path(path))
+        save_atomically(_plain(state), Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "CLUE":
-        """Read a saved model; it embeds and predicts but has no data to go on training with."""
-        # weights_only: the file holds numpy arrays; load files that you trust
-        state = torch.load(path, map_location=device, weights_only=False)
+    def load(cls, path: str | Path, mdata: Data | None = None, device: str = "auto") -> "CLUE":
+        """Read a saved model. Nothing that the file holds is executed.
+
+        Parameters
+        ----------
+        path
+            File that `save` wrote.
+        mdata
+            Data to go on training with, as of the constructor; features and their preparation stay the model's. The
+            same data as before, or others that hold pairs. Without it the model embeds, matches and predicts only.
+        device
+            As of the constructor.
+
+        Raises
+        ------
+        ValueError
+            If the file holds no model, or one of an earlier version.
+        """
+        device = _checked_device(device)
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError):
+            raise ValueError(f"{path}: holds no model that CLUE.save wrote, or is damaged") from None
+        if not isinstance(state, dict) or state.get("format") != _FORMAT:
+            raise ValueError(f"{path}: is no model of this version of clue; train it again and save it")
         model = cls.__new__(cls)
-        model.batches, model.batch_key, model.seed = state["batches"], state["batch_key"], state["seed"]
-        model.settings, model.history, model.device = state["settings"], state["history"], device
-        model.preprocessors = {k: Preprocessor.from_state(s) for k, s in state["preprocessors"].items()}
-        model._data = {}
-        model._readout = Readout.from_state(state["readout"]) if state.get("readout") else None
+        model.batches, model.batch_key, model.layer = state["batches"], state["batch_key"], state["layer"]
+        model.seed, model.settings, model.device = state["seed"], state["settings"], device
+        model.preprocessors = {k: Preprocessor.from_state(_arrays(s)) for k, s in state["preprocessors"].items()}
+        model._rows, model._cells_seen = state["history"], state["cells_seen"]
+        model._validation = Training.validation
+        model._readout = Readout.from_state(_arrays(state["readout"])) if state["readout"] else None
         model._build()
         model.network.load_state_dict(state["network"])
+        model._data = {}
+        if mdata is not None:
+            model._data = model._with_extra(mdata)
         return model
 
     def __repr__(self) -> str:
@@ -399,56 +669,59 @@ class CLUE:
         return f"CLUE({widths}; {len(self.batches)} batches; embedding of {self.width})"
 
 
-def modalities_of(mdata: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnData]:
-    """Return the modalities by name."""
-    return dict(mdata.mod) if isinstance(mdata, md.MuData) else dict(mdata)
+def _checked_device(device: str) -> str:
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {device!r}: torch finds no GPU; use device='cpu'")
+    return device
 
 
-def _with_counts(modality: str, adata: ad.AnnData) -> ad.AnnData:
-    """Return `adata` with its counts checked, in the form of `as_counts` and, if they are in a file, mapped."""
-    if not adata.obs_names.is_unique:
-        raise ValueError(f"{modality}: several cells are named {adata.obs_names[adata.obs_names.duplicated()][0]!r}")
-    matrix = adata.X
-    blocks = count_blocks(matrix, modality)
-    if matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray):
-        for _ in blocks:
-            pass
-        counts = as_counts(matrix)
-    elif getattr(matrix, "format", "csr") == "csr":
-        counts = mapped(blocks, adata.n_vars)
-    else:
-        raise ValueError(f"{modality}: X is {matrix.format} in its file, not readable by cells; write it as csr")
-    return ad.AnnData(counts, obs=adata.obs, var=adata.var[[]])
+def _cells_seen(adatas: Mapping[str, ad.AnnData], batches: list[str]) -> dict[str, list[int]]:
+    """Return for each modality how many of its cells are of each batch."""
+    return {k: adata.obs[BATCH].value_counts().reindex(batches, fill_value=0).tolist() for k, adata in adatas.items()}
 
 
-def _stacked(first, second: sp.csr_matrix) -> sp.csr_matrix:
-    """Return the rows of both, mapped if those of either are."""
-    first = sp.csr_matrix(first)
-    if is_mapped(first.data) or is_mapped(second.data):
-        return mapped(chain(row_blocks(first), row_blocks(second)), first.shape[1])
-    return sp.vstack([first, second], format="csr")
+def _names(data: ad.AnnData | Data) -> pd.Index:
+    """Return the names of all cells, each once; of a dict, in the order in which they first occur."""
+    if not isinstance(data, Mapping):
+        return data.obs_names
+    return pd.Index(np.concatenate([adata.obs_names for adata in data.values()])).unique()
 
 
-def _all_batches(adatas: dict[str, ad.AnnData], batch_key: str | None) -> list[str]:
-    """Return the batches of all cells, each of which must have one and the same in all its modalities."""
-    if batch_key is None:
-        return ["all"]
-    labels: dict[str, pd.Series] = {}
-    for k, adata in adatas.items():
-        if batch_key not in adata.obs:
-            raise ValueError(f"{k}: obs lacks the batch column {batch_key!r}; pass batch_key=None without batches")
-        label = adata.obs[batch_key]
-        if label.isna().any():
-            raise ValueError(f"{k}: obs[{batch_key!r}] of cell {label.index[label.isna()][0]!r} is missing")
-        label = label.astype(str)
-        for other, known in labels.items():
-            both = label.index.intersection(known.index)
-            wrong = both[(label[both] != known[both]).to_numpy()]
-            if len(wrong):
-                found = f"is {label[wrong[0]]!r}, but {known[wrong[0]]!r} in {other}"
-                raise ValueError(f"{k}: obs[{batch_key!r}] of cell {wrong[0]!r} {found}")
-        labels[k] = label
-    return sorted(set().union(*(label.unique() for label in labels.values())))
+def _spread(x: np.ndarray, row: np.ndarray, n_rows: int) -> np.ndarray:
+    """Return `n_rows` rows, of which `row` are those of `x` and the others are zeros."""
+    spread = np.zeros((n_rows, x.shape[1]), dtype=x.dtype)
+    spread[row] = x
+    return spread
+
+
+def _stored(data: ad.AnnData | Data, key: str | None, placed: np.ndarray) -> np.ndarray:
+    if key is not None:
+        if isinstance(data, Mapping) or len(placed) != data.n_obs:
+            raise ValueError(
+                "key_added needs data with one obsm for all that is embedded: an AnnData, or a whole MuData"
+            )
+        data.obsm[key] = placed
+    return placed
+
+
+def _plain(value):
+    """Return `value` with arrays as tensors, or as lists if they hold text: what `torch.load` reads as data alone."""
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(part) for part in value)
+    if isinstance(value, np.ndarray):
+        return value.tolist() if value.dtype.kind in "OU" else torch.from_numpy(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _arrays(value):
+    """Return `value` with tensors as arrays."""
+    if isinstance(value, Mapping):
+        return {key: _arrays(part) for key, part in value.items()}
+    return value.numpy(force=True) if isinstance(value, torch.Tensor) else value
 
 
 def _grow(value: torch.Tensor, shape: torch.Size, n_known: int) -> torch.Tensor:

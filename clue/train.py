@@ -13,6 +13,7 @@ Validation comes after whole passes over the cells and at the end; SIGTERM and c
 
 import hashlib
 import json
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -26,13 +27,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from clue.batches import Cells, Draw, Sampler
 from clue.graphs import Graphs
 from clue.processes import Processes
 
-_FORMAT = 5
+logger = logging.getLogger(__name__)
+
+_FORMAT = 6
 """Changes when checkpoints of earlier code must not be loaded: what they hold, or what a step computes, is new."""
 
 _LEAST_VALIDATIONS = 8
@@ -127,9 +130,9 @@ class Training:
 
 
 def train(
-    network, cells: Cells, objective, settings: Training, *, seed: int, checkpoints, progress: bool
-) -> list[dict]:
-    """Train `network` in place; return one row per validation.
+    network, cells: Cells, objective, settings: Training, history: list[dict], seed: int, checkpoints, progress: bool
+) -> None:
+    """Train `network` in place; however training ends, it has the best weights that were found.
 
     Parameters
     ----------
@@ -139,12 +142,14 @@ def train(
         All cells to train on.
     objective
         A `clue.network.Objective`.
+    history
+        List to which each validation appends a row.
     seed
         Seed of the validation split, the order of cells, noise and dropout.
     checkpoints
         Folder for checkpoints, or None.
     """
-    loop = _Loop(network, cells, objective, settings, seed)
+    loop = _Loop(network, cells, objective, settings, seed, history)
     if settings.compile:
         network.compile_layers(settings.compile)
     path = None
@@ -152,11 +157,22 @@ def train(
         # all processes go by what the first one sees: another machine may see a shared folder late
         path = Path(checkpoints) / f"{loop.processes.from_first(loop.key())}.pt"
         if loop.processes.from_first(path.exists()):
-            loop.load_state(torch.load(path, map_location=cells.device, weights_only=False))
+            loop.load_state(torch.load(path, map_location=cells.device, weights_only=True))
             if loop.processes.rank == 0:
-                print(f"resuming at step {loop.step} from {path}", flush=True)
+                logger.info("resuming at step %d from %s", loop.step, path)
+    try:
+        _run(loop, path, progress)
+    finally:
+        if loop.history:
+            network.load_state_dict(loop.best_weights)
+    if path is not None:
+        loop.save(path)
+
+
+def _run(loop: "_Loop", path: Path | None, progress: bool) -> None:
+    """Train until `loop` is done, with a progress bar; write checkpoints to `path`."""
     with (
-        cells.in_any_order(),
+        loop.cells.in_any_order(),
         _noted_sigterm() as noted,
         tqdm(total=loop.settings.max_steps, initial=loop.step, unit="step", disable=not progress, mininterval=5) as bar,
     ):
@@ -166,7 +182,7 @@ def train(
             bar.update()
             if loop.validated():
                 bar.set_postfix(loop.summary(), refresh=False)
-            due = monotonic() - saved > settings.checkpoint_seconds
+            due = monotonic() - saved > loop.settings.checkpoint_seconds
             # all processes must do the same after the same step, whichever of them was asked
             asked = loop.processes.largest(_STOP if noted else _SAVE if due else 0)
             if asked and path is not None:
@@ -174,19 +190,17 @@ def train(
                 saved = monotonic()
             if asked == _STOP:
                 raise SystemExit(128 + signal.SIGTERM)
-    network.load_state_dict(loop.best_weights)
-    if path is not None:
-        loop.save(path)
-    return loop.history
 
 
 class _Loop:
     """Everything that changes while training, so that it can be saved and restored at once."""
 
-    def __init__(self, network, cells: Cells, objective, settings: Training, seed: int):
+    def __init__(self, network, cells: Cells, objective, settings: Training, seed: int, history: list | None = None):
         self.network, self.cells, self.objective, self.seed = network, cells, objective, seed
         if settings.schedule not in ("plateau", "cosine"):
             raise ValueError(f"schedule {settings.schedule!r} is not one of plateau, cosine")
+        if settings.batch_size < 2:
+            raise ValueError(f"batch_size is {settings.batch_size}; batch normalisation needs two cells at least")
         self.processes = Processes(cells.device)
         if settings.batch_size % self.processes.n:
             raise ValueError(f"{self.processes.n} processes cannot share batch_size {settings.batch_size} evenly")
@@ -204,7 +218,8 @@ class _Loop:
         self.best_step = 0
         self.reduced_step = 0
         self.best_weights = _copy(network.state_dict())
-        self.history: list[dict] = []
+        self.history: list[dict] = [] if history is None else history
+        self.summed_loss = torch.zeros((), dtype=torch.float64, device=cells.device)
 
     # ---- one step --------------------------------------------------------------------------------
 
@@ -272,6 +287,7 @@ class _Loop:
             adversarial = network.discriminator_loss(batch, means, noise, None)
         losses = network.generator_losses(batch, posteriors, objective)
         total = network.total(losses, adversarial, objective, kl)
+        self.summed_loss += total.detach()
         self.generator_side.zero_grad(set_to_none=True)
         total.backward()
         self.processes.average_gradients(self.generator_side.param_groups[0]["params"])
@@ -286,8 +302,10 @@ class _Loop:
             "step": self.step,
             "epoch": self.step / len(self.sampler),
             "learning_rate": self.learning_rate,
+            "train_loss": float(self.summed_loss) / max(self.step - self._last_check(), 1),
             **self._held_out_losses(),
         }
+        self.summed_loss.zero_()
         row = self.processes.from_first(row)
         self.history.append(row)
         if not np.isfinite(row.get("loss", 0.0)):
@@ -381,8 +399,10 @@ class _Loop:
             # between two validations each process has running means of its own
             "buffers": self.processes.gather({name: b.cpu() for name, b in self.network.named_buffers()}),
             "sampler": self.sampler.state(),
+            "summed_loss": self.summed_loss,
             "torch": self.processes.gather(torch.get_rng_state()),
             "cuda": self.processes.gather(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []),
+            "history": self.history,
             **{name: getattr(self, name) for name in self._PLAIN},
         }
 
@@ -392,7 +412,7 @@ class _Loop:
         if self.processes.rank == 0:
             save_atomically(state, path)
 
-    _PLAIN = ("step", "learning_rate", "best", "best_step", "reduced_step", "best_weights", "history")
+    _PLAIN = ("step", "learning_rate", "best", "best_step", "reduced_step", "best_weights")
 
     def load_state(self, state: dict) -> None:
         """Restore what `state` returned."""
@@ -403,6 +423,8 @@ class _Loop:
         torch.set_rng_state(state["torch"][self.processes.rank].cpu())
         if state["cuda"][self.processes.rank]:
             torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"][self.processes.rank]])
+        self.summed_loss.copy_(state["summed_loss"])
+        self.history[:] = state["history"]
         for name in self._PLAIN:
             setattr(self, name, state[name])
 

@@ -17,10 +17,8 @@ sys.path.insert(0, str(ROOT))
 from clue.benchmark.cluster import read_site
 from clue.benchmark.config import ORACLE, Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.machine import require_gpu, require_slurm
-from clue.benchmark.recovery import start
+from clue.benchmark.machine import unavailable
 from clue.benchmark.sources import MANIFEST, has_files, sources
-from clue.benchmark.status import failures, standings
 
 # In the checkout itself its files have relative names, so that a move of both runs nothing again.
 CHECKOUT = "." if ROOT.samefile(Path.cwd()) else str(ROOT)
@@ -43,15 +41,16 @@ try:
         read_yaml(Path(path))  # refuses a key that is there twice, of which Snakemake has taken the last
     BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
     BENCHMARK.check_pairs()
-    RAW = {name: [f"data/raw/{name}/{MANIFEST}"] for name, spec in BENCHMARK.datasets.items() if has_files(spec)}
+    # Elsewhere, and in other environments, jobs find out for themselves.
+    if workflow.resource_settings.nodes is None and not workflow.deployment_settings.deployment_method:
+        BENCHMARK.unavailable = unavailable(BENCHMARK.methods)
+    RAW = {name: f"data/raw/{name}/{MANIFEST}" for name, spec in BENCHMARK.datasets.items() if has_files(spec)}
 except BenchmarkError as error:
     raise WorkflowError(str(error)) from None
 
 RUN = BENCHMARK.config["run"]
 MIRROR = BENCHMARK.config["data_mirror"]
-PARTIAL = BENCHMARK.config["partial"]
 JOBS = BENCHMARK.plan()
-RUNNABLE = [job for job in JOBS if not job.reason]
 MODALITY_SETS = sorted({tuple(spec["modalities"]) for spec in BENCHMARK.datasets.values()})
 
 # Of no run: which cells a run takes is decided when they are split.
@@ -61,6 +60,10 @@ LOGS = f"logs/{RUN}"
 TASK = f"{RESULTS}/{{dataset}}/{{split}}"
 JOB = f"{TASK}/{{method}}/{{variant}}/seed-{{seed}}"
 TABLE = f"{RESULTS}/metrics.tsv"
+
+# Set by rules/run.smk after jobs have failed: what exists is collected, drawn and reported, and nothing else is asked for.
+FINISHING = os.environ.get("CLUE_BENCH_FINISHING", "")
+RUNNABLE = [job for job in JOBS if not job.reason and (job.is_scored() or not FINISHING)]
 
 
 wildcard_constraints:
@@ -127,8 +130,23 @@ def _growing(amount, most):
     return lambda wildcards, attempt: int(min(amount * 2 ** (attempt - 1), max(most, amount)))
 
 
-def together(tasks, threads, resources):
+def resources_of(method):
+    """Return the resources of a method's jobs, as its YAML has them."""
+    wanted, gpus = BENCHMARK.methods[method]["resources"], BENCHMARK.gpus(method)
+    found = {
+        "mem_mb": memory(int(1000 * wanted["mem_gb"]), gpu=gpus),
+        "runtime": minutes(wanted["runtime_min"], gpu=gpus),
+        "gpu": gpus,
+    }
+    if wanted["tasks"] > 1:
+        # The job's shell calls srun itself, which `mpi` tells the Slurm plugin.
+        found |= {"mpi": "srun", "tasks": wanted["tasks"], "nodes": wanted["nodes"], "tasks_per_gpu": 0}
+    return found
+
+
+def together(threads, resources):
     """Return what goes before a method's command: nothing, or the program that starts its tasks."""
+    tasks = resources.get("tasks", 1)
     program = "$CLUE_CHECKOUT/scripts/together.sh"
     return f"{program} {tasks} {resources.nodes} {threads} {resources.gpu} " if tasks > 1 else ""
 
@@ -160,26 +178,15 @@ def method_code(spec):
     return digest(f"scripts/methods/{spec['script']}", *spec["sources"])
 
 
-def is_current(job):
-    """Tell whether a job's scores are there and were made from the embedding that is there."""
-    metrics, embedding = Path(job.folder, "metrics.tsv"), Path(job.folder, "embedding.h5ad")
-    return metrics.exists() and embedding.exists() and metrics.stat().st_mtime >= embedding.stat().st_mtime
-
-
-def scored(jobs):
-    """Return the jobs whose results may be asked for: all, or in a partial collection those that exist."""
-    return [job for job in jobs if is_current(job)] if PARTIAL else jobs
-
-
-def present(files):
-    """Return the files that may be asked for: all, or in a partial collection those that exist."""
-    return [file for file in files if Path(file).exists()] if PARTIAL else list(files)
+def usable(path):
+    """Tell whether a file may be asked for: any, but only those that exist once jobs have failed."""
+    return Path(path).exists() or not FINISHING
 
 
 def drawn(dataset, split):
     """Return the embeddings of a split's UMAPs: each method's default variant, its first seed; no control."""
     first = {}
-    for job in scored(RUNNABLE):
+    for job in RUNNABLE:
         if (job.dataset, job.split, job.variant) == (dataset, split, "default"):
             first.setdefault(job.method, f"{job.folder}/embedding.h5ad")
     methods = {method: path for method, path in first.items() if method not in ("random", ORACLE)}
@@ -196,30 +203,6 @@ def matches_of(dataset, split):
 def solution(dataset, split):
     """Return the path of a split's solution."""
     return f"{RESULTS}/{dataset}/{split}/solution.h5ad"
-
-
-def begin_run():
-    """Refuse to run beside jobs that a killed run has left in Slurm's queue, and without what all jobs would lack."""
-    try:
-        if workflow.executor_plugin.name == "slurm":
-            require_slurm()
-        if workflow.local_exec and BENCHMARK.config["device"] == "cuda":
-            # Figures of finished results are drawn anywhere.
-            if any(job.resources.get("gpu") for job in workflow.dag.needrun_jobs()):
-                require_gpu()
-        start(Path.cwd())
-    except BenchmarkError as error:
-        raise WorkflowError(str(error)) from None
-
-
-def print_failures():
-    """Name each failed job, why, and how to go on."""
-    try:
-        lines = failures(standings(BENCHMARK, Path.cwd()))
-    except BenchmarkError as error:
-        lines = [str(error)]
-    lines.append("Finished jobs are kept and training resumes from its checkpoint: start the same command again.")
-    print("\n".join(["", *lines]), file=sys.stderr)
 
 
 def looks(*patterns):

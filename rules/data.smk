@@ -4,60 +4,50 @@ Which files there will be depends on the source that can be reached; the output 
 names them.
 """
 
-for dataset in RAW:
-    if PARTIAL:
-        continue
 
-    rule:
-        name:
-            f"download_{dataset}"
-        output:
-            RAW[dataset],
-        log:
-            f"logs/download/{dataset}.log",
-        benchmark:
-            f"logs/download/{dataset}.benchmark.tsv"
-        localrule: True
-        conda:
-            "../envs/python.yaml"
-        params:
-            dataset=dataset,
-            folder=lambda wildcards, dataset=dataset: f"data/raw/{dataset}",
-            # A parameter that depends on the output does not re-run the rule: another mirror is no other data.
-            mirror=lambda wildcards, output: MIRROR,
-            sources=to_json(sources(BENCHMARK.datasets[dataset])),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/download.py --dataset {params.dataset} --folder {params.folder}"
-            " --mirror={params.mirror:q} --project $CLUE_CHECKOUT > {log} 2>&1"
+rule download:
+    output:
+        f"data/raw/{{dataset}}/{MANIFEST}",
+    log:
+        "logs/download/{dataset}.log",
+    benchmark:
+        "logs/download/{dataset}.benchmark.tsv"
+    localrule: True
+    conda:
+        "../envs/python.yaml"
+    params:
+        folder=subpath(output[0], parent=True),
+        # A parameter that depends on the output does not re-run the rule: another mirror is no other data.
+        mirror=lambda wildcards, output: MIRROR,
+        sources=lambda wildcards: to_json(sources(BENCHMARK.datasets[wildcards.dataset])),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/download.py --dataset {wildcards.dataset} --folder {params.folder}"
+        " --mirror={params.mirror:q} --project $CLUE_CHECKOUT > {log} 2>&1"
 
 
-if not PARTIAL:
-
-    rule prepare:
-        input:
-            lambda wildcards: RAW.get(wildcards.dataset, []),
-        output:
-            PREPARED,
-        log:
-            "logs/prepared/{dataset}.log",
-        benchmark:
-            "logs/prepared/{dataset}.benchmark.tsv"
-        conda:
-            "../envs/python.yaml"
-        resources:
-            mem_mb=memory_of_data,
-            runtime=minutes_of_data,
-        params:
-            folder="data/raw/{dataset}",
-            spec=lambda wildcards: to_json(
-                {
-                    key: BENCHMARK.datasets[wildcards.dataset].get(key)
-                    for key in ("source", "sources", "prepare", "modalities", "expect")
-                }
-            ),
-            code=digest(
-                "scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"
-            ),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/prepare.py --dataset {wildcards.dataset} --raw {params.folder} --output {output}"
-            " --project $CLUE_CHECKOUT > {log} 2>&1"
+rule prepare:
+    input:
+        lambda wildcards: RAW.get(wildcards.dataset, []),
+    output:
+        PREPARED,
+    log:
+        "logs/prepared/{dataset}.log",
+    benchmark:
+        "logs/prepared/{dataset}.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory_of_data,
+        runtime=minutes_of_data,
+    params:
+        folder="data/raw/{dataset}",
+        spec=lambda wildcards: to_json(
+            {
+                key: BENCHMARK.datasets[wildcards.dataset].get(key)
+                for key in ("source", "sources", "prepare", "modalities", "expect")
+            }
+        ),
+        code=digest("scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/prepare.py --dataset {wildcards.dataset} --raw {params.folder} --output {output}"
+        " --project $CLUE_CHECKOUT > {log} 2>&1"

@@ -8,8 +8,8 @@ PUBLISHED = expand(
     name=["leaderboard", "cell_type_match", "organisers", "rebenchmarks", "scmmib"],
 )
 
-SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS))
-UMAPS = [split for split in SPLITS if drawn(*split) and present([solution(*split)])]
+SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS if usable(solution(job.dataset, job.split))))
+UMAPS = [split for split in SPLITS if drawn(*split)]
 
 INTEGRATION_POINTS = 4000
 RESOURCES = f"{RESULTS}/resources.tsv"
@@ -23,6 +23,7 @@ DRAWINGS = {
     "ranking": {"metrics": TABLE},
     "ablation": {"metrics": TABLE, "reference": of_checkout("config/reference/ablation.tsv")},
     "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAPS]},
+    "resources": {"resources": RESOURCES},
 }
 if SIMULATED:
     DRAWINGS["factors"] = {"probes": PROBES}
@@ -32,9 +33,22 @@ if len({(spec.get("paired_fraction"), spec.get("n_train")) for spec in SPECS}) >
 # The same, where the program also looks into the results of jobs.
 WALKS = {"learning": {"resources": RESOURCES}, "scaling": {"resources": RESOURCES}}
 REPORT = f"{RESULTS}/report.html"
-FIGURES = expand(FIGURE, name=["comparison", "resources", *DRAWINGS, *WALKS])
+FIGURES = expand(FIGURE, name=["comparison", *DRAWINGS, *WALKS])
 FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAPS]
 TABLES = expand(TABLE_OF, name=["comparison", "summary", "paper", "datasets", *DRAWINGS, *WALKS])
+if FINISHING == "report":
+    # Those that could not be drawn do not take the report with them.
+    FIGURES, TABLES = list(filter(usable, FIGURES)), list(filter(usable, TABLES))
+
+
+# Where `snakemake --report` shows them.
+CATEGORIES = {"integration": "Embeddings", "factors": "Embeddings"}
+CATEGORIES |= dict.fromkeys(["learning", "scaling", "resources"], "Time and memory")
+
+
+def shown(path, name, category="Scores"):
+    """Return a figure or table as a part of `snakemake --report`, with the caption of its name."""
+    return report(path, caption=f"captions/{name}.rst", category=CATEGORIES.get(name, category))
 
 
 rule figures:
@@ -51,16 +65,18 @@ for name, options in (DRAWINGS | WALKS).items():
         input:
             **options,
         output:
-            png=FIGURE.format(name=name),
+            png=shown(FIGURE.format(name=name), name),
             pdf=f"{RESULTS}/figures/{name}.pdf",
             table=TABLE_OF.format(name=name),
         log:
             f"{LOGS}/figures/{name}.log",
         benchmark:
             f"{LOGS}/figures/{name}.benchmark.tsv"
-        localrule: True
         conda:
             "../envs/python.yaml"
+        resources:
+            mem_mb=memory(2000),
+            runtime=minutes(30),
         params:
             script=f"scripts/figures/{name}.py",
             files=lambda wildcards, input: " ".join(f"--{option} {files}" for option, files in input.items()),
@@ -73,8 +89,8 @@ for name, options in (DRAWINGS | WALKS).items():
 
 rule probes:
     input:
-        solutions=present([solution(*split) for split in SIMULATED]),
-        embeddings=[f"{job.folder}/embedding.h5ad" for job in scored(RUNNABLE) if (job.dataset, job.split) in SIMULATED],
+        solutions=[solution(*split) for split in SIMULATED],
+        embeddings=[f"{job.folder}/embedding.h5ad" for job in RUNNABLE if (job.dataset, job.split) in SIMULATED],
     output:
         PROBES,
     log:
@@ -96,21 +112,23 @@ rule probes:
 rule comparison:
     input:
         metrics=TABLE,
-        cells=present([f"{job.folder}/cells.tsv.gz" for job in scored(RUNNABLE)]),
+        cells=[f"{job.folder}/cells.tsv.gz" for job in RUNNABLE],
     output:
-        png=FIGURE.format(name="comparison"),
+        png=shown(FIGURE.format(name="comparison"), "comparison"),
         pdf=f"{RESULTS}/figures/comparison.pdf",
         table=f"{RESULTS}/tables/comparison.tsv",
-        summary=f"{RESULTS}/tables/summary.tsv",
+        summary=shown(f"{RESULTS}/tables/summary.tsv", "summary"),
         tests=f"{RESULTS}/tables/tests.tsv",
         intervals=f"{RESULTS}/tables/intervals.tsv",
     log:
         f"{LOGS}/figures/comparison.log",
     benchmark:
         f"{LOGS}/figures/comparison.benchmark.tsv"
-    localrule: True
     conda:
         "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(60),
     params:
         folder=subpath(input.metrics, parent=True),
         code=looks("scripts/figures/comparison.py", "clue/benchmark/plots.py"),
@@ -126,7 +144,7 @@ rule paper:
         published=PUBLISHED,
         ablation=of_checkout("config/reference/ablation.tsv"),
     output:
-        TABLE_OF.format(name="paper"),
+        shown(TABLE_OF.format(name="paper"), "paper"),
     log:
         f"{LOGS}/figures/paper.log",
     benchmark:
@@ -135,140 +153,110 @@ rule paper:
     conda:
         "../envs/python.yaml"
     params:
-        code=looks("scripts/figures/paper.py", "clue/benchmark/reference.py"),
+        code=looks("scripts/figures/paper.py", "clue/benchmark/plots.py", "clue/benchmark/reference.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/paper.py --metrics {input.metrics} --published {input.published}"
         " --ablation {input.ablation} --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
 
 
-rule resources:
+rule umap:
     input:
-        RESOURCES,
+        solution=f"{TASK}/solution.h5ad",
+        embeddings=lambda wildcards: drawn(wildcards.dataset, wildcards.split),
     output:
-        png=FIGURE.format(name="resources"),
-        pdf=f"{RESULTS}/figures/resources.pdf",
+        png=shown(FIGURE.format(name="umap_{dataset}_{split}"), "umap", "Embeddings"),
+        pdf=f"{RESULTS}/figures/umap_{{dataset}}_{{split}}.pdf",
+        table=f"{RESULTS}/tables/umap_{{dataset}}_{{split}}.tsv.gz",
     log:
-        f"{LOGS}/figures/resources.log",
+        f"{LOGS}/figures/umap_{{dataset}}_{{split}}.log",
     benchmark:
-        f"{LOGS}/figures/resources.benchmark.tsv"
-    localrule: True
+        f"{LOGS}/figures/umap_{{dataset}}_{{split}}.benchmark.tsv"
     conda:
         "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(60),
     params:
-        code=looks("scripts/figures/resources.py", "clue/benchmark/plots.py"),
+        points=UMAP_POINTS,
+        code=looks(
+            "scripts/figures/umaps.py",
+            "clue/benchmark/plots.py",
+            "clue/benchmark/umap.py",
+            "clue/matching.py",
+        ),
     shell:
-        "python -P $CLUE_CHECKOUT/scripts/figures/resources.py --resources {input} --display $CLUE_CHECKOUT/config/display.yaml"
-        " --figure {output.png} > {log} 2>&1"
+        "python -P $CLUE_CHECKOUT/scripts/figures/umaps.py --solution {input.solution} --embeddings {input.embeddings}"
+        " --points {params.points} --seed 0 --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png}"
+        " --table {output.table} > {log} 2>&1"
 
 
-for dataset, split in UMAPS:
-
-    rule:
-        name:
-            f"umap_{dataset}_{split}"
-        input:
-            solution=solution(dataset, split),
-            embeddings=drawn(dataset, split),
-        output:
-            png=FIGURE.format(name=f"umap_{dataset}_{split}"),
-            pdf=f"{RESULTS}/figures/umap_{dataset}_{split}.pdf",
-            table=f"{RESULTS}/tables/umap_{dataset}_{split}.tsv.gz",
-        log:
-            f"{LOGS}/figures/umap_{dataset}_{split}.log",
-        benchmark:
-            f"{LOGS}/figures/umap_{dataset}_{split}.benchmark.tsv"
-        conda:
-            "../envs/python.yaml"
-        resources:
-            mem_mb=memory(4000),
-            runtime=minutes(60),
-        params:
-            points=UMAP_POINTS,
-            code=looks(
-                "scripts/figures/umaps.py",
-                "clue/benchmark/plots.py",
-                "clue/benchmark/umap.py",
-                "clue/matching.py",
-            ),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/figures/umaps.py --solution {input.solution} --embeddings {input.embeddings}"
-            " --points {params.points} --seed 0 --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png}"
-            " --table {output.table} > {log} 2>&1"
+rule integration_scores:
+    input:
+        solution=f"{TASK}/solution.h5ad",
+        embeddings=lambda wildcards: drawn(wildcards.dataset, wildcards.split),
+    output:
+        f"{TASK}/integration.tsv",
+    log:
+        f"{LOGS}/{{dataset}}/{{split}}/integration.log",
+    benchmark:
+        f"{LOGS}/{{dataset}}/{{split}}/integration.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(30),
+    params:
+        points=INTEGRATION_POINTS,
+        code=digest("scripts/integration.py", "clue/benchmark/umap.py", "clue/matching.py"),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
+        " --points {params.points} --seed 0 --table {output} > {log} 2>&1"
 
 
-for dataset, split in UMAPS:
-
-    rule:
-        name:
-            f"integration_{dataset}_{split}"
-        input:
-            solution=solution(dataset, split),
-            embeddings=drawn(dataset, split),
-        output:
-            f"{RESULTS}/{dataset}/{split}/integration.tsv",
-        log:
-            f"{LOGS}/{dataset}/{split}/integration.log",
-        benchmark:
-            f"{LOGS}/{dataset}/{split}/integration.benchmark.tsv"
-        conda:
-            "../envs/python.yaml"
-        resources:
-            mem_mb=memory(4000),
-            runtime=minutes(30),
-        params:
-            points=INTEGRATION_POINTS,
-            code=digest("scripts/integration.py", "clue/benchmark/umap.py", "clue/matching.py"),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
-            " --points {params.points} --seed 0 --table {output} > {log} 2>&1"
-
-
-for dataset, split in UMAPS:
-
-    rule:
-        name:
-            f"confusion_{dataset}_{split}"
-        input:
-            solution=solution(dataset, split),
-            matches=matches_of(dataset, split),
-        output:
-            png=FIGURE.format(name=f"confusion_{dataset}_{split}"),
-            pdf=f"{RESULTS}/figures/confusion_{dataset}_{split}.pdf",
-            table=TABLE_OF.format(name=f"confusion_{dataset}_{split}"),
-        log:
-            f"{LOGS}/figures/confusion_{dataset}_{split}.log",
-        benchmark:
-            f"{LOGS}/figures/confusion_{dataset}_{split}.benchmark.tsv"
-        conda:
-            "../envs/python.yaml"
-        resources:
-            mem_mb=memory(4000),
-            runtime=minutes(15),
-        params:
-            code=looks("scripts/figures/confusion.py", "clue/benchmark/plots.py"),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
-            " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
+rule confusion:
+    input:
+        solution=f"{TASK}/solution.h5ad",
+        matches=lambda wildcards: matches_of(wildcards.dataset, wildcards.split),
+    output:
+        png=shown(FIGURE.format(name="confusion_{dataset}_{split}"), "confusion", "Embeddings"),
+        pdf=f"{RESULTS}/figures/confusion_{{dataset}}_{{split}}.pdf",
+        table=TABLE_OF.format(name="confusion_{dataset}_{split}"),
+    log:
+        f"{LOGS}/figures/confusion_{{dataset}}_{{split}}.log",
+    benchmark:
+        f"{LOGS}/figures/confusion_{{dataset}}_{{split}}.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(15),
+    params:
+        code=looks("scripts/figures/confusion.py", "clue/benchmark/plots.py"),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
+        " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
 
 
 rule datasets:
     input:
-        datasets=present(expand(PREPARED, dataset=BENCHMARK.datasets)),
-        solutions=present([solution(*split) for split in SPLITS]),
+        datasets=filter(usable, expand(PREPARED, dataset=BENCHMARK.datasets)),
+        solutions=[solution(*split) for split in SPLITS],
     output:
-        f"{RESULTS}/tables/datasets.tsv",
+        shown(f"{RESULTS}/tables/datasets.tsv", "datasets", "Data"),
     log:
         f"{LOGS}/figures/datasets.log",
     benchmark:
         f"{LOGS}/figures/datasets.benchmark.tsv"
-    localrule: True
     conda:
         "../envs/python.yaml"
+    resources:
+        mem_mb=memory(4000),
+        runtime=minutes(60),
     params:
-        code=looks("scripts/figures/datasets.py"),
+        code=looks("scripts/figures/datasets.py", "clue/benchmark/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/datasets.py --datasets {input.datasets} --solutions {input.solutions}"
-        " --config $CLUE_CHECKOUT/config --table {output} > {log} 2>&1"
+        " --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
 
 
 rule html_report:

@@ -1,32 +1,29 @@
 """Score each embedding against the solution; collect the planned grid, failures included, in one table."""
 
-if not PARTIAL:
 
-    rule oracle:
-        input:
-            tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
-            solution=f"{TASK}/solution.h5ad",
-        output:
-            embedding=f"{TASK}/{ORACLE}/default/seed-0/embedding.h5ad",
-        log:
-            f"{LOGS}/{{dataset}}/{{split}}/{ORACLE}/default/seed-0.log",
-        benchmark:
-            f"{LOGS}/{{dataset}}/{{split}}/{ORACLE}/default/seed-0.benchmark.tsv"
-        conda:
-            "../envs/python.yaml"
-        resources:
-            mem_mb=memory(2000),
-            runtime=minutes(15),
-        params:
-            code=digest("scripts/oracle.py"),
-        shell:
-            "python -P $CLUE_CHECKOUT/scripts/oracle.py --tests {input.tests} --solution {input.solution}"
-            " --embedding {output.embedding} > {log} 2>&1"
+rule oracle:
+    input:
+        tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
+        solution=f"{TASK}/solution.h5ad",
+    output:
+        embedding=f"{TASK}/{ORACLE}/default/seed-0/embedding.h5ad",
+    log:
+        f"{LOGS}/{{dataset}}/{{split}}/{ORACLE}/default/seed-0.log",
+    benchmark:
+        f"{LOGS}/{{dataset}}/{{split}}/{ORACLE}/default/seed-0.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory(2000),
+        runtime=minutes(15),
+    params:
+        code=digest("scripts/oracle.py"),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/oracle.py --tests {input.tests} --solution {input.solution}"
+        " --embedding {output.embedding} > {log} 2>&1"
 
 
 for first, second in MODALITY_SETS:
-    if PARTIAL:
-        continue
 
     rule:
         name:
@@ -59,22 +56,26 @@ for first, second in MODALITY_SETS:
 
 rule collect:
     input:
-        [f"{job.folder}/metrics.tsv" for job in scored(RUNNABLE)],
+        [f"{job.folder}/metrics.tsv" for job in RUNNABLE],
     output:
-        metrics=TABLE,
-        resources=f"{RESULTS}/resources.tsv",
-        failures=f"{RESULTS}/failures.tsv",
+        metrics=report(TABLE, category="Scores"),
+        resources=report(f"{RESULTS}/resources.tsv", category="Time and memory"),
+        failures=report(f"{RESULTS}/failures.tsv", category="Failures"),
     log:
         f"{LOGS}/collect.log",
     benchmark:
         f"{LOGS}/collect.benchmark.tsv"
-    localrule: True
     conda:
         "../envs/python.yaml"
+    resources:
+        mem_mb=memory(2000),
+        runtime=minutes(30),
     params:
         config=to_json(BENCHMARK.config),
+        unavailable=to_json(BENCHMARK.unavailable),
         plan=to_json([vars(job) for job in JOBS]),
         code=digest("scripts/collect.py", "clue/benchmark/collect.py"),
     shell:
-        "python -P $CLUE_CHECKOUT/scripts/collect.py --config {params.config:q} --project $CLUE_CHECKOUT --root . --metrics {output.metrics}"
+        "python -P $CLUE_CHECKOUT/scripts/collect.py --config {params.config:q} --project $CLUE_CHECKOUT --root . --unavailable {params.unavailable:q}"
+        " --metrics {output.metrics}"
         " --resources {output.resources} --failures {output.failures} > {log} 2>&1"

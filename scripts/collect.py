@@ -9,7 +9,7 @@ from typing import Any
 from clue.benchmark.collect import collect, summary
 from clue.benchmark.config import Benchmark, ConfigError, read_yaml
 from clue.benchmark.errors import run_program
-from clue.benchmark.scoring import write_table
+from clue.benchmark.tables import write_table
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -18,12 +18,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", required=True, help="the run's configuration: a file, or JSON as it is")
     parser.add_argument("--project", type=Path, default=".", help="the project folder, which holds config/")
     parser.add_argument("--root", type=Path, required=True, help="the folder that holds results/ and logs/")
+    parser.add_argument(
+        "--unavailable", type=json.loads, default={}, help="methods that cannot run, with reasons: JSON"
+    )
     parser.add_argument("--metrics", type=Path, required=True, help="table of scores to write")
     parser.add_argument("--resources", type=Path, required=True, help="table of times and memory to write")
     parser.add_argument("--failures", type=Path, required=True, help="table of jobs without scores to write")
     arguments = parser.parse_args(argv)
 
-    jobs = Benchmark(_read_config(arguments.config), arguments.project).plan()
+    benchmark = Benchmark(_read_config(arguments.config), arguments.project)
+    benchmark.unavailable = arguments.unavailable
+    jobs = benchmark.plan()
     tables = collect(jobs, arguments.root)
     write_table(tables.resources, arguments.resources)
     write_table(tables.failures, arguments.failures)

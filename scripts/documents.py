@@ -206,7 +206,7 @@ def update(path: Path, rows: list[dict[str, str]], key: list[str]) -> Path:
     """Replace the rows of a file that have the same key, in their places; add the others."""
     old = tables.read_table(path, key).to_dict("records") if path.exists() else []
     merged = {tuple(row[name] for name in key): row for row in [*old, *rows]}
-    tables.write_table(pd.DataFrame(merged.values()), path)
+    tables.write_table(pd.DataFrame(merged.values()), path, digits=6)
     return path
 
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     style.apply()
     # The same input gives the same file; letters as outlines look the same on every machine.
-    plt.rcParams.update({"svg.hashsalt": "clue", "svg.fonttype": "path", "font.size": 10})
+    plt.rcParams.update({"svg.hashsalt": "clue", "svg.fonttype": "path", "font.size": 10, "text.parse_math": True})
     display = style.Display(Path("config", "display.yaml"))
     print(f"wrote {write(model(display), PICTURES / 'model.svg', {'Date': None})}")
     print(f"wrote {write(workflow(display), PICTURES / 'workflow.svg', {'Date': None})}")

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = scores(vectors, types, modalities, args.seed)
         for (group, metric), value in found.items():
             rows.append([*job, group, metric, float(value), embedding.n_obs, str(solution.uns["labels"])])
-    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table)
+    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table, digits=6)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from clue.benchmark.config import load
 from clue.benchmark.contracts import read_embedding, read_solution
 from clue.benchmark.errors import BenchmarkError, run_program
 from clue.benchmark.probe import COLUMNS, probe
-from clue.benchmark.scoring import write_table
+from clue.benchmark.tables import write_table
 from clue.simulate import simulate
 
 

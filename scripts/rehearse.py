@@ -75,8 +75,8 @@ def copy_project(project: Path, folder: Path) -> Path:
             shutil.copy2(source, target)
     if (project / ".r").is_dir():  # an R that `make r` has made
         (folder / ".r").symlink_to(project.resolve() / ".r")
-    # Checksums of real files are none of simulated ones.
-    (folder / "config" / "datasets" / "checksums.tsv").unlink(missing_ok=True)
+    # Real files have these checksums, simulated ones do not.
+    (folder / "config" / "datasets" / "SHA256SUMS").unlink(missing_ok=True)
     return folder.resolve()
 
 

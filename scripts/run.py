@@ -1,8 +1,8 @@
 """Run the benchmark and make its report: what `make run` does.
 
-Snakemake does the work, on this machine or, with a profile, on a cluster. Around it: a lock that a killed run
-has left is cleared, with the jobs that it left at work or in the queue; when jobs fail, what exists is still
-collected, drawn and reported. The exit status is not 0 if any job failed.
+Snakemake does the work, on this machine or, with a profile, on a cluster. Before it, a lock that a killed run
+has left is cleared, with the jobs that it left at work or in the queue. While it is at work its log goes to
+``logs/<run>/snakemake.log``, and a person sees a bar and the jobs in words.
 """
 
 import argparse
@@ -10,13 +10,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from clue.benchmark.cluster import slurm_site
+import pandas as pd
+
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import run_program
-from clue.benchmark.machine import require_gpu, require_slurm
+from clue.benchmark.machine import writable_caches
+from clue.benchmark.progress import Progress
 from clue.benchmark.recovery import clear_killed_run, end, processes_at_work
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -33,72 +36,95 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
     benchmark.check_pairs()
-    run = benchmark.config["run"]
-    if not arguments.download:
-        check_machine(benchmark, arguments.profile)
-    snakemake = Snakemake(arguments.config, arguments.cores, arguments.profile)
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
-    if arguments.download:
-        if not snakemake("download", "--keep-going", "--rerun-incomplete"):
-            sys.exit("error: some files could not be downloaded; see logs/download, and run again")
-        return
-    failed = not snakemake("all", "--keep-going", "--rerun-incomplete")
-    if failed:
-        print("\nSome jobs failed: collecting and drawing what exists.\n", flush=True)
-        if not snakemake(
-            "all", "--keep-going", "--rerun-incomplete", "--forcerun", "collect", "--config", "partial=True"
-        ):
-            sys.exit(f"error: nothing could be collected; see logs/{run} and .snakemake/log")
-    print(f"\nReport: {Path('results', run, 'report.html').resolve()}", flush=True)
-    if failed:
-        sys.exit(f"error: some jobs failed; see results/{run}/failures.tsv")
+    progress = Progress(benchmark, sys.stderr.isatty())
+    target = "downloaded" if arguments.download else "all"
+    log = Path("logs", benchmark.config["run"], "snakemake.log")
+    status = run(command(arguments, target), log, progress)
+    if not arguments.download:
+        print_results(Path("results", benchmark.config["run"]))
+    for line in progress.last:
+        print(line, flush=True)
+    if status and not progress.n_failed:
+        sys.exit(f"error: {reason(progress.wrong) or f'Snakemake has failed; see {log}'}")
+    if status and arguments.download:
+        sys.exit("error: some files could not be downloaded; see logs/download, and run again")
+    if status:
+        sys.exit(f"error: some jobs failed; see results/{benchmark.config['run']}/failures.tsv and {log}")
 
 
-def check_machine(benchmark: Benchmark, profile: str | None) -> None:
-    """Refuse a run whose jobs would all fail, before each is tried and what exists is collected."""
-    if profile and Path(profile).name == "slurm":
-        require_slurm()
-        slurm_site()
-    elif not profile:
-        missing = [
-            job for job in benchmark.plan() if not job.reason and not Path(job.folder, "embedding.h5ad").exists()
-        ]
-        if any(benchmark.gpus(job.method) for job in missing):
-            require_gpu()
+def command(arguments: argparse.Namespace, target: str) -> list[str]:
+    """Return the command line of Snakemake."""
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
+    words += ["--configfile", str(arguments.config), "--keep-going", "--rerun-incomplete"]
+    if arguments.profile:
+        words += ["--profile", arguments.profile]
+    else:
+        # The greedy scheduler needs no solver, and one GPU runs one job at a time.
+        words += ["--cores", str(arguments.cores), "--scheduler", "greedy", "--resources", "gpu=1"]
+        words += ["--show-failed-logs"]
+    return [*words, "--", target]
 
 
-class Snakemake:
-    """Snakemake on one configuration, as a command that tells whether it succeeded."""
+def run(words: list[str], log: Path, progress: Progress) -> int:
+    """Run Snakemake to its end, its output in a log; an interrupt or a termination is handed on to it and its jobs."""
+    # A user who sets it for other workflows has not asked for it here.
+    environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
+    environment |= writable_caches()
+    log.parent.mkdir(parents=True, exist_ok=True)
+    # Not a pipe: Snakemake would stop with this process, and what a killed one has left at work would keep it open.
+    with open(log, "w") as output:
+        process = subprocess.Popen(
+            words, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_listen_to_interrupts, env=environment
+        )
+    previous = signal.signal(signal.SIGTERM, _exit_terminated)
+    try:
+        follow(process, log, progress)
+    except (KeyboardInterrupt, SystemExit) as interrupt:
+        if isinstance(interrupt, SystemExit):
+            # A terminal interrupts Snakemake too; a termination reaches this process only.
+            process.send_signal(signal.SIGINT)
+        end(list(processes_at_work(Path.cwd())))
+        process.wait()
+        sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, SystemExit) else signal.SIGINT))
+    finally:
+        progress.close()
+        signal.signal(signal.SIGTERM, previous)
+    return process.returncode
 
-    def __init__(self, config: Path, cores: int | None, profile: str | None):
-        self.command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
-        self.command += ["--configfile", str(config)]
-        # A user who sets it for other workflows has not asked for it here.
-        self.environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
-        if profile:
-            self.command += ["--profile", profile]
-        else:
-            # The greedy scheduler needs no solver, and one GPU runs one job at a time.
-            self.command += ["--cores", str(cores), "--scheduler", "greedy", "--resources", "gpu=1"]
-            self.command += ["--show-failed-logs"]
 
-    def __call__(self, target: str, *options: str) -> bool:
-        """Run towards a target; an interrupt or a termination is handed on to Snakemake and its jobs."""
-        command = [*self.command, *options, "--", target]
-        process = subprocess.Popen(command, preexec_fn=_listen_to_interrupts, env=self.environment)
-        previous = signal.signal(signal.SIGTERM, _exit_terminated)
-        try:
-            return process.wait() == 0
-        except (KeyboardInterrupt, SystemExit) as interrupt:
-            if isinstance(interrupt, SystemExit):
-                # A terminal interrupts Snakemake too; a termination reaches this process only.
-                process.send_signal(signal.SIGINT)
-            end(list(processes_at_work(Path.cwd())))
-            process.wait()
-            sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, SystemExit) else signal.SIGINT))
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+def follow(process: subprocess.Popen, log: Path, progress: Progress) -> None:
+    """Show the lines of a log until its process has ended."""
+    with open(log, errors="replace") as lines:
+        line = ""
+        while True:
+            ended = process.poll() is not None
+            while more := lines.readline():
+                line += more
+                if line.endswith("\n"):
+                    progress.read(line)
+                    line = ""
+            if ended:
+                return
+            time.sleep(0.2)
+
+
+def reason(lines: Sequence[str]) -> str:
+    """Return as one text what Snakemake said was wrong, without the lines that say in which file."""
+    return "\n".join(
+        line.removeprefix("error: ") for line in lines if line and not line.endswith(":") and line[0] != " "
+    )
+
+
+def print_results(folder: Path) -> None:
+    """Print the table of scores and the address of the report, where they are."""
+    table, report = folder / "tables" / "summary.tsv", folder / "report.html"
+    if table.exists():
+        shown = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
+        print("\n" + shown.drop(columns=["Note", "Settings"], errors="ignore").to_string(index=False))
+    if report.exists():
+        print(f"\nReport: {report.resolve()}", flush=True)
 
 
 def _listen_to_interrupts() -> None:

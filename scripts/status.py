@@ -5,8 +5,10 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
+from clue.benchmark.cluster import SLURM_LOGS
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import run_program
+from clue.benchmark.machine import unavailable
 from clue.benchmark.recovery import host, snakemakes
 from clue.benchmark.status import report, standings
 
@@ -19,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--config", type=Path, required=True, help="for instance config/quick.yaml")
     arguments = parser.parse_args(argv)
     benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
+    if not Path(SLURM_LOGS).exists():
+        benchmark.unavailable = unavailable(benchmark.methods)
     print(f"run {benchmark.config['run']}: {_at_work(Path.cwd())}")
     print("\n".join(report(standings(benchmark, Path.cwd()))))
 

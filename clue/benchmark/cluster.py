@@ -6,6 +6,7 @@
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -103,13 +104,18 @@ def _check_accepted(site: Site, partition: str) -> None:
     """Let Slurm judge a job of a minute that it does not run."""
     words = {"--account": site.account, "--qos": site.qos, "--partition": partition}
     options = [f"{option}={value}" for option, value in words.items() if value]
-    command = ["sbatch", "--test-only", "--time=1", "--mem=1", *options, "--wrap", "true"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        said = " ".join(done.stderr.replace("allocation failure:", "").replace("sbatch: error:", "").split())
+    if reason := refusal(["--time=1", "--mem=1", *options]):
         mend = f"mend {site.file}" if Path(site.file).exists() else f"copy {EXAMPLE} to {site.file} and fill it in"
         given = " ".join(options) or "no account or partition"
-        raise BenchmarkError(f"{site.file}: Slurm refuses a job with {given}: {said}; {mend}")
+        raise BenchmarkError(f"{site.file}: Slurm refuses a job with {given}: {reason}; {mend}")
+
+
+def refusal(options: Sequence[str]) -> str:
+    """Return why Slurm would refuse a job with these options of ``sbatch``; nothing if it would take it."""
+    command = ["sbatch", "--test-only", *options, "--wrap", "true"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    errors = done.stderr.replace("allocation failure:", "").replace("sbatch: error:", "")
+    return " ".join(errors.split()) if done.returncode else ""
 
 
 # ---- jobs in the queue ---------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def collect(jobs: list[Job], root: str | Path) -> Tables:
         try:
             scores += _scores(job, root)
         except NoResult as error:
-            status = "unsupported" if job.reason else "failed"
+            status = job.status or "failed"
             scores.append({**_identity(job), "transductive": job.transductive, "status": status, "reason": str(error)})
             log = "" if job.reason else log_path(job, root)
             failures.append({**_identity(job), "status": status, "reason": str(error), "log": log})
@@ -97,8 +97,11 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
     if not embedding.exists():
         step = method_step(job)
-        reason = slurm_reason(step, root) or "no result"
-        raise NoResult(said(embedding) or f"{reason}; see {step.log}")
+        if reason := said(embedding):
+            raise NoResult(reason)
+        if not (root / step.log).exists():
+            raise NoResult(slurm_reason(step, root) or "not run, since an earlier step failed or the run was ended")
+        raise NoResult(f"{slurm_reason(step, root) or 'no result'}; see {step.log}")
     if not metrics.exists():
         raise NoResult(f"not scored; see {log_path(job, root)}")
     if metrics.stat().st_mtime < embedding.stat().st_mtime:

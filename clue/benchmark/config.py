@@ -22,12 +22,13 @@ ORACLE = "oracle"
 MODALITIES = ("rna", "atac", "adt")
 """In the order in which every file and every YAML has them."""
 RULES = frozenset(
-    "all download prepared embeddings table prepare oracle collect probes figures html_report datasets comparison paper"
-    " resources leaderboard ranking ablation integration factors pairing learning scaling".split()
+    "all download downloaded prepare prepared embeddings table oracle collect probes figures html_report datasets"
+    " comparison paper resources leaderboard ranking ablation integration_scores integration factors pairing learning"
+    " scaling umap confusion".split()
 )
 """The workflow's own rules, after which no method may be called, since its rule has its name."""
-RULES_OF = ("download_", "task_", "score_", "umap_", "integration_", "confusion_")
-"""How the names of rules begin that the workflow makes for data sets and modalities."""
+RULES_OF = ("task_", "score_")
+"""How the names of rules begin that the workflow makes for sets of modalities, since their files differ."""
 FOLDERS = ("figures", "tables")
 """What is beside the folders of data sets in ``results/<run>``."""
 
@@ -135,8 +136,9 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
         n_tasks, n_nodes = spec["resources"]["tasks"], spec["resources"]["nodes"]
         if n_nodes > n_tasks:
             raise ConfigError(f"{path}: resources.nodes: {n_nodes} nodes for tasks: {n_tasks}; each takes at least one")
-        if not (root / "scripts" / "methods" / spec["script"]).exists():
-            raise ConfigError(f"{path}: script: no file scripts/methods/{spec['script']}")
+        program = f"scripts/methods/{spec['script']}" if "script" in spec else f"rules/methods/{name}.smk"
+        if not (root / program).exists():
+            raise ConfigError(f"{path}: script: no file {program}")
     return spec
 
 
@@ -216,8 +218,10 @@ class Job:
     variant: str
     seed: int
     transductive: bool
-    reason: str
+    reason: str = ""
     """Why it cannot run; empty where it can."""
+    status: str = ""
+    """``unsupported`` or ``unavailable`` where it cannot run."""
 
     @property
     def folder(self) -> str:
@@ -228,6 +232,11 @@ class Job:
     def log(self) -> str:
         """The path of its logs without their endings, relative to the project."""
         return f"logs/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
+
+    def is_scored(self) -> bool:
+        """Tell whether its scores are in the working directory and were made from the embedding that is there."""
+        metrics, embedding = Path(self.folder, "metrics.tsv"), Path(self.folder, "embedding.h5ad")
+        return metrics.exists() and embedding.exists() and metrics.stat().st_mtime >= embedding.stat().st_mtime
 
 
 class Benchmark:
@@ -249,6 +258,8 @@ class Benchmark:
         self.datasets = self._select("datasets", "splits", where)
         self.methods = self._select("methods", "variants", where)
         self._check_budget(where)
+        self.unavailable: dict[str, str] = {}
+        """Why methods cannot run on the machine of the jobs, by name; what plans sets it (`machine.unavailable`)."""
 
     def load(self, kind: str, name: str) -> dict[str, Any]:
         """Return the checked ``config/<kind>/<name>.yaml``; `kind` is ``datasets`` or ``methods``."""
@@ -314,18 +325,20 @@ class Benchmark:
             modalities = data["modalities"]
             for split in data["splits"]:
                 for method, spec in self.methods.items():
-                    reason = self._obstacle(method, modalities)
+                    obstacle = self._obstacle(method, modalities)
                     for variant in spec["variants"]:
                         transductive = bool(self.params(method, variant, modalities).get("transductive", False))
                         jobs += [
-                            Job(self.config["run"], dataset, split, method, variant, seed, transductive, reason)
+                            Job(self.config["run"], dataset, split, method, variant, seed, transductive, *obstacle)
                             for seed in self.config["seeds"]
                         ]
-                jobs.append(Job(self.config["run"], dataset, split, ORACLE, "default", 0, False, ""))
+                jobs.append(Job(self.config["run"], dataset, split, ORACLE, "default", 0, False))
         return jobs
 
-    def _obstacle(self, method: str, modalities: list[str]) -> str:
-        """Return why a method cannot run on data of these modalities; nothing if it can."""
+    def _obstacle(self, method: str, modalities: list[str]) -> tuple[str, str]:
+        """Return why a method cannot run on data of these modalities, and what that is called; nothing if it can."""
         if modalities not in self.methods[method]["modalities"]:
-            return f"does not support {'+'.join(modalities)}"
-        return ""
+            return f"does not support {'+'.join(modalities)}", "unsupported"
+        if method in self.unavailable:
+            return self.unavailable[method], "unavailable"
+        return "", ""

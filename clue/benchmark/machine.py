@@ -1,11 +1,40 @@
 """What a machine must have before a run starts on it; otherwise every job would be tried in vain."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.r import find_r
+
+
+def unavailable(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return why methods cannot run with the software of this process, by name.
+
+    Parameters
+    ----------
+    methods
+        The checked ``config/methods/<name>.yaml`` by name, of which ``requires`` counts. No module is imported; R says
+        which packages it has.
+    """
+    return {name: reason for name, spec in methods.items() if (reason := _lacks(spec["requires"]))}
+
+
+def _lacks(requires: Mapping[str, list[str]]) -> str:
+    reasons = [f"no program {name}" for name in requires["program"] if not shutil.which(name)]
+    reasons += [f"no Python module {name}" for name in requires["python"] if not importlib.util.find_spec(name)]
+    if requires["r"]:
+        try:
+            find_r(requires["r"])
+        except BenchmarkError as error:
+            reasons.append(str(error))
+    return "; ".join(reasons)
 
 
 def require_slurm() -> None:
@@ -15,6 +44,19 @@ def require_slurm() -> None:
             "no Slurm on this machine (no command sbatch); start on a cluster's login node, or run here:"
             " `make run`, or `snakemake --cores 4` in place of `--profile slurm`"
         )
+
+
+def writable_caches() -> dict[str, str]:
+    """Return the variable that sends caches to ``.snakemake/cache`` where the user's own folder cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        print(f"{folder}: cannot be written ({error.strerror}); caches go to .snakemake/cache", flush=True)
+        return {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").resolve())}
+    return {}
 
 
 def require_gpu() -> None:

@@ -1,165 +1,252 @@
-"""Small multiples of dot plots: one line per method, seeds as points, the mean and its 95 % interval."""
+"""What the programs of figures share: command line, panels, seeds as points, legends, notes, and a safe end."""
 
+import argparse
+import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from clue.benchmark import style
 from clue.benchmark.stats import summarise
 
-LINE_HEIGHT = 0.19
-"""Height of one line of a panel, in inches."""
+LABELS_WIDTH = 2.2
+"""Room for the labels left of the first panel, in inches."""
 NOTE_HEIGHT = 0.11
 """Height of one line of a note, in inches."""
 MAX_NOTES = 8
+LONGEST_NAME = 42
+"""Longer names are cut, in characters."""
 
 
-@dataclass
-class Notes:
-    """Numbered footnotes; equal ones share a number."""
-
-    texts: list[str] = field(default_factory=list)
-
-    def mark(self, text: str) -> str:
-        """Return the mark of a footnote, such as ``[2]``."""
-        if text not in self.texts:
-            self.texts.append(text)
-        return f"[{self.texts.index(text) + 1}]"
-
-    def lines(self) -> list[str]:
-        """Return the footnotes, the last ones counted rather than shown where there are many."""
-        shown = [f"[{i}] {textwrap.shorten(text, 230)}" for i, text in enumerate(self.texts[:MAX_NOTES], start=1)]
-        hidden = len(self.texts) - MAX_NOTES
-        return shown + ([f"{hidden} more: see failures.tsv"] if hidden > 0 else [])
+class NothingToDraw(Exception):
+    """A figure has no data, which is no fault; the message says why and becomes the picture."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a panel: its values over seeds, or a text that says why there are none."""
-
-    values: Sequence[float] | pd.Series
-    color: str
-    text: str = ""
-    cells: Sequence[tuple[float, float]] = ()
-    """Per value an interval over the cells behind it, or none at all."""
+# ---- programs ------------------------------------------------------------------------------------
 
 
-def grid(n_rows: int, titles: Sequence[str], n_lines: int) -> tuple[Figure, np.ndarray]:
-    """Return a figure of `n_rows` panels for each of `titles`, tall enough for `n_lines` lines each."""
-    width = max(1.3 + 1.55 * len(titles), style.COLUMN)
-    height = n_rows * (LINE_HEIGHT * max(n_lines, 2) + 0.75) + 0.45
-    figure, axes = plt.subplots(
-        n_rows, len(titles), figsize=(max(width, style.PAGE * 0.75), height), squeeze=False, layout="constrained"
-    )
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title)
-    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.06)
-    return figure, axes
+OPTIONS: dict[str, dict] = {
+    "metrics": {"help": "metrics.tsv of a run"},
+    "resources": {"help": "resources.tsv of a run, which lists the jobs that ran"},
+    "results": {"help": "results/<run>", "type": Path},
+    "solution": {"help": "solution.h5ad of a split"},
+    "published": {"help": "files of config/reference with published scores", "nargs": "+"},
+    "display": {"help": "config/display.yaml", "type": style.Display},
+    "table": {"help": "table to write"},
+    "figure": {"help": "PNG to write; the PDF goes beside it"},
+}
+"""The options that several programs have."""
 
 
-def panel_title(label: str, split: str) -> str:
-    """Return the title of a panel, in lines short enough for it."""
-    return "\n".join([*textwrap.wrap(label, 26), f"(split {split})"])
+def command_line(description: str, argv: Sequence[str] | None, *shared: str, **own: dict) -> argparse.Namespace:
+    """Parse the command line of a figure's program; all options are required.
+
+    Parameters
+    ----------
+    description
+        The docstring of the program; help shows its first line.
+    argv
+        Arguments; None takes those of the process.
+    shared
+        Names of `OPTIONS`. Every program has ``display``.
+    own
+        Further options, each with its arguments of ``add_argument``.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for name, option in ({name: OPTIONS[name] for name in ("display", *shared)} | own).items():
+        parser.add_argument(f"--{name}", required=True, **option)
+    return parser.parse_args(argv)
 
 
-def empty(text: str) -> Figure:
-    """Return a figure that says why there is nothing to draw."""
-    style.apply()
+def write_figure(path: str, draw: Callable[..., Figure], *args) -> None:
+    """Draw and save a figure, or in its place one line that says why there is none.
+
+    A report must not be lost for one figure: whatever fails is printed, for the log, and becomes the picture.
+    """
+    try:
+        style.apply()
+        style.save(draw(*args), path)
+    except NothingToDraw as reason:
+        style.save(message(str(reason)), path)
+    except Exception as error:  # noqa: BLE001  anything at all may be wrong with the data
+        traceback.print_exc()
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"{path}: could not be drawn; the picture says so: {reason}", file=sys.stderr)
+        style.save(message(f"This figure could not be drawn. {reason}"), path)
+    finally:
+        plt.close("all")
+
+
+def message(text: str) -> Figure:
+    """Return a figure that holds nothing but a text."""
     figure = plt.figure(figsize=(style.COLUMN, 0.8))
-    figure.text(0.5, 0.5, text, ha="center", va="center", color=style.MUTED)
+    lines = textwrap.wrap(text, 60, max_lines=4, placeholder=" …")
+    figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=style.MUTED)
     return figure
 
 
-def draw_lines(
-    axis: Axes, labels: Sequence[str], lines: Sequence[Line], show_labels: bool, interval: bool = True
+# ---- panels --------------------------------------------------------------------------------------
+
+
+def panels(
+    rows: Mapping[str, str], columns: Mapping[str, str], height: float, wrap: int | None = None, **options
+) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """Return a figure and its panels.
+
+    Parameters
+    ----------
+    rows, columns
+        The label of each row and column by its key. Labels of rows are written upwards, left of the first panel.
+    height
+        Height of a panel, in inches.
+    wrap
+        How many panels stand side by side, where a figure has one row only; the others go below.
+    options
+        Further arguments of `matplotlib.pyplot.subplots`.
+
+    Returns
+    -------
+    tuple
+        The figure, as wide as a page where its panels allow, and a panel for each key of a row and of a column.
+    """
+    keys = [(row, column) for row in rows for column in columns]
+    n = min(len(columns), wrap or len(columns))
+    width = LABELS_WIDTH + min(1.7 * n, max(style.PAGE - LABELS_WIDTH, 0.95 * n))
+    shape = (-(-len(keys) // n), n)
+    size = (width, shape[0] * (height + 0.6) + 0.4)
+    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained", **options)
+    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.04)
+    characters = int(16 * (width - LABELS_WIDTH) / n)
+    found = dict(zip(keys, axes.flat, strict=False))
+    for (row, column), axis in found.items():
+        parts = [textwrap.wrap(shorten(part, 2 * characters), characters) for part in columns[column].split("\n")]
+        axis.set_title("\n".join(sum(parts, [])) if row == next(iter(rows)) else "")
+        axis.set_ylabel(rows[row] if axis.get_subplotspec().is_first_col() else "")
+    for axis in axes.flat[len(keys) :]:
+        axis.remove()
+    return figure, found
+
+
+def titles(places: Iterable[tuple[str, str]], display: style.Display) -> dict[str, str]:
+    """Return the titles of panels by their key ``data set/split``: the label of the data set above the split."""
+    return {f"{a}/{b}": f"{display.label('datasets', a)}\n{b}" for a, b in places}
+
+
+def metric_labels(metrics: Iterable[str], display: style.Display) -> dict[str, str]:
+    """Return the labels of metrics, which say whether higher or lower is better."""
+    entries = {metric: display.entry("metrics", metric) for metric in metrics}
+    return {metric: f"{entry['label']}\n({entry['better']} is better)" for metric, entry in entries.items()}
+
+
+def rows_height(methods: pd.DataFrame) -> float:
+    """Return the height of a panel with a row per method, in inches."""
+    return 0.165 * max(len(methods), 3)
+
+
+# ---- methods in panels ---------------------------------------------------------------------------
+
+
+def draw_seeds(
+    axis: Axes,
+    points: pd.DataFrame,
+    methods: pd.DataFrame,
+    interval: bool = True,
+    missing: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw one line per label, from the top; a text goes right of the points, or in their place."""
-    for y, line in enumerate(lines):
-        values = np.asarray(line.values, dtype=float)
-        if len(values):
-            _draw_values(axis, values, y, line, interval)
-        if line.text:
-            axis.text(
-                1.01 if len(values) else 0.98,
-                y,
-                line.text,
-                transform=axis.get_yaxis_transform(),
-                ha="left" if len(values) else "right",
-                va="center",
-                style="italic",
-                fontsize=6,
-                color=style.MUTED,
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8} if not len(values) else None,
-            )
-    axis.set_yticks(range(len(labels)), labels if show_labels else [""] * len(labels))
-    axis.set_ylim(len(labels) - 0.5, -0.5)
+    """Draw a row per method: a point per seed, a bar at their mean, and from 3 seeds on the interval of the mean.
+
+    Parameters
+    ----------
+    axis
+        The panel.
+    points
+        The columns ``row`` and ``value``.
+    methods
+        From `style.Display.methods`: the rows from top to bottom.
+    interval
+        Whether to draw the 95 % t-interval of the mean.
+    missing
+        By row what to write in place of points, or right of them.
+    """
+    order = list(methods.index)
+    if len(points):
+        given = {"data": points, "x": "value", "y": "row", "order": order, "ax": axis, "legend": False}
+        given |= {"hue": "row", "hue_order": order, "palette": methods["color"].to_dict()}
+        sns.stripplot(**given, jitter=False, size=3.6, alpha=0.55, linewidth=0)
+        errors = _interval_of_mean if interval else None
+        look = {"linestyle": "none", "marker": "|", "markersize": 8, "markeredgewidth": 1.5}
+        sns.pointplot(**given, **look, errorbar=errors, err_kws={"linewidth": 1.1})
+    drawn = set(points["row"])
+    for row, text in (missing or {}).items():
+        place = {"x": 1.02, "ha": "left"} if row in drawn else {"x": 0.5, "ha": "center"}
+        look = {"va": "center", "style": "italic", "fontsize": 6, "color": style.MUTED}
+        axis.text(y=order.index(row), s=text, transform=axis.get_yaxis_transform(), **place, **look)
+    first = axis.get_subplotspec().is_first_col()
+    axis.xaxis.label.set_visible(True)  # hidden by seaborn where panels share an axis
+    axis.set(xlabel="", ylim=(len(order) - 0.5, -0.5), ylabel=axis.get_ylabel() if axis.get_ylabel() != "row" else "")
+    axis.set_yticks(range(len(order)), [shorten(label) if first else "" for label in methods["label"]])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", color="#e8e8e8", linewidth=0.5)
     axis.set_axisbelow(True)
 
 
-def _draw_values(axis: Axes, values: np.ndarray, y: int, line: Line, interval: bool) -> None:
-    summary, color = summarise(values), line.color
-    spread = 0.27 if line.cells and len(values) > 1 else 0.0
-    heights = y + np.linspace(-spread, spread, len(values))
-    for (low, high), height in zip(line.cells, heights, strict=False):
-        axis.plot([low, high], [height, height], color=color, alpha=0.45, linewidth=0.6, zorder=2)
-    if interval and summary.n > 1:
-        axis.plot([summary.low, summary.high], [y, y], color=color, linewidth=1.1, solid_capstyle="butt", zorder=2)
-    axis.plot([summary.mean] * 2, [y - 0.3, y + 0.3], color=color, linewidth=1.8, solid_capstyle="butt", zorder=3)
-    size = float(np.clip(26 / max(len(values), 1), 4, 13)) if line.cells else 13
-    axis.scatter(values, heights, s=size, facecolor="white", edgecolor=color, linewidth=0.8, zorder=4)
+def _interval_of_mean(values: pd.Series) -> tuple[float, float]:
+    summary = summarise(values)
+    return summary.low, summary.high
 
 
-def extent(lines: Sequence[Line]) -> tuple[float, float]:
-    """Return the range to show: all values, and intervals up to as far again as the values reach.
-
-    With two seeds an interval is 13 standard errors wide to each side: shown in full it would hide the values.
-    """
-    values = np.concatenate([np.asarray(line.values, dtype=float) for line in lines] or [[]])
-    if not len(values):
-        return 0.0, 1.0
-    summaries = [summarise(line.values) for line in lines if len(line.values) > 1]
-    room = max(np.ptp(values), 0.25 * np.abs(values).max(), 1e-12)
-    low = max(min([values.min(), *(summary.low for summary in summaries)]), values.min() - room)
-    high = min(max([values.max(), *(summary.high for summary in summaries)]), values.max() + room)
-    over_cells = [end for line in lines for interval in line.cells for end in interval]
-    return min([low, *over_cells]), max([high, *over_cells])
+def method_look(methods: pd.DataFrame) -> dict:
+    """Return the arguments of seaborn that give each method its colour and its marker; legends are `add_legend`'s."""
+    look = {"hue": "row", "style": "row", "hue_order": list(methods.index), "style_order": list(methods.index)}
+    return look | {"palette": methods["color"].to_dict(), "markers": methods["marker"].to_dict(), "legend": False}
 
 
-def add_notes(figure: Figure, lines: Sequence[str]) -> None:
+def add_legend(figure: Figure, methods: pd.DataFrame, **look) -> None:
+    """Put the legend of all panels to the right of them."""
+    look = {"linestyle": "", "markersize": 4, "markeredgewidth": 0} | look
+    handles = [Line2D([], [], **{"color": row.color, "marker": row.marker} | look) for row in methods.itertuples()]
+    labels = [shorten(label) for label in methods["label"]]
+    figure.legend(handles, labels, loc="outside right upper", frameon=False, ncols=-(-len(labels) // 20))
+
+
+# ---- text and axes -------------------------------------------------------------------------------
+
+
+def add_notes(figure: Figure, notes: Iterable[str]) -> None:
     """Write small text below the figure, wrapped to its width; the figure grows, so that panels keep their height."""
+    notes = list(dict.fromkeys(notes))
+    shown, hidden = notes[:MAX_NOTES], len(notes) - MAX_NOTES
+    shown += [f"{hidden} more: see failures.tsv"] if hidden > 0 else []
     characters = int(figure.get_figwidth() * 22)
-    text = [part for line in lines for part in textwrap.wrap(line, characters)]
-    figure.set_figheight(figure.get_figheight() + NOTE_HEIGHT * max(0, len(text) - 2))
-    if text:
-        figure.supxlabel("\n".join(text), x=0.01, ha="left", fontsize=6, color=style.MUTED)
+    lines = [line for note in shown for line in textwrap.wrap(textwrap.shorten(note, 400), characters)]
+    figure.set_figheight(figure.get_figheight() + NOTE_HEIGHT * max(0, len(lines) - 2))
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6, color=style.MUTED)
 
 
-def shorten(text: str, width: int) -> str:
-    """Return a text cut to `width` characters, with an ellipsis where it was longer."""
-    return text if len(text) <= width else text[: width - 1].rstrip() + "…"
+def shorten(text: str, width: int = LONGEST_NAME) -> str:
+    """Return a text of at most `width` characters; of a longer one the middle is cut, since names differ at the end."""
+    return text if len(text) <= width else f"{text[: width * 2 // 3 - 1]}…{text[-(width // 3) :]}"
 
 
-def log_ticks(axis: Axis, low: float, high: float) -> None:
-    """Label 1, 2 and 5 of each decade of a logarithmic axis, or the decades alone where there are many."""
-    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 50 else (1.0, 2.0, 5.0)))
-    axis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+def log_scale(axis: Axis) -> None:
+    """Make an axis logarithmic, half a decade to each side of its middle at least, with plain numbers as labels."""
+    low, high = axis.get_data_interval()
+    low, high = (low, high) if 0 < low <= high < np.inf else (1.0, 10.0)
+    middle, name = (low * high) ** 0.5, axis.axis_name
+    axis.axes.set(
+        **{f"{name}scale": "log", f"{name}lim": (min(low / 1.4, middle / 3.2), max(high * 1.4, middle * 3.2))}
+    )
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 30 else (1.0, 3.0), numticks=4))
+    axis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
     axis.set_minor_formatter(NullFormatter())
-
-
-def legend_beside(figure: Figure, axes: np.ndarray) -> None:
-    """Put one legend of all panels to the right of them, each label once."""
-    named = {}
-    for axis in axes.flat:
-        named |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    columns = -(-len(named) // 16)
-    figure.legend(named.values(), named, loc="outside right upper", frameon=False, ncols=columns)

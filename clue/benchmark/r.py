@@ -1,38 +1,37 @@
-"""Run an R script on cells: plain HDF5 to R and back, and an R that has the packages it needs.
+"""Run an R script on cells: plain HDF5 to R and back, with an R that has the packages it needs.
 
 A CSR matrix of (cells × features) is, array by array, R's ``dgCMatrix`` of (features × cells).
 """
 
+from __future__ import annotations
+
 import json
-import os
-import re
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import anndata as ad
-import h5py
-import numpy as np
-import scipy.sparse as sp
+from typing import TYPE_CHECKING, Any
 
 from clue.benchmark.errors import BenchmarkError
 
-ROOT_FOLDER = Path(__file__).resolve().parents[2] / ".r" / "root"
-"""Where `make r` puts an R of its own; a file system to run R in, not a program to call."""
-INSIDE = "/mnt"
-"""Where that R sees the folder of the exchange."""
-PASSED_ON = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "CLUE_BENCH_FOLDER")
-"""Threads, and the mark by which a run knows its own jobs; a host's other variables are not for that R."""
+# Planning looks for R, in an environment that may hold Snakemake alone.
+if TYPE_CHECKING:
+    import anndata as ad
+    import h5py
+    import numpy as np
 
-# In a mount name space of its own: nothing stays mounted, however the process ends. It ends with this one.
-ENTER = """
-mount --bind "$2" "$1$3" && mount --rbind /proc "$1/proc" && mount --rbind /dev "$1/dev" || exit 127
-root=$1 inside=$3; shift 3
-exec setpriv --pdeathsig KILL chroot "$root" sh -c 'cd "$0" && exec Rscript --vanilla "$@"' "$inside" "$@"
+OWN = Path(__file__).resolve().parents[2] / ".r" / "Rscript"
+"""The Rscript of `make r`."""
+CHECK = """
+for (wanted in strsplit(commandArgs(TRUE), ">=")) {
+  if (!nzchar(system.file(package = wanted[1]))) {
+    cat("no package ", wanted[1], "\\n", sep = "")
+  } else if (length(wanted) > 1 && packageVersion(wanted[1]) < wanted[2]) {
+    cat(wanted[1], " ", format(packageVersion(wanted[1])), " is too old\\n", sep = "")
+  }
+}
 """
 
 
@@ -66,7 +65,9 @@ def run_r(
     BenchmarkError
         If no R has these packages, or the script fails; with R's own message if it left one in ``error.txt``.
     """
-    root = find_r(packages)
+    import h5py
+
+    rscript = find_r(packages)
     with tempfile.TemporaryDirectory(prefix="clue-r-") as name:
         folder = Path(name)
         with h5py.File(folder / "input.h5", "w") as file:
@@ -74,21 +75,10 @@ def run_r(
                 write_counts(file.create_group(group), adata)
         (folder / "params.json").write_text(json.dumps(params))
         shutil.copyfile(script, folder / script.name)
-        status = call(root, folder, [script.name])
+        status = subprocess.run([rscript, "--vanilla", script.name], cwd=folder).returncode
         if status:
             raise BenchmarkError(f"{script.name}: {reason_of(status, folder / 'error.txt')}")
         return read_arrays(folder / "output.h5"), json.loads((folder / "info.json").read_text())
-
-
-def call(root: Path | None, folder: Path, arguments: list[str], **options: Any) -> int:
-    """Run Rscript in a folder, from a root folder or from the path; return its exit status."""
-    if root is None:
-        return subprocess.run(["Rscript", "--vanilla", *arguments], cwd=folder, check=False, **options).returncode
-    words = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-    words += ["sh", "-c", ENTER, "sh", str(root), str(folder), INSIDE, *arguments]
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": INSIDE, "TMPDIR": INSIDE}
-    environment |= {key: os.environ[key] for key in PASSED_ON if key in os.environ}
-    return subprocess.run(words, env=environment, check=False, **options).returncode
 
 
 def reason_of(status: int, error_file: Path) -> str:
@@ -105,55 +95,34 @@ def reason_of(status: int, error_file: Path) -> str:
 # ---- finding R -------------------------------------------------------------------------------------
 
 
-def find_r(packages: Sequence[str]) -> Path | None:
-    """Find an R that has the packages: Rscript on the path (then None), else the root folder of ``make r``.
+def find_r(packages: Sequence[str]) -> str:
+    """Return an Rscript that has the packages: the one on the path, else that of ``make r``.
 
     Raises
     ------
     BenchmarkError
-        If there is none; the line names what was looked at and both mends.
+        If there is none; the line says what each lacks, and both ways to get one.
     """
-    looked_at = []
-    if shutil.which("Rscript") is None:
-        looked_at.append("no Rscript on the path")
-    elif reason := lacking(None, packages):
-        looked_at.append(f"Rscript on the path: {reason}")
-    else:
-        return None
-    # Written last: without it the folder is not whole.
-    if not (ROOT_FOLDER / "etc" / "made-from").exists():
-        looked_at.append(f"no {ROOT_FOLDER}")
-    elif reason := lacking(ROOT_FOLDER, packages):
-        looked_at.append(f"{ROOT_FOLDER}: {reason}")
-    else:
-        return ROOT_FOLDER
+    reasons = []
+    for program, name in ((shutil.which("Rscript"), "Rscript on the path"), (shutil.which(str(OWN)), str(OWN))):
+        reason = lacking(program, packages) if program else "not there"
+        if not reason:
+            return program
+        reasons.append(f"{name}: {reason}")
     raise BenchmarkError(
-        f"no R with {', '.join(packages)} ({'; '.join(looked_at)}); on Debian, as root, `make r` makes one; elsewhere"
-        " use the conda environment of envs/seurat.yaml"
+        f"no R with {', '.join(packages)} ({'; '.join(reasons)}); on Debian, as root, `make r` makes one; elsewhere use"
+        " the conda environment of envs/seurat.yaml"
     )
 
 
-def lacking(root: Path | None, packages: Sequence[str]) -> str:
+def lacking(rscript: str, packages: Sequence[str]) -> str:
     """Say what an R lacks; an empty text if nothing."""
-    least = {name: version for name, _, version in (package.partition(">=") for package in packages)}
-    names = ", ".join(f'"{name}"' for name in least)
-    code = f"for (p in c({names})) if (nzchar(system.file(package = p))) cat(p, format(packageVersion(p)), '\\n')"
-    with tempfile.TemporaryDirectory(prefix="clue-r-") as folder, tempfile.TemporaryFile("w+") as output:
-        status = call(root, Path(folder), ["-e", code], stdout=output, stderr=subprocess.STDOUT)
-        output.seek(0)
-        lines = output.read().strip().splitlines()
-    if status:
-        return f"cannot be run ({lines[-1] if lines else f'status {status}'})"
-    found = dict(words for words in map(str.split, lines) if len(words) == 2)
-    return "; ".join(
-        f"{name} {found[name]} is too old" if name in found else f"no package {name}"
-        for name, version in least.items()
-        if name not in found or _numbers(found[name]) < _numbers(version)
-    )
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(part) for part in re.findall("[0-9]+", version)]
+    with tempfile.TemporaryDirectory(prefix="clue-r-") as folder:
+        command = [rscript, "--vanilla", "-e", CHECK, *packages]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        return f"cannot be run ({(done.stderr.splitlines() or [f'status {done.returncode}'])[-1]})"
+    return "; ".join(done.stdout.splitlines())
 
 
 # ---- exchange --------------------------------------------------------------------------------------
@@ -164,6 +133,9 @@ def write_counts(group: h5py.Group, adata: ad.AnnData) -> None:
 
     Names are not written: rows stay in order, and Seurat would change what names of features hold.
     """
+    import numpy as np
+    import scipy.sparse as sp
+
     counts = sp.csr_matrix(adata.X)
     counts.sort_indices()
     if counts.nnz >= 2**31:
@@ -176,5 +148,8 @@ def write_counts(group: h5py.Group, adata: ad.AnnData) -> None:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an HDF5 file that R wrote; R stores a matrix by columns, HDF5 by rows."""
+    import h5py
+    import numpy as np
+
     with h5py.File(path, "r") as file:
         return {name: np.ascontiguousarray(file[name][()].T) for name in file}

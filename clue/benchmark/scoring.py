@@ -258,12 +258,6 @@ def write_matches(matches: sp.csr_matrix, path: str | Path) -> None:
         sp.save_npz(temporary, matches)
 
 
-def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write a tab-separated table; missing numbers stay empty."""
-    with atomic(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False)
-
-
 def write_cells(cells: pd.DataFrame, path: str | Path) -> None:
     """Write the scores per cell, compressed; equal scores give equal bytes."""
     with atomic(path) as temporary:

@@ -8,9 +8,12 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.stats import bootstrap, ttest_1samp
 from scipy.stats import t as student
+from statsmodels.stats.multitest import multipletests
 
 MIN_SEEDS = 6
-"""Fewest seeds that a test is made of."""
+"""Fewest seeds for a test."""
+MIN_FOR_INTERVAL = 3
+"""Fewest values for an interval: that of two is 13 standard errors wide to each side and says nothing."""
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ def summarise(values: ArrayLike, level: float = 0.95) -> Summary:
     Returns
     -------
     Summary
-        With one value `sd`, `low` and `high` are NaN: one seed says nothing about spread.
-        With none `mean` is NaN too. A spread that is rounding is 0.
+        With one value `sd` is NaN, since one seed says nothing about spread; with fewer than three `low` and `high`
+        are NaN; without any `mean` is NaN too. A spread of the size of rounding errors is 0.
     """
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values)]
@@ -52,6 +55,8 @@ def summarise(values: ArrayLike, level: float = 0.95) -> Summary:
         return Summary(n, mean, np.nan, np.nan, np.nan)
     sd = float(values.std(ddof=1))
     sd = sd if sd > 1e-6 * abs(mean) else 0.0
+    if n < MIN_FOR_INTERVAL:
+        return Summary(n, mean, sd, np.nan, np.nan)
     half = float(student.ppf((1 + level) / 2, n - 1)) * sd / np.sqrt(n)
     return Summary(n, mean, sd, mean - half, mean + half)
 
@@ -115,8 +120,8 @@ def paired_tests(scores: dict[str, pd.Series], minimum: int = MIN_SEEDS) -> pd.D
 def holm(p: ArrayLike) -> np.ndarray:
     """Return p values after Holm's step-down correction; NaN are no tests and stay (Holm, Scand J Stat 6, 1979)."""
     p = np.asarray(p, dtype=float)
+    tested = np.isfinite(p)
     corrected = np.full(len(p), np.nan)
-    tested = np.flatnonzero(np.isfinite(p))
-    order = tested[np.argsort(p[tested])]
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)))
+    if tested.any():
+        corrected[tested] = multipletests(p[tested], method="holm")[1]
     return corrected

@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ STATES = ("done", "running", "queued", "failed", "waiting")
 _WHY_SLURM_ENDED_IT = re.compile(
     r"(?:slurmstepd|srun|slurmd)(?:-\S+)?: error: (.*(?:CANCELLED|limit|oom|Killed|Node fail).*)", re.I
 )
+_WANTS_MORE = re.compile(r"MemoryError|out of memory|SIG[A-Z]+", re.I)
 LONGEST_REASON = 300
 
 
@@ -61,7 +63,7 @@ def steps(benchmark: Benchmark) -> list[Step]:
     for dataset, spec in benchmark.datasets.items():
         if has_files(spec):
             output, log = f"data/raw/{dataset}/{MANIFEST}", f"logs/download/{dataset}.log"
-            found.append(Step(f"download_{dataset}", (), output, log))
+            found.append(Step("download", (dataset,), output, log))
         folder = f"{run}/{dataset}"
         found.append(Step("prepare", (dataset,), f"results/prepared/{dataset}.h5mu", f"logs/prepared/{dataset}.log"))
         for split in spec["splits"]:
@@ -153,6 +155,17 @@ def said(output: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         return ""
     return " ".join(str(error).split())
+
+
+def has_explained(outputs: Sequence[str], logs: Sequence[str]) -> bool:
+    """Tell whether a failed job has said itself what is wrong, so that another try would fail in the same way.
+
+    It has if its method has left ``failure.json``, or its log ends in a program's ``error: …``. A lack of memory is no
+    such error: the next try gets more.
+    """
+    errors = [said(Path(output)) for output in outputs]
+    errors += [line for log in logs if (line := last_line(Path(log))).startswith("error: ")]
+    return any(error and not _WANTS_MORE.search(error) for error in errors)
 
 
 def slurm_reason(step: Step, root: Path) -> str:

@@ -9,8 +9,10 @@ import matplotlib
 
 matplotlib.use("Agg")  # figures are drawn by jobs without a screen
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
 from clue.benchmark.config import check, read_yaml
 from clue.benchmark.files import atomic
@@ -34,38 +36,26 @@ FALLBACK = (
     "#8d6e63",
 )
 """Colours of what ``config/display.yaml`` does not list."""
+MARKERS = "oDsv^P<>Xp*"
+"""Shapes that go with colours, for readers who cannot tell all colours apart."""
+FONTS_OF_ALL_SCRIPTS = ("CJK", "Source Han", "WenQuanYi", "Droid Sans Fallback", "Arial Unicode", "Unifont")
+"""Parts of the names of fonts with Chinese, Japanese and Korean letters, which matplotlib's own font lacks."""
 
 
 def apply() -> None:
     """Set fonts, sizes and lines; text in a PDF stays text (TrueType)."""
-    sns.set_theme(
-        context="paper",
-        style="ticks",
-        rc={
-            "font.family": "DejaVu Sans",  # comes with matplotlib: the same figure on every machine
-            "font.size": 7,
-            "axes.titlesize": 7.5,
-            "axes.labelsize": 7,
-            "xtick.labelsize": 6.5,
-            "ytick.labelsize": 7,
-            "legend.fontsize": 6.5,
-            "legend.title_fontsize": 7,
-            "text.color": INK,
-            "axes.labelcolor": INK,
-            "xtick.color": INK,
-            "ytick.color": INK,
-            "axes.edgecolor": INK,
-            "axes.linewidth": 0.6,
-            "xtick.major.width": 0.6,
-            "ytick.major.width": 0.6,
-            "xtick.major.size": 2.5,
-            "ytick.major.size": 2.5,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "pdf.fonttype": 42,
-            "savefig.dpi": 300,
-        },
-    )
+    installed = sorted({font.name for font in fontManager.ttflist})
+    others = [name for name in installed if any(part in name for part in FONTS_OF_ALL_SCRIPTS)]
+    rc = {
+        "font.family": ["DejaVu Sans", *others],  # the first comes with matplotlib: the same figure everywhere
+        "text.parse_math": False,  # a name may hold a dollar sign
+        "axes.linewidth": 0.6,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "pdf.fonttype": 42,
+        "savefig.dpi": 300,
+    }
+    sns.set_theme(context="paper", style="ticks", font_scale=0.73, rc=rc)  # letters of about 7 points
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -93,33 +83,34 @@ class Display:
         self.entries = check(read_yaml(path), self.folder / "schemas" / "display.schema.yaml", str(path))
 
     def entry(self, kind: str, name: str) -> dict:
-        """Return what is said of a name; `kind` is a top-level key such as ``methods``."""
+        """Return what the file says about a name; `kind` is a top-level key such as ``methods``."""
         return self.entries[kind].get(name, {})
 
+    def own_file(self, kind: str, name: str) -> dict:
+        """Return the file of a method or data set, such as ``config/methods/cca.yaml``; empty where there is none."""
+        path = self.folder / kind / f"{name}.yaml"
+        return read_yaml(path) if path.exists() else {}
+
     def label(self, kind: str, name: str) -> str:
-        """Return the label of a name: here, else in its own file, else made from the name."""
-        if "label" in self.entry(kind, name):
-            return self.entry(kind, name)["label"]
-        own = self.folder / kind / f"{name}.yaml"
-        if own.exists() and "label" in (spec := read_yaml(own)):
-            return str(spec["label"])
-        return name.replace("_", " ")
+        """Return the label of a name: from here, else from its own file, else made from the name."""
+        return str(
+            self.entry(kind, name).get("label") or self.own_file(kind, name).get("label") or name.replace("_", " ")
+        )
 
     @functools.cached_property
     def reproduced(self) -> dict[str, str]:
-        """The published method that a method reproduces; those that are not here have settings of our own."""
+        """The published method that each method reproduces; methods with settings of our own are not in it."""
         specs = {path.stem: read_yaml(path) for path in sorted(self.folder.glob("methods/*.yaml"))}
         return {method: spec["reproduces"] for method, spec in specs.items() if "reproduces" in spec}
 
-    def settings(self, method: str) -> str:
-        """Return where a method's settings come from, as its own file says; empty where it has none."""
-        own = self.folder / "methods" / f"{method}.yaml"
-        return read_yaml(own).get("settings", "") if own.exists() else ""
-
     def color(self, kind: str, name: str) -> str:
         """Return the colour of a name; an unlisted name has one that depends on the name alone."""
-        digest = int(hashlib.sha256(name.encode()).hexdigest(), 16)
-        return self.entry(kind, name).get("color", FALLBACK[digest % len(FALLBACK)])
+        return self.entry(kind, name).get("color", FALLBACK[_number(name) % len(FALLBACK)])
+
+    def marker(self, method: str) -> str:
+        """Return the shape of a method's points: by its place in the file, or by its name where it is not listed."""
+        listed = list(self.entries["methods"])
+        return MARKERS[(listed.index(method) if method in listed else _number(method)) % len(MARKERS)]
 
     def order(self, kind: str, names: Iterable[str]) -> list[str]:
         """Return the distinct names: those listed in their order, then the others by name."""
@@ -136,11 +127,38 @@ class Display:
         return self.entry("variants", variant).get("ablation", False)
 
     def name(self, method: str, variant: str) -> str:
-        """Return the label of a method's variant; the default one is the method."""
+        """Return the label of a method's variant; the default variant has the label of its method."""
         label = self.label("methods", method)
         return label if variant == "default" else f"{label}, {self.label('variants', variant)}"
+
+    def methods(self, table: pd.DataFrame, controls: bool = False, ablations: bool = False) -> pd.DataFrame:
+        """Return what figures need to know of the methods of a table, in the order of display.
+
+        Returns
+        -------
+        DataFrame
+            A row per method and variant, indexed by ``row``, which `tables.keyed` adds to a table, with the columns
+            ``method``, ``variant``, ``label``, ``color`` and ``marker``.
+            Controls are left out, unless there is nothing else.
+        """
+        pairs = set(zip(table["method"], table["variant"], strict=True))
+        rows = [
+            (f"{method}/{variant}", method, variant, self.name(method, variant), color, self.marker(method))
+            for method in self.order("methods", {method for method, _ in pairs})
+            for variant in self.order("variants", {variant for name, variant in pairs if name == method})
+            if ablations or not self.is_ablation(variant)
+            for color in [self.color(*(("variants", variant) if self.is_ablation(variant) else ("methods", method)))]
+        ]
+        found = pd.DataFrame(rows, columns=["row", "method", "variant", "label", "color", "marker"]).set_index("row")
+        is_control = found["method"].map(self.is_control).astype(bool)
+        return found if controls or is_control.all() else found[~is_control]
 
     def cell_type_colors(self, types: Iterable[str]) -> dict[str, str]:
         """Return a colour per cell type, the same for every method on a data set."""
         palette = self.entries["cell_type_palette"]
         return {name: palette[i % len(palette)] for i, name in enumerate(sorted(set(types)))}
+
+
+def _number(name: str) -> int:
+    """Return a number that depends on a name alone, on every machine."""
+    return int(hashlib.sha256(name.encode()).hexdigest(), 16)

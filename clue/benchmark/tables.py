@@ -14,6 +14,7 @@ JOB = ["dataset", "split", "method", "variant"]
 METRICS = ["run", *JOB, "seed", "transductive", "direction", "metric", "value", "status", "reason"]
 RESOURCES = ["run", *JOB, "seed", "device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb", "epochs"]
 RESOURCES += ["commit", "date"]
+MAIN_METRICS = ("match_score", "foscttm")
 
 
 # ---- reading and writing -------------------------------------------------------------------------
@@ -68,15 +69,15 @@ def read_cells(folder: str | Path, *job: str) -> pd.DataFrame | None:
         return None
     try:
         table = pd.read_csv(path, sep="\t")
-        return table.groupby("pair")[["match_score", "foscttm"]].mean()
+        return table.groupby("pair")[list(MAIN_METRICS)].mean()
     except (OSError, EOFError, KeyError, ValueError) as error:
         raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
 
 
-def write_table(table: pd.DataFrame, path: str | Path) -> None:
-    """Write tab-separated text with six significant digits; missing values are empty."""
+def write_table(table: pd.DataFrame, path: str | Path, digits: int | None = None) -> None:
+    """Write tab-separated text; missing values are empty, and `digits` rounds to so many significant ones."""
     with atomic(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, float_format="%.6g")
+        table.to_csv(temporary, sep="\t", index=False, float_format=f"%.{digits}g" if digits else None)
 
 
 # ---- looking up ----------------------------------------------------------------------------------
@@ -93,6 +94,17 @@ def rows_of(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
     for column, value in wanted.items():
         keep &= (table[column] == value).to_numpy()
     return table[keep]
+
+
+def keyed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a copy with the columns that figures group by: ``row`` (method/variant) and ``panel`` (data set/split)."""
+    return table.assign(row=table["method"] + "/" + table["variant"], panel=table["dataset"] + "/" + table["split"])
+
+
+def values_of(metrics: pd.DataFrame, wanted: Sequence[str]) -> pd.DataFrame:
+    """Return the finite values of some metrics, both directions averaged, with the columns that `keyed` adds."""
+    found = rows_of(metrics, direction="both", status="ok")
+    return keyed(found[found["metric"].isin(wanted) & np.isfinite(found["value"])])
 
 
 @dataclass(frozen=True)

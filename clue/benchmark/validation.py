@@ -11,7 +11,7 @@ import pandas as pd
 
 from clue.matching import METRICS, Metric, match_snn
 from clue.metrics import foscttm, match_score
-from clue.preprocess import Preprocessor
+from clue.preprocess import Preprocessor, preprocessor
 
 FRACTION = 0.25
 """Share of the paired training cells that is held out."""
@@ -38,7 +38,7 @@ def prepare(
     paired: Cells, n_components: int, n_features: dict[str, int], seed: int
 ) -> tuple[dict[str, Preprocessor], dict[str, np.ndarray]]:
     """Fit the encoder inputs of each modality; return the preprocessors and what they make of the cells."""
-    fitted = {k: Preprocessor(k, n_components, n_features.get(k), seed=seed).fit(a) for k, a in paired.items()}
+    fitted = {k: preprocessor(k, n_components, n_features.get(k), seed=seed).fit(a) for k, a in paired.items()}
     return fitted, {k: fitted[k].transform(a) for k, a in paired.items()}
 
 

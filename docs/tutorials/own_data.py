@@ -32,22 +32,23 @@ print(cells)
 # %% [markdown]
 # ## Modalities
 #
-# CLUE takes a dictionary of AnnData, or a MuData. Names are `rna`, `atac` and `adt`, since they say how counts are
-# prepared. Three things must be right, and CLUE refuses what it can tell is not:
+# CLUE takes a dictionary of AnnData, or a MuData. Names are `rna`, `atac` and `adt` (or `prot`), since they say how
+# counts are prepared; `kinds={"gex": "rna"}` says it of another name. Three things must be right, and CLUE refuses what
+# it can tell is not:
 #
 # * `X` holds raw counts, neither normalised nor logarithms;
 # * a cell has the same name in both modalities, and no name is there twice;
 # * the column that `batch_key` names says which cells were measured together.
 
 # %%
-kinds = {"rna": "Gene Expression", "adt": "Antibody Capture"}
+feature_types = {"rna": "Gene Expression", "adt": "Antibody Capture"}
 # of a Multiome: {"rna": "Gene Expression", "atac": "Peaks"}
 names = {"Batch": "batch", "Donor": "donor", "mergedcelltype": "cell_type"}
 cells.obs = cells.obs.rename(columns=names)
 sc.pp.sample(cells, n=6000, rng=0)
 data = {
-    name: cells[:, cells.var["feature_types"] == kind].copy()
-    for name, kind in kinds.items()
+    name: cells[:, cells.var["feature_types"] == feature_type].copy()
+    for name, feature_type in feature_types.items()
 }
 for name, adata in data.items():
     print(name, adata.shape, "largest count:", int(adata.X.max()))
@@ -76,17 +77,12 @@ print(obs["donor"].nunique(), "other donors")
 # %%
 model = clue.CLUE(train, batch_key="batch")
 model.fit(max_steps=1000, progress=False)
-history = pd.DataFrame(model.history)
 
-figure, axes = plt.subplots(
-    1, 2, figsize=(7, 2.2), layout="constrained", num="Loss and FOSCTTM while training"
-)
-for axis, name in zip(axes, ("loss", "foscttm"), strict=True):
-    axis.plot(history["step"], history[name], marker=".")
-    axis.set(xlabel="step", ylabel=name)
+figure = model.plot_history()
+figure.set_label("Loss and FOSCTTM while training")
 
 # %% [markdown]
-# Both are of a tenth of the training cells that was held out. The **loss** says how well counts are decoded.
+# The held-out loss and FOSCTTM are of a tenth of the training cells. The **loss** says how well counts are decoded.
 # **FOSCTTM** is the fraction of cells that lie closer to a cell than its own other half: 0.5 by chance, 0 if perfect.
 # Go on training while either falls. If the loss falls and FOSCTTM rises, modalities drift apart: give
 # `objective={"adversarial": 2}` more weight than its default, 1.
@@ -96,7 +92,7 @@ for axis, name in zip(axes, ("loss", "foscttm"), strict=True):
 # From here on each test cell is treated as two: one seen in RNA, one seen in proteins.
 
 # %%
-z = {name: model.embed(adata, name) for name, adata in test.items()}
+z = {name: model.embed(adata) for name, adata in test.items()}
 both = ad.AnnData(
     np.vstack(list(z.values())),
     obs=pd.DataFrame(
@@ -128,13 +124,11 @@ for axis, color in zip(axes, ("modality", "cell type"), strict=True):
 # ## Matching
 #
 # To find a cell's other half, use the aligned space: there, directions count by how well they carry over from one
-# modality to the other.
+# modality to the other. `match` uses it; here, cells match only cells of their own batch.
 
 # %%
-aligned = {name: model.align(adata, name) for name, adata in test.items()}
-match = clue.matching.match_snn(
-    *aligned.values(), batch_x=obs["batch"], batch_y=obs["batch"]
-)
+match = model.match(test["rna"], test["adt"], within="batch")
+aligned = {name: model.align(adata) for name, adata in test.items()}
 types = obs["cell_type"].to_numpy()
 scores = {
     "match score": clue.metrics.match_score(match, np.arange(len(obs))),
@@ -184,7 +178,7 @@ figure.colorbar(image, label="share of the match weight")
 # `predict` decodes it: here, proteins from RNA alone.
 
 # %%
-predicted = model.predict(test["rna"], "rna", "adt")
+predicted = model.predict(test["rna"], "adt")
 counts = pd.DataFrame(test["adt"].X.toarray(), columns=test["adt"].var_names)[
     predicted.var_names
 ]
@@ -228,12 +222,13 @@ for axis, table, title in zip(
 
 # %%
 model.save("results/model.pt")
-new = clue.CLUE.load("results/model.pt").embed(test["rna"][:100].copy(), "rna")
+new = clue.CLUE.load("results/model.pt").embed(test["rna"][:100].copy())
 print(np.abs(new - z["rna"][:100]).max() < 1e-4)
 
 # %% [markdown]
 # ## Where to go on
 #
-# * Cells that were seen in one modality alone may be in the data too: they train as well.
+# * Cells that were seen in one modality alone may be in the data too: they train as well. `model.embed(mdata)` fuses,
+#   for each cell, whatever modalities it has.
 # * [Library](../library.md): what the two spaces mean, which settings matter, large data, GPUs.
 # * [Add a data set](../extend.md#add-a-data-set): compare CLUE with other methods on these cells.

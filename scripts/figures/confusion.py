@@ -1,23 +1,27 @@
 """Draw which cell types the matching confuses: of the weight of each type, how much goes to each type."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import seaborn as sns
+from matplotlib.figure import Figure
 
 from clue.benchmark import plots, style, tables
 from clue.benchmark.contracts import ContractError, names_of_test_cells, read_solution
 from clue.benchmark.errors import run_program
 
-COLUMNS = ["method", "seed", "direction", "from_type", "to_type", "fraction", "cells"]
+COLUMNS = ["method", "variant", "seed", "direction", "from_type", "to_type", "fraction", "cells"]
 MAX_NUMBERED = 12
 """With more types than this the fields hold no numbers."""
 LABEL_INCHES = 0.085
-"""What the label of a cell type takes."""
+"""Height of the label of a cell type."""
+NOTE = (
+    "Rows: {kind}type of a cell; columns: type of the cells that it is matched to. First seed, default variant. "
+    "Numbers, where there are any: percent, rounded; below 0.5 none."
+)
 
 
 def types_of(solution, modality: str) -> np.ndarray:
@@ -27,99 +31,68 @@ def types_of(solution, modality: str) -> np.ndarray:
     return solution.obs["cell_type"].astype(str).to_numpy()[rows]
 
 
-def confusion(matches: sp.csr_matrix, types_x: np.ndarray, types_y: np.ndarray) -> pd.DataFrame:
+def confusion(matches: sp.spmatrix, types_x: np.ndarray, types_y: np.ndarray) -> pd.DataFrame:
     """Return the fraction of each type's match weight (rows) that goes to each type (columns); rows sum to 1."""
     names = sorted({*types_x, *types_y})
-
-    def indicator(types: np.ndarray) -> sp.csr_matrix:
-        codes = pd.Categorical(types, categories=names).codes
-        return sp.csr_matrix((np.ones(len(types)), (np.arange(len(types)), codes)), shape=(len(types), len(names)))
-
-    weight = np.asarray((indicator(types_x).T @ matches @ indicator(types_y)).todense())
-    total = weight.sum(axis=1, keepdims=True)
-    return pd.DataFrame(
-        np.divide(weight, total, out=np.zeros_like(weight), where=total > 0), index=names, columns=names
-    )
+    pairs = sp.coo_matrix(matches)
+    weights = pd.DataFrame({"from": types_x[pairs.row], "to": types_y[pairs.col], "weight": pairs.data})
+    table = weights.pivot_table("weight", "from", "to", aggfunc="sum", observed=False)
+    table = table.reindex(index=names, columns=names).fillna(0.0)
+    return table.div(table.sum(axis=1).replace(0, 1), axis=0)
 
 
-def read_confusion(path: Path, solution) -> tuple[str, str, str, pd.DataFrame]:
-    """Return method, seed, direction and confusion of a match matrix; its path says whose it is."""
-    method, _, seed = path.parts[-4:-1]
+def read_confusion(path: Path, solution) -> pd.DataFrame:
+    """Return the confusion of a match matrix in long form, with the columns `COLUMNS`; its path says whose it is."""
+    method, variant, seed = path.parts[-4:-1]
     direction = path.stem.removeprefix("match_")
-    types = [types_of(solution, modality) for modality in direction.split("2")]
+    types_x, types_y = (types_of(solution, modality) for modality in direction.split("2"))
     try:
-        matches = sp.load_npz(path)
-        return method, seed.removeprefix("seed-"), direction, confusion(matches, *types)
-    except (OSError, ValueError, KeyError) as error:
+        table = confusion(sp.load_npz(path), types_x, types_y)
+    except (OSError, ValueError, KeyError, IndexError) as error:
         raise ContractError(f"{path}: cannot be read, or not of this split ({error}); run again") from error
+    found = table.rename_axis(index="from_type", columns="to_type").stack().rename("fraction").reset_index()
+    found["cells"] = found["from_type"].map(pd.Series(types_x).value_counts()).fillna(0).astype(int)
+    job = {"method": method, "variant": variant, "seed": seed.removeprefix("seed-"), "direction": direction}
+    return found.assign(**job)[COLUMNS]
 
 
-def draw_panel(axis: plt.Axes, table: pd.DataFrame, show_rows: bool) -> None:
-    """Draw one matrix; numbers are percentages."""
-    image = axis.imshow(table.to_numpy(), vmin=0, vmax=1, cmap="Blues", aspect="equal")
-    image.set_rasterized(True)
-    labels = [plots.shorten(name, 18) for name in table]
-    axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=5.5)
-    axis.set_yticks(range(len(labels)), labels if show_rows else [""] * len(labels), fontsize=5.5)
-    axis.tick_params(length=0)
-    if len(labels) <= MAX_NUMBERED:
-        for (row, column), value in np.ndenumerate(table.to_numpy()):
-            if value >= 0.005:
-                color = "white" if value > 0.6 else style.INK
-                axis.text(column, row, f"{100 * value:.0f}", ha="center", va="center", fontsize=4.5, color=color)
-
-
-def draw(found: Sequence[tuple], title: str, derived: bool, display: style.Display) -> plt.Figure:
+def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display) -> Figure:
     """Draw a row per method, a column per direction."""
-    style.apply()
-    methods = display.order("methods", [method for method, *_ in found])
-    directions = list(dict.fromkeys(direction for _, _, direction, _ in found))
-    n_types = len(found[0][3])
-    side = max(float(np.clip(0.2 * n_types, 1.6, 2.6)), LABEL_INCHES * n_types)
-    size = (side * len(directions) + 1.9, (side + 0.25) * len(methods) + 1.6)
-    shape = (len(methods), len(directions))
-    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, sharex=True, layout="constrained")
-    for method, _, direction, table in found:
-        row, column = methods.index(method), directions.index(direction)
-        axis = axes[row, column]
-        draw_panel(axis, table, show_rows=column == 0)
-        source, target = (display.label("modalities", name) for name in direction.split("2"))
-        axis.set_title(f"{source} → {target}" if row == 0 else "")
-        axis.set_ylabel(display.label("methods", method) if column == 0 else "", fontsize=8)
-    bar = figure.colorbar(axes[0, 0].images[0], ax=axes, shrink=0.6, aspect=30)
+    methods, types = display.methods(found), sorted(set(found["from_type"]))
+    labels = [plots.shorten(name, 18) for name in types]
+    side = max(float(np.clip(0.2 * len(types), 1.4, 2.3)), LABEL_INCHES * len(types))
+    columns = {
+        direction: " → ".join(display.label("modalities", name) for name in direction.split("2"))
+        for direction in dict.fromkeys(found["direction"])
+    }
+    rows = {row.method: plots.shorten(row.label, 30) for row in methods.itertuples()}
+    figure, axes = plots.panels(rows, columns, side, sharex=True, sharey=True)
+    figure.set_size_inches(side * len(columns) + 1.9, (side + 0.25) * len(rows) + 1.6)
+    for (method, direction), axis in axes.items():
+        here = tables.rows_of(found, method=method, direction=direction)
+        table, label = here.pivot(index="from_type", columns="to_type", values="fraction"), axis.get_ylabel()
+        numbers = (100 * table).round().astype(int).astype(str).where(table >= 0.005, "")
+        look = {"vmin": 0, "vmax": 1, "cmap": "Blues", "square": True, "cbar": False, "rasterized": True}
+        look |= {"annot": numbers, "fmt": "", "annot_kws": {"fontsize": 4.5}} if len(types) <= MAX_NUMBERED else {}
+        sns.heatmap(table, xticklabels=labels, yticklabels=labels, ax=axis, **look)
+        axis.set(xlabel="", ylabel=label)
+        axis.tick_params(length=0, labelsize=5.5)
+    bar = figure.colorbar(axis.collections[0], ax=list(axes.values()), shrink=0.6, aspect=30)
     bar.set_label("Fraction of the row's match weight")
     figure.suptitle(title, fontsize=8.5)
-    kind = "derived, not published, " if derived else ""
-    text = f"Rows: {kind}type of a cell; columns: type of the cells that it is matched to."
-    plots.add_notes(figure, [f"{text} First seed, default variant." + numbers_note(n_types)])
+    plots.add_notes(figure, [NOTE.format(kind="derived, not published, " if derived else "")])
     return figure
-
-
-def numbers_note(n_types: int) -> str:
-    """Say what the numbers are, where there are any."""
-    return " Numbers: percent, rounded; below 0.5 none." if n_types <= MAX_NUMBERED else ""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--solution", required=True, help="solution.h5ad of a split")
-    parser.add_argument("--matches", required=True, nargs="+", type=Path, help="match matrices, two per method")
-    parser.add_argument("--display", required=True, help="config/display.yaml")
-    parser.add_argument("--figure", required=True, help="PNG to write; the PDF goes beside it")
-    parser.add_argument("--table", required=True, help="table to write")
-    args = parser.parse_args(argv)
-    display, solution = style.Display(args.display), read_solution(args.solution)
-    found = [read_confusion(path, solution) for path in args.matches]
-    rows = []
-    for method, seed, direction, table in found:
-        cells = pd.Series(types_of(solution, direction.split("2")[0])).value_counts()
-        for source, target in np.argwhere(table.to_numpy() > 0):
-            names = (table.index[source], table.columns[target])
-            rows.append([method, seed, direction, *names, table.iat[source, target], cells.get(names[0], 0)])
-    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table)
-    title = f"{display.label('datasets', str(solution.uns['dataset']))} (split {solution.uns['split']})"
-    style.save(draw(found, title, str(solution.uns["labels"]) != "published", display), args.figure)
+    matches = {"nargs": "+", "type": Path, "help": "match matrices, two per method"}
+    args = plots.command_line(__doc__, argv, "solution", "table", "figure", matches=matches)
+    solution = read_solution(args.solution)
+    found = pd.concat([read_confusion(path, solution) for path in args.matches], ignore_index=True)
+    tables.write_table(found[found["fraction"] > 0], args.table, digits=6)
+    title = f"{args.display.label('datasets', str(solution.uns['dataset']))} (split {solution.uns['split']})"
+    plots.write_figure(args.figure, draw, found, title, str(solution.uns["labels"]) != "published", args.display)
 
 
 if __name__ == "__main__":

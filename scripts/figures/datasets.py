@@ -1,6 +1,5 @@
 """Write the table of data sets: how many cells and features, and where they come from."""
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from clue.benchmark import tables
+from clue.benchmark import plots, tables
 from clue.benchmark.config import check, read_yaml
 from clue.benchmark.contracts import MODALITIES, ContractError
 from clue.benchmark.errors import run_program
@@ -16,85 +15,62 @@ from clue.benchmark.errors import run_program
 COLUMNS = ["Data set", "Cells", "Features", "Splits", "Source", "Licence", "Citation", "Notes", "SHA-256"]
 
 
-def shapes(path: Path) -> dict[str, tuple[int, int]]:
-    """Return cells and features of each modality of a prepared data set, without reading its counts."""
+def look_into(path: Path) -> dict:
+    """Return ``uns`` as text, the shapes of modalities, and the number of cells, without reading counts."""
     try:
         with h5py.File(path) as file:
-            groups = {name: file["mod"][name] for name in MODALITIES if name in file["mod"]}
-            return {name: tuple(int(n) for n in group["X"].attrs["shape"]) for name, group in groups.items()}
+            shapes = {name: file["mod"][name]["X"].attrs["shape"] for name in MODALITIES if name in file.get("mod", {})}
+            n_cells = len(file["obs"][file["obs"].attrs["_index"]])
+            texts = {key: as_text(entry[()]) for key, entry in file["uns"].items() if isinstance(entry, h5py.Dataset)}
+            return {
+                "shapes": {name: tuple(map(int, shape)) for name, shape in shapes.items()},
+                "n_cells": n_cells,
+            } | texts
     except (OSError, KeyError) as error:
         raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
 
 
-def text_of(group: h5py.Group, key: str) -> str:
+def as_text(value) -> str:
     """Return an entry of ``uns`` as text; several are joined."""
-    value = group[key][()] if key in group else ""
-    values = [item.decode() if isinstance(item, bytes) else str(item) for item in np.atleast_1d(value)]
-    return ", ".join(values)
+    return ", ".join(item.decode() if isinstance(item, bytes) else str(item) for item in np.atleast_1d(value))
 
 
-def read_uns(path: Path, *keys: str) -> dict[str, str]:
-    """Return entries of ``uns`` as text, empty where they are absent."""
-    try:
-        with h5py.File(path) as file:
-            return {key: text_of(file["uns"], key) for key in keys}
-    except (OSError, KeyError) as error:
-        raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
-
-
-def describe_dataset(path: Path, config: Path) -> dict[str, str]:
-    """Return what the table says of a data set."""
-    name = read_uns(path, "dataset")["dataset"]
-    spec_path = config / "datasets" / f"{name}.yaml"
+def describe_dataset(path: Path, splits: Sequence[dict], config: Path) -> dict[str, str]:
+    """Return what the table says of a data set and of those of its splits that are part of the run."""
+    found = look_into(path)
+    spec_path = config / "datasets" / f"{found['dataset']}.yaml"
     spec = check(read_yaml(spec_path), config / "schemas" / "dataset.schema.yaml", str(spec_path))
-    sizes = shapes(path)
-    known = read_uns(path, "source", "sha256")
+    texts = [
+        f"{split['split']}: {int(split['n_train']):,} training and {split['n_cells']:,} test cells, "
+        f"labels {split['labels']}"
+        for split in splits
+        if split["dataset"] == found["dataset"]
+    ]
     return {
-        "Data set": spec["label"] or name,
-        "Cells": f"{next(iter(sizes.values()))[0]:,}",
-        "Features": ", ".join(f"{features:,} {modality}" for modality, (_, features) in sizes.items()),
-        "Source": " ".join(part for part in (known["source"], spec["accession"], spec["url"]) if part),
+        "Data set": spec["label"] or found["dataset"],
+        "Cells": f"{next(iter(found['shapes'].values()))[0]:,}",
+        "Features": ", ".join(f"{features:,} {modality}" for modality, (_, features) in found["shapes"].items()),
+        "Splits": "; ".join(texts),
+        "Source": " ".join(part for part in (found.get("source"), spec["accession"], spec["url"]) if part),
         "Licence": spec["licence"],
         "Citation": spec["citation"],
         "Notes": spec["notes"],
-        "SHA-256": known["sha256"],
+        "SHA-256": found.get("sha256", ""),
     }
-
-
-def describe_split(path: Path) -> dict[str, str]:
-    """Return what the table says of a split."""
-    known = read_uns(path, "dataset", "split", "labels", "n_train")
-    try:
-        with h5py.File(path) as file:
-            obs = file["obs"]
-            n_cells = len(obs[obs.attrs["_index"]])
-    except (OSError, KeyError) as error:
-        raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
-    sizes = f"{int(known['n_train']):,} training and {n_cells:,} test cells"
-    return {"dataset": known["dataset"], "text": f"{known['split']}: {sizes}, labels {known['labels']}"}
-
-
-def make_table(datasets: Sequence[Path], solutions: Sequence[Path], config: Path) -> pd.DataFrame:
-    """Return one row per data set, its splits named in one field."""
-    splits = [describe_split(path) for path in solutions]
-    records = []
-    for path in datasets:
-        record = describe_dataset(path, config)
-        name = read_uns(path, "dataset")["dataset"]
-        texts = [split["text"] for split in splits if split["dataset"] == name]
-        records.append(record | {"Splits": "; ".join(texts)})
-    return pd.DataFrame(records, columns=COLUMNS)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--datasets", nargs="*", required=True, type=Path, help="results/prepared/<dataset>.h5mu")
-    parser.add_argument("--solutions", nargs="*", required=True, type=Path, help="solution.h5ad files")
-    parser.add_argument("--config", required=True, type=Path, help="the folder config")
-    parser.add_argument("--table", required=True, help="table to write")
-    args = parser.parse_args(argv)
-    tables.write_table(make_table(args.datasets, args.solutions, args.config), args.table)
+    args = plots.command_line(
+        __doc__,
+        argv,
+        "table",
+        datasets={"nargs": "*", "type": Path, "help": "results/prepared/<dataset>.h5mu"},
+        solutions={"nargs": "*", "type": Path, "help": "solution.h5ad of each split"},
+    )
+    splits = [look_into(path) for path in args.solutions]
+    rows = [describe_dataset(path, splits, args.display.folder) for path in args.datasets]
+    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table)
 
 
 if __name__ == "__main__":

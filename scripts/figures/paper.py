@@ -1,12 +1,11 @@
 """Write one table of the published numbers that this run can be held against, beside its own, with a verdict."""
 
-import argparse
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
-from clue.benchmark import style, tables
+from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
 from clue.benchmark.reference import OVERALL, SPLIT, SUBTASKS, competition_scores, read_drops, read_published
 from clue.benchmark.stats import relative_changes, summarise
@@ -112,17 +111,13 @@ def own_changes(here: pd.DataFrame, variant: str, metric: str) -> pd.Series:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--metrics", required=True, help="metrics.tsv of a run")
-    parser.add_argument("--published", required=True, nargs="+", help="files of config/reference with scores")
-    parser.add_argument("--ablation", required=True, help="config/reference/ablation.tsv")
-    parser.add_argument("--display", required=True, help="config/display.yaml")
-    parser.add_argument("--table", required=True, help="table to write")
-    args = parser.parse_args(argv)
-    display, table = style.Display(args.display), tables.read_metrics(args.metrics)
-    rows = score_rows(read_published(args.published), table, display)
-    rows += drop_rows(read_drops(args.ablation), table, display)
-    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table)
+    args = plots.command_line(
+        __doc__, argv, "metrics", "published", "table", ablation={"help": "config/reference/ablation.tsv"}
+    )
+    table = tables.read_metrics(args.metrics)
+    rows = score_rows(read_published(args.published), table, args.display)
+    rows += drop_rows(read_drops(args.ablation), table, args.display)
+    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table, digits=6)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clue.benchmark import cobolt as shared
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
+from scripts.methods import cobolt_native as shared
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from clue.benchmark.methods import Task, run_method
 from clue.benchmark.validation import inner_split, paired_cells
 from clue.metrics import foscttm
-from clue.preprocess import Preprocessor
+from clue.preprocess import preprocessor
 
 
 class Encoders(nn.Module):
@@ -50,7 +50,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     """Train on paired cells and encode the test cells."""
     fit_on, held_out = inner_split(paired_cells(task.train), seed, at_most=params["max_held_out"])
     prepared = {
-        k: Preprocessor(k, params["n_components"], params["n_features"].get(k), seed=seed).fit(a)
+        k: preprocessor(k, params["n_components"], params["n_features"].get(k), seed=seed).fit(a)
         for k, a in fit_on.items()
     }
 

@@ -19,10 +19,8 @@ def test_benchmark_on_two_nodes_and_two_partitions(finished):
     nodes = {comment.split("_wildcards")[0]: node for comment, node, _ in finished.jobs()}
     assert nodes.pop("rule_clue") == "gpu1"
     assert set(nodes.values()) == {"cpu1"}
-    assert {"rule_random", "rule_cca", "rule_task_rna_atac", "rule_score_rna_atac"} <= set(nodes)
-    assert not {"rule_collect", "rule_comparison", "rule_page_summary"} & set(nodes), (
-        "small rules run where Snakemake does"
-    )
+    assert {"rule_random", "rule_cca", "rule_task_rna_atac", "rule_score_rna_atac", "rule_collect"} <= set(nodes)
+    assert not {"rule_paper", "rule_html_report"} & set(nodes), "small rules run where Snakemake does"
     assert {state for _, _, state in finished.jobs()} == {"COMPLETED"}
 
     n_jobs = len(finished.jobs())
@@ -60,6 +58,32 @@ def test_wrong_site_is_said_before_anything_is_submitted(project, change, line):
     status, output = project.call("-m", "snakemake", *project.options)
     assert status == 1 and output.splitlines()[-1].startswith("error: ") and line in output, output
     assert not project.jobs()
+
+
+def test_requests_that_slurm_refuses_are_said_before_anything_is_submitted(project):
+    """No node has so much memory; the partitions say nothing of it."""
+    project.write("slurm-site.yaml", SITE | {"partitions": {"cpu": {}}})
+    project.change("config/methods/cca.yaml", resources={"mem_gb": 900_000})
+    status, output = project.call("-m", "snakemake", *project.options)
+    lines = [line for line in output.splitlines() if line.startswith("cca: Slurm refuses ")]
+    assert status == 1 and len(lines) == 1 and "random: Slurm refuses" not in output, output
+    assert "mem_mb=900000000 runtime=60 gpu=0 cores=1 -p cpu" in lines[0], lines
+    assert "change resources in config/methods/cca.yaml" in lines[0], lines
+    assert not project.jobs()
+
+
+def test_a_run_with_a_failed_method_ends_in_its_table(project):
+    """On the cluster as here: the table, the reason, and an exit status that is not 0; the error is not tried again."""
+    project.add_method("broken", body="raise ValueError('no luck')")
+    project.configure(methods=["broken", "random"])
+    project.drop_figures()
+    process = project.snakemake()
+    assert process.wait(900) == 1, project.output()
+    assert "failed   broken simulated/random20/default/0: ValueError: no luck" in project.output()
+    assert set(project.table().set_index("method").loc["random", "status"]) == {"ok"}
+    assert project.table().set_index("method").loc["broken", "reason"] == "ValueError: no luck"
+    rules = [name.split("_wildcards")[0] for name, _, _ in project.jobs()]
+    assert rules.count("rule_broken") == 1 and rules.count("rule_collect") == 1, rules
 
 
 def test_site_that_needs_a_file_says_so(project):

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from sklearn.decomposition import PCA
 
 import clue
-from clue import disk, preprocess
+from clue import disk, sparse
 from clue.simulate import simulate
 
-SMALL = {"n_latent": 6, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 10}
+WIDTHS = {"n_latent": 6, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 10}
+SMALL = {"batch_key": "batch", **WIDTHS}
 SHORT = {"max_steps": 12, "warmup_steps": 4, "check_steps": 4, "batch_size": 64, "progress": False}
 
 
@@ -33,7 +33,7 @@ def scratch(tmp_path, monkeypatch):
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(preprocess, "BLOCK", 32)
+    monkeypatch.setattr(sparse, "BLOCK", 32)
     monkeypatch.setattr(disk, "PART", 100)
     return folder
 
@@ -68,7 +68,7 @@ def test_training_equals_that_in_memory(data, tmp_path, scratch, kind, n_feature
     inside = clue.CLUE(data, n_features=n_features, **SMALL).fit(**SHORT)
     outside = clue.CLUE(in_files(data, tmp_path, kind), n_features=n_features, **SMALL)
     for k, prepared in outside.preprocessors.items():
-        counts = preprocess.columns(prepared.align(outside._data[k]), prepared.selected)
+        counts = sparse.columns(prepared.align(outside._data[k]), prepared.selected)
         assert disk.is_mapped(counts.data) and disk.is_mapped(counts.indices)
     assert same_weights(inside, outside.fit(**SHORT))
     # cells in memory join those in the file
@@ -95,7 +95,8 @@ def test_nothing_is_read_ahead_while_training(data, tmp_path, scratch):
     assert maps_without_read_ahead() == (6, 0)
 
 
-def test_resume_from_a_file(data, tmp_path, scratch, monkeypatch, capsys):
+def test_resume_from_a_file(data, tmp_path, scratch, monkeypatch, caplog):
+    caplog.set_level("INFO")
     backed = in_files(data, tmp_path, "h5ad")
     whole = clue.CLUE(backed, **SMALL).fit(**SHORT)
     advance = clue.train._Loop.advance
@@ -110,10 +111,10 @@ def test_resume_from_a_file(data, tmp_path, scratch, monkeypatch, capsys):
         patch.setattr(clue.train._Loop, "advance", stop_at_6)
         clue.CLUE(backed, **SMALL).fit(**always)
     assert same_weights(whole, clue.CLUE(backed, **SMALL).fit(**always))
-    assert "resuming at step" in capsys.readouterr().out
+    assert "resuming at step" in caplog.text
     # the checkpoint is of the data, wherever they are
     clue.CLUE(data, **SMALL).fit(**always)
-    assert "resuming at step 12" in capsys.readouterr().out
+    assert "resuming at step 12" in caplog.text
 
 
 def test_dense_files_work_and_csc_is_refused(data, tmp_path, scratch):
@@ -160,20 +161,10 @@ def test_a_full_disk_is_one_clear_line(data, tmp_path, scratch, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
 
 
-@pytest.mark.parametrize("block", [16, 10_000])
-def test_covariance_by_rows_is_that_of_sklearn(monkeypatch, block):
-    monkeypatch.setattr(preprocess, "BLOCK", block)
-    matrix = sp.random(300, 40, 0.2, format="csr", dtype=np.float32, random_state=0)
-    means, axes = preprocess._principal_axes(matrix, 8)
-    expected = PCA(8, svd_solver="covariance_eigh").fit(matrix)
-    np.testing.assert_allclose(means, expected.mean_, rtol=1e-5)
-    np.testing.assert_allclose(axes, expected.components_, atol=1e-4)
-
-
 def test_a_map_keeps_what_is_written(scratch):
     matrix = sp.random(70, 30, 0.2, format="csr", dtype=np.float32, random_state=0)
     matrix.data[::7] = 0
-    found = disk.mapped(preprocess.row_blocks(matrix), 30)
+    found = disk.mapped(sparse.row_blocks(matrix), 30)
     assert disk.is_mapped(found.data) and disk.is_mapped(found.indices) and not disk.is_mapped(matrix.data)
     assert found.nnz == np.count_nonzero(matrix.data) and np.array_equal(found.toarray(), matrix.toarray())
     longer = disk.as_type(found.indices, np.int64)

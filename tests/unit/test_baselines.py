@@ -16,7 +16,7 @@ from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task
 from clue.benchmark.task import make_task
 from clue.benchmark.validation import choose, choose_metric, combinations, inner_split
-from clue.preprocess import Preprocessor
+from clue.preprocess import preprocessor
 from clue.simulate import simulate
 
 ROOT = Path(__file__).parents[2]
@@ -191,7 +191,7 @@ def upstream(scglue, task, folder):
     """Train on the training cells, fine-tune with the test cells: upstream's calls, nothing of ours but the input."""
     train, test = {}, {}
     for name, adata in task.train.mod.items():
-        prepared = Preprocessor(name, 10, PARAMS["n_features"].get(name), seed=3).fit(adata)
+        prepared = preprocessor(name, 10, PARAMS["n_features"].get(name), seed=3).fit(adata)
         train[name], test[name] = adata.copy(), task.tests[name].copy()
         for part in (train[name], test[name]):
             part.obsm["X_rep"] = prepared.transform(part)

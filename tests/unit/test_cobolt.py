@@ -1,6 +1,6 @@
 """Our Cobolt computes the published model, and what the authors' code computes; each is a method of its own."""
 
-import importlib.util
+import importlib
 import json
 import re
 from pathlib import Path
@@ -12,7 +12,6 @@ import scipy.sparse as sp
 import scipy.stats
 import torch
 
-from clue.benchmark import cobolt
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task
@@ -20,32 +19,14 @@ from clue.benchmark.task import make_task
 from clue.matching import METRICS
 from clue.metrics import foscttm
 from clue.simulate import simulate
+from scripts.methods import cobolt_authors
+from scripts.methods import cobolt_native as cobolt
 
 ROOT = Path(__file__).parents[2]
 N_LATENT = 5
 HIDDEN = [8, 6]
 TRAINING = {"learning_rate": 0.005, "n_epochs": 3, "annealing_epochs": 1, "batch_size": 32, "seed": 0, "device": "cpu"}
 SPLIT = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
-
-
-def program(name):
-    """Import a method's program."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / "methods" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def native():
-    """The program of our implementation."""
-    return program("cobolt_native")
-
-
-@pytest.fixture(scope="module")
-def authors():
-    """The program of the authors' package, whether or not that is installed."""
-    return program("cobolt_authors")
 
 
 @pytest.fixture(scope="module")
@@ -203,39 +184,39 @@ def test_a_paired_cell_is_placed_by_one_modality_and_by_trees_that_did_not_learn
 # ---- the programs --------------------------------------------------------------------------------
 
 
-def test_a_divergence_is_retried_at_a_smaller_learning_rate(native, params, task):
+def test_a_divergence_is_retried_at_a_smaller_learning_rate(params, task):
     params = {**params, "training": {**params["training"], "learning_rates": [1e30, 0.005]}}
-    embedded = native.embed(task, params, seed=0)
+    embedded = cobolt.embed(task, params, seed=0)
     assert task.info["diverged_at"] == [1e30] and task.info["learning_rate"] == 0.005
     assert all(np.isfinite(z).all() for z in embedded.values())
 
 
-def test_divergence_at_every_learning_rate_is_an_error(native, params, task):
+def test_divergence_at_every_learning_rate_is_an_error(params, task):
     params = {**params, "training": {**params["training"], "learning_rates": [1e30]}}
     with pytest.raises(BenchmarkError, match="diverged at every learning rate of .*learning_rates"):
-        native.embed(task, params, seed=0)
+        cobolt.embed(task, params, seed=0)
 
 
-def test_the_metric_is_the_better_one_for_paired_training_cells(native, params, task):
-    native.embed(task, params, seed=0)
+def test_the_metric_is_the_better_one_for_paired_training_cells(params, task):
+    cobolt.embed(task, params, seed=0)
     scores = {row["metric"]: row["match_score"] / row["foscttm"] for row in task.info["metrics_compared"]}
     assert list(scores) == list(METRICS) and task.metric == max(scores, key=scores.get)
 
 
-def test_without_the_authors_package_the_method_fails_and_names_ours(authors, params, task, tmp_path, monkeypatch):
+def test_without_the_authors_package_the_method_fails_and_names_ours(params, task, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     other = tmp_path / "cobolt" / "__init__.py"
     other.parent.mkdir()
     other.write_text("raise RuntimeError('another package was imported')")
     importlib.invalidate_caches()
     with pytest.raises(BenchmarkError, match="package index's is another.*envs/cobolt.yaml.*cobolt_native"):
-        authors.embed(task, params, seed=0)
+        cobolt_authors.embed(task, params, seed=0)
 
 
-def test_a_filter_that_leaves_nothing_is_an_error(native, params, task):
+def test_a_filter_that_leaves_nothing_is_an_error(params, task):
     strict = {"min_count": 10**6, "min_cells": 5, "lower_quantile": 0, "upper_quantile": 1}
     with pytest.raises(BenchmarkError, match="adt: no feature passes params.filter.adt"):
-        native.embed(task, {**params, "filter": {**params["filter"], "adt": strict}}, seed=0)
+        cobolt.embed(task, {**params, "filter": {**params["filter"], "adt": strict}}, seed=0)
 
 
 def test_environment_names_a_commit():
@@ -248,10 +229,10 @@ def test_environment_names_a_commit():
 
 
 @pytest.fixture
-def upstream(authors):
+def upstream():
     """The authors' package, or a skip that says why."""
     try:
-        authors.check_installed()
+        cobolt_authors.check_installed()
     except BenchmarkError as error:
         pytest.skip(str(error))
     import cobolt.model
@@ -324,23 +305,23 @@ def test_features_are_those_that_upstream_keeps(params, upstream, task):
     np.testing.assert_array_equal(features[cobolt.passes(task.train.mod["rna"].X, **limits)], single.feature)
 
 
-def test_upstream_says_that_it_cannot_embed_one_cell_alone(authors, upstream, task):
+def test_upstream_says_that_it_cannot_embed_one_cell_alone(upstream, task):
     with pytest.raises(BenchmarkError, match="take the method cobolt_native"):
-        authors.train(task, modalities(n_cells=120, n_alone=9), TRAINING)
+        cobolt_authors.train(task, modalities(n_cells=120, n_alone=9), TRAINING)
 
 
-def test_cells_are_placed_as_upstream_places_test_cells(authors, params, upstream, task):
+def test_cells_are_placed_as_upstream_places_test_cells(params, upstream, task):
     parts = {name: cobolt.both_sets(name, task, **params["filter"][name]) for name in task.test}
-    found, embedded = authors.train(task, parts, TRAINING | {"n_latent": N_LATENT, "hidden": HIDDEN})
+    found, embedded = cobolt_authors.train(task, parts, TRAINING | {"n_latent": N_LATENT, "hidden": HIDDEN})
     assert set(found.joint.index) == set(task.train["rna"].obs_names) & set(task.train["adt"].obs_names)
     for name, cells in task.test.items():
         np.testing.assert_allclose(cobolt.place(found, name, cells.obs_names, 1), embedded[name], atol=1e-5)
 
 
-def test_upstream_embeds_every_test_cell(authors, params, upstream, task):
-    embedded = authors.embed(task, params, seed=0)
+def test_upstream_embeds_every_test_cell(params, upstream, task):
+    embedded = cobolt_authors.embed(task, params, seed=0)
     assert json.dumps(task.info) and [row["metric"] for row in task.info["metrics_compared"]] == list(METRICS)
     assert {name: len(z) for name, z in embedded.items()} == {name: cells.n_obs for name, cells in task.test.items()}
-    again = authors.embed(task, params, seed=0)
+    again = cobolt_authors.embed(task, params, seed=0)
     for name in embedded:
         np.testing.assert_array_equal(embedded[name], again[name])

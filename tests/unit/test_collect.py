@@ -15,7 +15,7 @@ from scripts import collect as program
 
 
 def job(seed: int = 0, reason: str = "", method: str = "m") -> Job:
-    return Job("quick", "d", "s", method, "v", seed, True, reason)
+    return Job("quick", "d", "s", method, "v", seed, True, reason, "unsupported" if reason else "")
 
 
 def finish(root: Path, job: Job, value: float = 0.25, **changes) -> Path:
@@ -50,7 +50,8 @@ def test_finished_failed_missing_and_unsupported_jobs(tmp_path):
     assert metrics["status"].tolist() == ["ok", "unsupported", "failed", "failed", "unsupported"]
     assert metrics["value"].tolist()[0] == 0.25 and metrics["value"].isna().tolist() == [False] + [True] * 4
     log = "logs/quick/d/s/m/v/seed-{}.log"
-    reasons = ["ValueError: loss is not finite", f"no result; see {log.format(2)}", "does not support rna+adt"]
+    not_run = "not run, since an earlier step failed or the run was ended"
+    reasons = ["ValueError: loss is not finite", not_run, "does not support rna+adt"]
     assert metrics["reason"].tolist() == ["", "too large", *reasons]
     assert list(resources.columns) == RESOURCES_COLUMNS
     assert resources.iloc[0, 5:].tolist()[:5] == [0, "cpu", 2, 1.5, 300.0] and resources["epochs"].tolist() == [7]
@@ -65,6 +66,9 @@ def test_summary_names_job_reason_and_log(tmp_path):
     failed = tmp_path / job(1).folder
     failed.mkdir(parents=True)
     (failed / "failure.json").write_text(json.dumps({"error": "out of memory"}))
+    log = tmp_path / f"{job(2).log}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch 1")
     assert summary(collect([job(0), job(1), job(2)], tmp_path), 3) == [
         "collected 1 of 3 jobs",
         "failed: d/s/m/v/seed-1: out of memory (log: logs/quick/d/s/m/v/seed-1.log)",
@@ -78,7 +82,7 @@ def test_scores_of_an_earlier_embedding_do_not_count(tmp_path):
     os.utime(folder / "embedding.h5ad", (stamp + 10, stamp + 10))
     assert collect([job()], tmp_path).failures["reason"].str.contains("older than the embedding").all()
     (folder / "embedding.h5ad").unlink()  # as Snakemake does when the method runs again and fails
-    assert collect([job()], tmp_path).failures["reason"].str.contains("no result").all()
+    assert collect([job()], tmp_path).failures["reason"].str.contains("not run").all()
 
 
 def test_failed_scoring_points_to_its_own_log(tmp_path):

@@ -215,6 +215,15 @@ def test_names_of_rules_are_those_of_the_workflow():
     assert RULES == fixed | drawn
 
 
+def test_a_method_without_a_script_has_its_own_rule(project):
+    own = {key: value for key, value in METHOD.items() if key != "script"}
+    write(project / "config/methods/my_method.yaml", own)
+    assert "my_method.yaml: script: no file rules/methods/my_method.smk" in error(project)
+    (project / "rules/methods").mkdir(parents=True)
+    (project / "rules/methods/my_method.smk").touch()
+    assert Benchmark(RUN, project).plan()
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -314,7 +323,7 @@ def test_sources_name_what_they_import(path):
     sources = set(spec.get("sources", []))
     imported = {
         module
-        for file in [f"scripts/methods/{spec['script']}", *sources]
+        for file in [f"scripts/methods/{spec.get('script', path.with_suffix('.py').name)}", *sources]
         if file.endswith(".py")
         for module in re.findall(r"^from (clue\.(?!benchmark)\w+) import", (ROOT / file).read_text(), re.MULTILINE)
     }

@@ -16,6 +16,7 @@ def program(scripts):
 def display(project, monkeypatch):
     monkeypatch.chdir(project)
     style.apply()
+    plt.rcParams["text.parse_math"] = True  # as the program does
     return style.Display("config/display.yaml")
 
 

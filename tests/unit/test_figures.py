@@ -1,6 +1,7 @@
 """Figures: statistics with known answers, what is shown and said, and tables of every shape."""
 
 import gzip
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import anndata as ad
@@ -26,8 +27,9 @@ def display(project) -> style.Display:
 
 
 @pytest.fixture(autouse=True)
-def close_figures():
-    """Close what a test drew and did not save."""
+def styled_figures():
+    """Draw in the style of the programs, and close what a test drew and did not save."""
+    style.apply()
     yield
     plt.close("all")
 
@@ -48,9 +50,10 @@ def test_summary_as_text():
     assert texts == ["2 ± 1", "0.0499 ± 0", "0.25"]
 
 
-def test_two_seeds_have_a_wide_interval():
-    """t(0.975, 1) = 12.7062."""
-    assert summarise([0, 2]).high == pytest.approx(1 + 12.7062, abs=1e-3)
+def test_two_seeds_have_a_spread_but_no_interval():
+    """It would be 2 × 12.7 standard errors wide."""
+    summary = summarise([0, 2])
+    assert (summary.mean, summary.sd) == (1, pytest.approx(2**0.5)) and np.isnan([summary.low, summary.high]).all()
 
 
 def test_one_value_has_no_interval_and_none_no_mean():
@@ -178,38 +181,83 @@ def test_an_unknown_key_of_the_display_is_one_clear_line(tmp_path, project):
 # ---- what the figures say ------------------------------------------------------------------------
 
 
-def test_equal_footnotes_share_a_number():
-    notes = plots.Notes()
-    assert [notes.mark(text) for text in ("x", "y", "x")] == ["[1]", "[2]", "[1]"]
-    for i in range(20):
-        notes.mark(str(i))
-    assert len(notes.lines()) == plots.MAX_NOTES + 1 and notes.lines()[-1].startswith("14 more")
-
-
-def test_a_huge_interval_does_not_hide_the_values():
-    low, high = plots.extent([plots.Line([0.10, 0.14], "k"), plots.Line([0.2], "k")])
-    assert low <= 0.10 and 0.2 <= high <= 0.31
-
-
 def texts(figure: plt.Figure) -> str:
     """Return everything that a figure says."""
     figure.canvas.draw()
     return "\n".join(text.get_text() for text in figure.findobj(plt.Text) if text.get_text())
 
 
+NO_INTERVALS = pd.DataFrame(columns=[*tables.JOB, "seed", "metric", "low", "high"])
+
+
 def test_comparison_says_what_failed_and_where_controls_are(scripts, display):
     table = metrics(*CONTROLS, *SHAPES["failed"], ("a", "s", "clue", "no_mse", 0, 0.05, 0.1))
-    said = texts(scripts("figures/comparison.py").draw(table, display))
-    assert "failed [1]" in said and "[1] CLUE (our settings): out of memory" in said
-    assert "Match score (higher is better)\nrandom 0.01, oracle 1" in said
-    assert "FOSCTTM (lower is better)\nrandom 0.5, oracle 0" in said
-    assert "No MSE" not in said and "Oracle" not in said
+    said = texts(scripts("figures/comparison.py").draw(table, NO_INTERVALS, display))
+    assert "\nfailed" in said and "CLUE (our settings): out of memory" in said
+    assert "Random 0.01\nOracle 1" in said and "Random 0.5\nOracle 0" in said
+    assert "No MSE" not in said and "\nOracle\n" not in said
 
 
 def test_comparison_counts_seeds(scripts, display):
     table = metrics(("a", "s", "cca", "default", 0, 0.1, 0.1), ("a", "s", "cca", "default", 1, "failed", "killed"))
-    said = texts(scripts("figures/comparison.py").draw(table, display))
-    assert "1/2 [1]" in said and "[1] CCA: killed" in said
+    said = texts(scripts("figures/comparison.py").draw(table, NO_INTERVALS, display))
+    assert "1/2" in said and "CCA: killed" in said
+
+
+@pytest.mark.parametrize("n_seeds", [1, 2, 3])
+def test_every_seed_is_a_point_and_an_interval_needs_three(n_seeds, display):
+    values = np.array([0.1, 0.2, 0.4])[:n_seeds]
+    points = pd.DataFrame({"method": "cca", "variant": "default", "row": "cca/default", "value": values})
+    axis = plt.figure().add_subplot()
+    plots.draw_seeds(axis, points, display.methods(points))
+    shown = np.concatenate([np.asarray(found.get_offsets())[:, 0] for found in axis.collections])
+    assert sorted(shown) == pytest.approx(values)
+    lines = [np.asarray(line.get_xdata(), dtype=float) for line in axis.lines]
+    wide = [ends for ends in lines if np.ptp(ends) > 0]
+    assert len(wide) == (n_seeds == 3)
+    if n_seeds == 3:
+        summary = summarise(values)
+        assert (min(wide[0]), max(wide[0])) == pytest.approx((summary.low, summary.high))
+
+
+NASTY = ["a$\\frac$b", "_starts_low", "100 % CD4", "T" * 200, "日本語", "x^{2", "two\nlines", ""]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_of_any_kind_are_drawn_as_they_are(scripts, display, tmp_path):
+    jobs = [("$\\sum", "s_%", name, "default", seed, 0.1 + seed, 0.1) for name in NASTY for seed in range(2)]
+    figure = scripts("figures/comparison.py").draw(metrics(*jobs), NO_INTERVALS, display)
+    style.save(figure, tmp_path / "nasty.png")
+    said = texts(figure)
+    assert "a$\\frac$b" in said and "$\\sum" in said and "日本語" in said and "T" * 60 not in said and "T…T" in said
+
+
+def test_labels_do_not_overlap_with_many_methods_and_data_sets(scripts, display):
+    """13 methods with long names on five data sets; a page of a journal is 7 inches wide."""
+    names = [f"a method with a rather long name and number {i}" for i in range(13)]
+    places = [(f"data set of a long name {i}", f"split_of_a_long_name_{i}") for i in range(5)]
+    table = metrics(
+        *[(*place, name, "default", i, 0.1 + i / 50, 0.1) for place in places for name in names for i in (0, 1)]
+    )
+    figure = scripts("figures/comparison.py").draw(table, NO_INTERVALS, display)
+    assert figure.get_figwidth() <= style.PAGE
+    figure.canvas.draw()
+    for axis in figure.axes:
+        for labels in (axis.get_xticklabels(), axis.get_yticklabels()):
+            boxes = [label.get_window_extent() for label in labels if label.get_text() and label.get_visible()]
+            assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    titles = [axis.title.get_window_extent() for axis in figure.axes[:5]]
+    assert all(a.x1 <= b.x0 for a, b in pairwise(titles))
+
+
+def test_a_figure_that_cannot_be_drawn_says_why(tmp_path, capsys):
+    def draw(value):
+        return plots.panels({}, {"a": value}, height=1)
+
+    plots.write_figure(str(tmp_path / "broken.png"), draw, "x")
+    assert "ZeroDivisionError" in (said := capsys.readouterr().err) or "ValueError" in said
+    assert "broken.png: could not be drawn" in said and "Traceback" in said
+    check_figure(tmp_path / "broken.png")
 
 
 def test_comparison_table_has_known_answers(scripts):
@@ -240,8 +288,8 @@ def test_ablation_pairs_seeds(scripts):
         ("a", "s", "clue", "no_mse", 2, 0.3, 0.2),
     )
     changes = scripts("figures/ablation.py").changes
-    assert changes(table, "clue", "no_mse", "match_score").tolist() == pytest.approx([-50, -25])
-    assert changes(table, "clue", "no_mse", "foscttm").tolist() == pytest.approx([0, 100])
+    assert changes(table, "clue", "no_mse", "match_score")[0].tolist() == pytest.approx([-50, -25])
+    assert changes(table, "clue", "no_mse", "foscttm")[0].tolist() == pytest.approx([0, 100])
 
 
 def test_ablation_shows_published_drops_beside_the_published_settings_alone(scripts, display, project):
@@ -250,15 +298,15 @@ def test_ablation_shows_published_drops_beside_the_published_settings_alone(scri
     reference = read_drops(project / "config/reference/ablation.tsv")
     theirs = [("a", "s", "clue_competition", *job[3:]) for job in SHAPES["one seed"]]
     table = metrics(*SHAPES["one seed"], *theirs)
-    pairs = program.ablations(table, reference, display)
+    methods = program.ablations(table, reference, display)
     published = [("clue_competition", variant) for variant in ("no_adversarial", "no_mse", "no_cross")]
-    assert pairs == [("clue", "no_mse"), *published]
-    changes = program.change_table(table, pairs, reference, display)
-    changes = changes[changes["metric"] == "match_score"].set_index(["method", "variant"])["published_change_percent"]
+    assert list(zip(methods["method"], methods["variant"], strict=True)) == [("clue", "no_mse"), *published]
+    points, summary = program.change_table(table, methods, reference, display)
+    changes = summary[summary["metric"] == "match_score"].set_index(["method", "variant"])["published_change_percent"]
     assert changes[published].tolist() == [-47.3, -16.5, -17.6] and np.isnan(changes["clue", "no_mse"])
-    assert np.isnan(program.published_change(reference, published[0], "foscttm", display))
-    said = texts(program.draw(table, pairs, reference, display))
-    assert "published (second-hand" in said and "n/a [1]" in said
+    assert np.isnan(program.published_change(reference, *published[0], "foscttm", display))
+    said = texts(program.draw(points, summary, methods, "note", display))
+    assert "No MSE loss" in said and "n/a" in said
 
 
 def test_comparison_reads_the_scores_of_cells(scripts, display, tmp_path):
@@ -279,8 +327,8 @@ def test_comparison_reads_the_scores_of_cells(scripts, display, tmp_path):
     assert found["low"][0] < 0.75 < found["high"][0] and found["high"][0] - found["low"][0] == pytest.approx(
         0.1, abs=0.02
     )
-    assert program.cell_intervals(table, "match_score", pd.Series([0.75, 0.75], index=["0", "1"]), found) == []
-    assert len(program.cell_intervals(table, "match_score", pd.Series([0.75], index=["0"]), found)) == 1
+    band = program.draw(table, found, display).axes[0].collections[-1].get_paths()[0].vertices
+    assert band[:, 0].tolist() == pytest.approx([found["low"][0], found["high"][0]])
     (folder / "cells.tsv.gz").write_bytes(b"no gzip")
     with pytest.raises(BenchmarkError, match="cells.tsv.gz: cannot be read"):
         program.bootstrap_table(table, str(tmp_path))
@@ -382,12 +430,13 @@ def test_leaderboard_sorts_published_and_own_and_says_what_did_not_run(scripts, 
     theirs = board.index[board["label"] == "CLUE (team GLUE)"].item()
     assert ours == theirs - 1
     assert board["overall"][ours] == pytest.approx(0.0575) and program.not_run(table) == []
-    said = texts(program.draw([board], [own], [], display))
-    assert "this run: one seed" in said and "CLUE (team GLUE)" in said
+    said = texts(program.draw({"match_score": board}, {"match_score": own}, [], display))
+    assert "CLUE (our settings)" in said and "CLUE (team GLUE)" in said
     absent = program.not_run(metrics(("a", "s", "clue", "default", 0, 0.1, 0.1)))
     assert len(absent) == 2 and "bmmc_cite" in absent[0] and "not part of this run" in absent[0]
     alone = program.leaderboard(published, {}, "match_score", display)
-    assert "this run: one seed" not in texts(program.draw([alone], [{}], absent, display))
+    said = texts(program.draw({"match_score": alone}, {"match_score": {}}, absent, display))
+    assert "CLUE (our settings)" not in said and absent[0] in said
 
 
 def test_leaderboard_sets_beside_each_other_what_is_matched_alike(scripts, display, published, project, tmp_path):
@@ -506,8 +555,9 @@ def test_programs_take_tables_of_every_shape(shape, scripts, project, tmp_path):
 )
 def test_resources_takes_tables_of_every_shape(jobs, scripts, project, tmp_path):
     tables.write_table(resources(*jobs), tmp_path / "resources.tsv")
-    display = ["--display", f"{project}/config/display.yaml", "--figure", f"{tmp_path}/resources.png"]
-    scripts("figures/resources.py").main(["--resources", f"{tmp_path}/resources.tsv", *display])
+    given = ["--resources", f"{tmp_path}/resources.tsv", "--display", f"{project}/config/display.yaml"]
+    written = ["--figure", f"{tmp_path}/resources.png", "--table", f"{tmp_path}/table.tsv"]
+    scripts("figures/resources.py").main([*given, *written])
     check_figure(tmp_path / "resources.png")
 
 
@@ -599,7 +649,7 @@ def test_datasets_table_names_source_and_size(scripts, project, tmp_path, tiny_m
     tiny_mdata.write(tmp_path / "dataset.h5mu")
     solution, _ = write_task(tmp_path)
     given = ["--datasets", f"{tmp_path}/dataset.h5mu", "--solutions", str(solution)]
-    given += ["--config", f"{project}/config", "--table", f"{tmp_path}/datasets.tsv"]
+    given += ["--display", f"{project}/config/display.yaml", "--table", f"{tmp_path}/datasets.tsv"]
     scripts("figures/datasets.py").main(given)
     row = tables.read_table(tmp_path / "datasets.tsv", ["Source"]).iloc[0]
     assert row["Cells"] == "60" and row["Features"] == "40 rna, 12 adt"
@@ -610,11 +660,12 @@ def test_datasets_table_names_source_and_size(scripts, project, tmp_path, tiny_m
 def test_a_broken_data_set_is_one_clear_line(scripts, tmp_path):
     (tmp_path / "dataset.h5mu").write_bytes(b"not HDF5")
     with pytest.raises(BenchmarkError, match="dataset.h5mu: cannot be read"):
-        scripts("figures/datasets.py").shapes(tmp_path / "dataset.h5mu")
+        scripts("figures/datasets.py").look_into(tmp_path / "dataset.h5mu")
 
 
-def test_datasets_table_without_data_sets_is_a_table(scripts, tmp_path):
+def test_datasets_table_without_data_sets_is_a_table(scripts, project, tmp_path):
     """As after a run in which no data set could be prepared."""
     table = tmp_path / "datasets.tsv"
-    scripts("figures/datasets.py").main(["--datasets", "--solutions", "--config", "config", "--table", str(table)])
+    display = ["--display", f"{project}/config/display.yaml"]
+    scripts("figures/datasets.py").main(["--datasets", "--solutions", *display, "--table", str(table)])
     assert len(pd.read_csv(table, sep="\t")) == 0

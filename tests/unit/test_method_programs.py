@@ -19,7 +19,7 @@ import yaml
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.contracts import read_embedding, write_test, write_train
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.r import find_r
+from clue.benchmark.machine import unavailable
 from clue.benchmark.task import make_task
 from clue.simulate import simulate
 
@@ -30,7 +30,9 @@ SPLIT = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
 COPIES = {0: -1, 3: -4}
 """Test cells and where in their file there is a copy of them."""
 
-METHODS = sorted(path.stem for path in (ROOT / "config" / "methods").glob("*.yaml"))
+FILES = sorted((ROOT / "config" / "methods").glob("*.yaml"))
+# Any other has a rule of its own, whose inputs are not a task alone.
+METHODS = [path.stem for path in FILES if "script" in read_yaml(path)]
 if "CHECK_METHOD" in os.environ:
     METHODS = [name for name in METHODS if name == os.environ["CHECK_METHOD"]]
 CASES = [
@@ -106,7 +108,7 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         spec = benchmark.methods[method]
         script = ROOT / "scripts" / "methods" / spec["script"]
         params = benchmark.params(method, variant, list(modalities))
-        skip_without_software(script)
+        skip_without_software(method, spec, script)
         n_cells = n_cells or spec["test_cells"]
         files = task_files(modalities, n_cells)
         output = tmp_path / str(attempt) / method / variant / "embedding.h5ad"
@@ -139,12 +141,12 @@ def plan(project, method, modalities):
     pytest.fail(reason, pytrace=False)
 
 
-def skip_without_software(script):
-    """Skip where no R has the packages that a program names in R_PACKAGES, or its `check_installed` fails."""
+def skip_without_software(method, spec, script):
+    """Skip where what a method requires is not there, or its program's `check_installed` fails."""
+    if missing := unavailable({method: spec}):
+        pytest.skip(missing[method])
     names = runpy.run_path(str(script))
     try:
-        if "R_PACKAGES" in names:
-            find_r(names["R_PACKAGES"])
         if "check_installed" in names:
             names["check_installed"]()
     except BenchmarkError as error:

@@ -12,8 +12,8 @@ import scipy.sparse as sp
 from sklearn.utils.extmath import randomized_svd
 
 import clue
-from clue import preprocess
-from clue.preprocess import CLIP, Preprocessor
+from clue import decomposition, preprocess, sparse
+from clue.preprocess import CLIP, preprocessor
 from clue.simulate import simulate
 
 
@@ -29,16 +29,14 @@ def same_scores(found, expected, tolerance=1e-3):
     np.testing.assert_allclose(found * sign, expected, atol=tolerance * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("small_covariance", [2000, 0])
-def test_expression_equals_the_dense_formula(data, monkeypatch, small_covariance):
-    monkeypatch.setattr(preprocess, "BLOCK", 64)
-    monkeypatch.setattr(preprocess, "SMALL_COVARIANCE", small_covariance)
+def test_expression_equals_the_dense_formula(data, monkeypatch):
+    monkeypatch.setattr(sparse, "BLOCK", 64)
     counts = data["rna"].X.toarray()
     # a gene so rare that its counts are clipped
     counts[:, 7] = 0
     counts[4, 7] = 50
     adata = ad.AnnData(sp.csr_matrix(counts), obs=data["rna"].obs, var=data["rna"].var[[]])
-    found = Preprocessor("rna", 8).fit(adata).transform(adata)
+    found = preprocessor("rna", 8).fit(adata).transform(adata)
 
     logs = np.log1p(1e4 * counts / counts.sum(axis=1, keepdims=True))[:, counts.sum(axis=0) > 0]
     values = np.clip((logs - logs.mean(axis=0)) / logs.std(axis=0), -CLIP, CLIP)
@@ -49,9 +47,9 @@ def test_expression_equals_the_dense_formula(data, monkeypatch, small_covariance
 
 
 def test_peaks_equal_the_dense_formula(data, monkeypatch):
-    monkeypatch.setattr(preprocess, "BLOCK", 64)
+    monkeypatch.setattr(sparse, "BLOCK", 64)
     adata = data["atac"]
-    found = Preprocessor("atac", 6).fit(adata).transform(adata)
+    found = preprocessor("atac", 6).fit(adata).transform(adata)
     counts = adata.X.toarray().astype(np.float64)
     idf = len(counts) / np.where(counts.sum(axis=0) > 0, counts.sum(axis=0), np.inf)
     tf_idf = counts / counts.sum(axis=1, keepdims=True) * idf
@@ -69,19 +67,19 @@ def test_peaks_equal_the_dense_formula(data, monkeypatch):
 def test_counts_are_not_changed(data, modality, n_features):
     adata = data[modality].copy()
     assert adata.X.dtype == np.float32, "what is prepared in place"
-    Preprocessor(modality, 8, n_features).fit(adata).transform(adata)
+    preprocessor(modality, 8, n_features).fit(adata).transform(adata)
     assert (adata.X != data[modality].X).nnz == 0
 
 
 @pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
 def test_a_backed_file_gives_the_same(data, modality, tmp_path, monkeypatch):
     adata = data[modality].copy()
-    prepared = Preprocessor(modality, 8).fit(adata)
+    prepared = preprocessor(modality, 8).fit(adata)
     shuffled = adata[:, ::-1].copy()
     for name, cells in (("same", adata), ("shuffled", shuffled)):
         cells.write_h5ad(tmp_path / f"{name}.h5ad")
     expected = prepared.transform(adata)
-    monkeypatch.setattr(preprocess, "BLOCK", 64)
+    monkeypatch.setattr(sparse, "BLOCK", 64)
     for name in ("same", "shuffled"):
         backed = ad.read_h5ad(tmp_path / f"{name}.h5ad", backed="r")
         np.testing.assert_allclose(prepared.transform(backed), expected, atol=1e-5)
@@ -97,7 +95,7 @@ def test_embed_streams_a_file_without_loading_it(data, tmp_path, monkeypatch):
     loaded = many.X.data.nbytes + many.X.indices.nbytes
     expected = model.embed(few, "rna")
     del many
-    monkeypatch.setattr(preprocess, "BLOCK", 256)
+    monkeypatch.setattr(sparse, "BLOCK", 256)
     backed = ad.read_h5ad(tmp_path / "many.h5ad", backed="r")
     tracemalloc.start()
     embedding = model.embed(backed, "rna")
@@ -109,14 +107,14 @@ def test_embed_streams_a_file_without_loading_it(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("modality", ["rna", "atac"])
 def test_fitting_needs_no_dense_matrix(modality, monkeypatch):
-    # with so few cells even a covariance matrix of genes would be larger than they are
-    monkeypatch.setattr(preprocess, "SMALL_COVARIANCE", 0)
+    # with so few cells even the matrix of products would be larger than they are
+    monkeypatch.setattr(decomposition, "SMALL", 0)
     # 2 % non-zeros: the dense matrix is 25 times the sparse one
     counts = sp.random(4000, 2000, 0.02, format="csr", dtype=np.float32, random_state=0)
     counts.data = np.ceil(counts.data * 3)
     adata = ad.AnnData(counts)
     size = counts.data.nbytes + counts.indices.nbytes
-    prepared = Preprocessor(modality, 10)
+    prepared = preprocessor(modality, 10)
     tracemalloc.start()
     prepared.fit(adata, batch_key=None)
     peak = tracemalloc.get_traced_memory()[1]
@@ -155,7 +153,7 @@ def test_counts_are_the_same_in_any_form(data, modality, form):
     changed = ad.AnnData(FORMS[form](adata.X), obs=adata.obs, var=adata.var[[]])
     given, kept = changed.X, changed.X.copy()
     assert (sp.csr_matrix(given).astype(float) != adata.X).nnz == 0 and adata.X.max() == 255
-    first, second = (Preprocessor(modality, 8, 60).fit(cells) for cells in (adata, changed))
+    first, second = (preprocessor(modality, 8, 60).fit(cells) for cells in (adata, changed))
     assert np.array_equal(first.selected, second.selected)
     assert np.array_equal(first.transform(adata), second.transform(changed))
     if sp.issparse(given):
@@ -164,7 +162,7 @@ def test_counts_are_the_same_in_any_form(data, modality, form):
 
 
 def test_what_are_not_counts_is_refused(data):
-    prepared = Preprocessor("adt", 8).fit(data["adt"])
+    prepared = preprocessor("adt", 8).fit(data["adt"])
     for value, named in ((0.5, "0.5"), (-3, "-3"), (np.nan, "nan"), (np.inf, "inf")):
         wrong = data["adt"].copy()
         wrong.X.data[-1] = value
@@ -182,25 +180,17 @@ def test_many_cells_have_the_moments_of_float64(modality):
     """In float32 a sum of so many values forgets what is small beside it."""
     rng = np.random.default_rng(0)
     counts = rng.normal([100, 10_000, 5], [10, 100, 1], (200_000, 3)).round().clip(1).astype(np.float32)
-    prepared = Preprocessor(modality, 2).fit(ad.AnnData(sp.csr_matrix(counts)), batch_key=None)
+    prepared = preprocessor(modality, 2).fit(ad.AnnData(sp.csr_matrix(counts)), batch_key=None)
     counts = sp.csr_matrix(counts)
     if modality == "atac":
-        mean, std = "score_mean", "score_std"
-        values = prepared._tf_idf(counts) @ prepared.arrays["components"]
+        mean, sd = "score_mean", "score_sd"
+        values = prepared._normalised(counts) @ prepared.arrays["components"]
     else:
-        mean, std = "mean", "std"
-        values = prepared._expression(counts)
+        mean, sd = "mean", "sd"
+        values = prepared._normalised(counts)
+        values = values.toarray() if sp.issparse(values) else values
     np.testing.assert_allclose(prepared.arrays[mean], values.mean(axis=0, dtype=np.float64), rtol=1e-5)
-    np.testing.assert_allclose(prepared.arrays[std], values.std(axis=0, dtype=np.float64), rtol=1e-5)
-
-
-def test_principal_axes_of_many_cells_far_from_zero():
-    rng = np.random.default_rng(0)
-    values = (10 + rng.standard_normal((200_000, 6)) * np.linspace(0.5, 1.5, 6)).astype(np.float32)
-    means, axes = preprocess._principal_axes(sp.csr_matrix(values), 3)
-    np.testing.assert_allclose(means, values.mean(axis=0, dtype=np.float64), rtol=1e-7)
-    expected = np.linalg.eigh(np.cov(values.T.astype(np.float64)))[1][:, ::-1].T
-    np.testing.assert_allclose(np.abs((axes * expected[:3]).sum(axis=1)), 1, atol=1e-6)
+    np.testing.assert_allclose(prepared.arrays[sd], values.std(axis=0, dtype=np.float64), rtol=1e-5)
 
 
 def test_sums_of_rows_and_columns():
@@ -209,11 +199,11 @@ def test_sums_of_rows_and_columns():
     matrix.data = rng.integers(1, 300, matrix.nnz).astype(np.float32)
     dense = matrix.toarray().astype(np.float64)
     for function in (np.positive, np.square):
-        assert np.array_equal(preprocess.row_sums(matrix, function), function(dense).sum(axis=1))
-        assert np.array_equal(preprocess.column_sums(matrix, function), function(dense).sum(axis=0))
-    assert preprocess.row_sums(matrix[:0]).shape == (0,)
+        assert np.array_equal(sparse.row_sums(matrix, function), function(dense).sum(axis=1))
+        assert np.array_equal(sparse.column_sums(matrix, function), function(dense).sum(axis=0))
+    assert sparse.row_sums(matrix[:0]).shape == (0,)
     # 2^24 + 1 is no float32
-    assert preprocess.row_sums(sp.csr_matrix(np.float32([[2**24, 1]])))[0] == 2**24 + 1
+    assert sparse.row_sums(sp.csr_matrix(np.float32([[2**24, 1]])))[0] == 2**24 + 1
 
 
 # ---- variable genes ------------------------------------------------------------------------------

@@ -1,8 +1,10 @@
 """Two processes that share mini-batches compute the gradients of one, and stay equal."""
 
+import logging
 import os
 import signal
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -26,7 +28,7 @@ DEVICES = ["cpu", *[f"cuda:{i}" for i in range(min(torch.cuda.device_count(), 1)
 def model_of(device, dropout):
     data = simulate(96, {"rna": 40, "adt": 12}, n_batches=2, seed=0)
     small = {"n_latent": 4, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 8}
-    return clue.CLUE(data, dropout=dropout, device=device, **small)
+    return clue.CLUE(data, batch_key="batch", dropout=dropout, device=device, **small)
 
 
 def gradients_of_a_step(device):
@@ -79,6 +81,7 @@ def train_in_a_process(rank, port, device, folder, stops):
     """Train; if it `stops`, do no more after the first checkpoint, within a pass, which only a kill ends."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, stream=sys.stdout)
     dist.init_process_group("gloo", rank=rank, world_size=N_PROCESSES)
     advance = _Loop.advance
 

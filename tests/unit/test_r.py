@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import pytest
 import scipy.sparse as sp
 
 from clue.benchmark import r
-from clue.benchmark.config import Benchmark
+from clue.benchmark.config import Benchmark, load
 from clue.benchmark.contracts import metric_of, read_embedding, write_test, write_train
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
@@ -108,46 +109,46 @@ def test_r_reads_the_counts_and_python_the_answer(real_r, tmp_path):
 # ---- what goes wrong -----------------------------------------------------------------------------
 
 
+def test_the_yaml_requires_the_packages_of_the_program():
+    assert load("methods", "seurat_bridge", ROOT)["requires"]["r"] == list(seurat_bridge().R_PACKAGES)
+
+
 def test_no_r_at_all_is_one_line_with_both_mends(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(r, "ROOT_FOLDER", tmp_path / "root")
+    monkeypatch.setattr(r, "OWN", tmp_path / "Rscript")
     with pytest.raises(BenchmarkError) as caught:
         r.find_r(["Seurat>=5.0.0"])
     message = str(caught.value)
-    assert "no Rscript on the path" in message and f"no {tmp_path / 'root'}" in message
+    assert "Rscript on the path: not there" in message and f"{tmp_path / 'Rscript'}: not there" in message
     assert "make r" in message and "envs/seurat.yaml" in message and "\n" not in message
 
 
+def test_what_an_r_lacks(real_r):
+    rscript = r.find_r(HDF5)
+    assert r.lacking(rscript, ["Seurat>=5.0.0", "hdf5r", "jsonlite"]) == ""
+    lacks = r.lacking(rscript, ["hdf5r>=99.10", "jsonlite>=1.0", "nosuch", "other>=2"])
+    assert re.fullmatch(r"hdf5r [0-9.]+ is too old; no package nosuch; no package other", lacks)
+
+
 @pytest.mark.parametrize(
-    ("prints", "status", "reason"),
+    ("program", "reason"),
     [
-        ("", 0, "no package Seurat"),
-        ("Seurat 4.3.0", 0, "Seurat 4.3.0 is too old"),
-        ("Seurat 10.0.0.9001", 0, None),
-        ("Seurat 5.0.0", 0, None),
-        ("libR.so: not found", 127, "cannot be run (libR.so: not found)"),
+        ("echo no package Seurat", "no package Seurat"),
+        ("echo Loading >&2; echo libR.so: not found >&2; exit 127", "cannot be run (libR.so: not found)"),
+        ("echo a warning of the locale >&2", ""),
     ],
 )
-def test_rscript_on_the_path_is_taken_if_it_has_the_packages(prints, status, reason, tmp_path, monkeypatch):
+def test_rscript_on_the_path_is_taken_if_it_has_the_packages(program, reason, tmp_path, monkeypatch):
     fake = tmp_path / "Rscript"
-    fake.write_text(f"#!/bin/sh\necho '{prints}'\nexit {status}\n")
+    fake.write_text(f"#!/bin/sh\n{program}\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(r, "ROOT_FOLDER", tmp_path / "root")
-    if reason is None:
-        assert r.find_r(["Seurat>=5.0.0"]) is None
+    monkeypatch.setattr(r, "OWN", tmp_path / "own" / "Rscript")
+    if not reason:
+        assert r.find_r(["Seurat>=5.0.0"]) == str(fake)
     else:
-        with pytest.raises(BenchmarkError, match="Rscript on the path: ") as caught:
+        with pytest.raises(BenchmarkError, match=re.escape(f"(Rscript on the path: {reason}; {r.OWN}: not there)")):
             r.find_r(["Seurat>=5.0.0"])
-        assert reason in str(caught.value)
-
-
-def test_an_unfinished_root_folder_is_not_taken(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(r, "ROOT_FOLDER", tmp_path / "root")
-    (tmp_path / "root" / "etc").mkdir(parents=True)
-    with pytest.raises(BenchmarkError, match="no .*root"):
-        r.find_r(["Seurat"])
 
 
 def test_an_error_in_r_is_passed_on(real_r, tmp_path):
@@ -164,11 +165,11 @@ def test_a_killed_r_is_named(real_r, tmp_path):
 
 
 def test_r_ends_with_the_program_that_called_it(real_r, tmp_path):
-    if r.find_r(HDF5) is None:
+    rscript = r.find_r(HDF5)
+    if rscript != str(r.OWN):
         pytest.skip("R is on the path; what ends it is left to the scheduler")
-    code = "from pathlib import Path; from clue.benchmark import r; "
-    code += f"r.call(r.ROOT_FOLDER, Path({str(tmp_path)!r}), ['-e', 'file.create(\"started\"); Sys.sleep(100)'])"
-    caller = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    code = f"import subprocess; subprocess.run([{rscript!r}, '-e', 'file.create(\"started\"); Sys.sleep(100)'])"
+    caller = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     wait_until(lambda: (tmp_path / "started").exists(), seconds=60)
     (child,) = psutil.Process(caller.pid).children()
     caller.kill()
@@ -184,26 +185,29 @@ def wait_until(condition, seconds):
         time.sleep(0.1)
 
 
-def test_a_root_folder_of_another_recipe_is_not_taken_by_make_r(tmp_path):
+def test_a_root_folder_that_is_not_whole_or_of_another_recipe_is_not_taken_by_make_r(tmp_path):
     """A folder is whole if it says what it was made from; else `make r` is no way round Debian and root."""
-    root = tmp_path / "root"
-    (root / "etc").mkdir(parents=True)
-    (root / "etc" / "packages.lock").write_text("r-cran-seurat 5.2.1-5\n")
-    recipe = ROOT / "envs" / "r-root.sh"
-    made_from = subprocess.run(["cksum"], stdin=recipe.open("rb"), capture_output=True, text=True, check=True).stdout
-    no_apt = {"PATH": str(tools(tmp_path / "bin", "bash", "cat", "cksum", "awk", "grep", "id"))}
+    etc = tmp_path / "root" / "etc"
+    etc.mkdir(parents=True)
+    (etc / "packages.lock").write_text("r-cran-seurat 5.2.1-5\n")
+    recipe = ROOT / "tools" / "r-root.sh"
+    constants = re.search(r"^SUITE=.*?\)$", recipe.read_text(), re.DOTALL | re.MULTILINE)[0]
+    print_them = f'{constants}; echo "$SUITE $PACKAGES ${{LEFT_OUT[*]}}"'
+    made_from = subprocess.run(["bash", "-c", print_them], capture_output=True, text=True, check=True).stdout
+    no_apt = {"PATH": str(tools(tmp_path / "bin", "bash", "cat", "dirname", "install", "awk", "grep", "id"))}
     for content, status in (("other", 1), (made_from, 0)):
-        (root / "etc" / "made-from").write_text(content)
-        ended = subprocess.run([recipe, root], env=no_apt, capture_output=True, text=True, check=False)
+        (etc / "made-from").write_text(content)
+        ended = subprocess.run([recipe, tmp_path], env=no_apt, capture_output=True, text=True, check=False)
         assert ended.returncode == status, ended.stderr
+        assert (tmp_path / "Rscript").exists() == (status == 0)
     assert "5.2.1-5 is there already" in ended.stdout
 
 
 def test_make_r_says_in_one_line_why_it_cannot(tmp_path):
-    no_apt = {"PATH": str(tools(tmp_path / "bin", "bash", "cat", "cksum", "awk", "grep", "id"))}
-    recipe = ROOT / "envs" / "r-root.sh"
-    ended = subprocess.run([recipe, tmp_path / "root"], env=no_apt, capture_output=True, text=True, check=False)
-    assert ended.returncode == 1 and not (tmp_path / "root").exists()
+    no_apt = {"PATH": str(tools(tmp_path / "bin", "bash", "cat", "awk", "grep", "id"))}
+    recipe = ROOT / "tools" / "r-root.sh"
+    ended = subprocess.run([recipe, tmp_path / "r"], env=no_apt, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1 and not (tmp_path / "r").exists()
     assert ended.stderr.count("\n") == 1 and "envs/seurat.yaml" in ended.stderr
     assert ended.stderr.startswith(("make r: this is not Debian", "make r: there is no apt-get"))
 
@@ -274,7 +278,7 @@ def paired_rows(embedding, solution, second):
 
 
 def test_too_few_cells_are_told_before_r_starts(tmp_path, monkeypatch):
-    monkeypatch.setattr(r, "call", lambda *_, **__: pytest.fail("R was started"))
+    monkeypatch.setattr(r, "find_r", lambda *_: pytest.fail("R was looked for"))
     with pytest.raises(SystemExit, match="reference has 40 cells, Seurat needs 60"):
         run_bridge(tmp_path, "adt", test_cells=40, n_cells=300, space=["direct"], metric=["cosine"])
     assert "Seurat needs 60" in json.loads((tmp_path / "failure.json").read_text())["error"]

@@ -87,7 +87,7 @@ def trained():
     cells = simulate(900, {"rna": 200, "atac": 300, "adt": 30}, library_sizes={"adt": 500}, seed=3)
     train, test = cells[:700].copy(), cells[700:].copy()
     mosaic = {k: adata[i * 100 : 400 + i * 100].copy() for i, (k, adata) in enumerate(train.mod.items())}
-    model = clue.CLUE(mosaic, encoder=(1, 64), n_latent=10, seed=0)
+    model = clue.CLUE(mosaic, batch_key="batch", encoder=(1, 64), n_latent=10, seed=0)
     return model.fit(max_steps=150, check_steps=50, progress=False), dict(test.mod)
 
 

@@ -19,7 +19,14 @@ from clue.simulate import simulate
 from clue.train import Training, _foscttm, _Loop, held_out
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"n_latent": 4, "encoder": (1, 16), "decoder": (1, 16), "discriminator": (1, 16), "n_components": 8}
+SMALL = {
+    "batch_key": "batch",
+    "n_latent": 4,
+    "encoder": (1, 16),
+    "decoder": (1, 16),
+    "discriminator": (1, 16),
+    "n_components": 8,
+}
 SHORT = {"batch_size": 32, "warmup_steps": 0, "warmup_passes": 0, "optimizer": "adam"}
 
 

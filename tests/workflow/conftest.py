@@ -85,6 +85,12 @@ class Project:
         """Do what `make run` does."""
         return self.call(*self.run_command)
 
+    def snakemake(self, *options):
+        """Do what a user does who calls Snakemake itself."""
+        return self.call(
+            "-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "2", "--keep-going", *options
+        )
+
     run_command = ("scripts/run.py", "--config", "config/test.yaml", "--cores", "2")
 
     def planned_rules(self):

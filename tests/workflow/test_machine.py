@@ -37,6 +37,16 @@ def test_profile_of_another_workflow_changes_nothing(fresh):
     assert status == 0 and fresh.path("results/test/metrics.tsv").exists(), output
 
 
+def test_a_home_that_cannot_be_written_is_no_fault(fresh):
+    fresh.drop_figures()
+    fresh.configure(methods=["random"])
+    fresh.environment = {**fresh.environment, "HOME": "/dev/null/home"}
+    fresh.environment.pop("XDG_CACHE_HOME", None)
+    status, output = fresh.run()
+    assert status == 0 and "/dev/null/home/.cache: cannot be written" in output, output
+    assert fresh.path(".snakemake/cache/snakemake").is_dir()
+
+
 def test_no_slurm_is_one_line(bare, project):
     shutil.copytree(project / "profiles", bare.path("profiles"))
     status, output = bare.call("scripts/run.py", "--config", "config/test.yaml", "--profile", "profiles/slurm")
@@ -59,6 +69,22 @@ def test_no_gpu_is_one_line_and_jobs_without_one_need_none(bare):
     bare.configure(methods=["random"], device="cuda")
     status, output = bare.run()
     assert status == 0, output
+
+
+def test_a_method_that_lacks_what_it_requires_is_unavailable(bare):
+    bare.add_method("elsewhere")
+    needs = {"program": ["sh", "no_such_program"], "python": ["yaml", "no_such_module"], "r": ["Seurat"]}
+    bare.change("config/methods/elsewhere.yaml", requires=needs)
+    bare.configure(methods=["elsewhere", "random"])
+    status, output = bare.snakemake()
+    assert status == 0, output
+    row = bare.table("failures").set_index("method").loc["elsewhere"]
+    reason = "no program no_such_program; no Python module no_such_module; no R with Seurat (no Rscript on the path"
+    assert row["status"] == "unavailable" and row["reason"].startswith(reason) and row["log"] == ""
+    # Other environments may have it: each job finds out.
+    words = ["-m", "snakemake", "--configfile", "config/test.yaml", "--dry-run", "--quiet", "rules"]
+    assert "elsewhere" not in bare.call(*words, "--cores", "1")[1]
+    assert "elsewhere" in bare.call(*words, "--executor", "slurm", "--jobs", "1")[1]
 
 
 def test_either_way_of_seeing_a_gpu_will_do(monkeypatch):

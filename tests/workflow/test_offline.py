@@ -60,13 +60,19 @@ def snakemake(project, target):
 
 
 def test_download_first_then_no_network(project, server):
-    status, output = snakemake(project, "download")
+    status, output = snakemake(project, "downloaded")
     assert status == 0, output
     manifest = project.path("data/raw/arrays/source.json")
     assert json.loads(manifest.read_text())["source"] == "web"
     log = project.path("logs/download/arrays.log").read_text()
-    assert "mine cannot be used: none/W1.npy: no such file" in log and "W1.npy: 100%" in log and "\r" not in log
-    assert len(project.path("config/datasets/checksums.tsv").read_text().splitlines()) == 3
+    assert (
+        "mine cannot be used: none/W1.npy: no such file" in log
+        and "W1.npy: 14,528 bytes, sha256" in log
+        and "\r" not in log
+    )
+    tracked = project.path("config/datasets/SHA256SUMS")
+    assert tracked.read_text() == "", "a run changes no file of the project"
+    assert project.call("scripts/pin.py")[0] == 0 and len(tracked.read_text().splitlines()) == 2
 
     server[0].shutdown()
     server[0].server_close()
@@ -75,14 +81,14 @@ def test_download_first_then_no_network(project, server):
     assert status == 0, output
     assert manifest.stat().st_mtime_ns == before
 
-    # Neither the new rows of the table, nor another mirror, nor programs of the same contents run anything again.
+    # Neither the pinned checksums, nor another mirror, nor programs of the same contents run anything again.
     project.configure(datasets=["arrays"], methods=["random"], max_cells=None, data_mirror="file:///nowhere")
     assert {rule for rule in project.planned_rules() if rule.startswith(("download", "prepare"))} == set()
 
     # A source more is another download; what is there is right, so that it needs no network.
     spec = yaml.safe_load(project.path("config/datasets/arrays.yaml").read_text())
     project.change("config/datasets/arrays.yaml", sources=[*spec["sources"], spec["sources"][1] | {"name": "other"}])
-    status, output = snakemake(project, "download")
+    status, output = snakemake(project, "downloaded")
     assert status == 0, output
     assert "all 2 files are there and right" in project.path("logs/download/arrays.log").read_text()
 
@@ -108,4 +114,4 @@ def test_no_source_is_one_line_in_the_log(project, server):
     assert not project.path("data/raw/arrays/source.json").exists()
     [line] = [line for line in project.path("logs/download/arrays.log").read_text().splitlines() if "error: " in line]
     assert line.startswith("error: arrays: none of 2 sources can be used: none/W1.npy: no such file")
-    assert "the server answers 404" in line
+    assert "the server answers 404 Not Found" in line

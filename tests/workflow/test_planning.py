@@ -15,7 +15,7 @@ PLANNER = ("snakemake", "snakemake-executor-plugin-slurm")
 
 # Snakemake in a Python in which the top-level modules that sys.argv[1] names cannot be imported.
 PROGRAM = """
-import importlib.abc, sys
+import importlib.abc, importlib.util, sys
 
 class Absent(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -24,6 +24,8 @@ class Absent(importlib.abc.MetaPathFinder):
 
 absent = set(sys.argv.pop(1).split(","))
 sys.meta_path.insert(0, Absent())
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.partition(".")[0] in absent else find_spec(name, *rest)
 from snakemake.cli import main
 main()
 """

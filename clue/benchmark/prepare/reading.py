@@ -18,6 +18,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.sources import MANIFEST
 
 Spec = Mapping[str, Any]
 Modalities = dict[str, ad.AnnData]
@@ -44,7 +45,11 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PrepareError(f"{path}: cannot be read ({reason}); delete it and run again") from error
+        # A link leads to the user's own file, or to one of a mirror; deleting the link would bring it back.
+        fix = "replace the file" if path.is_symlink() else f"delete it and {path.with_name(MANIFEST)}, and run again"
+        raise PrepareError(
+            f"{path.resolve() if path.is_symlink() else path}: cannot be read ({reason}); {fix}"
+        ) from error
 
 
 # ---- h5ad ----------------------------------------------------------------------------------------

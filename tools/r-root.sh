@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes an R with Seurat 5 for a machine without conda: a Debian trixie root folder, from which clue/benchmark/r.py
-# runs Rscript. Needs Debian and root; about 700 MB and a few minutes. Usage: envs/r-root.sh FOLDER
+# Makes an R with Seurat 5 for a machine without conda: FOLDER/root, a root folder of Debian trixie, and FOLDER/Rscript,
+# which runs R in it. Needs Debian and root; about 700 MB and a few minutes. Usage: tools/r-root.sh FOLDER
 set -euo pipefail
 
 # A newer Debian's packages on an older host would upgrade half of it: hence a folder of their own.
@@ -14,10 +14,12 @@ fail() {
     exit 1
 }
 
-root=${1:?usage: envs/r-root.sh FOLDER}
-# Named by what it was made from; the lock is the last file of a whole one.
-made_from=$(cksum <"$0")
+folder=${1:?usage: tools/r-root.sh FOLDER}
+root=$folder/root
+# Written last: without it a root folder is not whole, and with another one it is of another recipe.
+made_from="$SUITE $PACKAGES ${LEFT_OUT[*]}"
 if [ "$(cat "$root/etc/made-from" 2>/dev/null)" = "$made_from" ]; then
+    install "$(dirname "$0")/Rscript" "$folder/Rscript"
     echo "$root: an R with Seurat $(awk '$1 == "r-cran-seurat" { print $2 }' "$root/etc/packages.lock") is there already"
     exit 0
 fi
@@ -25,11 +27,11 @@ grep --quiet --no-messages '^ID=debian$' /etc/os-release || fail "this is not De
 command -v apt-get >/dev/null || fail "there is no apt-get"
 [ "$(id -u)" = 0 ] || fail "this needs root"
 
-mkdir -p "$(dirname "$root")"
+mkdir -p "$folder"
 exec 9>"$root.lock"
 flock --nonblock 9 || fail "another one is at work on $root"
 # Of a build that was killed, or of another recipe. Mounts are made in a name space that ends with its process.
-rm -rf --one-file-system "$root" "$root.partial"
+rm -rf --one-file-system "$folder/Rscript" "$root" "$root.partial"
 
 if ! command -v mmdebstrap >/dev/null; then
     apt-get update --quiet --quiet || fail "apt-get update failed"
@@ -52,4 +54,5 @@ mmdebstrap --quiet --variant=apt --mode=root --components=main --include="$PACKA
     fail "mmdebstrap could not make $root from the mirror of apt's configuration"
 echo "$made_from" >"$root.partial/etc/made-from"
 mv "$root.partial" "$root"
+install "$(dirname "$0")/Rscript" "$folder/Rscript"
 echo "$root: an R with Seurat $(awk '$1 == "r-cran-seurat" { print $2 }' "$root/etc/packages.lock")"

@@ -1,0 +1,176 @@
+"""What a user hands over: counts, batches and names of each modality, checked and brought into one form."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import TypeAlias
+
+import anndata as ad
+import h5py
+import mudata as md
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from clue.disk import fill, is_mapped, mapped
+from clue.sparse import as_counts, count_blocks, row_blocks
+
+Data: TypeAlias = md.MuData | Mapping[str, ad.AnnData]
+"""Cells of several modalities; cells of equal names are one cell."""
+
+KINDS = {"rna": "rna", "atac": "atac", "adt": "adt", "prot": "adt"}
+"""How the counts of a modality of this name are prepared; ``prot`` is muon's name of surface proteins."""
+
+BATCH = "batch"
+"""Column of ``obs`` that holds the batch in the form that `read` returns."""
+
+
+def modalities_of(data: Data) -> dict[str, ad.AnnData]:
+    """Return the modalities by name.
+
+    Raises
+    ------
+    ValueError
+        If `data` is neither a MuData nor a dict of AnnData.
+    """
+    if isinstance(data, md.MuData):
+        return dict(data.mod)
+    if isinstance(data, Mapping) and all(isinstance(adata, ad.AnnData) for adata in data.values()):
+        return dict(data)
+    raise ValueError(f"a MuData or a dict of AnnData by modality is needed, not {_kind_of(data)}")
+
+
+def _kind_of(data) -> str:
+    if isinstance(data, Mapping):
+        return "a dict of " + ", ".join(sorted({type(value).__name__ for value in data.values()}))
+    return f"an object of type {type(data).__name__}"
+
+
+def kinds_of(names: Sequence[str], given: Mapping[str, str] | None) -> dict[str, str]:
+    """Return for each modality how its counts are prepared: as ``rna``, ``atac`` or ``adt``.
+
+    Raises
+    ------
+    ValueError
+        If a modality's kind is neither given nor known by its name.
+    """
+    given = dict(given or {})
+    if unknown := sorted(set(given) - set(names)):
+        raise ValueError(f"kinds names {unknown}, which the data do not hold: {list(names)}")
+    found = {name: given.get(name, KINDS.get(name, "")) for name in names}
+    for name, kind in found.items():
+        if kind not in KINDS.values():
+            said = f"kind {kind!r} of modality {name!r}" if kind else f"modality {name!r}"
+            raise ValueError(f"{said} is unknown; say what it is: kinds={{{name!r}: 'rna'}} (or 'atac', 'adt')")
+    return found
+
+
+def read(data: Data, layer: str | None, batch_key: str | Sequence[str] | None) -> dict[str, ad.AnnData]:
+    """Return each modality's counts, in the form of `as_counts` or mapped, with `BATCH` alone in ``obs``.
+
+    Raises
+    ------
+    ValueError
+        If counts, names or batches are not what `clue.CLUE` takes.
+    """
+    shared = data.obs if isinstance(data, md.MuData) else pd.DataFrame()
+    found = {}
+    for name, adata in modalities_of(data).items():
+        if not adata.obs_names.is_unique:
+            raise ValueError(f"{name}: several cells are named {adata.obs_names[adata.obs_names.duplicated()][0]!r}")
+        if not adata.var_names.is_unique:
+            raise ValueError(f"{name}: several features are named {adata.var_names[adata.var_names.duplicated()][0]!r}")
+        batch = _batch(name, adata, batch_key, shared)
+        found[name] = ad.AnnData(_counts(name, of_layer(adata, layer, name)), obs=batch, var=adata.var[[]])
+    _check_batches(found, batch_key)
+    return found
+
+
+def of_layer(adata: ad.AnnData, layer: str | None, name: str) -> ad.AnnData:
+    """Return `adata` with the layer as its X.
+
+    Raises
+    ------
+    ValueError
+        If there is no such layer.
+    """
+    if layer is None:
+        return adata
+    if layer not in adata.layers:
+        raise ValueError(f"{name}: there is no layer {layer!r}; there are {list(adata.layers)}")
+    return ad.AnnData(adata.layers[layer], obs=adata.obs[[]], var=adata.var[[]])
+
+
+def _counts(name: str, adata: ad.AnnData) -> sp.csr_matrix:
+    matrix = adata.X
+    if sp.issparse(matrix):
+        matrix = matrix.tocsr()  # once: to take rows of a matrix stored by columns is slow
+    blocks = count_blocks(matrix, name)
+    if matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray):
+        for _ in blocks:
+            pass
+        return as_counts(matrix)
+    if getattr(matrix, "format", "csr") != "csr":
+        raise ValueError(f"{name}: X is {matrix.format} in its file, not readable by cells; write it as csr")
+    return mapped(blocks, adata.n_vars)
+
+
+def _batch(name: str, adata: ad.AnnData, batch_key: str | Sequence[str] | None, shared: pd.DataFrame) -> pd.DataFrame:
+    """Return the batch of each cell: the value of the column, or the values of several columns together."""
+    keys = [batch_key] if isinstance(batch_key, str) else list(batch_key or [])
+    values = []
+    for key in keys:
+        if key not in adata.obs and key not in shared:
+            raise ValueError(f"{name}: obs lacks the batch column {key!r}; it has {list(adata.obs)}")
+        value = adata.obs[key] if key in adata.obs else shared[key].reindex(adata.obs_names)
+        if value.isna().any():
+            raise ValueError(f"{name}: obs[{key!r}] of cell {value.index[value.isna()][0]!r} is missing")
+        values.append(value.astype(str))
+    label = pd.Series("all", index=adata.obs_names) if not values else values[0].str.cat(values[1:], sep=" | ")
+    return pd.DataFrame({BATCH: label.astype(object)}, index=adata.obs_names)
+
+
+def _check_batches(adatas: Mapping[str, ad.AnnData], batch_key) -> None:
+    """Refuse a cell whose batch differs between its modalities."""
+    labels: dict[str, pd.Series] = {}
+    for name, adata in adatas.items():
+        label = adata.obs[BATCH]
+        for other, known in labels.items():
+            both = label.index.intersection(known.index)
+            wrong = both[(label[both] != known[both]).to_numpy()]
+            if len(wrong):
+                found = f"is {label[wrong[0]]!r}, but {known[wrong[0]]!r} in {other}"
+                raise ValueError(f"{name}: obs[{batch_key!r}] of cell {wrong[0]!r} {found}")
+        labels[name] = label
+
+
+def batches_of(adatas: Mapping[str, ad.AnnData]) -> list[str]:
+    """Return the batches of all cells, sorted."""
+    return sorted(set().union(*(adata.obs[BATCH].unique() for adata in adatas.values())))
+
+
+def joined(first: ad.AnnData, second: ad.AnnData) -> ad.AnnData:
+    """Return the cells of both, which have the same features; mapped if either is."""
+    if is_mapped(first.X.data) or is_mapped(second.X.data):
+        counts = mapped(chain(row_blocks(first.X), row_blocks(second.X)), first.n_vars)
+    else:
+        counts = sp.vstack([first.X, second.X], format="csr")
+    return ad.AnnData(counts, obs=pd.concat([first.obs, second.obs]), var=first.var)
+
+
+def write_rows(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData:
+    """Write an ``.h5ad`` file whose X comes in blocks of rows, atomically; return it backed."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        ad.AnnData(obs=obs, var=var).write_h5ad(temporary)
+        with h5py.File(temporary, "a") as file:
+            file.pop("X", None)
+            matrix = file.create_dataset("X", (len(obs), len(var)), np.float32)
+            # what anndata calls a dense matrix
+            matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+            fill(matrix, blocks)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return ad.read_h5ad(path, backed="r")

@@ -1,0 +1,140 @@
+"""Principal axes of a sparse matrix: its leading right singular vectors, of the centred matrix or of the matrix as is.
+
+A matrix with few rows or columns is decomposed exactly, through the dense matrix of their products. The axes of a large
+one are searched in a block Krylov space (Musco & Musco, NeurIPS 2015), which needs a fraction of the products with the
+matrix that a randomised decomposition of the same accuracy needs (`benchmarks/preprocess_scale.py`).
+"""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import scipy.sparse as sp
+
+from clue.sparse import column_sums, row_blocks
+
+SMALL = 2000
+"""Rows or columns up to which all their products are held in a dense matrix."""
+
+GAIN = 0.01
+"""The Krylov space grows until `STEPS` further blocks add less than this share to the variance of the axes. Where the
+spectrum is flat, as that of sparse peaks of few cells, it takes twice as many blocks as where cell types stand out."""
+
+STEPS, MOST_STEPS = 4, 60
+"""Blocks, each of a fifth of the wanted axes, between two looks at the gain, and at most."""
+
+_ROWS = 8192
+"""Rows that a thread multiplies at a time; fixed, so that results do not depend on the number of threads."""
+
+
+def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is subtracted from each row, and the leading axes.
+
+    Parameters
+    ----------
+    matrix
+        Cells x features, float32.
+    n_axes
+        Number of axes, fewer than rows and columns.
+    centred
+        Whether the columns' means are subtracted; the matrix stays sparse.
+    seed
+        Seed of the first block of a Krylov space; small matrices need none.
+
+    Returns
+    -------
+    centre
+        Means of the columns, or zeros, shape (n_features,), float64.
+    axes
+        Orthonormal columns, the axis of the largest variance first, shape (n_features, n_axes), float32. The entry of
+        an axis that is largest in size is positive.
+    """
+    n_rows, n_columns = matrix.shape
+    centre = column_sums(matrix) / n_rows if centred else np.zeros(n_columns)
+    if n_columns <= SMALL:
+        axes = _through_columns(matrix, centre, n_axes)
+    elif n_rows <= SMALL:
+        axes = _through_rows(matrix, centre, n_axes)
+    else:
+        axes = _krylov(matrix, centre, n_axes, seed)
+    largest = axes[np.abs(axes).argmax(axis=0), np.arange(n_axes)]
+    return centre, np.ascontiguousarray(axes * np.sign(largest), dtype=np.float32)
+
+
+def _through_columns(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int) -> np.ndarray:
+    products = np.zeros((matrix.shape[1], matrix.shape[1]))
+    for block in row_blocks(matrix):
+        dense = block.toarray() - centre
+        products += dense.T @ dense
+    return np.linalg.eigh(products)[1][:, : -n_axes - 1 : -1]
+
+
+def _through_rows(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int) -> np.ndarray:
+    exact = matrix.astype(np.float64)
+    products = (exact @ exact.T).toarray()
+    shift = exact @ centre
+    products += centre @ centre - shift[:, None] - shift
+    sides = np.linalg.eigh(products)[1][:, : -n_axes - 1 : -1]
+    return np.linalg.qr(exact.T @ sides - np.outer(centre, sides.sum(axis=0)))[0]
+
+
+def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int, seed: int) -> np.ndarray:
+    """Search the space of X, CX, C²X … for the eigenvectors of C = AᵀA, where X is random and A is centred."""
+    width = max(10, -(-n_axes // 5))
+    most = min(MOST_STEPS, min(matrix.shape) // width)
+    block = np.random.default_rng(seed).standard_normal((matrix.shape[1], width), dtype=np.float32)
+    basis: list[np.ndarray] = []
+    projected = np.empty((0, 0))
+    variance = 0.0
+    for step in range(1, most + 1):
+        basis.append(_orthonormal(block, basis))
+        block = _covariance_times(matrix, centre, basis[-1])
+        # the upper triangle of C in the basis; of the lower one only the last rows would be new
+        new = np.vstack([part.T @ block for part in basis])
+        projected = np.pad(projected, (0, width))
+        projected[:, -width:] = new
+        if step == most or (step % STEPS == 0 and step * width >= 2 * n_axes):
+            values, vectors = np.linalg.eigh(projected, UPLO="U")
+            before, variance = variance, values[-n_axes:].sum()
+            if variance <= (1 + GAIN) * before:
+                break
+    leading = vectors[:, : -n_axes - 1 : -1].astype(np.float32)
+    return np.hstack(basis) @ leading
+
+
+def _orthonormal(block: np.ndarray, basis: list[np.ndarray]) -> np.ndarray:
+    # where the basis holds all that the block spans, what is left is rounding, which takes three times to become new
+    for _ in range(3):
+        for part in basis:
+            block = block - part @ (part.T @ block)
+        block = np.linalg.qr(block)[0]
+    return block
+
+
+def _covariance_times(matrix: sp.csr_matrix, centre: np.ndarray, block: np.ndarray) -> np.ndarray:
+    """Return AᵀA · block, where A is the centred matrix."""
+
+    def part(rows: sp.csr_matrix) -> np.ndarray:
+        return rows.T @ (rows @ block)
+
+    total = np.zeros(block.shape, dtype=np.float64)
+    with ThreadPoolExecutor(_n_threads()) as threads:
+        for product in threads.map(part, _views(matrix)):
+            total += product
+    total -= np.outer(centre, matrix.shape[0] * (centre @ block))
+    return total.astype(np.float32)
+
+
+def _views(matrix: sp.csr_matrix) -> Iterator[sp.csr_matrix]:
+    """Yield all rows in blocks that share the matrix's memory."""
+    for start in range(0, matrix.shape[0], _ROWS):
+        indptr = matrix.indptr[start : start + _ROWS + 1]
+        entries = slice(indptr[0], indptr[-1])
+        parts = matrix.data[entries], matrix.indices[entries], indptr - indptr[0]
+        yield sp.csr_matrix(parts, shape=(len(indptr) - 1, matrix.shape[1]))
+
+
+def _n_threads() -> int:
+    """Return the number of threads that this process may use."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))

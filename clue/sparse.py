@@ -1,0 +1,111 @@
+"""Sparse counts in one form, read a few rows at a time, in memory or mapped from a file."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import scipy.sparse as sp
+
+from clue.disk import as_type, fill, filled, is_mapped, mapped
+
+BLOCK = 1024
+"""Cells that are read, or made dense, at a time. Dense blocks come on top of the counts: RNA of the competition's size
+needs 1.86 times its counts, and with 4096 cells 2.05 times (`benchmarks/preprocess_scale.py`)."""
+
+
+def row_blocks(matrix) -> Iterator[sp.csr_matrix]:
+    """Yield all rows in blocks; `matrix` may be sparse, dense, or in a file (`X` of a backed AnnData)."""
+    if sp.issparse(matrix):
+        matrix = matrix.tocsr()  # to take rows of a matrix stored by columns is an order of magnitude slower
+    for start in range(0, matrix.shape[0], BLOCK):
+        yield sp.csr_matrix(matrix[start : start + BLOCK])
+
+
+def as_counts(matrix) -> sp.csr_matrix:
+    """Return a matrix, which may be in a file, as CSR in float32 that stores each entry once.
+
+    It shares the memory of `matrix` where that is so already.
+    """
+    counts = sp.csr_matrix(matrix if sp.issparse(matrix) or isinstance(matrix, np.ndarray) else matrix[:])
+    canonical = counts.has_canonical_format
+    # before entries are added up: 8 bits hold 255 at most
+    if counts.dtype != np.float32:
+        parts = as_type(counts.data, np.float32), counts.indices, counts.indptr
+        counts = sp.csr_matrix(parts, shape=counts.shape)
+    if not canonical:
+        counts = counts.copy()
+        counts.sum_duplicates()
+    return counts
+
+
+def count_blocks(matrix, modality: str) -> Iterator[sp.csr_matrix]:
+    """Yield all rows in blocks (`as_counts`).
+
+    Raises
+    ------
+    ValueError
+        If `matrix` does not hold counts; the message names the modality.
+    """
+    if matrix is None:
+        raise ValueError(f"{modality}: there is no X, which must hold raw counts")
+    for block in row_blocks(matrix):
+        values = block.data
+        wrong = ~(np.isfinite(values) & (values >= 0) & (values == np.round(values)))
+        if wrong.any():
+            raise ValueError(f"{modality}: X must hold raw counts, whole numbers from 0 up, not {values[wrong][0]}")
+        yield as_counts(block)
+
+
+def row_sums(matrix: sp.csr_matrix, function: Callable[[np.ndarray], np.ndarray] = np.positive) -> np.ndarray:
+    """Return the sum of each row, or of a function of its non-zeros, added up in float64."""
+    parts = (
+        np.bincount(per_value(block, np.arange(block.shape[0])), function(block.data.astype(float)), block.shape[0])
+        for block in row_blocks(matrix)
+    )
+    return np.concatenate([np.zeros(0), *parts])
+
+
+def column_sums(matrix: sp.csr_matrix, function: Callable[[np.ndarray], np.ndarray] = np.positive) -> np.ndarray:
+    """Return the sum of each column, or of a function of its non-zeros, added up in float64.
+
+    scipy's ``sum`` adds float32 in float32, whatever `dtype` it is given, and so loses what is small beside the sum.
+    """
+    sums = np.zeros(matrix.shape[1])
+    for block in row_blocks(matrix):
+        sums += np.bincount(block.indices, function(block.data.astype(float)), matrix.shape[1])
+    return sums
+
+
+def columns(matrix: sp.csr_matrix, chosen: np.ndarray) -> sp.csr_matrix:
+    """Return the columns `chosen`: of all in order, `matrix` itself; of a mapped matrix, a mapped one."""
+    if np.array_equal(chosen, np.arange(matrix.shape[1])):
+        return matrix
+    if is_mapped(matrix.data):
+        return mapped((_some(block, chosen) for block in row_blocks(matrix)), len(chosen))
+    return _some(matrix, chosen)
+
+
+def _some(matrix: sp.csr_matrix, chosen: np.ndarray) -> sp.csr_matrix:
+    matrix = matrix[:, chosen]
+    # else another order of features would be another order of sums
+    matrix.sort_indices()
+    return matrix
+
+
+def per_value(block: sp.csr_matrix, of_row: np.ndarray) -> np.ndarray:
+    return np.repeat(of_row, np.diff(block.indptr))
+
+
+def with_values(
+    matrix: sp.csr_matrix, values: Callable[[sp.csr_matrix, slice], np.ndarray], overwrite: bool = False
+) -> sp.csr_matrix:
+    """Return a float32 matrix of the same pattern, sharing its memory; `values` gets some rows and which they are.
+
+    `overwrite` says that the old values are needed no more: new ones take their place if they are of the same type.
+    """
+    slices = (slice(start, start + BLOCK) for start in range(0, matrix.shape[0], BLOCK))
+    parts = (values(matrix[rows], rows) for rows in slices)
+    if overwrite and matrix.data.dtype == np.float32:
+        fill(matrix.data, parts)
+        return matrix
+    data = filled(parts, matrix.nnz, np.float32, is_mapped(matrix.data))
+    return sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)

@@ -1,0 +1,32 @@
+"""Embeddings made elsewhere, put in place: a method as a hand-written rule, since each job has one more input file."""
+
+
+def table_of(dataset, variant, **names):
+    """Return the file of a job, as the YAML names it."""
+    pattern = BENCHMARK.params("precomputed", variant, modalities(dataset))["table"]
+    return pattern.format(dataset=dataset, variant=variant, **names)
+
+
+rule precomputed:
+    input:
+        table=lambda wildcards: table_of(**wildcards),
+        train=f"{TASK}/train.h5mu",
+        tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
+    output:
+        embedding=f"{TASK}/precomputed/{{variant}}/seed-{{seed}}/embedding.h5ad",
+        run=f"{TASK}/precomputed/{{variant}}/seed-{{seed}}/run.json",
+    log:
+        f"{LOGS}/{{dataset}}/{{split}}/precomputed/{{variant}}/seed-{{seed}}.log",
+    benchmark:
+        f"{LOGS}/{{dataset}}/{{split}}/precomputed/{{variant}}/seed-{{seed}}.benchmark.tsv"
+    conda:
+        "../../envs/python.yaml"
+    resources:
+        **resources_of("precomputed"),
+    params:
+        values=lambda wildcards, input: to_json({"table": input.table}),
+        code=digest("scripts/methods/precomputed.py"),
+    shell:
+        "python -P $CLUE_CHECKOUT/scripts/methods/precomputed.py --train {input.train} --tests {input.tests}"
+        " --embedding {output.embedding} --method precomputed --variant {wildcards.variant} --seed {wildcards.seed}"
+        " --params {params.values:q} --device cpu --threads 1 > {log} 2>&1"

@@ -1,0 +1,324 @@
+"""The library as a user calls it: any subset of modalities in, matching and prediction out, and wrong calls."""
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+
+import clue
+from clue.metrics import match_score
+from clue.simulate import simulate
+
+WIDTHS = {"n_latent": 6, "encoder": (1, 32), "decoder": (1, 32), "discriminator": (1, 16), "n_components": 20}
+SHORT = {"max_steps": 120, "warmup_steps": 20, "check_steps": 20, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """RNA, ATAC and proteins of the same 300 cells in two batches."""
+    return simulate(300, n_features={"rna": 80, "atac": 100, "adt": 20}, n_batches=2, seed=0)
+
+
+@pytest.fixture(scope="module")
+def model(cells):
+    return clue.CLUE(cells, batch_key="batch", **WIDTHS).fit(**SHORT)
+
+
+# ---- cells seen in any modalities ----------------------------------------------------------------
+
+
+def test_a_cell_seen_in_several_modalities_is_embedded_from_all(model, cells):
+    apart = {k: model.embed(adata, k) for k, adata in cells.mod.items()}
+    fused = model.embed(cells)
+    assert fused.shape == (300, 18) and fused.dtype == np.float32
+    unit = sum(z / np.linalg.norm(z, axis=1, keepdims=True) for z in apart.values())
+    expected = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    np.testing.assert_allclose(fused / np.linalg.norm(fused, axis=1, keepdims=True), expected, atol=1e-5)
+    length = np.mean([np.linalg.norm(z, axis=1) for z in apart.values()], axis=0)
+    np.testing.assert_allclose(np.linalg.norm(fused, axis=1), length, rtol=1e-4)
+
+
+@pytest.mark.parametrize("place", ["embed", "align"])
+def test_a_mosaic_is_placed_in_the_order_of_its_cells(model, cells, place):
+    place = getattr(model, place)
+    mosaic = md.MuData({"rna": cells["rna"][:200].copy(), "adt": cells["adt"][150:][::-1].copy()})
+    placed = place(mosaic, key_added="X_clue")
+    assert np.array_equal(mosaic.obsm["X_clue"], placed)
+    row = mosaic.obs_names.get_indexer
+    rna, adt = cells["rna"][:150], cells["adt"][200:]
+    np.testing.assert_allclose(placed[row(rna.obs_names)], place(rna, "rna"), atol=1e-5)
+    np.testing.assert_allclose(placed[row(adt.obs_names)], place(adt, "adt"), atol=1e-5)
+    both = cells[150:200].copy()
+    fused = place({"rna": both["rna"], "adt": both["adt"]})
+    np.testing.assert_allclose(placed[row(both["rna"].obs_names)], fused, atol=1e-5)
+    assert np.array_equal(place(mosaic, "rna"), place(mosaic["rna"], "rna")), "one modality of several"
+
+
+def test_product_fusion_weighs_by_precision(cells):
+    model = clue.CLUE(cells, fusion="product", **WIDTHS)
+    parts = [model.posterior(adata) for adata in cells.mod.values()]
+    precision = [1 / std**2 for _, std in parts]
+    expected = sum(p * mean for p, (mean, _) in zip(precision, parts, strict=True)) / sum(precision)
+    np.testing.assert_allclose(model.embed(cells), expected, rtol=1e-3, atol=1e-5)
+
+
+def test_features_tell_the_modality(model, cells):
+    assert np.array_equal(model.embed(cells["atac"]), model.embed(cells["atac"], "atac"))
+    adata = cells["rna"].copy()
+    model.embed(adata, key_added="X_clue")
+    assert adata.obsm["X_clue"].shape == (300, 18)
+    with pytest.raises(ValueError, match="features fit no modality of"):
+        model.embed(cells["rna"][:, :5])
+
+
+def test_posterior_is_embedding_and_deviation(model, cells):
+    mean, std = model.posterior(cells["rna"])
+    assert np.array_equal(mean, model.embed(cells["rna"])) and (std > 0).all()
+
+
+# ---- matching and prediction ---------------------------------------------------------------------
+
+
+def test_match_is_within_the_given_column(model, cells):
+    rna, adt = cells["rna"], cells["adt"][np.random.default_rng(0).permutation(300)].copy()
+    truth = adt.obs_names.get_indexer(rna.obs_names)
+    free, within = model.match(rna, adt), model.match(rna, adt, within="batch")
+    batch = rna.obs["batch"].to_numpy()[:, None] == adt.obs["batch"].to_numpy()[None, :]
+    assert not within.toarray()[~batch].any() and free.toarray()[~batch].any()
+    for matches in (free, within):
+        np.testing.assert_allclose(matches.sum(axis=1), 1, rtol=1e-5)
+        # chance is 1 / 300
+        assert match_score(matches, truth) > 0.05
+    soft = model.match(rna, adt, space="z", matching=clue.matching.match_gaussian, k=5)
+    assert (np.diff(soft.indptr) == 5).all()
+    with pytest.raises(ValueError, match="b: obs lacks the column 'lane'"):
+        model.match(rna, adt, within="lane") if "lane" in rna.obs else model.match(
+            ad.AnnData(rna.X, obs=rna.obs.assign(lane="a"), var=rna.var), adt, within="lane"
+        )
+
+
+def test_predict_averages_over_batches_or_takes_one(model, cells):
+    rna = cells["rna"]
+    share = model.predict(rna, "adt")
+    np.testing.assert_allclose(share.X.sum(axis=1), 1, rtol=1e-4)
+    assert list(share.obs_names) == list(rna.obs_names)
+    by_batch = [model.predict(rna, "adt", batch=batch).X for batch in model.batches]
+    weight = cells["adt"].obs["batch"].value_counts(normalize=True)[model.batches]
+    np.testing.assert_allclose(share.X, sum(w * x for w, x in zip(weight, by_batch, strict=True)), rtol=1e-4)
+    own = model.predict(rna, "adt", batch=rna.obs["batch"]).X
+    rows = rna.obs["batch"] == model.batches[1]
+    np.testing.assert_allclose(own[rows], by_batch[1][rows], rtol=1e-4)
+    with pytest.raises(ValueError, match="knows no batch 'x'"):
+        model.predict(rna, "adt", batch="x")
+
+
+def test_predict_chosen_features_as_counts_to_a_file(model, cells, tmp_path, monkeypatch):
+    monkeypatch.setattr(clue.model, "BLOCK", 64)
+    whole = model.predict(cells, "rna")
+    genes = list(whole.var_names[[7, 3]])
+    size = np.linspace(100, 1000, 300)
+    backed = model.predict(cells, "rna", features=genes, library_size=size, log=True, path=tmp_path / "predicted.h5ad")
+    assert backed.isbacked and list(backed.var_names) == genes and list(backed.obs_names) == list(cells.obs_names)
+    np.testing.assert_allclose(backed.X[:], np.log1p(size[:, None] * whole[:, genes].X), rtol=1e-4)
+    backed.file.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["predicted.h5ad"]
+    with pytest.raises(ValueError, match="rna has no decoded feature 'none'"):
+        model.predict(cells, "rna", features=["none"])
+
+
+# ---- data in other forms -------------------------------------------------------------------------
+
+
+def test_counts_in_a_layer_and_names_of_muon(cells):
+    plain = clue.CLUE({k: cells[k] for k in ("rna", "adt")}, batch_key="batch", **WIDTHS)
+    changed = {}
+    for name, k in (("gex", "rna"), ("prot", "adt")):
+        adata = cells[k]
+        changed[name] = ad.AnnData(adata.X.log1p(), obs=adata.obs[[]], var=adata.var, layers={"counts": adata.X})
+    mdata = md.MuData(changed)
+    mdata.obs["lane"] = cells["rna"].obs["batch"]
+    model = clue.CLUE(mdata, layer="counts", batch_key="lane", kinds={"gex": "rna"}, **WIDTHS)
+    assert model.modalities == ["gex", "prot"] and model.batches == plain.batches
+    assert np.array_equal(model.embed(mdata["gex"]), plain.embed(cells["rna"]))
+    assert np.array_equal(model.embed(mdata), plain.embed({k: cells[k] for k in ("rna", "adt")}))
+    with pytest.raises(ValueError, match="gex: there is no layer 'counts'"):
+        model.embed(cells["rna"], "gex")
+    with pytest.raises(ValueError, match="modality 'gex' is unknown; say what it is: kinds="):
+        clue.CLUE(mdata, layer="counts", **WIDTHS)
+
+
+def test_several_columns_are_one_batch_together(cells):
+    data = {k: cells[k].copy() for k in ("rna", "adt")}
+    for adata in data.values():
+        adata.obs["site"] = np.where(np.arange(300) % 3 == 0, "s1", "s2")
+    model = clue.CLUE(data, batch_key=["batch", "site"], **WIDTHS)
+    names = sorted(cells["rna"].obs["batch"].unique())
+    assert model.batches == [f"{batch} | {site}" for batch in names for site in ("s1", "s2")]
+
+
+def test_counts_stored_by_columns_train_alike(cells):
+    by_row = {k: cells[k] for k in ("rna", "adt")}
+    by_column = {k: ad.AnnData(sp.csc_matrix(a.X), obs=a.obs, var=a.var) for k, a in by_row.items()}
+    first, second = (clue.CLUE(data, batch_key="batch", **WIDTHS) for data in (by_row, by_column))
+    assert np.array_equal(first.embed(by_row["rna"]), second.embed(by_column["rna"]))
+
+
+# ---- saved models --------------------------------------------------------------------------------
+
+
+def test_a_saved_model_goes_on_training(model, cells, tmp_path):
+    model.save(tmp_path / "model.pt")
+    loaded = clue.CLUE.load(tmp_path / "model.pt", cells)
+    pd.testing.assert_frame_equal(loaded.history, model.history)
+    for place in ("embed", "align"):
+        assert np.array_equal(getattr(loaded, place)(cells["adt"]), getattr(model, place)(cells["adt"]))
+    loaded.fit(**SHORT)
+    assert set(loaded.history["stage"]) == {1, 2}
+    assert not np.allclose(loaded.embed(cells["adt"]), model.embed(cells["adt"]))
+
+
+def test_a_saved_model_is_fine_tuned_on_new_pairs(model, tmp_path):
+    model.save(tmp_path / "model.pt")
+    query = simulate(200, n_features={"rna": 80, "atac": 100, "adt": 20}, n_batches=1, seed=5)
+    for adata in query.mod.values():
+        adata.obs["batch"] = "query"
+    shuffled = {k: query[k][:, ::-1].copy() for k in ("rna", "adt")}
+    loaded = clue.CLUE.load(tmp_path / "model.pt", shuffled).fit(**SHORT)
+    assert loaded.batches == [*model.batches, "query"]
+    assert np.isfinite(loaded.match(query["rna"], query["adt"]).data).all()
+    np.testing.assert_allclose(loaded.predict(query["rna"], "adt", batch="query").X.sum(axis=1), 1, rtol=1e-4)
+
+
+def test_loading_executes_nothing(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "executed"), "w"))
+
+    torch.save({"format": 2, "settings": Evil()}, tmp_path / "evil.pt")
+    with pytest.raises(ValueError, match="evil.pt: holds no model that CLUE.save wrote"):
+        clue.CLUE.load(tmp_path / "evil.pt")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"PK\x03\x04"])
+def test_a_file_that_is_no_model(tmp_path, content):
+    (tmp_path / "file.pt").write_bytes(content)
+    with pytest.raises(ValueError, match="file.pt: holds no model"):
+        clue.CLUE.load(tmp_path / "file.pt")
+    torch.save({"network": {}}, tmp_path / "old.pt")
+    with pytest.raises(ValueError, match="old.pt: is no model of this version"):
+        clue.CLUE.load(tmp_path / "old.pt")
+
+
+# ---- training ------------------------------------------------------------------------------------
+
+
+def test_history_is_a_table_that_can_be_drawn(model):
+    assert {"stage", "step", "train_loss", "loss", "foscttm"} <= set(model.history)
+    figure = model.plot_history()
+    assert len(figure.axes) == 2 and len(figure.axes[0].lines) == 2
+
+
+def test_ctrl_c_keeps_the_best_weights_and_the_history(cells, monkeypatch):
+    model = clue.CLUE(cells, batch_key="batch", **WIDTHS)
+    advance = clue.train._Loop.advance
+    best = {}
+
+    def interrupted(loop):
+        if loop.step == 70:
+            best.update(loop.best_weights)
+            raise KeyboardInterrupt
+        advance(loop)
+
+    monkeypatch.setattr(clue.train._Loop, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        model.fit(**SHORT)
+    assert len(model.history) and model.history["step"].max() < 70
+    assert all(torch.equal(value, best[name]) for name, value in model.network.state_dict().items())
+    assert np.isfinite(model.align(cells["rna"])).all()
+
+
+# ---- wrong calls ---------------------------------------------------------------------------------
+
+
+def alike(adata):
+    return ad.AnnData(sp.csr_matrix(np.tile(adata.X[0].toarray(), (adata.n_obs, 1))), obs=adata.obs, var=adata.var)
+
+
+def without_counts(adata):
+    return ad.AnnData(obs=adata.obs, var=adata.var)
+
+
+@pytest.mark.parametrize("k", ["rna", "atac", "adt"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (alike, "all cells are alike"),
+        (without_counts, "there is no X"),
+        (lambda a: a[:, :1].copy(), "1 features with a count; two are needed"),
+        (
+            lambda a: ad.AnnData(sp.csr_matrix(a.shape, dtype=np.float32), obs=a.obs, var=a.var),
+            "0 features with a count",
+        ),
+    ],
+    ids=["alike", "no X", "one feature", "all zero"],
+)
+def test_a_modality_that_teaches_nothing_is_refused(cells, k, change, message):
+    with pytest.raises(ValueError, match=f"^{k}: {message}"):
+        clue.CLUE(dict(cells.mod) | {k: change(cells[k])}, **WIDTHS)
+
+
+def doubled(adata, axis):
+    names = adata.obs_names if axis == "obs" else adata.var_names
+    again = adata.copy()
+    setattr(again, f"{axis}_names", [names[1], *names[1:]])
+    return again
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda c: clue.CLUE(c["rna"]), "a MuData or a dict of AnnData by modality is needed, not an object of type"),
+        (lambda c: clue.CLUE({"rna": c["rna"].X, "adt": c["adt"]}), "is needed, not a dict of"),
+        (lambda c: clue.CLUE(c, batch_key="lane"), "rna: obs lacks the batch column 'lane'; it has"),
+        (lambda c: clue.CLUE(c, n_latent=0), "n_latent is 0"),
+        (lambda c: clue.CLUE(c, encoder=(1, 0)), "encoder is 0"),
+        (lambda c: clue.CLUE(c, kinds={"gex": "rna"}), "kinds names .'gex'., which the data do not hold"),
+        (lambda c: clue.CLUE(c, kinds={"rna": "dna"}), "kind 'dna' of modality 'rna' is unknown"),
+        (lambda c: clue.CLUE(c, layer="counts"), "rna: there is no layer 'counts'"),
+        (lambda c: clue.CLUE({"rna": doubled(c["rna"], "obs"), "adt": c["adt"]}), "rna: several cells are named"),
+        (lambda c: clue.CLUE({"rna": doubled(c["rna"], "var"), "adt": c["adt"]}), "rna: several features are named"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(batch_size=1), "batch_size is 1"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(c["rna"]), "a MuData or a dict of AnnData"),
+        (lambda c: clue.CLUE(c, **WIDTHS).plot_history(), "fit the model first"),
+        (lambda c: clue.CLUE(c, **WIDTHS).match(c["rna"], c["adt"], space="y"), "space 'y' is not one of"),
+        (
+            lambda c: clue.CLUE({k: c[k] for k in ("rna", "adt")}, **WIDTHS).embed({"atac": c["atac"]}),
+            "the model knows",
+        ),
+        (
+            lambda c: clue.CLUE(c, **WIDTHS).embed(md.MuData({"rna": c["rna"], "x": c["atac"][:9].copy()}), "x"),
+            "unknown",
+        ),
+    ],
+)
+def test_wrong_calls_say_what_is_there_and_what_is_wanted(cells, call, message):
+    with pytest.raises(ValueError, match=message) as error:
+        call(cells)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu(cells):
+    with pytest.raises(ValueError, match="device 'cuda': torch finds no GPU"):
+        clue.CLUE(cells, device="cuda", **WIDTHS)
+    assert clue.CLUE(cells, **WIDTHS).device == "cpu", "auto"
+
+
+def test_a_single_held_out_cell_trains(cells, monkeypatch):
+    monkeypatch.setattr(clue.train, "held_out", lambda names, fraction, seed: np.arange(len(names)) == 3)
+    model = clue.CLUE(cells, **WIDTHS).fit(**SHORT)
+    assert np.isfinite(model.history["loss"]).all()

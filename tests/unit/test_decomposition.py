@@ -1,0 +1,80 @@
+"""Principal axes of sparse matrices against LAPACK, by each of the three routes."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.decomposition import PCA
+
+from clue import decomposition, sparse
+from clue.decomposition import principal_axes
+
+ROUTES = {"columns": (700, 200), "rows": (200, 700), "krylov": (700, 600)}
+
+
+@pytest.fixture(params=ROUTES)
+def matrix(request, monkeypatch):
+    """A sparse matrix of 10 groups of rows, and noise; its shape chooses the route."""
+    monkeypatch.setattr(decomposition, "SMALL", 300)
+    monkeypatch.setattr(decomposition, "_ROWS", 64)
+    shape = ROUTES[request.param]
+    rng = np.random.default_rng(0)
+    rate = rng.gamma(0.3, 1, (10, shape[1]))[rng.integers(10, size=shape[0])]
+    return sp.csr_matrix(rng.poisson(rate).astype(np.float32))
+
+
+@pytest.mark.parametrize("block", [16, 10_000])
+@pytest.mark.parametrize("centred", [True, False])
+def test_axes_are_those_of_the_dense_matrix(matrix, monkeypatch, block, centred):
+    monkeypatch.setattr(sparse, "BLOCK", block)
+    before = matrix.copy()
+    centre, axes = principal_axes(matrix, 30, centred)
+    assert (matrix != before).nnz == 0 and axes.shape == (matrix.shape[1], 30) and axes.dtype == np.float32
+    dense = matrix.toarray().astype(np.float64)
+    np.testing.assert_allclose(centre, dense.mean(axis=0) if centred else 0, rtol=1e-6)
+    dense -= centre
+    expected = np.linalg.svd(dense, full_matrices=False)[2].T
+    np.testing.assert_allclose(axes.T @ axes, np.eye(30), atol=1e-4)
+    # the 10 groups; the axes of noise differ in size by little
+    real = slice(0, 9 if centred else 10)
+    np.testing.assert_allclose(np.abs((axes * expected[:, :30]).sum(axis=0)[real]), 1, atol=1e-4)
+    kept, most = (np.square(dense @ found).sum() for found in (axes, expected[:, :30]))
+    assert kept > 0.995 * most
+    assert (axes[np.abs(axes).argmax(axis=0), np.arange(30)] > 0).all()
+
+
+def test_centred_axes_are_those_of_sklearn(matrix):
+    _, axes = principal_axes(matrix, 5, centred=True)
+    expected = PCA(5, svd_solver="full").fit(matrix.toarray()).components_
+    np.testing.assert_allclose(np.abs((axes.T * expected).sum(axis=1)), 1, atol=1e-4)
+
+
+def test_threads_change_nothing(matrix, monkeypatch):
+    found = []
+    for n in ("1", "3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", n)
+        found.append(principal_axes(matrix, 20, centred=True, seed=4)[1])
+    assert np.array_equal(*found)
+
+
+def test_more_axes_than_the_matrix_has():
+    """Rows that repeat: the rank is lower than the axes that are asked for."""
+    rng = np.random.default_rng(0)
+    few = rng.poisson(1.0, (6, 400)).astype(np.float32)
+    repeated = sp.csr_matrix(np.tile(few, (100, 1)))
+    for small in (2000, 0):
+        decomposition_small, decomposition.SMALL = decomposition.SMALL, small
+        try:
+            _, axes = principal_axes(repeated, 20, centred=False)
+        finally:
+            decomposition.SMALL = decomposition_small
+        np.testing.assert_allclose(axes.T @ axes, np.eye(20), atol=1e-4)
+        np.testing.assert_allclose(few @ axes @ axes.T, few, atol=1e-3)
+
+
+def test_axes_of_many_cells_far_from_zero():
+    rng = np.random.default_rng(0)
+    values = (10 + rng.standard_normal((200_000, 6)) * np.linspace(0.5, 1.5, 6)).astype(np.float32)
+    centre, axes = principal_axes(sp.csr_matrix(values), 3, centred=True)
+    np.testing.assert_allclose(centre, values.mean(axis=0, dtype=np.float64), rtol=1e-7)
+    expected = np.linalg.eigh(np.cov(values.T.astype(np.float64)))[1][:, ::-1].T
+    np.testing.assert_allclose(np.abs((axes.T * expected[:3]).sum(axis=1)), 1, atol=1e-6)

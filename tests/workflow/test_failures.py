@@ -1,0 +1,75 @@
+"""A run with failures ends in its tables, and its report, by the same command; the exit status says that it failed."""
+
+import pytest
+
+COUNT = "import os, signal, pathlib; open(pathlib.Path(__file__).with_suffix('.tries'), 'a').write('x')"
+KILLED = f"{COUNT}; os.kill(os.getpid(), signal.SIGKILL)"
+BROKEN = f"{COUNT}; raise ValueError('no luck')"
+
+
+@pytest.fixture
+def small(fresh):
+    """A fresh project without figures."""
+    fresh.drop_figures()
+    return fresh
+
+
+def tries(project, method):
+    """Return how often a method was started."""
+    return len(project.path("scripts/methods", f"{method}.tries").read_text())
+
+
+def test_what_was_killed_is_tried_again_and_an_error_is_not(small):
+    small.add_method("killed", body=KILLED)
+    small.add_method("broken", body=BROKEN)
+    small.configure(methods=["killed", "broken", "random"])
+    status, output = small.snakemake("--retries", "1")
+    assert status == 1, output
+    assert (tries(small, "killed"), tries(small, "broken")) == (2, 1)
+    table = small.table().drop_duplicates("method").set_index("method")
+    assert table["status"].to_dict() == {"killed": "failed", "broken": "failed", "random": "ok", "oracle": "ok"}
+    assert table.loc["broken", "reason"] == "ValueError: no luck"
+    # Nothing of the failure is kept: the same command tries again.
+    assert small.snakemake()[0] == 1
+    assert (tries(small, "killed"), tries(small, "broken")) == (3, 2)
+
+
+def test_a_run_of_which_every_method_fails_says_so_in_one_line(fresh):
+    fresh.add_method("broken", body=BROKEN)
+    fresh.configure(methods=["broken"])
+    status, output = fresh.snakemake()
+    assert status == 1 and output.count("No method has scores: there is nothing to draw.") == 1, output
+    assert fresh.table("failures")["reason"].tolist() == ["ValueError: no luck"]
+    assert not fresh.path("results/test/report.html").exists()
+
+
+def test_a_data_set_that_cannot_be_prepared_takes_no_other_with_it(small):
+    small.change("config/datasets/simulated_factors.yaml", expect={"n_cells": 1})
+    small.configure(datasets=["simulated/random20", "simulated_factors"], methods=["random"])
+    status, output = small.run()
+    assert status == 1 and "failed   prepare simulated_factors: error: " in output, output
+    assert "error: some jobs failed; see results/test/failures.tsv" in output
+    table = small.table().drop_duplicates(["dataset", "method"]).set_index(["dataset", "method"])
+    assert table.loc[("simulated", "random"), "status"] == "ok"
+    lost = table.loc[("simulated_factors", "random")]
+    assert lost["status"] == "failed" and lost["reason"].startswith("not run, since an earlier step failed")
+
+
+def test_a_figure_that_cannot_be_drawn_does_not_take_the_report_with_it(finished):
+    table = finished.path("results/test/metrics.tsv").stat().st_mtime_ns
+    finished.path("results/test/report.html").unlink()
+    finished.path("scripts/figures/scaling.py").write_text("raise SystemExit('error: cannot be drawn')\n")
+    status, output = finished.snakemake()
+    assert status == 1 and "error: cannot be drawn" in finished.path("logs/test/figures/scaling.log").read_text(), (
+        output
+    )
+    assert finished.path("results/test/report.html").stat().st_size > 100_000
+    assert not finished.path("results/test/figures/scaling.png").exists()
+    assert finished.path("results/test/metrics.tsv").stat().st_mtime_ns == table, "no method has failed"
+
+
+def test_what_was_not_asked_for_is_not_made(small):
+    small.add_method("broken", body=BROKEN)
+    small.configure(methods=["broken", "random"])
+    assert small.snakemake("embeddings")[0] == 1
+    assert not small.path("results/test/metrics.tsv").exists()
