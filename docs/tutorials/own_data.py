@@ -33,21 +33,22 @@ print(cells)
 # ## Modalities
 #
 # CLUE takes a dictionary of AnnData, or a MuData. Names are `rna`, `atac` and `adt` (or `prot`), since they say how
-# counts are prepared; `kinds={"gex": "rna"}` says it of another name. Three things must be right, and CLUE refuses what it can tell is not:
+# counts are prepared; `kinds={"gex": "rna"}` says it of another name. Three things must be right, and CLUE refuses what
+# it can tell is not:
 #
 # * `X` holds raw counts, neither normalised nor logarithms;
 # * a cell has the same name in both modalities, and no name is there twice;
 # * the column that `batch_key` names says which cells were measured together.
 
 # %%
-kinds = {"rna": "Gene Expression", "adt": "Antibody Capture"}
+feature_types = {"rna": "Gene Expression", "adt": "Antibody Capture"}
 # of a Multiome: {"rna": "Gene Expression", "atac": "Peaks"}
 names = {"Batch": "batch", "Donor": "donor", "mergedcelltype": "cell_type"}
 cells.obs = cells.obs.rename(columns=names)
 sc.pp.sample(cells, n=6000, rng=0)
 data = {
-    name: cells[:, cells.var["feature_types"] == kind].copy()
-    for name, kind in kinds.items()
+    name: cells[:, cells.var["feature_types"] == feature_type].copy()
+    for name, feature_type in feature_types.items()
 }
 for name, adata in data.items():
     print(name, adata.shape, "largest count:", int(adata.X.max()))
@@ -76,6 +77,7 @@ print(obs["donor"].nunique(), "other donors")
 # %%
 model = clue.CLUE(train, batch_key="batch")
 model.fit(max_steps=1000, progress=False)
+
 figure = model.plot_history()
 figure.set_label("Loss and FOSCTTM while training")
 

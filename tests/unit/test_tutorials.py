@@ -74,7 +74,9 @@ def test_own_data_runs_on_few_cells(program, source, tmp_path, monkeypatch):
 def test_the_line_for_cell_ranger_reads_its_file(source, tmp_path, monkeypatch):
     text = source.read_text()
     line = re.search(r"^# of Cell Ranger:\n# (.*)$", text, re.MULTILINE)[1]
-    kinds, split = (re.search(rf"^{name} = {{.*?}}$", text, re.MULTILINE | re.DOTALL)[0] for name in ("kinds", "data"))
+    kinds, split = (
+        re.search(rf"^{name} = {{.*?}}$", text, re.MULTILINE | re.DOTALL)[0] for name in ("feature_types", "data")
+    )
     monkeypatch.chdir(tmp_path)
     with h5py.File("filtered_feature_bc_matrix.h5", "w") as file:
         matrix = file.create_group("matrix")
