@@ -18,8 +18,8 @@ from clue.benchmark.config import Benchmark
 from clue.benchmark.contracts import MODALITIES, read_solution, read_test, read_train
 from clue.benchmark.errors import run_program
 from clue.benchmark.methods import Task
-from clue.benchmark.stats import summarise
-from clue.benchmark.validation import quality
+from clue.benchmark.methods.validation import quality
+from clue.benchmark.scores.stats import summarise
 
 ROOT = Path(__file__).parents[1]
 

@@ -366,7 +366,7 @@ def check_methods(arguments) -> None:
     from clue import simulate
     from clue.benchmark.config import Benchmark
     from clue.benchmark.contracts import write_test, write_train
-    from clue.benchmark.task import make_task
+    from clue.benchmark.data.task import make_task
 
     mdata = simulate.simulate(1_000, {"rna": 500, "atac": 800}, seed=0)
     task = make_task(

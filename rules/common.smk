@@ -14,11 +14,11 @@ from snakemake.exceptions import WorkflowError
 ROOT = Path(workflow.current_basedir).parent
 sys.path.insert(0, str(ROOT))
 
-from clue.benchmark.cluster import read_site
+from clue.benchmark.running.cluster import read_site
 from clue.benchmark.config import ORACLE, Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.machine import unavailable
-from clue.benchmark.sources import MANIFEST, has_files, sources
+from clue.benchmark.running.machine import unavailable
+from clue.benchmark.data.sources import MANIFEST, has_files, sources
 
 # In the checkout itself its files have relative names, so that a move of both runs nothing again.
 CHECKOUT = "." if ROOT.samefile(Path.cwd()) else str(ROOT)
@@ -153,10 +153,10 @@ def resources_of(method):
     return found
 
 
-def together(threads, resources):
+def launcher(threads, resources):
     """Return what goes before a method's command: nothing, or the program that starts its tasks."""
     tasks = resources.get("tasks", 1)
-    program = "$CLUE_CHECKOUT/scripts/together.sh"
+    program = "$CLUE_CHECKOUT/scripts/launch.sh"
     return f"{program} {tasks} {resources.nodes} {threads} {resources.gpu} " if tasks > 1 else ""
 
 
@@ -221,5 +221,5 @@ def shown(path, name, category="Scores"):
 
 def looks(*patterns):
     """Return the digest of what decides how a figure looks; labels are in the YAML of methods and data sets."""
-    shared = ["clue/benchmark/style.py", "clue/benchmark/tables.py", "clue/benchmark/stats.py"]
+    shared = ["clue/benchmark/report/style.py", "clue/benchmark/report/tables.py", "clue/benchmark/scores/stats.py"]
     return digest(*patterns, *shared, "config/display.yaml", "config/methods/*.yaml", "config/datasets/*.yaml")

@@ -47,7 +47,7 @@ rule prepare:
                 for key in ("source", "sources", "prepare", "modalities", "expect")
             }
         ),
-        code=digest("scripts/prepare.py", "clue/benchmark/prepare*", "clue/benchmark/prepare/*.py", "clue/simulate.py"),
+        code=digest("scripts/prepare.py", "clue/benchmark/data/prepare/*.py", "clue/simulate.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/prepare.py --dataset {wildcards.dataset} --raw {params.folder} --output {output}"
         " --project $CLUE_CHECKOUT > {log} 2>&1"

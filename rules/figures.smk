@@ -71,7 +71,7 @@ for name, options in (DRAWINGS | WALKS).items():
             script=f"scripts/figures/{name}.py",
             files=lambda wildcards, input: " ".join(f"--{option} {files}" for option, files in input.items()),
             results=f"--results {RESULTS}" if name in WALKS else "",
-            code=looks(f"scripts/figures/{name}.py", "clue/benchmark/plots.py", "clue/benchmark/reference.py"),
+            code=looks(f"scripts/figures/{name}.py", "clue/benchmark/report/plots.py", "clue/benchmark/report/reference.py"),
         shell:
             "python -P $CLUE_CHECKOUT/{params.script} {params.files} {params.results} --display $CLUE_CHECKOUT/config/display.yaml"
             " --figure {output.png} --table {output.table} > {log} 2>&1"
@@ -93,7 +93,7 @@ rule probes:
         mem_mb=memory(4000),
         runtime=minutes(60),
     params:
-        code=digest("scripts/probe.py", "clue/benchmark/probe.py", "clue/simulate.py"),
+        code=digest("scripts/probe.py", "clue/benchmark/scores/probe.py", "clue/simulate.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/probe.py --solutions {input.solutions} --embeddings {input.embeddings}"
         " --table {output} --project $CLUE_CHECKOUT > {log} 2>&1"
@@ -121,7 +121,7 @@ rule comparison:
         runtime=minutes(60),
     params:
         folder=subpath(input.metrics, parent=True),
-        code=looks("scripts/figures/comparison.py", "clue/benchmark/plots.py"),
+        code=looks("scripts/figures/comparison.py", "clue/benchmark/report/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/comparison.py --metrics {input.metrics} --cells {params.folder}"
         " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} --summary {output.summary}"
@@ -143,7 +143,7 @@ rule paper:
     conda:
         "../envs/python.yaml"
     params:
-        code=looks("scripts/figures/paper.py", "clue/benchmark/plots.py", "clue/benchmark/reference.py"),
+        code=looks("scripts/figures/paper.py", "clue/benchmark/report/plots.py", "clue/benchmark/report/reference.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/paper.py --metrics {input.metrics} --published {input.published}"
         " --ablation {input.ablation} --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
@@ -170,8 +170,8 @@ rule umap:
         points=UMAP_POINTS,
         code=looks(
             "scripts/figures/umaps.py",
-            "clue/benchmark/plots.py",
-            "clue/benchmark/umap.py",
+            "clue/benchmark/report/plots.py",
+            "clue/benchmark/report/umap.py",
             "clue/matching.py",
         ),
     shell:
@@ -197,7 +197,7 @@ rule integration_scores:
         runtime=minutes(30),
     params:
         points=INTEGRATION_POINTS,
-        code=digest("scripts/integration.py", "clue/benchmark/umap.py", "clue/matching.py"),
+        code=digest("scripts/integration.py", "clue/benchmark/report/umap.py", "clue/matching.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
         " --points {params.points} --seed 0 --table {output} > {log} 2>&1"
@@ -221,7 +221,7 @@ rule confusion:
         mem_mb=memory(4000),
         runtime=minutes(15),
     params:
-        code=looks("scripts/figures/confusion.py", "clue/benchmark/plots.py"),
+        code=looks("scripts/figures/confusion.py", "clue/benchmark/report/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
         " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
@@ -243,7 +243,7 @@ rule datasets:
         mem_mb=memory(4000),
         runtime=minutes(60),
     params:
-        code=looks("scripts/figures/datasets.py", "clue/benchmark/plots.py"),
+        code=looks("scripts/figures/datasets.py", "clue/benchmark/report/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/datasets.py --datasets {input.datasets} --solutions {input.solutions}"
         " --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
@@ -268,7 +268,7 @@ rule html_report:
         folder=subpath(output[0], parent=True),
         config=to_json(BENCHMARK.config),
         configfiles=" ".join(map(os.path.relpath, workflow.configfiles)),
-        code=looks("scripts/figures/report*", "clue/benchmark/plots.py"),
+        code=looks("scripts/figures/report*", "clue/benchmark/report/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/report.py --results {params.folder} --figures {input.figures}"
         " --captions $CLUE_CHECKOUT/rules/captions --config {params.config:q} --configfiles {params.configfiles:q}"

@@ -48,7 +48,7 @@ for first, second in MODALITY_SETS:
             runtime=minutes(30),
         params:
             run=RUN,
-            code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scoring.py"),
+            code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scores/scoring.py"),
         shell:
             "python -P $CLUE_CHECKOUT/scripts/score.py --embedding {input.embedding} --solution {input.solution}"
             " --matches {output.matches} --metrics {output.metrics} --cells {output.cells} --run {params.run} > {log} 2>&1"
@@ -74,7 +74,7 @@ rule collect:
         config=to_json(BENCHMARK.config),
         unavailable=to_json(BENCHMARK.unavailable),
         plan=to_json([vars(job) for job in JOBS]),
-        code=digest("scripts/collect.py", "clue/benchmark/collect.py"),
+        code=digest("scripts/collect.py", "clue/benchmark/scores/collect.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/collect.py --config {params.config:q} --project $CLUE_CHECKOUT --root . --unavailable {params.unavailable:q}"
         " --metrics {output.metrics}"

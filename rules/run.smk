@@ -8,10 +8,10 @@ from snakemake.exceptions import RuleException
 from snakemake.jobs import Job
 from snakemake.scheduling.greedy import SchedulerSettings
 
-from clue.benchmark.cluster import refusal
-from clue.benchmark.machine import require_gpu, require_slurm
-from clue.benchmark.recovery import start
-from clue.benchmark.status import Standing, Step, failures, has_explained, why
+from clue.benchmark.running.cluster import refusal
+from clue.benchmark.running.machine import require_gpu, require_slurm
+from clue.benchmark.running.recovery import start
+from clue.benchmark.running.status import Standing, Step, failures, has_explained, why
 
 
 onstart:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clue.benchmark.collect import collect, summary
 from clue.benchmark.config import Benchmark, ConfigError, read_yaml
 from clue.benchmark.errors import run_program
-from clue.benchmark.tables import write_table
+from clue.benchmark.report.tables import write_table
+from clue.benchmark.scores.collect import collect, summary
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from clue.benchmark import reference, style, tables
 from clue.benchmark.config import ORACLE, Benchmark, Job, load, read_yaml
-from clue.benchmark.cost import TIMES, Planned, planned
 from clue.benchmark.errors import BenchmarkError, run_program
 from clue.benchmark.files import atomic
-from clue.benchmark.stats import summarise
+from clue.benchmark.report import reference, style, tables
+from clue.benchmark.running.cost import TIMES, Planned, planned
+from clue.benchmark.scores.stats import summarise
 
 RESULTS = Path("docs", "results")
 REFERENCE = Path("config", "reference")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clue.benchmark.config import load
-from clue.benchmark.download import download
+from clue.benchmark.data.download import download
 from clue.benchmark.errors import run_program
 
 

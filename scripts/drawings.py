@@ -17,12 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Polygon
 
-from clue.benchmark import style, tables
 from clue.benchmark.config import load
-from clue.benchmark.cost import size_of
 from clue.benchmark.errors import run_program
 from clue.benchmark.files import atomic
-from clue.benchmark.style import INK, MUTED
+from clue.benchmark.report import style, tables
+from clue.benchmark.report.style import INK, MUTED
+from clue.benchmark.running.cost import size_of
 
 PICTURES = Path("docs", "pictures")
 RESULTS = Path("docs", "results")

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from clue.benchmark.config import Benchmark, read_yaml
-from clue.benchmark.cost import TIMES, Cost, costs, raw_gb, read_times
 from clue.benchmark.errors import run_program
+from clue.benchmark.running.cost import TIMES, Cost, costs, raw_gb, read_times
 
 HEAD = {
     "jobs": "jobs",

@@ -12,10 +12,10 @@ import pandas as pd
 from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
-from clue.benchmark import tables
 from clue.benchmark.contracts import metric_of, read_embedding, read_solution
 from clue.benchmark.errors import run_program
-from clue.benchmark.umap import points, sample_cells
+from clue.benchmark.report import tables
+from clue.benchmark.report.umap import points, sample_cells
 from clue.matching import as_points
 
 NEIGHBOURS = 90

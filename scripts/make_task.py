@@ -8,8 +8,8 @@ import pandas as pd
 
 from clue.benchmark.config import load
 from clue.benchmark.contracts import read_dataset, write_solution, write_test, write_train
+from clue.benchmark.data.task import TaskFiles, make_task
 from clue.benchmark.errors import BenchmarkError, run_program
-from clue.benchmark.task import TaskFiles, make_task
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from clue.benchmark.download import PINNED, pin
+from clue.benchmark.data.download import PINNED, pin
 from clue.benchmark.errors import run_program
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from clue.benchmark.config import load
 from clue.benchmark.contracts import write_dataset
+from clue.benchmark.data.prepare import prepare
 from clue.benchmark.errors import run_program
-from clue.benchmark.prepare import prepare
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,8 +10,8 @@ import pandas as pd
 from clue.benchmark.config import load
 from clue.benchmark.contracts import read_embedding, read_solution
 from clue.benchmark.errors import BenchmarkError, run_program
-from clue.benchmark.probe import COLUMNS, probe
-from clue.benchmark.tables import write_table
+from clue.benchmark.report.tables import write_table
+from clue.benchmark.scores.probe import COLUMNS, probe
 from clue.simulate import simulate
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clue.benchmark.errors import run_program
-from clue.benchmark.recovery import clear_killed_run
+from clue.benchmark.running.recovery import clear_killed_run
 
 
 def main(argv: Sequence[str] | None = None) -> None:

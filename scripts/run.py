@@ -18,9 +18,9 @@ import pandas as pd
 
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import run_program
-from clue.benchmark.machine import writable_caches
-from clue.benchmark.progress import Progress
-from clue.benchmark.recovery import clear_killed_run, end, processes_at_work
+from clue.benchmark.running.machine import writable_caches
+from clue.benchmark.running.progress import Progress
+from clue.benchmark.running.recovery import clear_killed_run, end, processes_at_work
 
 PROJECT = Path(__file__).resolve().parents[1]
 

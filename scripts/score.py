@@ -8,8 +8,8 @@ import pandas as pd
 
 from clue.benchmark.contracts import read_embedding, read_solution
 from clue.benchmark.errors import run_program
-from clue.benchmark.scoring import score, write_cells, write_matches
-from clue.benchmark.tables import write_table
+from clue.benchmark.report.tables import write_table
+from clue.benchmark.scores.scoring import score, write_cells, write_matches
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -5,12 +5,12 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from clue.benchmark.cluster import SLURM_LOGS
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import run_program
-from clue.benchmark.machine import unavailable
-from clue.benchmark.recovery import host, snakemakes
-from clue.benchmark.status import report, standings
+from clue.benchmark.running.cluster import SLURM_LOGS
+from clue.benchmark.running.machine import unavailable
+from clue.benchmark.running.recovery import host, snakemakes
+from clue.benchmark.running.status import report, standings
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -259,7 +259,7 @@ class Benchmark:
         self.methods = self._select("methods", "variants", where)
         self._check_budget(where)
         self.unavailable: dict[str, str] = {}
-        """Why methods cannot run for want of software, by name; set from `clue.benchmark.machine.unavailable`."""
+        """Why methods cannot run for want of software, by name; set from `running.machine.unavailable`."""
 
     def load(self, kind: str, name: str) -> dict[str, Any]:
         """Return the checked ``config/<kind>/<name>.yaml``; `kind` is ``datasets`` or ``methods``."""

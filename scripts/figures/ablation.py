@@ -6,11 +6,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
-from clue.benchmark.reference import read_drops
-from clue.benchmark.stats import summarise
-from clue.benchmark.tables import MAIN_METRICS
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.report.reference import read_drops
+from clue.benchmark.report.tables import MAIN_METRICS
+from clue.benchmark.scores.stats import summarise
 
 PUBLISHED = {"marker": "D", "s": 18, "facecolor": "black", "edgecolor": "white", "linewidth": 0.6, "zorder": 5}
 KEY = ["dataset", "split", "method", "variant", "metric"]

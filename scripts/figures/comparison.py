@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
-from clue.benchmark.stats import bootstrap_mean, paired_tests, summarise
-from clue.benchmark.tables import MAIN_METRICS, write_table
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.report.tables import MAIN_METRICS, write_table
+from clue.benchmark.scores.stats import bootstrap_mean, paired_tests, summarise
 
 SUMMARY_METRICS = (*MAIN_METRICS, "foscttm_within_batch", "label_transfer_accuracy", "cell_type_match")
 LEGEND = (

@@ -9,9 +9,9 @@ import scipy.sparse as sp
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.contracts import ContractError, names_of_test_cells, read_solution
 from clue.benchmark.errors import run_program
+from clue.benchmark.report import plots, style, tables
 
 COLUMNS = ["method", "variant", "seed", "direction", "from_type", "to_type", "fraction", "cells"]
 MAX_NUMBERED = 12

@@ -7,10 +7,10 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from clue.benchmark import plots, tables
 from clue.benchmark.config import check, read_yaml
 from clue.benchmark.contracts import MODALITIES, ContractError
 from clue.benchmark.errors import run_program
+from clue.benchmark.report import plots, tables
 
 COLUMNS = ["Data set", "Cells", "Features", "Splits", "Source", "Licence", "Citation", "Notes", "SHA-256"]
 

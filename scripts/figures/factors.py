@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
-from clue.benchmark.probe import COLUMNS
-from clue.benchmark.stats import summaries
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.scores.probe import COLUMNS
+from clue.benchmark.scores.stats import summaries
 
 GROUP = ["dataset", "method", "variant", "input_modality", "factor_kind"]
 NOTE = (

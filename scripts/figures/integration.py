@@ -6,8 +6,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
+from clue.benchmark.report import plots, style, tables
 
 KEY = ["dataset", "split", "method", "variant", "seed", "n_points", "labels"]
 COLUMNS = [*KEY[:5], "group", "metric", "value", "n_points", "labels"]

@@ -8,10 +8,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.config import ORACLE
 from clue.benchmark.errors import run_program
-from clue.benchmark.reference import OVERALL, SPLIT, SUBTASKS, competition_scores, read_published
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.report.reference import OVERALL, SPLIT, SUBTASKS, competition_scores, read_published
 
 PANELS = {**{direction: title for direction, (_, title) in SUBTASKS.items()}, OVERALL: "Overall"}
 PUBLISHED = {"marker": "D", "s": 17, "facecolor": "white", "edgecolor": style.INK, "linewidth": 0.9, "zorder": 4}

@@ -10,8 +10,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
+from clue.benchmark.report import plots, style, tables
 
 KEYS = [*tables.JOB, "seed", "stage", "step"]
 NOT_LOSSES = {*KEYS, "epoch", "learning_rate"}

@@ -7,12 +7,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.config import load
 from clue.benchmark.errors import run_program
-from clue.benchmark.reference import read_published
-from clue.benchmark.stats import summaries
-from clue.benchmark.tables import MAIN_METRICS
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.report.reference import read_published
+from clue.benchmark.report.tables import MAIN_METRICS
+from clue.benchmark.scores.stats import summaries
 
 UNITS = {"paired_fraction": "%", "n_train": "cells"}
 """What a split says of its paired cells, and in which unit; a split that says nothing leaves 100 % paired."""

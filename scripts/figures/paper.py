@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
-from clue.benchmark.reference import OVERALL, SPLIT, SUBTASKS, competition_scores, read_drops, read_published
-from clue.benchmark.stats import summarise
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.report.reference import OVERALL, SPLIT, SUBTASKS, competition_scores, read_drops, read_published
+from clue.benchmark.scores.stats import summarise
 
 COLUMNS = ["file", "label", "dataset", "split", "direction", "metric", "published", "ours", "method_here", "seeds"]
 COLUMNS += ["lowest", "highest", "difference", "verdict", "why", "evidence", "source", "note"]

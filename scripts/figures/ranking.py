@@ -6,9 +6,9 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import run_program
-from clue.benchmark.tables import MAIN_METRICS
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.report.tables import MAIN_METRICS
 
 KEY = ["metric", "dataset", "split"]
 NOTE = (

@@ -23,11 +23,11 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.errors import BenchmarkError, run_program
 from clue.benchmark.files import atomic
-from clue.benchmark.stats import summarise
-from clue.benchmark.tables import MAIN_METRICS
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.report.tables import MAIN_METRICS
+from clue.benchmark.scores.stats import summarise
 
 TITLES = {
     "leaderboard": "Competition leaderboard",

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import pandas as pd
 from matplotlib.figure import Figure
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.config import ORACLE
 from clue.benchmark.errors import run_program
-from clue.benchmark.tables import QUANTITIES
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.report.tables import QUANTITIES
 
 SHORTEST = 0.01
 """Shorter times, in seconds, are too short to tell and are drawn as this."""

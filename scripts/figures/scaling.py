@@ -8,11 +8,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from clue.benchmark import plots, style, tables
 from clue.benchmark.config import ORACLE
 from clue.benchmark.contracts import ContractError
 from clue.benchmark.errors import run_program
-from clue.benchmark.tables import QUANTITIES
+from clue.benchmark.report import plots, style, tables
+from clue.benchmark.report.tables import QUANTITIES
 
 
 def n_cells(path: Path) -> int:

@@ -14,11 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from clue.benchmark import plots, style
 from clue.benchmark.contracts import metric_of, read_embedding, read_solution
 from clue.benchmark.errors import run_program
 from clue.benchmark.files import atomic
-from clue.benchmark.umap import coordinates, points, sample_cells
+from clue.benchmark.report import plots, style
+from clue.benchmark.report.umap import coordinates, points, sample_cells
 
 ROW_HEIGHT = 2.35
 LEGEND_LINE = 0.14

@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.validation import choose, combinations, paired_cells, prepare
+from clue.benchmark.methods.validation import choose, combinations, paired_cells, prepare
 
 SETTINGS = ("n_input", "ridge", "n_components", "power")
 """What inner validation chooses; see `factorise` and `directions`."""

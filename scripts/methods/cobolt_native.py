@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.validation import choose_metric
+from clue.benchmark.methods.validation import choose_metric
 
 PRIOR_MASS = 50.0
 """Sum of the parameters of the symmetric Dirichlet prior over topics."""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.validation import inner_split, paired_cells
+from clue.benchmark.methods.validation import inner_split, paired_cells
 from clue.metrics import foscttm
 from clue.preprocess import preprocessor
 

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.validation import choose_metric
+from clue.benchmark.methods.validation import choose_metric
 
 ROLES = {"rna": "rna_layer", "atac": "atac_layer", "adt": "protein_layer"}
 """Arguments of upstream's `setup_mudata` that name the modalities."""

@@ -8,7 +8,7 @@ training donors (or cells) held out.
 import numpy as np
 
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.validation import choose, combinations, paired_cells, prepare
+from clue.benchmark.methods.validation import choose, combinations, paired_cells, prepare
 
 SETTINGS = ("penalty", "n_components", "power")
 """What inner validation chooses; see `fit`."""

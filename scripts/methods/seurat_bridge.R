@@ -1,5 +1,5 @@
 # Bridge integration with Seurat 5 (Hao et al. 2023), in a folder with input.h5 and params.json that
-# clue/benchmark/r.py writes: bridge = cells with both modalities, reference = RNA cells, query = cells of the other
+# clue/benchmark/methods/r.py writes: bridge = cells with both modalities, reference = RNA cells, query = cells of the other
 # modality. Writes output.h5: in the space "direct" a cell is its bridge dictionary representation; in "integrated" the
 # two sides are moved onto one another along anchors as well. Rows are in the order of the input.
 suppressPackageStartupMessages({

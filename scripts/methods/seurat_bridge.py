@@ -12,8 +12,8 @@ import numpy as np
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.r import run_r
-from clue.benchmark.validation import choose, combinations, paired_cells
+from clue.benchmark.methods.r import run_r
+from clue.benchmark.methods.validation import choose, combinations, paired_cells
 
 SCRIPT = Path(__file__).with_suffix(".R")
 R_PACKAGES = ("Seurat>=5.0.0", "hdf5r", "jsonlite")

@@ -12,10 +12,10 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task
-from clue.benchmark.task import make_task
-from clue.benchmark.validation import choose, choose_metric, combinations, inner_split
+from clue.benchmark.methods.validation import choose, choose_metric, combinations, inner_split
 from clue.preprocess import preprocessor
 from clue.simulate import simulate
 

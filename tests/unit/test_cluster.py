@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from clue.benchmark import cluster, status
-from clue.benchmark.cluster import Site, slurm_site
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.recovery import MARK, clear_killed_run, host, start
+from clue.benchmark.running import cluster, status
+from clue.benchmark.running.cluster import Site, slurm_site
+from clue.benchmark.running.recovery import MARK, clear_killed_run, host, start
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +19,7 @@ def no_slurm(monkeypatch, tmp_path):
     """A machine without Slurm; tests/slurm has one."""
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("clue.benchmark.cluster.CHECKOUT", tmp_path)
+    monkeypatch.setattr("clue.benchmark.running.cluster.CHECKOUT", tmp_path)
 
 
 def test_site_without_a_file_is_the_clusters_default():

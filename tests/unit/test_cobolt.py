@@ -13,9 +13,9 @@ import scipy.stats
 import torch
 
 from clue.benchmark.config import Benchmark, read_yaml
+from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task
-from clue.benchmark.task import make_task
 from clue.matching import METRICS
 from clue.metrics import foscttm
 from clue.simulate import simulate

@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from clue.benchmark.collect import FAILURES_COLUMNS, RESOURCES_COLUMNS, collect, summary
 from clue.benchmark.config import ConfigError, Job
-from clue.benchmark.scoring import METRICS_COLUMNS
+from clue.benchmark.scores.collect import FAILURES_COLUMNS, RESOURCES_COLUMNS, collect, summary
+from clue.benchmark.scores.scoring import METRICS_COLUMNS
 from scripts import collect as program
 
 

@@ -10,7 +10,7 @@ from mudata import MuData
 
 from clue.benchmark import contracts
 from clue.benchmark.contracts import ContractError
-from clue.benchmark.task import make_task
+from clue.benchmark.data.task import make_task
 
 SPLIT = {"kind": "random", "fraction": 0.25, "seed": 0}
 

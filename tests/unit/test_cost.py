@@ -8,7 +8,18 @@ import pandas as pd
 import pytest
 
 from clue.benchmark.config import ORACLE, Benchmark, load, read_yaml
-from clue.benchmark.cost import COLUMNS, NUMBERS, RULE_MINUTES, Size, Work, costs, planned, read_times, size_of, work_of
+from clue.benchmark.running.cost import (
+    COLUMNS,
+    NUMBERS,
+    RULE_MINUTES,
+    Size,
+    Work,
+    costs,
+    planned,
+    read_times,
+    size_of,
+    work_of,
+)
 
 SIZE = Size(1000, 100, {"rna": 2000, "adt": 50})
 

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from tidy import metrics, resources
 
-from clue.benchmark import tables
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import commit
+from clue.benchmark.report import tables
 
 NAN = float("nan")
 

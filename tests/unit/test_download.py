@@ -8,12 +8,12 @@ import zipfile
 import numpy as np
 import pytest
 
-from clue.benchmark import download as module
 from clue.benchmark.config import ConfigError, load
-from clue.benchmark.download import download
-from clue.benchmark.prepare import PrepareError, prepare
-from clue.benchmark.sources import DownloadError, taken
-from clue.benchmark.transfer import Patience
+from clue.benchmark.data import download as module
+from clue.benchmark.data.download import download
+from clue.benchmark.data.prepare import PrepareError, prepare
+from clue.benchmark.data.sources import DownloadError, taken
+from clue.benchmark.data.transfer import Patience
 
 CONTENT = b"cells and genes\n" * 1000
 HASTE = Patience(attempts=3, pause=0)

@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 from faulty_web import Web, page, stall, status, trickle, truncate
 
-from clue.benchmark import transfer as module
 from clue.benchmark.config import ConfigError, load
-from clue.benchmark.download import PINNED, SUMS, download, pin, read_sums
+from clue.benchmark.data import transfer as module
+from clue.benchmark.data.download import PINNED, SUMS, download, pin, read_sums
+from clue.benchmark.data.sources import DownloadError, taken
+from clue.benchmark.data.transfer import LocalError, Patience
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.sources import DownloadError, taken
-from clue.benchmark.transfer import LocalError, Patience
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)
@@ -439,8 +439,8 @@ def test_a_folder_that_cannot_be_made_is_one_line(web, workplace):
 
 PROGRAM = """
 import json, sys
-from clue.benchmark.download import PINNED, SUMS, download, pin, read_sums
-from clue.benchmark.transfer import Patience
+from clue.benchmark.data.download import PINNED, SUMS, download, pin, read_sums
+from clue.benchmark.data.transfer import Patience
 download("tiny", json.loads(sys.argv[1]), sys.argv[2], patience=Patience(pause=0.01))
 """
 

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pytest
 from PIL import Image
 
-from clue.benchmark import style, tables
+from clue.benchmark.report import style, tables
 
 
 @pytest.fixture(scope="module")

@@ -12,12 +12,13 @@ import pytest
 from PIL import Image
 from tidy import CONTROLS, NAN, SHAPES, metrics, resources
 
-from clue.benchmark import contracts, plots, style, tables, umap
+from clue.benchmark import contracts
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.reference import competition_scores, read_drops, read_published
-from clue.benchmark.scoring import write_cells
-from clue.benchmark.stats import bootstrap_mean, holm, paired_tests, summarise
+from clue.benchmark.report import plots, style, tables, umap
+from clue.benchmark.report.reference import competition_scores, read_drops, read_published
+from clue.benchmark.scores.scoring import write_cells
+from clue.benchmark.scores.stats import bootstrap_mean, holm, paired_tests, summarise
 
 
 @pytest.fixture(scope="module")

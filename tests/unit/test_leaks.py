@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from clue.benchmark.config import Benchmark, load, read_yaml
-from clue.benchmark.task import split_cells
+from clue.benchmark.data.task import split_cells
 
 ROOT = Path(__file__).parents[2]
 RUNS = {path.stem: read_yaml(path) for path in sorted((ROOT / "config").glob("*.yaml")) if "run" in read_yaml(path)}

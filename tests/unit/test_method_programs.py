@@ -18,9 +18,9 @@ import yaml
 
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.contracts import read_embedding, write_test, write_train
+from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.machine import unavailable
-from clue.benchmark.task import make_task
+from clue.benchmark.running.machine import unavailable
 from clue.simulate import simulate
 
 ROOT = Path(__file__).parents[2]

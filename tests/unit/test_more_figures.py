@@ -14,8 +14,10 @@ import scipy.sparse as sp
 from matplotlib.legend import Legend
 from tidy import NAN, SHAPES, metrics, resources
 
-from clue.benchmark import contracts, probe, style, tables
-from clue.benchmark.reference import read_published
+from clue.benchmark import contracts
+from clue.benchmark.report import style, tables
+from clue.benchmark.report.reference import read_published
+from clue.benchmark.scores import probe
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import scipy.sparse as sp
 
 from clue.benchmark.config import load
 from clue.benchmark.contracts import ContractError, read_dataset
-from clue.benchmark.download import download
-from clue.benchmark.prepare import PrepareError
-from clue.benchmark.prepare import prepare as prepare_downloaded
-from clue.benchmark.sources import has_files
+from clue.benchmark.data.download import download
+from clue.benchmark.data.prepare import PrepareError
+from clue.benchmark.data.prepare import prepare as prepare_downloaded
+from clue.benchmark.data.sources import has_files
 
 STARTER = "openproblems_bmmc_cite_starter"
 

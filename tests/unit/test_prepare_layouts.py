@@ -15,11 +15,11 @@ from scipy.io import mmwrite
 
 from clue.benchmark.config import load
 from clue.benchmark.contracts import check_dataset
-from clue.benchmark.download import download
-from clue.benchmark.prepare import PREPARERS, PrepareError
-from clue.benchmark.prepare import prepare as prepare_downloaded
-from clue.benchmark.prepare.share_seq import nonzero_numbers, read_dense_text
-from clue.benchmark.task import make_task
+from clue.benchmark.data.download import download
+from clue.benchmark.data.prepare import PREPARERS, PrepareError
+from clue.benchmark.data.prepare import prepare as prepare_downloaded
+from clue.benchmark.data.prepare.share_seq import nonzero_numbers, read_dense_text
+from clue.benchmark.data.task import make_task
 from tools.paper_files import SIZES, WRITERS, expected, simulate_dataset, write_geo_bmmc
 
 FACTOR = 0.002

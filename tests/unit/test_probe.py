@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from clue.benchmark.contracts import ContractError
-from clue.benchmark.probe import probe, r_squared
-from clue.benchmark.task import make_task
+from clue.benchmark.data.task import make_task
+from clue.benchmark.scores.probe import probe, r_squared
 from clue.simulate import simulate
 
 SPLIT = {"kind": "random", "fraction": 0.5, "seed": 0}

@@ -3,7 +3,7 @@
 import pytest
 
 from clue.benchmark.config import Benchmark
-from clue.benchmark.progress import Progress, words
+from clue.benchmark.running.progress import Progress, words
 
 RUN = {"run": "test", "datasets": ["pbmc_cite/donors"], "methods": ["random"], "seeds": [1]}
 JOB = """

@@ -18,12 +18,11 @@ import psutil
 import pytest
 import scipy.sparse as sp
 
-from clue.benchmark import r
 from clue.benchmark.config import Benchmark, load
 from clue.benchmark.contracts import metric_of, read_embedding, write_test, write_train
+from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.methods import Task, run_method
-from clue.benchmark.task import make_task
+from clue.benchmark.methods import Task, r, run_method
 from clue.matching import match_snn
 from clue.metrics import foscttm, match_score
 from clue.simulate import simulate

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from tidy import metrics
 
-from clue.benchmark import tables
+from clue.benchmark.report import tables
 
 N_POINTS = 40
 

@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
-from clue.benchmark import contracts, scoring
+from clue.benchmark import contracts
 from clue.benchmark.contracts import ContractError
-from clue.benchmark.scoring import METRICS_COLUMNS, score
+from clue.benchmark.scores import scoring
+from clue.benchmark.scores.scoring import METRICS_COLUMNS, score
 from clue.matching import match_snn
 from clue.metrics import foscttm
 from scripts import oracle as oracle_program

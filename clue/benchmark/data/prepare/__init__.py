@@ -1,0 +1,143 @@
+"""Make one ``<dataset>.h5mu`` of raw counts from the raw files of a data set.
+
+Each layout of raw files is a module with one function ``(spec, folder) -> {modality: AnnData}``, listed in `PREPARERS`
+under the name that the YAML gives as ``prepare.kind``. All that data sets have in common (zero features, expected
+numbers, provenance) is done once, in `prepare`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.contracts import check_modality
+from clue.benchmark.data.prepare.arrays import prepare_npy
+from clue.benchmark.data.prepare.competition import prepare_competition
+from clue.benchmark.data.prepare.expectations import check_expected
+from clue.benchmark.data.prepare.glue import prepare_glue
+from clue.benchmark.data.prepare.h5ad import prepare_h5ad
+from clue.benchmark.data.prepare.npz import prepare_npz
+from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
+from clue.benchmark.data.prepare.share_seq import prepare_share_seq
+from clue.benchmark.data.prepare.simulated import prepare_simulated
+from clue.benchmark.data.prepare.tenx import prepare_tenx
+from clue.benchmark.data.prepare.user_files import prepare_own
+from clue.benchmark.data.sources import describe_source, taken
+
+__all__ = ["PREPARERS", "PrepareError", "prepare"]
+
+OBS_COLUMNS = ("batch", "cell_type", "donor", "condition", "is_train")
+VAR_COLUMNS = ("feature_types", "gene_ids")
+
+PREPARERS: dict[str, Callable[[Spec, Path], Modalities]] = {
+    "competition": prepare_competition,
+    "glue": prepare_glue,
+    "h5ad": prepare_h5ad,
+    "npy": prepare_npy,
+    "npz": prepare_npz,
+    "own": prepare_own,
+    "share_seq": prepare_share_seq,
+    "simulated": prepare_simulated,
+    "tenx": prepare_tenx,
+}
+
+
+def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
+    """Return the prepared data set: raw counts, every cell in every modality, in the same order.
+
+    Parameters
+    ----------
+    name
+        The name of the data set.
+    spec
+        Its checked ``config/datasets/<name>.yaml``.
+    folder
+        The folder of its raw files, with the manifest of the download.
+
+    Returns
+    -------
+    MuData
+        ``uns`` holds ``dataset``, ``source`` and ``sha256`` (of the raw files).
+
+    Raises
+    ------
+    PrepareError, ContractError, DownloadError
+        If a raw file cannot be read or does not hold what the YAML says.
+    """
+    folder = Path(folder)
+    spec = taken(spec, folder)
+    modalities = PREPARERS[spec["prepare"]["kind"]](spec, folder)
+    if sorted(modalities) != sorted(spec["modalities"]):
+        raise PrepareError(
+            f"{name}: modalities: the files hold {sorted(modalities)}, the YAML says {spec['modalities']}"
+        )
+    modalities = _without_clashes({modality: modalities[modality] for modality in spec["modalities"]})
+    for modality, adata in modalities.items():
+        check_modality(adata, f"{folder} [{modality}]", _known(adata.obs, OBS_COLUMNS))
+        if "donor_in_batch" in spec:
+            adata.obs["donor"] = _donors(name, adata.obs["batch"].astype(str), spec["donor_in_batch"])
+    modalities = _drop_zero_features(modalities)
+    check_expected(name, spec, modalities)
+    with md.set_options(pull_on_update=False):
+        mdata = md.MuData({modality: _plain(adata) for modality, adata in modalities.items()})
+    mdata.uns = {"dataset": name, "source": describe_source(spec), "sha256": _digest(spec)}
+    return mdata
+
+
+# ---- what data sets have in common ---------------------------------------------------------------
+
+
+def _without_clashes(modalities: Modalities) -> Modalities:
+    """Prefix names of a gene and a protein alike, since MuData wants names unique over all modalities."""
+    known = pd.Index([])
+    renamed = {}
+    for modality, adata in modalities.items():
+        clashing = adata.var_names.isin(known)
+        if clashing.any():
+            print(f"{modality}: {clashing.sum()} features have the name of another modality's; prefix {modality}:")
+            adata = adata.copy()
+            adata.var_names = np.where(clashing, f"{modality}:" + adata.var_names, adata.var_names)
+        renamed[modality] = adata
+        known = known.union(adata.var_names)
+    return renamed
+
+
+def _donors(name: str, batch: pd.Series, pattern: str) -> pd.Series:
+    """Return what `pattern` matches in the name of each cell's batch."""
+    found = {value: re.search(pattern, value) for value in batch.unique()}
+    if nothing := [value for value, match in found.items() if match is None]:
+        raise PrepareError(f"{name}: donor_in_batch: {pattern!r} matches nothing in the batch {nothing[0]!r}")
+    return batch.map({value: match[0] for value, match in found.items()})
+
+
+def _drop_zero_features(modalities: Modalities) -> Modalities:
+    kept = {}
+    for modality, adata in modalities.items():
+        seen = adata.X.getnnz(axis=0) > 0
+        if not seen.all():
+            print(f"{modality}: {(~seen).sum()} of {adata.n_vars} features are zero in all cells and dropped")
+        kept[modality] = adata[:, seen]
+    return kept
+
+
+def _known(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
+    return [column for column in columns if column in frame]
+
+
+def _plain(adata: ad.AnnData) -> ad.AnnData:
+    """Return counts and the annotations that the benchmark knows, and nothing else."""
+    obs = adata.obs[_known(adata.obs, OBS_COLUMNS)].astype(str).astype("category")
+    var = adata.var[_known(adata.var, VAR_COLUMNS)].astype(str)
+    return ad.AnnData(adata.X.copy(), obs=obs, var=var)
+
+
+def _digest(spec: Spec) -> str:
+    if not spec["files"]:
+        return hashlib.sha256(json.dumps(spec["prepare"], sort_keys=True).encode()).hexdigest()
+    return "; ".join(f"{file} {sha256}" for file, sha256 in spec["files"].items())

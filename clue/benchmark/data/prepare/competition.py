@@ -1,0 +1,97 @@
+"""The six files of one direction of the competition's matching task, training and test cells with their solution.
+
+Cells of the second modality are shuffled and renamed; the solution, a permutation matrix, says which is which. The
+files hold no cell types: ``prepare.labels`` names a file to take them from, by the names of the first modality's
+cells; without it they are derived.
+"""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from clue.benchmark.contracts import MODALITIES
+from clue.benchmark.data.prepare.raw_files import (
+    Modalities,
+    PrepareError,
+    Spec,
+    check_unique,
+    column_of,
+    counts_of,
+    opened,
+    read_h5ad,
+)
+
+TYPES = {"GEX": "rna", "ATAC": "atac", "ADT": "adt"}
+
+
+def prepare_competition(spec: Spec, folder: Path) -> Modalities:
+    """Return training and test cells, paired by the solution, with ``is_train`` and, if named, cell types."""
+    parts = [_join_pair(spec, folder, part) for part in ("train", "test")]
+    modalities = {}
+    for modality in parts[0]:
+        if modality not in parts[1] or not parts[0][modality].var_names.equals(parts[1][modality].var_names):
+            raise PrepareError(f"{folder}: features of {modality} differ between training and test files")
+        modalities[modality] = ad.concat([part[modality] for part in parts], merge="first")
+    if "labels" in spec["prepare"]:
+        _add_cell_types(modalities, folder / spec["prepare"]["labels"])
+    return {modality: modalities[modality] for modality in MODALITIES if modality in modalities}
+
+
+def _join_pair(spec: Spec, folder: Path, part: str) -> Modalities:
+    """Return both modalities of the training or of the test files, cells in the order of the first."""
+    paths = {role: _find(spec, folder, f"{part}_{role}.h5ad") for role in ("mod1", "mod2", "sol")}
+    first, second = (read_h5ad(paths[role], "counts") for role in ("mod1", "mod2"))
+    order = _second_of_first(read_h5ad(paths["sol"]), first.n_obs, second.n_obs, paths["sol"])
+    second = second[order].copy()
+    second.obs_names = first.obs_names
+    batches = [column_of(adata.obs, "batch", "obs", paths[role]) for role, adata in (("mod1", first), ("mod2", second))]
+    if not (batches[0].astype(str).to_numpy() == batches[1].astype(str).to_numpy()).all():
+        raise PrepareError(f"{paths['sol']}: pairs cells of different batches; is it the solution of these files?")
+    joined = {}
+    for adata, path in ((first, paths["mod1"]), (second, paths["mod2"])):
+        types = column_of(adata.var, "feature_types", "var", path).astype(str).unique()
+        if len(types) != 1 or types[0] not in TYPES:
+            raise PrepareError(f"{path}: var['feature_types'] must be one of {list(TYPES)}, not {list(types)}")
+        obs = pd.DataFrame(
+            {"batch": adata.obs["batch"].astype(str), "is_train": part == "train"}, index=adata.obs_names
+        )
+        counts = counts_of(adata.X, f"{path}: layers['counts']")
+        joined[TYPES[types[0]]] = ad.AnnData(counts, obs=obs, var=adata.var)
+    return joined
+
+
+def _find(spec: Spec, folder: Path, ending: str) -> Path:
+    found = [file for file in spec["files"] if file.endswith(ending)]
+    if len(found) != 1:
+        raise PrepareError(f"{folder}: source.files names {len(found)} files that end in {ending!r}; name one")
+    return folder / found[0]
+
+
+def _second_of_first(solution: ad.AnnData, n_first: int, n_second: int, path: Path) -> np.ndarray:
+    """Return for each cell of the first file its row in the second; the solution is a permutation matrix."""
+    pairs = sp.csr_matrix(solution.X)
+    pairs.eliminate_zeros()
+    if pairs.shape != (n_first, n_second) or n_first != n_second:
+        raise PrepareError(f"{path}: X is {pairs.shape[0]} × {pairs.shape[1]} for {n_first} and {n_second} cells")
+    one_each = (np.diff(pairs.indptr) == 1).all() and np.array_equal(np.sort(pairs.indices), np.arange(n_second))
+    if not one_each:
+        raise PrepareError(f"{path}: X is no permutation matrix; each cell must have one partner")
+    return pairs.indices
+
+
+def _add_cell_types(modalities: Modalities, path: Path) -> None:
+    with opened(path) as file:
+        obs = ad.io.read_elem(file["obs"])
+    check_unique(obs.index, "cell name", path)
+    cell_types = column_of(obs, "cell_type", "obs", path).astype(str)
+    for adata in modalities.values():
+        absent = adata.obs_names[~adata.obs_names.isin(obs.index)]
+        if len(absent):
+            raise PrepareError(
+                f"{path}: has no cell {absent[0]!r} ({len(absent)} of {adata.n_obs} cells are missing); is it"
+                " the file of these data? Without prepare.labels cell types are derived"
+            )
+        adata.obs["cell_type"] = cell_types.loc[adata.obs_names].to_numpy()

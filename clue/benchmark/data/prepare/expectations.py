@@ -1,0 +1,59 @@
+"""Compare what preparation arrived at with ``expect`` of the data set's YAML, the published numbers."""
+
+from collections.abc import Mapping
+
+from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
+from clue.benchmark.data.task import split_cells
+
+
+def check_expected(name: str, spec: Spec, modalities: Modalities) -> None:
+    """Refuse a data set whose numbers are not those that its YAML expects.
+
+    Parameters
+    ----------
+    name
+        The name of the data set.
+    spec
+        The data set as it was downloaded; its ``expect`` may name cells, features, and for each split the training
+        cells, the test cells and the test cells of each cell type.
+    modalities
+        All its cells, before any subsample.
+
+    Raises
+    ------
+    PrepareError
+        At the first number that differs; the message has both numbers.
+    """
+    expect = spec.get("expect", {})
+    obs = next(iter(modalities.values())).obs
+    found = {"n_cells": len(obs)} | {f"n_features.{modality}": adata.n_vars for modality, adata in modalities.items()}
+    wanted = {"n_cells": expect["n_cells"]} if "n_cells" in expect else {}
+    wanted |= {f"n_features.{modality}": number for modality, number in expect.get("n_features", {}).items()}
+    _compare(name, wanted, found)
+    for split, numbers in expect.get("splits", {}).items():
+        if split not in spec["splits"]:
+            raise PrepareError(f"{name}: expect.splits: no split {split!r}; splits: {', '.join(spec['splits'])}")
+        train, test = split_cells(obs, spec["splits"][split], f"{name}: splits.{split}")
+        wanted = {key: number for key, number in numbers.items() if key != "test_cell_types"}
+        found = {"n_train": len(train), "n_test": len(test)}
+        if "test_cell_types" in numbers and "cell_type" in obs:
+            types = obs["cell_type"].astype(str).iloc[test].value_counts().to_dict()
+            wanted |= _by_type(numbers["test_cell_types"], types)
+            found |= _by_type(types, numbers["test_cell_types"])
+        elif "test_cell_types" in numbers:
+            print(f"expect.splits.{split}.test_cell_types is not checked: the files hold no cell types")
+        _compare(name, wanted, found, f"splits.{split}.")
+
+
+def _by_type(numbers: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
+    return {f"test_cell_types.{cell_type}": int(numbers.get(cell_type, 0)) for cell_type in {**numbers, **others}}
+
+
+def _compare(name: str, wanted: Mapping[str, int], found: Mapping[str, int], prefix: str = "") -> None:
+    for key, number in wanted.items():
+        if found.get(key) != number:
+            raise PrepareError(
+                f"{name}: expect.{prefix}{key}: found {found.get(key)}, expected {number}; is it another version of the"
+                " data? Otherwise correct the YAML"
+            )
+        print(f"{prefix}{key}: {number}, as expected")

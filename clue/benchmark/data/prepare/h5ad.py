@@ -1,0 +1,64 @@
+"""One ``.h5ad`` file of all features, whose ``var`` says which modality a feature belongs to.
+
+GEO's files of the competition (GSE194122, ``.h5ad.gz``) are of this kind: raw counts in a layer, features ``GEX``
+and ``ADT`` or ``ATAC``, and cells that the competition held out, to be dropped.
+"""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.data.prepare.raw_files import (
+    Modalities,
+    PrepareError,
+    Spec,
+    column_of,
+    counts_of,
+    obs_of,
+    read_h5ad,
+)
+
+
+def prepare_h5ad(spec: Spec, folder: Path) -> Modalities:
+    """Return the modalities of one ``.h5ad`` file."""
+    settings = spec["prepare"]
+    path = folder / settings["file"]
+    adata = read_h5ad(path, settings.get("layer"))
+    rows = _kept_cells(adata.obs, settings.get("drop_cells"), path)
+    obs = obs_of(adata.obs, settings["obs"], path).iloc[rows]
+    types = column_of(adata.var, "feature_types", "var", path).astype(str)
+    names = adata.var_names
+    wanted = _wanted_features(names, settings.get("drop_features", []), path)
+    # At full size each copy of the counts takes gigabytes: rows are taken once, and what was read is let go.
+    matrix = adata.X if len(rows) == adata.n_obs else adata.X[rows]
+    del adata
+    modalities = {}
+    for modality, feature_type in settings["feature_types"].items():
+        columns = np.flatnonzero(types.eq(feature_type) & wanted)
+        if not len(columns):
+            raise PrepareError(f"{path}: no feature whose var['feature_types'] is {feature_type!r} ({modality})")
+        var = pd.DataFrame({"feature_types": feature_type}, index=names[columns])
+        counts = counts_of(matrix[:, columns], f"{path} [{modality}]")
+        modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var)
+    return modalities
+
+
+def _kept_cells(obs: pd.DataFrame, drop: Spec | None, path: Path) -> np.ndarray:
+    if drop is None:
+        return np.arange(len(obs))
+    column = column_of(obs, drop["column"], "obs", path).astype(str)
+    dropped = column.isin([str(value) for value in drop["values"]]).to_numpy()
+    if not dropped.any():
+        found = ", ".join(sorted(set(column)))
+        raise PrepareError(f"{path}: prepare.drop_cells: no cell to drop; obs[{drop['column']!r}] holds {found}")
+    print(f"{dropped.sum()} of {len(obs)} cells have {drop['column']} in {drop['values']} and are dropped")
+    return np.flatnonzero(~dropped)
+
+
+def _wanted_features(names: pd.Index, unwanted: list[str], path: Path) -> np.ndarray:
+    absent = sorted(set(unwanted) - set(names))
+    if absent:
+        raise PrepareError(f"{path}: prepare.drop_features: no feature {', '.join(absent)}")
+    return ~names.isin(unwanted)

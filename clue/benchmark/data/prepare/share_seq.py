@@ -1,0 +1,222 @@
+"""SHARE-seq as its authors deposited it (GSE140203): RNA as a dense text table, ATAC as a Matrix Market file.
+
+The steps are those by which GLUE collected these data (`data/collect/Ma-2020.ipynb` in gao-lab/GLUE). Barcodes are
+four fields, the last of which names the library: ``04`` … ``08`` in ATAC for ``53`` … ``56`` in RNA. A table of cell
+types pairs them. Two of GLUE's filters need files that are not part of the deposit and are left out: genes without
+coordinates in GENCODE vM25, peaks on the ENCODE blacklist v2 of mm10. Features that are zero everywhere are dropped
+for all data sets alike.
+"""
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from scipy.io import mmread
+from tqdm import tqdm
+
+from clue.benchmark.data.prepare.raw_files import (
+    Modalities,
+    PrepareError,
+    Spec,
+    check_unique,
+    column_of,
+    counts_of,
+    reading,
+)
+
+LIBRARIES = {"04": "53", "05": "53", "06": "54", "07": "55", "08": "56"}
+"""The RNA library of each ATAC library; the last field of a barcode."""
+CELL_TYPES = {
+    "Dermal Fibrobalst": "Dermal Fibroblast",
+    "Hair Shaft-cuticle.cortex": "Hair Shaft-Cuticle/Cortex",
+    "K6+ Bulge Companion Layer": "K6+ Bulge/Companion Layer",
+    "ahighCD34+ bulge": "ahigh CD34+ bulge",
+    "alowCD34+ bulge": "alow CD34+ bulge",
+}
+"""Misspelt cell types."""
+NO_CELL_TYPE = "Mix"
+TAB, ZERO, NINE = b"\t09"
+
+
+def prepare_share_seq(spec: Spec, folder: Path) -> Modalities:
+    """Return the cells of the table of cell types that both assays have; batches are libraries."""
+    paths = {name: folder / file for name, file in spec["prepare"]["files"].items()}
+    cells = _read_cell_types(paths["cell_types"])
+    rna = read_dense_text(paths["rna"])
+    atac = _read_atac(paths)
+    print("left out, for want of the files: genes without coordinates in GENCODE vM25, peaks on the mm10 blacklist v2")
+    present = cells["rna"].isin(rna.obs_names) & cells["atac"].isin(atac.obs_names)
+    _report_absent(cells[~present], len(cells), rna, atac, paths)
+    cells = cells[present]
+    batch = cells["rna"].str.rsplit(".", n=1).str[-1]
+    obs = pd.DataFrame({"batch": batch.to_numpy(), "cell_type": cells["cell_type"].to_numpy()}, index=cells["rna"])
+    obs.index.name = None
+    modalities = {}
+    for modality, adata in (("rna", rna), ("atac", atac)):
+        rows = adata.obs_names.get_indexer(cells[modality])
+        modalities[modality] = ad.AnnData(adata.X[rows], obs=obs.copy(), var=adata.var)
+    return modalities
+
+
+def _report_absent(
+    absent: pd.DataFrame, n_cells: int, rna: ad.AnnData, atac: ad.AnnData, paths: dict[str, Path]
+) -> None:
+    if len(absent) == n_cells:
+        raise PrepareError(
+            f"{paths['cell_types']}: none of its {n_cells} cells is in both assays (here {absent['rna'].iloc[0]!r} and"
+            f" {absent['atac'].iloc[0]!r}, RNA {rna.obs_names[0]!r}, ATAC {atac.obs_names[0]!r}); are all files of"
+            " one sample?"
+        )
+    if len(absent):
+        print(f"{len(absent)} of {n_cells} cells of the table are not in both assays and are dropped")
+
+
+# ---- barcodes and cell types ---------------------------------------------------------------------
+
+
+def _read_cell_types(path: Path) -> pd.DataFrame:
+    """Return ``rna``, ``atac`` (barcodes) and ``cell_type`` of the cells that have one."""
+    with reading(path):
+        table = pd.read_table(path, dtype=str, keep_default_na=False)
+    columns = {"rna": "rna.bc", "atac": "atac.bc", "cell_type": "celltype"}
+    cells = pd.DataFrame({ours: column_of(table, theirs, "the table", path) for ours, theirs in columns.items()})
+    known = cells["cell_type"] != NO_CELL_TYPE
+    print(f"{(~known).sum()} of {len(cells)} cells are {NO_CELL_TYPE!r} and dropped")
+    cells = cells[known].reset_index(drop=True)
+    cells["cell_type"] = cells["cell_type"].replace(CELL_TYPES)
+    for assay in ("rna", "atac"):
+        cells[assay] = rna_barcodes(cells[assay], path)
+        check_unique(cells[assay], f"{columns[assay]}", path)
+    return cells
+
+
+def rna_barcodes(barcodes: pd.Series, path: Path) -> pd.Series:
+    """Return barcodes as RNA has them: fields joined by dots, ATAC's libraries renamed.
+
+    Raises
+    ------
+    PrepareError
+        If the last field of a barcode is no known library.
+    """
+    fields = barcodes.str.replace(",", ".").str.rsplit(".", n=1, expand=True).reindex(columns=[0, 1])
+    # The last field reads P1.04 or P1.53; the number alone tells the library.
+    unknown = ~fields[1].isin([*LIBRARIES, *LIBRARIES.values()])
+    if unknown.any():
+        raise PrepareError(
+            f"{path}: barcode {barcodes[unknown].iloc[0]!r} ends in no known library"
+            f" ({', '.join([*LIBRARIES, *sorted(set(LIBRARIES.values()))])})"
+        )
+    return fields[0] + "." + fields[1].replace(LIBRARIES)
+
+
+# ---- RNA: a dense table of text ------------------------------------------------------------------
+
+
+def read_dense_text(path: Path) -> ad.AnnData:
+    """Read a gzipped, tab-separated table of whole counts, genes × cells, one gene at a time.
+
+    Memory is that of the non-zero counts and of one line, not of the table, which has 10⁹ numbers.
+
+    Parameters
+    ----------
+    path
+        The first line holds a name for the column of genes and the barcodes; each other line a gene and its counts.
+
+    Returns
+    -------
+    AnnData
+        Cells × genes, float32 CSR; ``obs_names`` are repaired barcodes.
+
+    Raises
+    ------
+    PrepareError
+        If the file is truncated, a line has another number of counts, or a count is no whole number.
+    """
+    with reading(path), gzip.open(path) as lines:
+        header = lines.readline().rstrip(b"\r\n").decode().split("\t")
+        names, rows, counts = _parse(tqdm(lines, unit=" genes", mininterval=10), len(header) - 1, path)
+    barcodes = rna_barcodes(pd.Series(header[1:], dtype=str), path)
+    check_unique(barcodes, "barcode", path)
+    check_unique(names, "gene", path)
+    lengths = [len(row) for row in rows]
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    indices, data = _joined(rows, np.int32), _joined(counts, np.float32)
+    genes_by_cells = sp.csr_matrix((data, indices, indptr), shape=(len(names), len(barcodes)))
+    return ad.AnnData(
+        genes_by_cells.T.tocsr(), obs=pd.DataFrame(index=barcodes.to_numpy()), var=pd.DataFrame(index=names)
+    )
+
+
+def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+    joined = np.concatenate(parts) if parts else np.empty(0, dtype)
+    parts.clear()
+    return joined
+
+
+def _parse(lines: Iterator[bytes], n_cells: int, path: Path) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
+    """Return the genes' names and, for each gene, its cells and their counts."""
+    names, rows, counts = [], [], []
+    for number, line in enumerate(lines, start=2):
+        name, _, numbers = line.rstrip(b"\r\n").partition(b"\t")
+        try:
+            cells, values, n_found = nonzero_numbers(numbers)
+        except ValueError as error:
+            raise PrepareError(f"{path}: line {number} ({name.decode()}): {error}; give raw counts") from error
+        if n_found != n_cells:
+            raise PrepareError(f"{path}: line {number} ({name.decode()}): {n_found} counts for {n_cells} barcodes")
+        names.append(name.decode())
+        rows.append(cells)
+        counts.append(values)
+    if not names:
+        raise PrepareError(f"{path}: holds no gene")
+    return names, rows, counts
+
+
+def nonzero_numbers(text: bytes) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return positions and values of the numbers other than 0 in tab-separated text, and how many numbers there are.
+
+    Most are a single digit, and most of these are 0: digits are read as bytes, all at once, and only longer numbers
+    one by one.
+
+    Raises
+    ------
+    ValueError
+        If something else than digits stands between tabs.
+    """
+    characters = np.frombuffer(text, dtype=np.uint8)
+    is_tab = characters == TAB
+    starts = np.concatenate([[0], np.flatnonzero(is_tab) + 1])
+    ends = np.concatenate([starts[1:] - 1, [len(characters)]])
+    if not (is_tab | ((characters >= ZERO) & (characters <= NINE))).all() or (starts == ends).any():
+        wrong = next(field for field in text.split(b"\t") if not field.isdigit())
+        raise ValueError(f"{wrong.decode(errors='replace')!r} is no whole number")
+    values = characters[starts].astype(np.float32) - ZERO
+    for i in np.flatnonzero(ends - starts > 1):
+        values[i] = int(text[starts[i] : ends[i]])
+    cells = np.flatnonzero(values).astype(np.int32)
+    return cells, values[cells], len(starts)
+
+
+# ---- ATAC: Matrix Market, peaks × cells ----------------------------------------------------------
+
+
+def _read_atac(paths: dict[str, Path]) -> ad.AnnData:
+    with reading(paths["atac"]):
+        peaks_by_cells = mmread(paths["atac"])
+    with reading(paths["barcodes"]):
+        barcodes = pd.read_table(paths["barcodes"], header=None, usecols=[0], dtype=str)[0]
+    with reading(paths["peaks"]):
+        bed = pd.read_table(paths["peaks"], header=None, usecols=[0, 1, 2], dtype=str)
+    for axis, number, what in ((0, len(bed), "peaks"), (1, len(barcodes), "barcodes")):
+        if peaks_by_cells.shape[axis] != number:
+            found = peaks_by_cells.shape[axis]
+            raise PrepareError(f"{paths['atac']}: has {found} {what}, but {paths[what]} has {number}")
+    barcodes = rna_barcodes(barcodes, paths["barcodes"])
+    check_unique(barcodes, "barcode", paths["barcodes"])
+    names = bed[0] + ":" + bed[1] + "-" + bed[2]
+    counts = counts_of(peaks_by_cells.T, str(paths["atac"]))
+    return ad.AnnData(counts, obs=pd.DataFrame(index=barcodes.to_numpy()), var=pd.DataFrame(index=names.to_numpy()))

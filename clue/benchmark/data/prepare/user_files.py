@@ -1,0 +1,77 @@
+"""A user's own data: one ``.h5mu`` file, or one ``.h5ad`` file per modality, with raw counts.
+
+Cells are paired by name. Cells that lack a modality are dropped: a split may take pairs apart, but scoring needs them.
+"""
+
+from pathlib import Path
+
+import anndata as ad
+import pandas as pd
+
+from clue.benchmark.data.prepare.raw_files import (
+    Modalities,
+    PrepareError,
+    Spec,
+    check_unique,
+    column_of,
+    counts_of,
+    elements,
+    opened,
+    read_h5ad,
+    same_cells,
+)
+
+ONE_BATCH = "all"
+
+
+def prepare_own(spec: Spec, folder: Path) -> Modalities:
+    """Return a user's modalities with the columns that the YAML names; without a batch all cells are of one."""
+    settings = spec["prepare"]
+    layer = settings.get("layer")
+    if "file" in settings:
+        path = folder / settings["file"]
+        read = _read_h5mu(path, spec["modalities"], layer)
+        paths = dict.fromkeys(read, path)
+    else:
+        paths = {modality: folder / file for modality, file in settings["files"].items()}
+        read = {modality: read_h5ad(path, layer) for modality, path in paths.items()}
+    read = same_cells(read, folder)
+    columns = {column: settings[column] for column in ("batch", "cell_type", "donor") if column in settings}
+    obs = pd.DataFrame(index=next(iter(read.values())).obs_names)
+    obs["batch"] = ONE_BATCH
+    for ours, theirs in columns.items():
+        obs[ours] = _column(read, theirs, f"prepare.{ours}", folder).to_numpy()
+    modalities = {}
+    for modality, adata in read.items():
+        counts = counts_of(adata.X, f"{paths[modality]} [{modality}]")
+        var = adata.var[[column for column in ("feature_types", "gene_ids") if column in adata.var]]
+        modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var)
+    return modalities
+
+
+def _read_h5mu(path: Path, wanted: list[str], layer: str | None) -> Modalities:
+    """Return the wanted modalities; columns of the MuData's own ``obs`` are added to theirs."""
+    with opened(path) as file:
+        if "mod" not in file:
+            raise PrepareError(f"{path}: has no modalities; is it an .h5mu file? prepare.files takes .h5ad files")
+        absent = [name for name in wanted if name not in file["mod"]]
+        if absent:
+            known = ", ".join(file["mod"])
+            raise PrepareError(
+                f"{path}: has no modality {', '.join(absent)} (it has {known}); rename or correct the YAML"
+            )
+        modalities = {name: elements(file["mod"][name], path, layer) for name in wanted}
+        shared = ad.io.read_elem(file["obs"])
+    check_unique(shared.index, "cell name", path)
+    for adata in modalities.values():
+        for column in shared.columns.difference(adata.obs.columns):
+            adata.obs[column] = shared[column].reindex(adata.obs_names).to_numpy()
+    return modalities
+
+
+def _column(read: Modalities, column: str, key: str, folder: Path) -> pd.Series:
+    """Return a column from the first modality that has it."""
+    for adata in read.values():
+        if column in adata.obs:
+            return adata.obs[column]
+    return column_of(next(iter(read.values())).obs, column, f"obs ({key})", folder)

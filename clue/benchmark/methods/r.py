@@ -1,0 +1,155 @@
+"""Run an R script on cells: plain HDF5 to R and back, with an R that has the packages it needs.
+
+A CSR matrix of (cells × features) is, array by array, R's ``dgCMatrix`` of (features × cells).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from clue.benchmark.errors import BenchmarkError
+
+# Planning looks for R, in an environment that may hold Snakemake alone.
+if TYPE_CHECKING:
+    import anndata as ad
+    import h5py
+    import numpy as np
+
+OWN = Path(__file__).resolve().parents[3] / ".r" / "Rscript"
+"""The Rscript of `make r`."""
+CHECK = """
+for (wanted in strsplit(commandArgs(TRUE), ">=")) {
+  if (!nzchar(system.file(package = wanted[1]))) {
+    cat("no package ", wanted[1], "\\n", sep = "")
+  } else if (length(wanted) > 1 && packageVersion(wanted[1]) < wanted[2]) {
+    cat(wanted[1], " ", format(packageVersion(wanted[1])), " is too old\\n", sep = "")
+  }
+}
+"""
+
+
+# ---- running ---------------------------------------------------------------------------------------
+
+
+def run_r(
+    script: Path, cells: Mapping[str, ad.AnnData], params: Mapping[str, Any], packages: Sequence[str]
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Run an R script in a folder with ``input.h5`` and ``params.json``; read ``output.h5`` and ``info.json`` back.
+
+    What R prints goes to this process's standard error.
+
+    Parameters
+    ----------
+    script
+        The R script; it works in the current folder.
+    cells
+        Raw counts, by the name of their group in ``input.h5``; see `write_counts`.
+    params
+        Anything that JSON can say.
+    packages
+        The R packages that the script needs: ``"hdf5r"``, or ``"Seurat>=5.0.0"``.
+
+    Returns
+    -------
+    The arrays of ``output.h5``, shape as in R, and the contents of ``info.json``.
+
+    Raises
+    ------
+    BenchmarkError
+        If no R has these packages, or the script fails; with R's own message if it left one in ``error.txt``.
+    """
+    import h5py
+
+    rscript = find_r(packages)
+    with tempfile.TemporaryDirectory(prefix="clue-r-") as name:
+        folder = Path(name)
+        with h5py.File(folder / "input.h5", "w") as file:
+            for group, adata in cells.items():
+                write_counts(file.create_group(group), adata)
+        (folder / "params.json").write_text(json.dumps(params))
+        shutil.copyfile(script, folder / script.name)
+        status = subprocess.run([rscript, "--vanilla", script.name], cwd=folder).returncode
+        if status:
+            raise BenchmarkError(f"{script.name}: {reason_of(status, folder / 'error.txt')}")
+        return read_arrays(folder / "output.h5"), json.loads((folder / "info.json").read_text())
+
+
+def reason_of(status: int, error_file: Path) -> str:
+    """Say in a line why R failed: its message, or the signal that ended it."""
+    if error_file.exists():
+        return " ".join(error_file.read_text(errors="replace").split())
+    if status < 0 or status > 128:
+        number = -status if status < 0 else status - 128
+        name = signal.Signals(number).name if number in set(signal.Signals) else f"signal {number}"
+        return f"R was ended by {name}" + (": out of memory?" if name == "SIGKILL" else "")
+    return f"R ended with status {status}; the job's log says more"
+
+
+# ---- finding R -------------------------------------------------------------------------------------
+
+
+def find_r(packages: Sequence[str]) -> str:
+    """Return an Rscript that has the packages: the one on the path, else that of ``make r``.
+
+    Raises
+    ------
+    BenchmarkError
+        If there is none; the line says what each lacks, and both ways to get one.
+    """
+    reasons = []
+    for program, name in ((shutil.which("Rscript"), "Rscript on the path"), (shutil.which(str(OWN)), str(OWN))):
+        reason = lacking(program, packages) if program else "not there"
+        if not reason:
+            return program
+        reasons.append(f"{name}: {reason}")
+    raise BenchmarkError(
+        f"no R with {', '.join(packages)} ({'; '.join(reasons)}); on Debian, as root, `make r` makes one; elsewhere use"
+        " the conda environment of envs/seurat.yaml"
+    )
+
+
+def lacking(rscript: str, packages: Sequence[str]) -> str:
+    """Say what an R lacks; an empty text if nothing."""
+    with tempfile.TemporaryDirectory(prefix="clue-r-") as folder:
+        command = [rscript, "--vanilla", "-e", CHECK, *packages]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        return f"cannot be run ({(done.stderr.splitlines() or [f'status {done.returncode}'])[-1]})"
+    return "; ".join(done.stdout.splitlines())
+
+
+# ---- exchange --------------------------------------------------------------------------------------
+
+
+def write_counts(group: h5py.Group, adata: ad.AnnData) -> None:
+    """Write the counts of (cells × features) as ``data``, ``indices``, ``indptr`` and ``shape``.
+
+    Names are not written: rows stay in order, and Seurat would change what names of features hold.
+    """
+    import numpy as np
+    import scipy.sparse as sp
+
+    counts = sp.csr_matrix(adata.X)
+    counts.sort_indices()
+    if counts.nnz >= 2**31:
+        raise BenchmarkError(f"{group.name}: {counts.nnz} counts above 0; a sparse matrix of R holds 2^31 - 1 at most")
+    group["data"] = counts.data.astype(np.float64)
+    group["indices"] = counts.indices.astype(np.int32)
+    group["indptr"] = counts.indptr.astype(np.int32)
+    group["shape"] = np.array(counts.shape, dtype=np.int32)
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of an HDF5 file that R wrote; R stores a matrix by columns, HDF5 by rows."""
+    import h5py
+    import numpy as np
+
+    with h5py.File(path, "r") as file:
+        return {name: np.ascontiguousarray(file[name][()].T) for name in file}

@@ -1,0 +1,256 @@
+"""What the programs of figures share: command line, panels, seeds as points, legends, notes, and a safe end."""
+
+import argparse
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from clue.benchmark.report import style
+from clue.benchmark.scores.stats import summarise
+
+LABELS_WIDTH = 2.2
+"""Room for the labels left of the first panel, in inches."""
+NOTE_HEIGHT = 0.11
+"""Height of one line of a note, in inches."""
+MAX_NOTES = 8
+LONGEST_NAME = 42
+"""Longer names are cut, in characters."""
+
+
+class NothingToDraw(Exception):
+    """A figure has no data, which is no fault; the message says why and becomes the picture."""
+
+
+# ---- programs ------------------------------------------------------------------------------------
+
+
+OPTIONS: dict[str, dict] = {
+    "metrics": {"help": "metrics.tsv of a run"},
+    "resources": {"help": "resources.tsv of a run, which lists the jobs that ran"},
+    "results": {"help": "results/<run>", "type": Path},
+    "solution": {"help": "solution.h5ad of a split"},
+    "published": {"help": "files of config/reference with published scores", "nargs": "+"},
+    "display": {"help": "config/display.yaml", "type": style.Display},
+    "table": {"help": "table to write"},
+    "figure": {"help": "PNG to write; the PDF goes beside it"},
+}
+"""The options that several programs have."""
+
+
+def command_line(description: str, argv: Sequence[str] | None, *shared: str, **own: dict) -> argparse.Namespace:
+    """Parse the command line of a figure's program; all options are required.
+
+    Parameters
+    ----------
+    description
+        The docstring of the program; help shows its first line.
+    argv
+        Arguments; None takes those of the process.
+    shared
+        Names of `OPTIONS`. Every program has ``display``.
+    own
+        Further options, each with its arguments of ``add_argument``.
+    """
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    for name, option in ({name: OPTIONS[name] for name in ("display", *shared)} | own).items():
+        parser.add_argument(f"--{name}", required=True, **option)
+    return parser.parse_args(argv)
+
+
+def write_figure(path: str, draw: Callable[..., Figure], *args) -> None:
+    """Draw and save a figure, or in its place one line that says why there is none.
+
+    A report must not be lost for one figure: whatever fails is printed, for the log, and becomes the picture.
+    """
+    try:
+        style.apply()
+        style.save(draw(*args), path)
+    except NothingToDraw as reason:
+        style.save(message(str(reason)), path)
+    except Exception as error:  # noqa: BLE001  anything at all may be wrong with the data
+        traceback.print_exc()
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        print(f"{path}: could not be drawn; the picture says so: {reason}", file=sys.stderr)
+        style.save(message(f"This figure could not be drawn. {reason}"), path)
+    finally:
+        plt.close("all")
+
+
+def message(text: str) -> Figure:
+    """Return a figure that holds nothing but a text."""
+    figure = plt.figure(figsize=(style.COLUMN, 0.8))
+    lines = textwrap.wrap(text, 60, max_lines=4, placeholder=" …")
+    figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=style.MUTED)
+    return figure
+
+
+# ---- panels --------------------------------------------------------------------------------------
+
+
+def panels(
+    rows: Mapping[str, str], columns: Mapping[str, str], height: float, wrap: int | None = None, **options
+) -> tuple[Figure, dict[tuple[str, str], Axes]]:
+    """Return a figure and its panels.
+
+    Parameters
+    ----------
+    rows, columns
+        The label of each row and column by its key. Labels of rows are written upwards, left of the first panel.
+    height
+        Height of a panel, in inches.
+    wrap
+        How many panels stand side by side, where a figure has one row only; the others go below.
+    options
+        Further arguments of `matplotlib.pyplot.subplots`.
+
+    Returns
+    -------
+    tuple
+        The figure, as wide as a page where its panels allow, and a panel for each key of a row and of a column.
+    """
+    keys = [(row, column) for row in rows for column in columns]
+    n = min(len(columns), wrap or len(columns))
+    width = LABELS_WIDTH + min(1.7 * n, max(style.PAGE - LABELS_WIDTH, 0.95 * n))
+    shape = (-(-len(keys) // n), n)
+    size = (width, shape[0] * (height + 0.6) + 0.4)
+    figure, axes = plt.subplots(*shape, figsize=size, squeeze=False, layout="constrained", **options)
+    figure.get_layout_engine().set(h_pad=0.06, w_pad=0.04)
+    characters = int(16 * (width - LABELS_WIDTH) / n)
+    found = dict(zip(keys, axes.flat, strict=False))
+    for (row, column), axis in found.items():
+        parts = [textwrap.wrap(shorten(part, 2 * characters), characters) for part in columns[column].split("\n")]
+        axis.set_title("\n".join(sum(parts, [])) if row == next(iter(rows)) else "")
+        axis.set_ylabel(rows[row] if axis.get_subplotspec().is_first_col() else "")
+    for axis in axes.flat[len(keys) :]:
+        axis.remove()
+    return figure, found
+
+
+def titles(places: Iterable[tuple[str, str]], display: style.Display) -> dict[str, str]:
+    """Return the titles of panels by their key ``data set/split``: the label of the data set above the split."""
+    return {f"{a}/{b}": f"{display.label('datasets', a)}\n{b}" for a, b in places}
+
+
+def metric_labels(metrics: Iterable[str], display: style.Display) -> dict[str, str]:
+    """Return the labels of metrics, which say whether higher or lower is better."""
+    entries = {metric: display.entry("metrics", metric) for metric in metrics}
+    return {metric: f"{entry['label']}\n({entry['better']} is better)" for metric, entry in entries.items()}
+
+
+def rows_height(methods: pd.DataFrame) -> float:
+    """Return the height of a panel with a row per method, in inches."""
+    return 0.165 * max(len(methods), 3)
+
+
+# ---- methods in panels ---------------------------------------------------------------------------
+
+
+def draw_seeds(
+    axis: Axes,
+    points: pd.DataFrame,
+    methods: pd.DataFrame,
+    interval: bool = True,
+    missing: Mapping[str, str] | None = None,
+) -> None:
+    """Draw a row per method: a point per seed, a bar at their mean, and from 3 seeds on the interval of the mean.
+
+    Parameters
+    ----------
+    axis
+        The panel.
+    points
+        The columns ``row`` and ``value``.
+    methods
+        From `style.Display.methods`: the rows from top to bottom.
+    interval
+        Whether to draw the 95 % t-interval of the mean.
+    missing
+        By row what to write in place of points, or right of them.
+    """
+    order = list(methods.index)
+    if len(points):
+        given = {"data": points, "x": "value", "y": "row", "order": order, "ax": axis, "legend": False}
+        given |= {"hue": "row", "hue_order": order, "palette": methods["color"].to_dict()}
+        sns.stripplot(**given, jitter=False, size=3.6, alpha=0.55, linewidth=0)
+        errors = _interval_of_mean if interval else None
+        look = {"linestyle": "none", "marker": "|", "markersize": 8, "markeredgewidth": 1.5}
+        sns.pointplot(**given, **look, errorbar=errors, err_kws={"linewidth": 1.1})
+    drawn = set(points["row"])
+    for row, text in (missing or {}).items():
+        place = {"x": 1.02, "ha": "left"} if row in drawn else {"x": 0.5, "ha": "center"}
+        look = {"va": "center", "style": "italic", "fontsize": 6, "color": style.MUTED}
+        axis.text(y=order.index(row), s=text, transform=axis.get_yaxis_transform(), **place, **look)
+    first = axis.get_subplotspec().is_first_col()
+    axis.xaxis.label.set_visible(True)  # hidden by seaborn where panels share an axis
+    axis.set(xlabel="", ylim=(len(order) - 0.5, -0.5), ylabel=axis.get_ylabel() if axis.get_ylabel() != "row" else "")
+    axis.set_yticks(range(len(order)), [shorten(label) if first else "" for label in methods["label"]])
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="y", color="#e8e8e8", linewidth=0.5)
+    axis.set_axisbelow(True)
+
+
+def _interval_of_mean(values: pd.Series) -> tuple[float, float]:
+    summary = summarise(values)
+    return summary.low, summary.high
+
+
+def method_look(methods: pd.DataFrame) -> dict:
+    """Return the arguments of seaborn that give each method its colour and its marker; legends are `add_legend`'s."""
+    look = {"hue": "row", "style": "row", "hue_order": list(methods.index), "style_order": list(methods.index)}
+    return look | {"palette": methods["color"].to_dict(), "markers": methods["marker"].to_dict(), "legend": False}
+
+
+def add_legend(figure: Figure, entries: pd.DataFrame, rows: int = 20, **look) -> None:
+    """Put one legend of all panels to the right of them, in columns of at most `rows` entries.
+
+    `entries` has the columns ``label``, ``color`` and ``marker``, as `style.Display.methods` gives them.
+    """
+    look = {"linestyle": "", "markersize": 4, "markeredgewidth": 0} | look
+    handles = [Line2D([], [], **{"color": row.color, "marker": row.marker} | look) for row in entries.itertuples()]
+    labels = [shorten(label) for label in entries["label"]]
+    place = {"loc": "outside right upper", "ncols": -(-len(labels) // rows)}
+    figure.legend(handles, labels, frameon=False, handletextpad=0.3, **place)
+
+
+# ---- text and axes -------------------------------------------------------------------------------
+
+
+def add_notes(figure: Figure, notes: Iterable[str]) -> None:
+    """Write small text below the figure, wrapped to its width; the figure grows, so that panels keep their height."""
+    notes = list(dict.fromkeys(notes))
+    shown, hidden = notes[:MAX_NOTES], len(notes) - MAX_NOTES
+    shown += [f"{hidden} more: see failures.tsv"] if hidden > 0 else []
+    characters = int(figure.get_figwidth() * 22)
+    lines = [line for note in shown for line in textwrap.wrap(textwrap.shorten(note, 400), characters)]
+    figure.set_figheight(figure.get_figheight() + NOTE_HEIGHT * max(0, len(lines) - 2))
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=6, color=style.MUTED)
+
+
+def shorten(text: str, width: int = LONGEST_NAME) -> str:
+    """Return a text of at most `width` characters; of a longer one the middle is cut, since names differ at the end."""
+    return text if len(text) <= width else f"{text[: width * 2 // 3 - 1]}…{text[-(width // 3) :]}"
+
+
+def log_scale(axis: Axis) -> None:
+    """Make an axis logarithmic, half a decade to each side of its middle at least, with plain numbers as labels."""
+    low, high = axis.get_data_interval()
+    low, high = (low, high) if 0 < low <= high < np.inf else (1.0, 10.0)
+    middle, name = (low * high) ** 0.5, axis.axis_name
+    axis.axes.set(
+        **{f"{name}scale": "log", f"{name}lim": (min(low / 1.4, middle / 3.2), max(high * 1.4, middle * 3.2))}
+    )
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > 30 else (1.0, 3.0), numticks=4))
+    axis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())

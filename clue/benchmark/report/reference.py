@@ -1,0 +1,98 @@
+"""Published numbers: ``config/reference/*.tsv``, one number a row, each with its source and its evidence.
+
+The split ``site4`` is the private test set of phase 2 of the competition; ``scmmib_*`` are the protocols of SCMMIB; of
+ACE's own data sets we have none. Metrics bear the names that they have in ``metrics.tsv``. Evidence is
+
+* ``source``: read in the source code or a data file of the authors or organisers;
+* ``reconstructed``: read off a plot, by the method that the note names;
+* ``second-hand``: from somebody else's account of the source;
+* ``inferred``: put together from other numbers.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.report.tables import read_table, rows_of
+
+EVIDENCE = ("source", "reconstructed", "second-hand", "inferred")
+KEY = ["method", "dataset", "split", "direction", "metric"]
+SCORES = ["method", "label", "dataset", "split", "direction", "metric", "value", "source", "evidence", "note"]
+DROPS = ["method", "metric", "variant", "drop_percent", "source", "evidence", "note"]
+
+SPLIT = "site4"
+"""The private test set of phase 2: all cells of site 4."""
+SUBTASKS = {
+    "adt2rna": ("bmmc_cite", "ADT → RNA"),
+    "rna2adt": ("bmmc_cite", "RNA → ADT"),
+    "atac2rna": ("bmmc_multiome", "ATAC → RNA"),
+    "rna2atac": ("bmmc_multiome", "RNA → ATAC"),
+}
+"""Direction of each sub-task: its data set and its name."""
+OVERALL = "overall"
+"""The direction that stands for the mean of the four sub-tasks."""
+
+
+def read_published(paths: Iterable[str | Path]) -> pd.DataFrame:
+    """Return the published scores of several files, with the column ``file`` for where each row is from.
+
+    Raises
+    ------
+    BenchmarkError
+        If columns are missing or unknown, a number is none, or a row lacks its source or evidence.
+    """
+    found = []
+    for path in map(Path, paths):
+        table = _read(path, SCORES, "value")
+        _check_unique(table, KEY, path)
+        found.append(table.assign(file=path.name))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*SCORES, "file"])
+
+
+def read_drops(path: str | Path) -> pd.DataFrame:
+    """Return the published ablation: how much a score drops, in percent, without a part of the method."""
+    table = _read(Path(path), DROPS, "drop_percent")
+    _check_unique(table, ["method", "metric", "variant"], Path(path))
+    return table
+
+
+def _read(path: Path, columns: list[str], number: str) -> pd.DataFrame:
+    table = read_table(path, columns, numeric=[number])
+    unknown = [column for column in table if column not in columns]
+    if unknown:
+        raise BenchmarkError(f"{path}: unknown column {unknown[0]!r}; known: {', '.join(columns)}")
+    for column in columns:
+        if column not in (number, "note"):
+            _check(table[column] != "", f"{column} is empty", path)
+    _check(np.isfinite(table[number]), f"{number} is not a number", path)
+    _check(table["evidence"].isin(EVIDENCE), f"evidence is not one of {', '.join(EVIDENCE)}", path)
+    return table
+
+
+def _check(good: pd.Series, fault: str, path: Path) -> None:
+    bad = np.flatnonzero(~good.to_numpy())
+    if len(bad):
+        raise BenchmarkError(f"{path}: line {bad[0] + 2}: {fault}")  # line 1 is the header
+
+
+def _check_unique(table: pd.DataFrame, key: list[str], path: Path) -> None:
+    _check(~table.duplicated(key), f"{', '.join(key)} are those of an earlier line", path)
+
+
+def competition_scores(metrics: pd.DataFrame, metric: str = "match_score") -> dict[str, pd.DataFrame]:
+    """Return per method of this run its scores: a row per seed, a column per panel, NaN where there is none.
+
+    The overall score needs all four sub-tasks of a seed.
+    """
+    wanted = rows_of(metrics, split=SPLIT, metric=metric, status="ok", variant="default")
+    places = {(dataset, direction) for direction, (dataset, _) in SUBTASKS.items()}
+    here = [place in places for place in zip(wanted["dataset"], wanted["direction"], strict=True)]
+    found = {}
+    for method, group in wanted[np.array(here, dtype=bool)].groupby("method", sort=False):
+        scores = group.pivot(index="seed", columns="direction", values="value").reindex(columns=list(SUBTASKS))
+        scores[OVERALL] = scores.mean(axis=1, skipna=False)
+        found[method] = scores
+    return found

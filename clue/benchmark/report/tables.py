@@ -1,0 +1,162 @@
+"""Read the tidy tables of a run; write the tables that stand beside its figures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.files import atomic
+from clue.benchmark.scores.stats import relative_changes
+
+JOB = ["dataset", "split", "method", "variant"]
+METRICS = ["run", *JOB, "seed", "transductive", "direction", "metric", "value", "status", "reason"]
+RESOURCES = ["run", *JOB, "seed", "device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb", "epochs"]
+RESOURCES += ["commit", "date"]
+MAIN_METRICS = ("match_score", "foscttm")
+QUANTITIES = {"seconds": "Run time (s)", "peak_memory_mb": "Peak memory (MB)", "gpu_memory_mb": "Peak GPU memory (MB)"}
+
+
+# ---- reading and writing -------------------------------------------------------------------------
+
+
+def read_table(path: str | Path, columns: Sequence[str], numeric: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a table of tab-separated text; empty fields stay empty text, or NaN in `numeric` columns."""
+    path = Path(path)
+    if not path.exists():
+        raise BenchmarkError(f"{path}: no such file; collect the run first")
+    try:
+        table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
+    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise BenchmarkError(f"{path}: not a table ({error}); delete it and run again") from error
+    missing = [column for column in columns if column not in table]
+    if missing:
+        raise BenchmarkError(f"{path}: lacks the column {', '.join(missing)}; delete it and run again")
+    for column in numeric:
+        try:
+            table[column] = pd.to_numeric(table[column].where(table[column] != ""))
+        except ValueError as error:
+            raise BenchmarkError(f"{path}: column {column}: {error}") from error
+    return table
+
+
+def read_metrics(path: str | Path) -> pd.DataFrame:
+    """Read ``metrics.tsv``, which has a row at least for every planned job."""
+    table = read_table(path, METRICS, numeric=["value"])
+    if table.empty:
+        raise BenchmarkError(f"{path}: has no rows; collect the run again")
+    return table
+
+
+def read_resources(path: str | Path) -> pd.DataFrame:
+    """Read ``resources.tsv``."""
+    return read_table(path, RESOURCES, numeric=["seconds", "peak_memory_mb", "gpu_memory_mb"])
+
+
+def read_cells(folder: str | Path, *job: str) -> pd.DataFrame | None:
+    """Read the scores per pair of a job, both directions averaged; None where there is no file.
+
+    Parameters
+    ----------
+    folder
+        ``results/<run>``.
+    job
+        Data set, split, method, variant and seed.
+    """
+    *names, seed = job
+    path = Path(folder, *names, f"seed-{seed}", "cells.tsv.gz")
+    if not path.exists():
+        return None
+    try:
+        table = pd.read_csv(path, sep="\t")
+        return table.groupby("pair")[list(MAIN_METRICS)].mean()
+    except (OSError, EOFError, KeyError, ValueError) as error:
+        raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
+
+
+def write_table(table: pd.DataFrame, path: str | Path, digits: int | None = None) -> None:
+    """Write tab-separated text; missing values are empty, and `digits` rounds to so many significant ones."""
+    with atomic(path) as temporary:
+        table.to_csv(temporary, sep="\t", index=False, float_format=f"%.{digits}g" if digits else None)
+
+
+# ---- looking up ----------------------------------------------------------------------------------
+
+
+def panels(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """Return the pairs of data set and split, in the order of the table."""
+    return list(dict.fromkeys(zip(table["dataset"], table["split"], strict=True)))
+
+
+def rows_of(table: pd.DataFrame, **wanted: str) -> pd.DataFrame:
+    """Return the rows whose columns hold the values given, as in ``rows_of(table, method="cca")``."""
+    keep = np.ones(len(table), dtype=bool)
+    for column, value in wanted.items():
+        keep &= (table[column] == value).to_numpy()
+    return table[keep]
+
+
+def keyed(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a copy with the columns that figures group by: ``row`` (method/variant) and ``panel`` (data set/split)."""
+    return table.assign(row=table["method"] + "/" + table["variant"], panel=table["dataset"] + "/" + table["split"])
+
+
+def values_of(metrics: pd.DataFrame, wanted: Sequence[str]) -> pd.DataFrame:
+    """Return the finite values of some metrics, both directions averaged, with the columns that `keyed` adds."""
+    found = rows_of(metrics, direction="both", status="ok")
+    return keyed(found[found["metric"].isin(wanted) & np.isfinite(found["value"])])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One metric of a method's variant on one split, over seeds."""
+
+    values: pd.Series
+    """Finite values, indexed by seed."""
+    planned: int
+    """How many seeds were planned."""
+    status: str
+    """``ok`` where every planned seed has a value; else ``failed``, ``unsupported`` or ``n/a``."""
+    reason: str
+
+
+def scores(jobs: pd.DataFrame, metric: str, direction: str = "both") -> Scores:
+    """Look up a metric in the rows of one method variant on one split.
+
+    A seed without a finite value makes the status that of its first row that is not ``ok``, or ``n/a``.
+    """
+    wanted = rows_of(jobs, metric=metric, direction=direction, status="ok")
+    values = wanted.loc[np.isfinite(wanted["value"]), ["seed", "value"]].drop_duplicates("seed")
+    values = values.set_index("seed")["value"]
+    lost = jobs[~jobs["seed"].isin(values.index)]
+    planned = jobs["seed"].nunique()
+    if lost.empty:
+        status = "ok" if planned else "n/a"
+        return Scores(values, planned, status, "" if planned else "not part of this run")
+    bad = lost[lost["status"] != "ok"]
+    if bad.empty:
+        return Scores(values, planned, "n/a", f"{metric} has no finite value")
+    return Scores(values, planned, bad["status"].iloc[0], bad["reason"].iloc[0] or "no reason given")
+
+
+def changes(split: pd.DataFrame, method: str, variant: str, metric: str) -> tuple[pd.Series, str]:
+    """Return what a variant changes of a score in percent, or why that is not known.
+
+    Parameters
+    ----------
+    split
+        The rows of one data set and split.
+    method, variant, metric
+        The variant is compared with the default variant of its method.
+
+    Returns
+    -------
+    tuple
+        The changes, indexed by the seeds that both have, and the reason if there are none.
+    """
+    full, part = (scores(rows_of(split, method=method, variant=name), metric) for name in ("default", variant))
+    values = relative_changes(full.values, part.values)
+    reasons = [f"{name}: {found.reason}" for name, found in (("default", full), (variant, part)) if found.reason]
+    return values, "" if len(values) else [*reasons, "no seed in common, or the full method is at 0"][0]

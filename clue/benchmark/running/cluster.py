@@ -1,0 +1,176 @@
+"""Slurm: what the site asks for, and this checkout's jobs in the queue.
+
+``profiles/slurm/config.yaml`` calls `slurm_site`; ``make resume`` and ``make status`` ask for the jobs.
+"""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from clue.benchmark.config import read_yaml
+from clue.benchmark.errors import BenchmarkError
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+SITE_FILE = "slurm-site.yaml"
+EXAMPLE = "profiles/slurm/site.example.yaml"
+PREFIX = "clue-bench"
+"""The ``slurm-jobname-prefix`` of the profile."""
+SLURM_LOGS = "logs/slurm"
+"""The ``slurm-logdir`` of the profile; it is there if a job was ever submitted."""
+CANCEL_SECONDS = 300
+
+
+# ---- the site ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Site:
+    """What ``slurm-site.yaml`` says.
+
+    Attributes
+    ----------
+    account, qos
+        As given to ``sbatch``; empty for the cluster's default.
+    partitions
+        By name, the limits that the Slurm plugin knows; empty for the cluster's default partition.
+    file
+        Where it was read.
+    """
+
+    account: str = ""
+    qos: str = ""
+    partitions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    file: str = SITE_FILE
+
+    def most(self, limit: str, gpu: int) -> float:
+        """Return the largest value of a limit over the partitions that take a job; infinite where none is given."""
+        fitting = [limits for limits in self.partitions.values() if limits.get("max_gpu", 0) >= gpu]
+        return max((limits.get(limit, inf) for limits in fitting), default=inf)
+
+
+def slurm_site(path: str | Path | None = None) -> Site:
+    """Return the site's settings after Slurm has agreed to them.
+
+    Raises
+    ------
+    BenchmarkError
+        If the file is wrong, or Slurm would refuse a job submitted so. Where there is no Slurm nothing is
+        asked, so that a dry run works anywhere.
+    """
+    site = read_site(path)
+    if shutil.which("sbatch"):
+        for partition in site.partitions or [""]:
+            _check_accepted(site, partition)
+    return site
+
+
+def read_site(path: str | Path | None = None) -> Site:
+    """Return the site's settings as the file has them; the defaults where there is no file.
+
+    The file is `path`, else ``slurm-site.yaml`` of this folder, else that of the checkout.
+    """
+    path = Path(path or _site_file())
+    if not path.exists():
+        return Site(file=str(path))
+    known = ("account", "qos", "partitions")
+    data = read_yaml(path)
+    for key, value in data.items():
+        if key not in known:
+            raise BenchmarkError(f"{path}: unknown key {key!r}; known: {', '.join(known)}")
+        if key != "partitions" and not isinstance(value, str | int):
+            raise BenchmarkError(f"{path}: {key}: must be one word, not {value!r}")
+    partitions = data.get("partitions", {})
+    if not isinstance(partitions, dict) or not all(isinstance(limits, dict) for limits in partitions.values()):
+        raise BenchmarkError(f"{path}: partitions: must be a map of names to limits, see {EXAMPLE}")
+    for name, limits in partitions.items():
+        for limit in ("max_runtime", "max_mem_mb", "max_gpu"):
+            if not isinstance(limits.get(limit, 0), int):
+                raise BenchmarkError(f"{path}: partitions: {name}: {limit} must be a whole number (minutes, MB, GPUs)")
+    return Site(str(data.get("account", "")), str(data.get("qos", "")), partitions, str(path))
+
+
+def _site_file() -> Path:
+    # Absolute, since Snakemake changes into another folder where it has --directory.
+    places = [folder / SITE_FILE for folder in (Path.cwd(), CHECKOUT)]
+    return next((place for place in places if place.exists()), Path(SITE_FILE))
+
+
+def _check_accepted(site: Site, partition: str) -> None:
+    """Let Slurm judge a job of a minute that it does not run."""
+    words = {"--account": site.account, "--qos": site.qos, "--partition": partition}
+    options = [f"{option}={value}" for option, value in words.items() if value]
+    if reason := refusal(["--time=1", "--mem=1", *options]):
+        mend = f"mend {site.file}" if Path(site.file).exists() else f"copy {EXAMPLE} to {site.file} and fill it in"
+        given = " ".join(options) or "no account or partition"
+        raise BenchmarkError(f"{site.file}: Slurm refuses a job with {given}: {reason}; {mend}")
+
+
+def refusal(options: Sequence[str]) -> str:
+    """Return why Slurm would refuse a job with these options of ``sbatch``; nothing if it would take it."""
+    command = ["sbatch", "--test-only", *options, "--wrap", "true"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    errors = done.stderr.replace("allocation failure:", "").replace("sbatch: error:", "")
+    return " ".join(errors.split()) if done.returncode else ""
+
+
+# ---- jobs in the queue ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SlurmJob:
+    """One job in the queue: its number, Slurm's state, its node or why it waits, the rule and wildcards it is for."""
+
+    number: str
+    state: str
+    where: str
+    comment: str
+
+
+def slurm_jobs(folder: Path) -> list[SlurmJob]:
+    """Return the jobs in the queue that Snakemake has submitted from a folder; none where there is no Slurm.
+
+    A folder that never submitted a job does not ask, so that a local run does without an answer.
+
+    Raises
+    ------
+    BenchmarkError
+        If there is a Slurm that does not answer.
+    """
+    if not (folder / SLURM_LOGS).exists() or not shutil.which("squeue"):
+        return []
+    done = subprocess.run(
+        ["squeue", "--me", "--noheader", "--format=%i\t%T\t%R\t%j\t%Z\t%k"], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise BenchmarkError(f"squeue: {' '.join(done.stderr.split())}; Slurm must answer, try again later")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    return [
+        SlurmJob(number, state, where, comment)
+        for number, state, where, name, workdir, comment in rows
+        if workdir == str(folder) and name.startswith(f"{PREFIX}_")
+    ]
+
+
+def cancel(folder: Path) -> int:
+    """Cancel a folder's jobs and wait until they are gone, so that no other writes the same files; return how many.
+
+    Raises
+    ------
+    BenchmarkError
+        If one is still there after some minutes, as on a node that does not answer.
+    """
+    jobs = slurm_jobs(folder)
+    if jobs:
+        subprocess.run(["scancel", *(job.number for job in jobs)], check=True)
+    end = time.monotonic() + CANCEL_SECONDS
+    while left := slurm_jobs(folder):
+        if time.monotonic() > end:
+            numbers = " ".join(job.number for job in left)
+            raise BenchmarkError(f"Slurm does not end job {numbers}; ask your administrator about node {left[0].where}")
+        time.sleep(1)
+    return len(jobs)

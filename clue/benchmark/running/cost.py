@@ -1,0 +1,236 @@
+"""What a run will cost, by what was measured: told from its configuration alone, before anything is downloaded.
+
+The model is proportion. A method that trains by steps takes a time per step, which grows with the features that it
+decodes; anything else takes a time per cell and feature. Early stopping is not foreseen: steps are those asked for.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import ceil, log
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from clue.benchmark.config import ORACLE, Benchmark
+from clue.benchmark.data.sources import sources
+from clue.benchmark.report import tables
+from clue.benchmark.running.status import Step, steps
+
+TIMES = Path("docs", "results", "times.tsv")
+NUMBERS = ["cells", "features", "steps", "seconds", "setup_seconds", "memory_mb", "disk_mb"]
+COLUMNS = ["run", "what", "dataset", "modalities", *NUMBERS, "device", "machine", "command", "commit", "date"]
+RULE_MINUTES = {"score": 30, ORACLE: 15}
+"""What the rules of rules/metrics.smk ask for; no YAML says it."""
+TEST_FRACTION = 0.25
+"""Taken for a split whose YAML gives neither numbers nor a fraction of cells, as one of whole batches may."""
+
+
+# ---- how much there is to do ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many cells a split has, and how many features of each modality."""
+
+    n_train: int
+    n_test: int
+    n_features: Mapping[str, int]
+
+
+def size_of(spec: Mapping[str, Any], split: str | None, max_cells: int | None) -> Size | None:
+    """Return the size of a split by what the data set's YAML says; None where it does not say enough.
+
+    Parameters
+    ----------
+    spec
+        The checked ``config/datasets/<name>.yaml``, as `clue.benchmark.config.load` returns it.
+    split
+        The name of the split; None for the data set before it is split.
+    max_cells
+        As in the run's configuration.
+    """
+    said = [spec["size"], spec.get("expect", {}), spec.get("prepare", {}).get("arguments", {})]
+    n_cells, n_features = (next((one[key] for one in said if key in one), None) for key in ("n_cells", "n_features"))
+    if not n_cells or not n_features:
+        return None
+    if split is None:
+        return Size(n_cells, 0, n_features)
+    n_train, n_test = _parts(spec["splits"][split], n_cells)
+    numbers = spec.get("expect", {}).get("splits", {}).get(split, {})
+    n_train, n_test = numbers.get("n_train", n_train), numbers.get("n_test", n_test)
+    share = min(1, max_cells / (n_train + n_test)) if max_cells else 1
+    return Size(round(share * n_train), round(share * n_test), n_features)
+
+
+def _parts(split: Mapping[str, Any], n_cells: int) -> tuple[int, int]:
+    for outer in split.get("within", []):
+        n_cells = _parts(outer, n_cells)[0]
+    n_test = split.get("n_test") or round(split.get("fraction", TEST_FRACTION) * n_cells)
+    return split.get("n_train") or n_cells - n_test, n_test
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the time of a job depends on."""
+
+    cells: int
+    """Training and test cells."""
+    features: int
+    """Of all modalities together; of a method only those that it selects."""
+    steps: int = 0
+    """Optimiser steps at most; 0 where the job does not train by steps."""
+
+
+def work_of(size: Size, params: Mapping[str, Any] | None = None) -> Work:
+    """Return what there is to do for a method with these hyper-parameters, or for another rule."""
+    params = params or {}
+    selected = params.get("n_features") or params.get("model", {}).get("n_features") or {}
+    features = sum(min(n, selected.get(modality) or n) for modality, n in size.n_features.items())
+    return Work(size.n_train + size.n_test, features, _steps(params, size))
+
+
+def _steps(params: Mapping[str, Any], size: Size) -> int:
+    """Return the steps that ``training`` and ``fine_tuning`` ask for; the last of them sees unpaired test cells too."""
+    transductive = params.get("transductive", False)
+    stages = [name for name in ("training", "fine_tuning")[: 1 + transductive] if name in params]
+    total = 0
+    for stage in stages:
+        lengths, cells = params[stage], size.n_train
+        if transductive and stage == stages[-1]:
+            cells += len(size.n_features) * size.n_test
+        per_pass = ceil(cells / lengths.get("batch_size", params["training"].get("batch_size", 128)))
+        passes = [lengths[key] for key in ("max_epochs", "n_epochs", "max_passes") if lengths.get(key)]
+        limits = [lengths["max_steps"]] if "max_steps" in lengths else []
+        total += min(limits + [n * per_pass for n in passes], default=0)
+    return max(total, params.get("min_steps", 0)) if stages else 0
+
+
+# ---- the jobs ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job of a run, and what there is to do."""
+
+    step: Step
+    what: str
+    """Its method, or the first word of its rule."""
+    dataset: str
+    modalities: str
+    work: Work | None
+    """None where the data set's YAML does not say how large it is."""
+    cores: int
+    gpus: int
+    minutes: int
+    """What it asks for."""
+
+
+def planned(benchmark: Benchmark) -> Iterator[Planned]:
+    """Yield the jobs of a run in order; not those of downloading and collecting, which take no time to speak of."""
+    for step in steps(benchmark):
+        what = step.rule if step.rule in (*benchmark.methods, ORACLE) else step.rule.partition("_")[0]
+        if what in ("download", "collect"):
+            continue
+        dataset, *rest = step.wildcards
+        spec = benchmark.datasets[dataset]
+        needs, params = spec["resources"], {}
+        if what in benchmark.methods:
+            needs, params = benchmark.methods[what]["resources"], benchmark.params(what, rest[1], spec["modalities"])
+        size = size_of(spec, rest[0] if rest else None, benchmark.config["max_cells"])
+        cores, gpus = (needs.get("tasks", 1) * needs.get(key, least) for key, least in (("threads", 1), ("gpu", 0)))
+        gpus *= benchmark.config["device"] == "cuda"
+        minutes = RULE_MINUTES.get(what, needs["runtime_min"])
+        work = work_of(size, params) if size else None
+        yield Planned(step, what, dataset, "+".join(spec["modalities"]), work, cores, gpus, minutes)
+
+
+# ---- what they take ------------------------------------------------------------------------------
+
+
+@dataclass
+class Cost:
+    """What the jobs of a rule take together."""
+
+    jobs: int = 0
+    unknown: int = 0
+    """Jobs of unknown size, or of which none was ever measured: they are in what is reserved only."""
+    hours: float = 0
+    """Of one CPU core, or of one GPU where that was measured."""
+    gpu_hours: float = 0
+    """The part of `hours` that is spent by jobs that hold a GPU."""
+    reserved_hours: float = 0
+    """CPU cores times the time that the jobs ask for."""
+    reserved_gpu_hours: float = 0
+    disk_gb: float = 0
+
+
+def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[dict[str, Cost], dict[Any, list[str]]]:
+    """Return the cost of every rule of a run, and the rows of `times` that tell it, each with its jobs' data sets.
+
+    Parameters
+    ----------
+    benchmark
+        The run.
+    times
+        What was measured, as `read_times` returns it.
+    """
+    found: dict[str, Cost] = {}
+    used: dict[Any, list[str]] = {}
+    for job in planned(benchmark):
+        cost = found.setdefault(job.what, Cost())
+        cost.jobs += 1
+        cost.reserved_hours += job.cores * job.minutes / 60
+        cost.reserved_gpu_hours += job.gpus * job.minutes / 60
+        row = nearest(times, job) if job.work else None
+        if row is None:
+            cost.unknown += 1
+            continue
+        if job.dataset not in used.setdefault(row, []):
+            used[row].append(job.dataset)
+        hours = seconds(row, job.work) / 3600
+        cost.hours += hours
+        cost.gpu_hours += hours if job.gpus else 0
+        cost.disk_gb += disk_mb(row, job.work) / 1000
+    return found, used
+
+
+def read_times(root: Path) -> pd.DataFrame:
+    """Read ``docs/results/times.tsv``; what is empty, for instance the steps of what trains by none, reads as 0."""
+    return tables.read_table(root / TIMES, COLUMNS, numeric=NUMBERS).fillna(0)
+
+
+def nearest(times: pd.DataFrame, job: Planned) -> Any:
+    """Return the measured row that is most like a job, as a named tuple; None where its rule was never measured."""
+
+    def likeness(row: Any) -> tuple:
+        device = "cuda" if job.gpus else "cpu"
+        known = (row.device == device, row.dataset == job.dataset, row.modalities == job.modalities)
+        return *known, -abs(log(job.work.features / row.features)), -abs(log(job.work.cells / row.cells))
+
+    return max(times[times["what"] == job.what].itertuples(), key=likeness, default=None)
+
+
+def seconds(row: Any, work: Work) -> float:
+    """Return the time that some work takes in proportion to a measured row."""
+    cells = work.cells / row.cells
+    share = work.steps / row.steps if row.steps else cells
+    features = 1 if row.what in RULE_MINUTES else work.features / row.features  # these read embeddings
+    return features * (cells * row.setup_seconds + share * (row.seconds - row.setup_seconds))
+
+
+def disk_mb(row: Any, work: Work) -> float:
+    """Return the size of what some work leaves in proportion to a measured row."""
+    cells, features = work.cells / row.cells, work.features / row.features
+    if row.what in ("prepare", "task"):  # counts
+        return row.disk_mb * cells * features
+    return row.disk_mb * (features if row.steps else cells)  # mostly the weights of a network; an embedding
+
+
+def raw_gb(spec: Mapping[str, Any]) -> float | None:
+    """Return the size of the raw files of a data set's first source; None where that is unknown."""
+    source = sources(spec)[0]
+    if source["kind"] in ("files", "simulated"):
+        return 0.0  # linked, or drawn
+    sizes = [file.get("size") for file in source["files"].values()] if source["kind"] == "http" else [None]
+    return sum(sizes) / 1e9 if all(sizes) else spec["size"].get("download_gb")

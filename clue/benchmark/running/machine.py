@@ -1,0 +1,78 @@
+"""What a machine must have before a run starts on it; otherwise every job would be tried in vain."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods.r import find_r
+
+
+def unavailable(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return why methods cannot run with the software of this process, by name.
+
+    Parameters
+    ----------
+    methods
+        The checked ``config/methods/<name>.yaml`` by name, of which ``requires`` counts. No module is imported; R says
+        which packages it has.
+    """
+    return {name: reason for name, spec in methods.items() if (reason := _lacks(spec["requires"]))}
+
+
+def _lacks(requires: Mapping[str, list[str]]) -> str:
+    reasons = [f"no program {name}" for name in requires["program"] if not shutil.which(name)]
+    reasons += [f"no Python module {name}" for name in requires["python"] if not importlib.util.find_spec(name)]
+    if requires["r"]:
+        try:
+            find_r(requires["r"])
+        except BenchmarkError as error:
+            reasons.append(str(error))
+    return "; ".join(reasons)
+
+
+def require_slurm() -> None:
+    """Raise a `BenchmarkError` where jobs cannot be submitted to Slurm."""
+    if not shutil.which("sbatch"):
+        raise BenchmarkError(
+            "no Slurm on this machine (no command sbatch); start on a cluster's login node, or run here:"
+            " `make run`, or `snakemake --cores 4` in place of `--profile slurm`"
+        )
+
+
+def writable_caches() -> dict[str, str]:
+    """Return the variable that sends caches to ``.snakemake/cache`` where the user's own folder cannot be written."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+    except OSError as error:
+        print(f"{folder}: cannot be written ({error.strerror}); caches go to .snakemake/cache", flush=True)
+        return {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").resolve())}
+    return {}
+
+
+def require_gpu() -> None:
+    """Raise a `BenchmarkError` where no GPU is seen."""
+    if not (_succeeds("nvidia-smi", "--list-gpus") or _torch_sees_one()):
+        raise BenchmarkError(
+            "device: the configuration says cuda, but no GPU is seen on this machine; set device: cpu, or start on a"
+            " machine with a GPU or on a cluster (--profile slurm)"
+        )
+
+
+def _torch_sees_one() -> bool:
+    # In a process of its own: Snakemake's need not load torch. A site's Snakemake may be without it.
+    program = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return bool(importlib.util.find_spec("torch")) and _succeeds(sys.executable, "-c", program)
+
+
+def _succeeds(*command: str) -> bool:
+    return bool(shutil.which(command[0])) and subprocess.run(command, capture_output=True).returncode == 0

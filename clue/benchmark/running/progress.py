@@ -1,0 +1,122 @@
+"""What a person sees of a run: a bar, the jobs at work in words, failures as they come; read from Snakemake's log."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from tqdm import tqdm
+
+from clue.benchmark.config import Benchmark
+from clue.benchmark.running.status import last_line
+
+STARTS = re.compile(r"(?:local)?(?:rule|checkpoint) (\w+):$")
+FAILS = re.compile(r"Error in rule (\w+):$")
+FIELD = re.compile(r"    (jobid|wildcards|log|resources): (.*)$")
+ENDS = re.compile(r"Finished jobid: (\d+)")
+AGAIN = re.compile(r"Trying to restart job (\d+)\.")
+PLANNED = re.compile(r"total +(\d+)$")
+COUNTS = re.compile(r"(\d+) of (\d+) steps")
+LAST = re.compile(r"failed   |No method has scores|Finished jobs are kept|Nothing to be done")
+WRONG = re.compile(r"(\w*(?:Error|Exception)\b.*:$|error: )")
+"""Where Snakemake, or a program before it, says why nothing could be started."""
+TARGETS = ("all", "downloaded")
+
+
+class Progress:
+    """The state of a run, from the lines of Snakemake's log.
+
+    Parameters
+    ----------
+    benchmark
+        The run, for the labels of methods and data sets.
+    terminal
+        Whether to draw a bar; else there is a line per job.
+
+    Attributes
+    ----------
+    at_work
+        The jobs at work in words, by their numbers.
+    n_failed
+        How many have failed so far; one that is tried again counts too.
+    last
+        What is to be said at the end: what failed, how to go on.
+    wrong
+        Why nothing could be started, if it could not.
+    """
+
+    def __init__(self, benchmark: Benchmark, terminal: bool):
+        self.benchmark = benchmark
+        self.at_work: dict[str, str] = {}
+        self._words: dict[str, str] = {}
+        self.n_failed = 0
+        self.last: list[str] = []
+        self.wrong: list[str] = []
+        shape = "{n_fmt} of {total_fmt} steps |{bar:20}| {remaining} left{postfix}"
+        self._bar = tqdm(total=0, disable=not terminal, bar_format=shape)
+        self._rule, self._job, self._wildcards, self._failing = "", "", "", False
+
+    def read(self, line: str) -> None:
+        """Take one line of the log."""
+        line = line.rstrip("\n")
+        if self.wrong or WRONG.match(line):
+            self.wrong.append(line)
+        if found := STARTS.match(line):
+            self._rule, self._wildcards, self._failing = found[1], "", False
+        elif found := FAILS.match(line):
+            self._rule, self._failing = found[1], True
+        elif found := FIELD.match(line):
+            self._read_field(*found.groups())
+        elif found := ENDS.search(line):
+            self.at_work.pop(found[1], None)
+        elif found := AGAIN.search(line):
+            self._say(f"tried again: {self._words[found[1]]}")
+        elif found := PLANNED.match(line):
+            self._bar.reset(total=int(found[1]))
+        elif found := COUNTS.match(line):
+            self._bar.total = int(found[2])
+            self._bar.update(int(found[1]) - self._bar.n)
+        elif LAST.match(line):
+            self.last.append(line)
+        self._bar.set_postfix_str("; ".join(self.at_work.values()))
+
+    def _read_field(self, key: str, value: str) -> None:
+        if key == "jobid":
+            self._job = value
+        elif key == "wildcards":
+            self._wildcards = value
+        elif key == "resources" and not self._failing and self._rule not in TARGETS:
+            wildcards = dict(pair.split("=", 1) for pair in self._wildcards.split(", ") if pair)
+            self.at_work[self._job] = self._words[self._job] = words(self.benchmark, self._rule, wildcards)
+            if self._bar.disable:
+                self._say(f"at work: {self.at_work[self._job]}")
+        elif key == "log" and self._failing:
+            self.n_failed += 1
+            log = value.partition(" (check")[0]
+            reason = last_line(Path(log)) or "no message"
+            self._say(f"failed: {self.at_work.pop(self._job, self._rule)}: {reason} (log: {log})")
+
+    def _say(self, line: str) -> None:
+        if self._bar.disable:
+            print(line, flush=True)
+        else:
+            self._bar.write(line)
+
+    def close(self) -> None:
+        """Remove the bar."""
+        self._bar.leave = False
+        self._bar.close()
+
+
+def words(benchmark: Benchmark, rule: str, wildcards: Mapping[str, str]) -> str:
+    """Return a job as a person says it: ``CLUE, PBMC CITE-seq donors, seed 1``."""
+    method = wildcards.get("method", rule)
+    label = benchmark.methods[method]["label"] if method in benchmark.methods else method.replace("_", " ")
+    if wildcards.get("variant", "default") != "default":
+        label += f" ({wildcards['variant']})"
+    if "method" in wildcards:
+        label = f"scores of {label}"
+    dataset = wildcards.get("dataset")
+    data = benchmark.datasets.get(dataset, {}).get("label") or dataset
+    seed = f"seed {wildcards['seed']}" if "seed" in wildcards else None
+    place = " ".join(filter(None, [data, wildcards.get("split")]))
+    return ", ".join(filter(None, [label, place, seed]))

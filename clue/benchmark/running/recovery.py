@@ -1,0 +1,123 @@
+"""After a kill: end what the dead run has left at work, on this machine and in Slurm's queue, and clear its lock."""
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.files import atomic
+from clue.benchmark.running.cluster import cancel, slurm_jobs
+
+MARK = "CLUE_BENCH_FOLDER"
+"""An environment variable that rules/common.smk sets: the jobs of a run in this folder are known by it."""
+GRACE_SECONDS = 30
+
+
+def start(folder: Path) -> None:
+    """Begin a run: no job of an earlier one may be in the queue; note which machine runs Snakemake.
+
+    Raises
+    ------
+    BenchmarkError
+        If jobs are left that would write the same files.
+    """
+    left = [job.number for job in slurm_jobs(folder) if job.state != "COMPLETING"]
+    if left:
+        raise BenchmarkError(f"{folder}: a killed run has left jobs in Slurm's queue ({' '.join(left)}); `make resume`")
+    with atomic(_host_file(folder)) as temporary:
+        temporary.write_text(json.dumps({"host": socket.gethostname()}))
+
+
+def clear_killed_run(folder: Path) -> list[str]:
+    """End the jobs that a killed run has left and clear its lock; return what was done, in lines to print.
+
+    Raises
+    ------
+    BenchmarkError
+        If the run is alive, or may be: on another machine.
+    """
+    if not _locks(folder) and not slurm_jobs(folder):
+        return []
+    _refuse_if_alive(folder)
+    lines = []
+    # The queue first: the processes of its jobs end with them.
+    if n_jobs := cancel(folder):
+        lines.append(f"Cancelled {n_jobs} job(s) that a killed run has left in Slurm's queue.")
+    end(list(processes_at_work(folder)))
+    if locks := _locks(folder):
+        for lock in locks:
+            lock.unlink()
+        lines.append("Cleared the lock of a killed run.")
+    return lines
+
+
+def _refuse_if_alive(folder: Path) -> None:
+    for process in snakemakes(folder):
+        raise BenchmarkError(
+            f"{folder}: another run is at work here (process {process.pid}); wait for its end or interrupt it"
+        )
+    owner = host(folder)
+    if owner not in ("", socket.gethostname()):
+        raise BenchmarkError(
+            f"{folder}: a run was started here on {owner}; do this there, or, if it has ended or {owner} is gone, "
+            f"delete {_host_file(folder)} first"
+        )
+
+
+def _locks(folder: Path) -> list[Path]:
+    return list(folder.glob(".snakemake/locks/*.lock"))
+
+
+def _host_file(folder: Path) -> Path:
+    return folder / ".snakemake" / "clue-bench-host.json"
+
+
+def host(folder: Path) -> str:
+    """Return the machine on which the last run was started here, or nothing if that is not known."""
+    try:
+        return json.loads(_host_file(folder).read_text())["host"]
+    except (OSError, ValueError, KeyError, TypeError):
+        # Not there, or not ours: then nothing speaks against this machine.
+        return ""
+
+
+# ---- processes of this machine -------------------------------------------------------------------
+
+
+def processes_at_work(folder: Path) -> Iterator[psutil.Process]:
+    """Yield the processes of jobs of a run in this folder; what was started otherwise is not among them."""
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(MARK) == str(folder):
+                yield process
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
+            # Another user's process, or one that has just ended: not a job of ours.
+            continue
+
+
+def snakemakes(folder: Path) -> Iterator[psutil.Process]:
+    """Yield every Snakemake at work in this folder that a user has started, not those inside its jobs."""
+    for process in psutil.process_iter():
+        try:
+            # `snakemake ...` or `python -m snakemake ...`
+            words = [Path(word).name for word in process.cmdline()]
+            if process.cwd() == str(folder) and "snakemake" in words[:3] and process.environ().get(MARK) is None:
+                yield process
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
+            continue
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Terminate processes, and kill those that do not end in time."""
+    for process in processes:
+        try:
+            process.terminate()
+        except psutil.NoSuchProcess:
+            continue
+    _, alive = psutil.wait_procs(processes, timeout=GRACE_SECONDS)
+    for process in alive:
+        process.kill()
+    psutil.wait_procs(alive, timeout=GRACE_SECONDS)

@@ -1,0 +1,215 @@
+"""Where a run stands, read from its files, Slurm's queue and this machine's processes; Snakemake is not asked."""
+
+import json
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from clue.benchmark.config import ORACLE, Benchmark, Job
+from clue.benchmark.data.sources import MANIFEST, has_files
+from clue.benchmark.running.cluster import SLURM_LOGS, slurm_jobs
+from clue.benchmark.running.recovery import processes_at_work
+
+STATES = ("done", "running", "queued", "failed", "waiting")
+_WHY_SLURM_ENDED_IT = re.compile(
+    r"(?:slurmstepd|srun|slurmd)(?:-\S+)?: error: (.*(?:CANCELLED|limit|oom|Killed|Node fail).*)", re.I
+)
+_WANTS_MORE = re.compile(r"MemoryError|[Oo]ut of memory|\bSIG[A-Z]{2,}")
+LONGEST_REASON = 300
+
+
+@dataclass(frozen=True)
+class Step:
+    """One job of the workflow: its rule and wildcards, what it makes, and its log, relative to the project."""
+
+    rule: str
+    wildcards: tuple[str, ...]
+    output: str
+    log: str
+    after: str = ""
+    """A file that the output must not be older than; empty where any age will do."""
+
+    @property
+    def name(self) -> str:
+        """The name that is shown."""
+        return " ".join([self.rule, "/".join(self.wildcards)]).strip()
+
+    @property
+    def slurm_name(self) -> str:
+        """How the Slurm plugin names the job in its comment."""
+        return f"rule_{self.rule}" + (f"_wildcards_{'_'.join(self.wildcards)}" if self.wildcards else "")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """A step, one of `STATES`, and in a few words why, where, or how far."""
+
+    step: Step
+    state: str
+    detail: str = ""
+
+
+# ---- the steps of a run --------------------------------------------------------------------------
+
+
+def steps(benchmark: Benchmark) -> list[Step]:
+    """Return what a run has to do for its table, in order; figures follow from that within a minute."""
+    run = benchmark.config["run"]
+    found = []
+    for dataset, spec in benchmark.datasets.items():
+        if has_files(spec):
+            output, log = f"data/raw/{dataset}/{MANIFEST}", f"logs/download/{dataset}.log"
+            found.append(Step("download", (dataset,), output, log))
+        folder = f"{run}/{dataset}"
+        found.append(Step("prepare", (dataset,), f"results/prepared/{dataset}.h5mu", f"logs/prepared/{dataset}.log"))
+        for split in spec["splits"]:
+            output, log = f"results/{folder}/{split}/solution.h5ad", f"logs/{folder}/{split}/task.log"
+            found.append(Step(f"task_{'_'.join(spec['modalities'])}", (dataset, split), output, log))
+    for job in benchmark.plan():
+        if not job.reason:
+            found += [method_step(job), score_step(job, benchmark.datasets[job.dataset]["modalities"])]
+    return [*found, Step("collect", (), f"results/{run}/metrics.tsv", f"logs/{run}/collect.log")]
+
+
+def method_step(job: Job) -> Step:
+    """Return the step that makes a job's embedding."""
+    wildcards = (job.dataset, job.split)
+    if job.method != ORACLE:
+        wildcards += (job.variant, str(job.seed))
+    return Step(job.method, wildcards, f"{job.folder}/embedding.h5ad", f"{job.log}.log")
+
+
+def score_step(job: Job, modalities: list[str]) -> Step:
+    """Return the step that scores a job's embedding."""
+    wildcards = (job.dataset, job.split, job.method, job.variant, str(job.seed))
+    output, after = f"{job.folder}/metrics.tsv", f"{job.folder}/embedding.h5ad"
+    return Step(f"score_{'_'.join(modalities)}", wildcards, output, f"{job.log}.score.log", after)
+
+
+# ---- how each stands -----------------------------------------------------------------------------
+
+
+def standings(benchmark: Benchmark, root: Path) -> list[Standing]:
+    """Return how each step of a run stands."""
+    queue = {job.comment: job for job in slurm_jobs(root)}
+    open_logs = _open_logs(root)
+    return [_standing(step, root, queue, open_logs) for step in steps(benchmark)]
+
+
+def _standing(step: Step, root: Path, queue: dict, open_logs: dict[str, float]) -> Standing:
+    queued = queue.get(step.slurm_name)
+    if queued and queued.state == "PENDING":
+        return Standing(step, "queued", f"Slurm job {queued.number} {queued.where}")
+    log = root / step.log
+    if queued:
+        where = f"Slurm job {queued.number} on {queued.where}"
+        return Standing(step, "running", f"{where}: {last_line(log)}".rstrip(": "))
+    if step.log in open_logs:
+        minutes = (time.time() - open_logs[step.log]) / 60
+        return Standing(step, "running", f"{minutes:.0f} min: {last_line(log)}".rstrip(": "))
+    if _is_made(step, root):
+        return Standing(step, "done")
+    if log.exists() or slurm_log(step, root):
+        return Standing(step, "failed", why(step, root))
+    return Standing(step, "waiting")
+
+
+def _is_made(step: Step, root: Path) -> bool:
+    output, after = root / step.output, root / step.after
+    if not output.exists() or not (step.after and after.exists()):
+        return output.exists() and not step.after
+    return output.stat().st_mtime >= after.stat().st_mtime
+
+
+def _open_logs(root: Path) -> dict[str, float]:
+    """Return the logs that jobs on this machine have open, with the times at which those were started."""
+    found = {}
+    for process in processes_at_work(root):
+        try:
+            for file in process.open_files():
+                if file.path.startswith(f"{root}/logs/"):
+                    found[str(Path(file.path).relative_to(root))] = process.create_time()
+        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess):
+            continue
+    return found
+
+
+# ---- why one failed ------------------------------------------------------------------------------
+
+
+def why(step: Step, root: Path) -> str:
+    """Return one line: what the method said, else why Slurm ended the job, else the last line of its log."""
+    return said(root / step.output) or slurm_reason(step, root) or last_line(root / step.log) or "no message"
+
+
+def said(output: Path) -> str:
+    """Return the error that a method has left in ``failure.json``; an odd file says nothing."""
+    if output.name != "embedding.h5ad":
+        return ""
+    try:
+        error = json.loads(output.with_name("failure.json").read_text())["error"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return " ".join(str(error).split())
+
+
+def has_explained(outputs: Sequence[str], logs: Sequence[str]) -> bool:
+    """Tell whether a failed job has said itself what is wrong, so that another try would fail in the same way.
+
+    It has if its method has left ``failure.json``, or its log ends in a program's ``error: …``. A lack of memory is no
+    such error: the next try gets more.
+    """
+    errors = [said(Path(output)) for output in outputs]
+    errors += [line for log in logs if (line := last_line(Path(log))).startswith("error: ")]
+    return any(error and not _WANTS_MORE.search(error) for error in errors)
+
+
+def slurm_reason(step: Step, root: Path) -> str:
+    """Return why Slurm ended the last job of a step, or nothing if it did not."""
+    log = slurm_log(step, root)
+    if not log:
+        return ""
+    found = _WHY_SLURM_ENDED_IT.search(log.read_text(errors="replace"))
+    return f"Slurm: {found.group(1).strip('* ')}" if found else ""
+
+
+def slurm_log(step: Step, root: Path) -> Path | None:
+    """Return what the batch script of a step's last Slurm job has written, if it was one."""
+    folder = root / SLURM_LOGS / f"rule_{step.rule}" / "_".join(step.wildcards)
+    return max(folder.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
+
+
+def last_line(log: Path) -> str:
+    """Return the last line of a log that is not empty; a progress bar's last state counts as one."""
+    if not log.exists():
+        return ""
+    with open(log, "rb") as file:
+        file.seek(max(log.stat().st_size - 4096, 0))
+        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+    return next((line.strip()[:LONGEST_REASON] for line in reversed(lines) if line.strip()), "")
+
+
+# ---- to print ------------------------------------------------------------------------------------
+
+
+def report(found: list[Standing]) -> list[str]:
+    """Return lines to print: how many steps are in each state, then those at work or queued, then those that failed."""
+    counts = {state: sum(standing.state == state for standing in found) for state in STATES}
+    lines = [f"{', '.join(f'{n} {state}' for state, n in counts.items() if n)} of {len(found)} steps"]
+    for standing in found:
+        if standing.state in ("running", "queued"):
+            lines.append(f"{standing.state:8} {standing.step.name}: {standing.detail}")
+    return [*lines, *failures(found)]
+
+
+def failures(found: list[Standing]) -> list[str]:
+    """Return a line per failed step: its name, why, and its log."""
+    return [
+        f"failed   {standing.step.name}: {standing.detail} (log: {standing.step.log})"
+        for standing in found
+        if standing.state == "failed"
+    ]

@@ -1,0 +1,1 @@
+"""From embeddings to one table: matching, metrics, probes, statistics."""

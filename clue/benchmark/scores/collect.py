@@ -1,0 +1,142 @@
+"""Join the planned grid to what exists: every planned job has its rows, whatever became of it."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from clue.benchmark.config import Job
+from clue.benchmark.running.status import method_step, said, slurm_reason
+from clue.benchmark.scores.scoring import IDENTITY_COLUMNS, METRICS_COLUMNS
+
+MEASURED = ["device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb"]
+RAN = ["commit", "date"]
+RESOURCES_COLUMNS = [*IDENTITY_COLUMNS, *MEASURED, "epochs", *RAN]
+FAILURES_COLUMNS = [*IDENTITY_COLUMNS, "status", "reason", "log"]
+
+
+class Tables(NamedTuple):
+    """The contents of ``metrics.tsv``, ``resources.tsv`` and ``failures.tsv`` of a run."""
+
+    metrics: pd.DataFrame
+    resources: pd.DataFrame
+    failures: pd.DataFrame
+
+
+class NoResult(Exception):
+    """A job has no scores to collect; the message is the reason."""
+
+
+def collect(jobs: list[Job], root: str | Path) -> Tables:
+    """Return the tables of a run.
+
+    Parameters
+    ----------
+    jobs
+        The planned grid, as `Benchmark.plan` gives it.
+    root
+        The folder that holds ``results`` and ``logs``.
+
+    Returns
+    -------
+    Tables
+        ``metrics`` has the scores of each job, or one row with its status and reason; ``resources`` a
+        row per job that left a ``run.json``; ``failures`` one per job without scores.
+    """
+    root = Path(root)
+    scores, resources, failures = [], [], []
+    for job in jobs:
+        try:
+            scores += _scores(job, root)
+        except NoResult as error:
+            status = job.status or "failed"
+            scores.append({**_identity(job), "transductive": job.transductive, "status": status, "reason": str(error)})
+            log = "" if job.reason else log_path(job, root)
+            failures.append({**_identity(job), "status": status, "reason": str(error), "log": log})
+        if not job.reason:
+            resources += _resources(job, root)
+    return Tables(
+        pd.DataFrame(scores, columns=METRICS_COLUMNS),
+        pd.DataFrame(resources, columns=RESOURCES_COLUMNS).convert_dtypes(),  # epochs stay whole beside empty ones
+        pd.DataFrame(failures, columns=FAILURES_COLUMNS),
+    )
+
+
+def log_path(job: Job, root: Path) -> str:
+    """Return the log to read, relative to the project: that of scoring where the method succeeded."""
+    scoring = f"{job.log}.score.log"
+    if (root / job.folder / "embedding.h5ad").exists() and (root / scoring).exists():
+        return scoring
+    return f"{job.log}.log"
+
+
+def summary(tables: Tables, n_jobs: int) -> list[str]:
+    """Return lines to print: what was collected, then one line per job without scores."""
+    failures = tables.failures
+    lines = [f"collected {n_jobs - len(failures)} of {n_jobs} jobs"]
+    for row in failures.itertuples():
+        job = "/".join([row.dataset, row.split, row.method, row.variant, f"seed-{row.seed}"])
+        log = f" (log: {row.log})" if row.log and row.log not in row.reason else ""
+        lines.append(f"{row.status}: {job}: {row.reason}{log}")
+    return lines
+
+
+# ---- one job -------------------------------------------------------------------------------------
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    return {column: getattr(job, column) for column in IDENTITY_COLUMNS}
+
+
+def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
+    """Return the rows of a job's ``metrics.tsv``, if they are of the embedding that is there."""
+    if job.reason:
+        raise NoResult(job.reason)
+    folder = root / job.folder
+    metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
+    if not embedding.exists():
+        step = method_step(job)
+        if reason := said(embedding):
+            raise NoResult(reason)
+        if not (root / step.log).exists():
+            raise NoResult(slurm_reason(step, root) or "not run, since an earlier step failed or the run was ended")
+        raise NoResult(f"{slurm_reason(step, root) or 'no result'}; see {step.log}")
+    if not metrics.exists():
+        raise NoResult(f"not scored; see {log_path(job, root)}")
+    if metrics.stat().st_mtime < embedding.stat().st_mtime:
+        raise NoResult(f"metrics.tsv is older than the embedding; see {log_path(job, root)}")
+    table = _read_scores(metrics)
+    for column, value in _identity(job).items():
+        if not (table[column].astype(str) == str(value)).all():
+            raise NoResult(f"metrics.tsv has another {column} than {value!r}; delete it and run again")
+    return table.assign(**_identity(job), transductive=job.transductive).to_dict("records")
+
+
+def _read_scores(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, sep="\t", keep_default_na=False, na_values={"value": [""]})
+    except (OSError, ValueError) as error:
+        raise NoResult(f"metrics.tsv cannot be read ({' '.join(str(error).split())})") from error
+    if list(table.columns) != METRICS_COLUMNS or table.empty:
+        raise NoResult("metrics.tsv has other columns than expected, or no rows; delete it and run again")
+    return table
+
+
+def _resources(job: Job, root: Path) -> list[dict[str, Any]]:
+    path = root / job.folder / "run.json"
+    if not path.exists():
+        return []
+    report = _read_json(path)
+    measured = {key: report.get(key) for key in MEASURED}
+    ran = {key: report.get(key) for key in RAN}
+    return [{**_identity(job), **measured, "epochs": (report.get("info") or {}).get("epochs"), **ran}]
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a map; what is not one reads as empty, since one odd file must not hide all other results."""
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return data if isinstance(data, dict) else {}
