@@ -214,7 +214,7 @@ def render(args) -> str:
     paper = read_if_there(args.results / "tables" / "paper.tsv")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     return environment.get_template("report.html.j2").render(
-        title=f"CLUE benchmark: {config['run']}",
+        run=config["run"],
         counts=counts(metrics),
         datasets=datasets,
         comparison=comparison and show_figure(comparison, "Comparison of methods", args.captions),
