@@ -42,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def write(source: Path) -> None:
     """Run a tutorial and write its page and its pictures beside it."""
     begin = time.monotonic()
-    for old in source.parent.glob(f"{source.stem}-*.png"):
-        old.unlink()
     blocks = list(run(source))
+    for picture in source.parent.glob(f"{source.stem}-*.png"):
+        if not any(f"]({picture.name})" in block for block in blocks):
+            picture.unlink()  # of an earlier version of the tutorial
     minutes = max(1, round((time.monotonic() - begin) / 60))
     made = f"`make tutorials` ran [{source.name}]({source.name}) in {minutes} min on {os.cpu_count()} cores"
     blocks.append(f"*{made}, at commit {commit() or 'unknown'}.*")
