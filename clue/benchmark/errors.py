@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each is one line that names the file, the key and the mend."""
+"""Errors that a user can fix: each is one line that names the file, the key and the fix."""
 
 import sys
 from collections.abc import Callable
@@ -8,7 +8,7 @@ Result = TypeVar("Result")
 
 
 class BenchmarkError(Exception):
-    """What a user gave is wrong; the message names the file, the key and the mend."""
+    """What a user gave is wrong; the message names the file, the key and the fix."""
 
 
 def run_program(main: Callable[[], Result]) -> Result:

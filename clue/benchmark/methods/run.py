@@ -240,7 +240,7 @@ def _check_device(device: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise BenchmarkError("device: the configuration says cuda, but no GPU is seen; set device: cpu or mend the GPU")
+        raise BenchmarkError("device: the configuration says cuda, but no GPU is seen; set device: cpu or fix the GPU")
     torch.cuda.reset_peak_memory_stats()
 
 

@@ -105,9 +105,9 @@ def _check_accepted(site: Site, partition: str) -> None:
     words = {"--account": site.account, "--qos": site.qos, "--partition": partition}
     options = [f"{option}={value}" for option, value in words.items() if value]
     if reason := refusal(["--time=1", "--mem=1", *options]):
-        mend = f"mend {site.file}" if Path(site.file).exists() else f"copy {EXAMPLE} to {site.file} and fill it in"
+        fix = f"fix {site.file}" if Path(site.file).exists() else f"copy {EXAMPLE} to {site.file} and fill it in"
         given = " ".join(options) or "no account or partition"
-        raise BenchmarkError(f"{site.file}: Slurm refuses a job with {given}: {reason}; {mend}")
+        raise BenchmarkError(f"{site.file}: Slurm refuses a job with {given}: {reason}; {fix}")
 
 
 def refusal(options: Sequence[str]) -> str:
