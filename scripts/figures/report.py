@@ -138,7 +138,7 @@ def counts(metrics: pd.DataFrame) -> dict:
     status = metrics.groupby(job)["status"].agg(lambda values: "ok" if "ok" in set(values) else values.iloc[0])
     sizes = {f"n_{key}s": metrics[key].nunique() for key in ("method", "dataset", "seed")}
     sizes |= {"n_splits": len(tables.panels(metrics)), "n_planned": len(status)}
-    return sizes | {"n_done": int((status == "ok").sum()), "n_failed": int((status == "failed").sum())}
+    return sizes | {f"n_{name}": int((status == name).sum()) for name in ("ok", "failed", "unavailable")}
 
 
 def best(metrics: pd.DataFrame, dataset: str, split: str, display: style.Display) -> list[dict]:
