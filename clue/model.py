@@ -31,8 +31,8 @@ MAX_READOUT = 50_000
 MAX_CHOOSING = 10_000
 """Cells by which the number of components is chosen at most: more cost time alone."""
 
-MOST_COMPONENTS, LEAST_COMPONENTS, CELLS_PER_COMPONENT = 400, 20, 10
-"""Between which numbers of components the model chooses, halving; with fewer cells for each, later ones are noise."""
+MOST_COMPONENTS, LEAST_COMPONENTS, CELLS_PER_COMPONENT = 400, 25, 10
+"""Between which numbers of components the model chooses; with fewer cells for each, later ones are noise."""
 
 _FORMAT = 2
 """Of the files that `CLUE.save` writes."""
@@ -167,7 +167,9 @@ class CLUE:
             inputs[k][seen] = self.preprocessors[k].transform(cells)
             batch[seen] = adata.obs[BATCH].to_numpy()[row[seen]]
         widest = max(x.shape[1] for x in inputs.values())
-        widths = [widest >> i for i in range(widest.bit_length()) if widest >> i >= LEAST_COMPONENTS] or [widest]
+        widths = [widest]
+        while (narrower := round(widths[-1] / 2**0.5)) >= LEAST_COMPONENTS:
+            widths.append(narrower)
         if len(widths) == 1 or not len(names):
             return
         candidates = ({k: self.preprocessors[k].first(x, width) for k, x in inputs.items()} for width in widths)

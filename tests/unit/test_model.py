@@ -95,7 +95,7 @@ def test_components_are_those_with_which_modalities_match():
     data = simulate(1200, {"rna": 400, "atac": 500}, n_batches=1, seed=1)
     model = clue.CLUE(data)
     width = model.preprocessors["rna"].width
-    assert 20 <= width < 120 and model.preprocessors["atac"].width == width
+    assert 25 <= width < 120 and model.preprocessors["atac"].width == width
     fixed = clue.CLUE(data, n_components=width)
     for k in ("rna", "atac"):
         narrowed, expected = (m.preprocessors[k].transform(data[k]) for m in (model, fixed))
