@@ -33,9 +33,8 @@ WIDTH_FOLDS, WIDTH_HELD_OUT = 3, 1000
 WIDTH_GRID = [(ridge, n, 1) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80)]
 """Folds, held-out cells of each, and settings by which `choose_width` compares encoder inputs."""
 WIDTH_TOLERANCE = 0.08
-"""Of the quality log(match score / FOSCTTM): what more inputs may cost it, since hidden layers use more than linear means
-can, and z also keeps what only one modality shows. On the splits of `config/study.yaml`, models with twice the best
-number for linear means matched better than those with just that."""
+"""Of the quality log(match score / FOSCTTM): what more inputs may cost it, since hidden layers use more of them than
+linear means can, and z also keeps what only one modality shows. Chosen on splits of `config/study.yaml`."""
 
 Settings = tuple[float, int, int]
 """Ridge, number of components, and power of their correlation."""
