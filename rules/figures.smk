@@ -71,7 +71,9 @@ for name, options in (DRAWINGS | WALKS).items():
             script=f"scripts/figures/{name}.py",
             files=lambda wildcards, input: " ".join(f"--{option} {files}" for option, files in input.items()),
             results=f"--results {RESULTS}" if name in WALKS else "",
-            code=looks(f"scripts/figures/{name}.py", "clue/benchmark/report/plots.py", "clue/benchmark/report/reference.py"),
+            code=looks(
+                f"scripts/figures/{name}.py", "clue/benchmark/report/plots.py", "clue/benchmark/report/reference.py"
+            ),
         shell:
             "python -P $CLUE_CHECKOUT/{params.script} {params.files} {params.results} --display $CLUE_CHECKOUT/config/display.yaml"
             " --figure {output.png} --table {output.table} > {log} 2>&1"
