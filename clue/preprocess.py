@@ -88,8 +88,9 @@ class Preprocessor:
             if n < 2:
                 raise ValueError(f"{self.name}: {n} {what}; two are needed at least")
         self._fit(counts)
-        some = self._transform(counts[:: -(-counts.shape[0] // 100)])
-        if np.ptp(some, axis=0).max() < 1e-3:
+        # single rows: scipy cannot take every n-th of a mapped matrix whose two kinds of indices differ in type
+        some = [counts[i : i + 1] for i in range(0, counts.shape[0], -(-counts.shape[0] // 100))]
+        if np.ptp(self._transform(sp.vstack(some, format="csr")), axis=0).max() < 1e-3:
             raise ValueError(f"{self.name}: all cells are alike; there is nothing to learn from")
         return self
 
