@@ -22,8 +22,9 @@ from clue.matching import l2_normalise, match_snn
 from clue.network import Network, Objective
 from clue.preprocess import Preprocessor, preprocessor
 from clue.readout import Readout, choose_width
+from clue.saved import save_atomically, with_arrays, without_arrays
 from clue.sparse import BLOCK
-from clue.train import Training, held_out, save_atomically, train
+from clue.train import Training, held_out, train
 
 MAX_READOUT = 50_000
 """Cells on which the read-out is fitted at most: its covariances do not change with more."""
@@ -149,41 +150,56 @@ class CLUE:
             "shared_batches": shared_batches,
         }
         self._rows: list[dict[str, float]] = []
-        self._cells_seen = _cells_seen(self._data, self.batches)
+        self._cells_seen = _cells_seen(self._data)
         self._validation = Training.validation
         self._readout: Readout | None = None
         self._build()
 
     def _choose_components(self) -> None:
         """Narrow the encoder inputs to the number of components with which held-out paired cells match best."""
-        names = self._paired_names(MAX_CHOOSING)
-        batch = np.full(len(names), "", dtype=object)
-        inputs = {}
-        for k, adata in self._data.items():
-            row = adata.obs_names.get_indexer(names)
-            seen = np.flatnonzero(row >= 0)
-            cells = ad.AnnData(adata.X[row[seen]], var=adata.var)
-            inputs[k] = np.full((len(names), self.preprocessors[k].width), np.nan)
-            inputs[k][seen] = self.preprocessors[k].transform(cells)
-            batch[seen] = adata.obs[BATCH].to_numpy()[row[seen]]
+        inputs, batch, _ = self._of_paired(
+            MAX_CHOOSING, lambda k, adata: self.preprocessors[k].transformed_blocks(adata)
+        )
+        if not inputs:
+            return
         widest = max(x.shape[1] for x in inputs.values())
         widths = [widest]
         while (narrower := round(widths[-1] / 2**0.5)) >= LEAST_COMPONENTS:
             widths.append(narrower)
-        if len(widths) == 1 or not len(names):
+        if len(widths) == 1:
             return
         candidates = ({k: self.preprocessors[k].first(x, width) for k, x in inputs.items()} for width in widths)
-        width = widths[choose_width(candidates, batch.astype(str), self.seed)]
+        width = widths[choose_width(candidates, batch, self.seed)]
         for fitted in self.preprocessors.values():
             fitted.narrow(width)
 
-    def _paired_names(self, most: int) -> pd.Index:
-        """Return the names of training cells seen in several modalities, sorted, or a sample of them."""
+    def _of_paired(
+        self, most: int, blocks: Callable[[str, ad.AnnData], Iterator[np.ndarray]]
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, pd.Index]:
+        """Return what `blocks` gives for training cells that are seen in several modalities, or a sample of them.
+
+        Returns
+        -------
+        features
+            For each modality that such cells are seen in, a row per cell, NaN where a cell is not seen in it.
+        batch, names
+            Of each cell.
+        """
         names = pd.Index(np.concatenate([adata.obs_names for adata in self._data.values()]))
         names = names[names.duplicated()].unique().sort_values()
         if len(names) > most:
             names = names[np.sort(np.random.default_rng(self.seed).permutation(len(names))[:most])]
-        return names
+        features, batch = {}, np.full(len(names), "", dtype=object)
+        for k, adata in self._data.items():
+            row = adata.obs_names.get_indexer(names)
+            seen = np.flatnonzero(row >= 0)
+            if not len(seen):
+                continue
+            found = np.concatenate(list(blocks(k, ad.AnnData(adata.X[row[seen]], var=adata.var))))
+            features[k] = np.full((len(names), found.shape[1]), np.nan)
+            features[k][seen] = found
+            batch[seen] = adata.obs[BATCH].to_numpy()[row[seen]]
+        return features, batch.astype(str), names
 
     def _build(self) -> None:
         # weights are drawn on the CPU; the user's random numbers go on as if nothing had been drawn
@@ -269,7 +285,8 @@ class CLUE:
                 "reads the batch; CLUE(…, shared_batches=False) aligns them",
                 stacklevel=2,
             )
-        self._cells_seen = _cells_seen(adatas, self.batches)
+        # a modality that is missing from these data is decoded as before
+        self._cells_seen |= _cells_seen(adatas)
         self._validation, self._readout = settings.validation, None
         rows: list[dict[str, float]] = []
         try:
@@ -404,8 +421,10 @@ class CLUE:
         readout = self.readout
 
         def one(k: str, adata: ad.AnnData) -> tuple[np.ndarray]:
+            if k not in readout.n_inputs:
+                raise ValueError(f"{k} cannot be aligned: no training cell is seen in it and in another modality")
             empty = np.empty((0, readout.width))
-            return (np.concatenate([empty, *(readout(k, features) for features in self._features(adata, k))]),)
+            return (np.concatenate([empty, *(readout(k, features) for features in self._features(k, adata))]),)
 
         return _stored(
             data, key_added, self._place(data, modality, one, lambda parts: l2_normalise(sum(p for (p,) in parts)))
@@ -518,7 +537,7 @@ class CLUE:
     def _decoded_batches(self, batch: str | Sequence[str] | None, target: str, n_cells: int) -> np.ndarray:
         """Return the weight of each batch for each cell, shape (n_cells, n_batches)."""
         if batch is None:
-            cells = np.asarray(self._cells_seen[target], dtype=float)
+            cells = np.array([self._cells_seen[target].get(name, 0) for name in self.batches], dtype=float)
             return np.broadcast_to(cells / cells.sum(), (n_cells, len(cells)))
         label = np.full(n_cells, batch, dtype=object) if isinstance(batch, str) else np.asarray(batch).astype(str)
         if len(label) != n_cells:
@@ -600,7 +619,7 @@ class CLUE:
         return l2_normalise(sum(l2_normalise(mean) for mean, _ in parts)) * length
 
     @torch.no_grad()
-    def _features(self, adata: ad.AnnData, modality: str) -> Iterator[np.ndarray]:
+    def _features(self, modality: str, adata: ad.AnnData) -> Iterator[np.ndarray]:
         """Yield what the read-out reads of cells, a few thousand at a time: encoder inputs, hidden layers, z."""
         self.network.eval()
         encoder = self.network.encoders[modality]
@@ -625,19 +644,10 @@ class CLUE:
         return self._readout
 
     def _fit_readout(self) -> Readout:
-        names = self._paired_names(MAX_READOUT)
-        features, batch = {}, np.full(len(names), "all", dtype=object)
-        for k, adata in self._data.items():
-            row = adata.obs_names.get_indexer(names)
-            seen = np.flatnonzero(row >= 0)
-            cells = ad.AnnData(adata.X[row[seen]], obs=adata.obs.iloc[row[seen]], var=adata.var[[]])
-            blocks = list(self._features(cells, k))
-            features[k] = np.full((len(names), blocks[0].shape[1]), np.nan)
-            features[k][seen] = np.concatenate(blocks)
-            batch[seen] = cells.obs[BATCH]
-        n_inputs = {k: p.width for k, p in self.preprocessors.items()}
+        features, batch, names = self._of_paired(MAX_READOUT, self._features)
+        n_inputs = {k: self.preprocessors[k].width for k in features}
         chosen = held_out(names, self._validation, self.seed)
-        return Readout.fit(features, n_inputs, self.width, chosen, batch.astype(str))
+        return Readout.fit(features, n_inputs, self.width, chosen, batch)
 
     # ---- saving ----------------------------------------------------------------------------------
 
@@ -656,7 +666,7 @@ class CLUE:
             "network": self.network.state_dict(),
             "readout": self.readout.state() if self._data or self._readout else None,
         }
-        save_atomically(_plain(state), Path(path))
+        save_atomically(without_arrays(state), Path(path))
 
     @classmethod
     def load(cls, path: str | Path, mdata: Data | None = None, device: str = "auto") -> "CLUE":
@@ -687,10 +697,10 @@ class CLUE:
         model = cls.__new__(cls)
         model.batches, model.batch_key, model.layer = state["batches"], state["batch_key"], state["layer"]
         model.seed, model.settings, model.device = state["seed"], state["settings"], device
-        model.preprocessors = {k: Preprocessor.from_state(_arrays(s)) for k, s in state["preprocessors"].items()}
+        model.preprocessors = {k: Preprocessor.from_state(with_arrays(s)) for k, s in state["preprocessors"].items()}
         model._rows, model._cells_seen = state["history"], state["cells_seen"]
         model._validation = Training.validation
-        model._readout = Readout.from_state(_arrays(state["readout"])) if state["readout"] else None
+        model._readout = Readout.from_state(with_arrays(state["readout"])) if state["readout"] else None
         model._build()
         model.network.load_state_dict(state["network"])
         model._data = {}
@@ -711,9 +721,9 @@ def _checked_device(device: str) -> str:
     return device
 
 
-def _cells_seen(adatas: Mapping[str, ad.AnnData], batches: list[str]) -> dict[str, list[int]]:
+def _cells_seen(adatas: Mapping[str, ad.AnnData]) -> dict[str, dict[str, int]]:
     """Return for each modality how many of its cells are of each batch."""
-    return {k: adata.obs[BATCH].value_counts().reindex(batches, fill_value=0).tolist() for k, adata in adatas.items()}
+    return {k: adata.obs[BATCH].value_counts().to_dict() for k, adata in adatas.items()}
 
 
 def _names(data: ad.AnnData | Data) -> pd.Index:
@@ -738,24 +748,6 @@ def _stored(data: ad.AnnData | Data, key: str | None, placed: np.ndarray) -> np.
             )
         data.obsm[key] = placed
     return placed
-
-
-def _plain(value):
-    """Return `value` with arrays as tensors, or as lists if they hold text: what `torch.load` reads as data alone."""
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_plain(part) for part in value)
-    if isinstance(value, np.ndarray):
-        return value.tolist() if value.dtype.kind in "OU" else torch.from_numpy(value)
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _arrays(value):
-    """Return `value` with tensors as arrays."""
-    if isinstance(value, Mapping):
-        return {key: _arrays(part) for key, part in value.items()}
-    return value.numpy(force=True) if isinstance(value, torch.Tensor) else value
 
 
 def _grow(value: torch.Tensor, shape: torch.Size, n_known: int) -> torch.Tensor:

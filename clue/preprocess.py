@@ -5,6 +5,7 @@ entry, from raw counts; each class gives its formula.
 """
 
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -34,7 +35,7 @@ def preprocessor(
     return _KINDS[kind](n_components, n_features, seed, name)
 
 
-class Preprocessor:
+class Preprocessor(ABC):
     """Counts of one modality to encoder inputs: the protocol of `Expression`, `Proteins` and `Peaks`.
 
     Parameters
@@ -98,11 +99,13 @@ class Preprocessor:
         """Return which `n_features` features to model, in order; `detected` says in how many cells each is seen."""
         return np.flatnonzero(highly_variable(adata, self.n_features or adata.n_vars, batch_key))
 
+    @abstractmethod
     def _fit(self, counts: sp.csr_matrix) -> None:
-        raise NotImplementedError
+        """Fit `arrays`; `selected` is known."""
 
+    @abstractmethod
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
-        raise NotImplementedError
+        """Return the encoder input of a few cells."""
 
     def _axes(self, values: sp.csr_matrix, centred: bool) -> tuple[np.ndarray, np.ndarray]:
         return principal_axes(values, min(self.n_components, min(values.shape) - 1), centred, self.seed)

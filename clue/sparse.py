@@ -92,6 +92,7 @@ def _some(matrix: sp.csr_matrix, chosen: np.ndarray) -> sp.csr_matrix:
 
 
 def per_value(block: sp.csr_matrix, of_row: np.ndarray) -> np.ndarray:
+    """Return for each non-zero the number of its row."""
     return np.repeat(of_row, np.diff(block.indptr))
 
 

@@ -14,7 +14,6 @@ Validation comes after whole passes over the cells and at the end; SIGTERM and c
 import hashlib
 import json
 import logging
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +31,7 @@ from tqdm.auto import tqdm
 from clue.batches import Cells, Draw, Sampler
 from clue.graphs import Graphs
 from clue.processes import Processes
+from clue.saved import save_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -514,17 +514,6 @@ def _mean_closer(x: torch.Tensor, y: torch.Tensor) -> float:
 def _position(names: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     order = torch.argsort(names)
     return order[torch.searchsorted(names[order], wanted)]
-
-
-def save_atomically(state: dict, path: Path) -> None:
-    """Write with `torch.save` under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -192,6 +192,26 @@ def test_a_saved_model_is_fine_tuned_on_new_pairs(model, tmp_path):
     np.testing.assert_allclose(loaded.predict(query["rna"], "adt", batch="query").X.sum(axis=1), 1, rtol=1e-4)
 
 
+def test_fine_tuning_on_two_modalities_keeps_the_third(model, cells, tmp_path):
+    model.save(tmp_path / "model.pt")
+    loaded = clue.CLUE.load(tmp_path / "model.pt", {k: cells[k] for k in ("rna", "adt")}).fit(**SHORT)
+    assert np.isfinite(loaded.embed(cells["atac"])).all()
+    np.testing.assert_allclose(loaded.predict(cells["rna"], "atac").X.sum(axis=1), 1, rtol=1e-4)
+    assert np.isfinite(loaded.match(cells["rna"], cells["adt"]).data).all()
+    with pytest.raises(ValueError, match="atac cannot be aligned: no training cell is seen in it and in another"):
+        loaded.align(cells["atac"])
+
+
+def test_a_modality_without_pairs_trains_and_is_embedded(cells):
+    apart = cells["atac"].copy()
+    apart.obs_names = [f"other_{i}" for i in range(apart.n_obs)]
+    model = clue.CLUE({"rna": cells["rna"], "adt": cells["adt"], "atac": apart}, batch_key="batch", **WIDTHS)
+    model.fit(**SHORT)
+    assert np.isfinite(model.align(cells["rna"])).all() and np.isfinite(model.embed(apart)).all()
+    chosen = clue.CLUE({"rna": cells["rna"], "adt": cells["adt"], "atac": apart})
+    assert chosen.preprocessors["atac"].width <= 30
+
+
 def test_loading_executes_nothing(tmp_path):
     class Evil:
         def __reduce__(self):

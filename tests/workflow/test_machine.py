@@ -79,7 +79,7 @@ def test_a_method_that_lacks_what_it_requires_is_unavailable(bare):
     status, output = bare.snakemake()
     assert status == 0, output
     row = bare.table("failures").set_index("method").loc["elsewhere"]
-    reason = "no program no_such_program; no Python module no_such_module; no R with Seurat (Rscript on the path: not there"
+    reason = "no program no_such_program; no Python module no_such_module; no R with Seurat (Rscript on the path: "
     assert row["status"] == "unavailable" and row["reason"].startswith(reason) and row["log"] == ""
     # Other environments may have it: each job finds out.
     words = ["-m", "snakemake", "--configfile", "config/test.yaml", "--dry-run", "--quiet", "rules"]

@@ -1,9 +1,7 @@
 """What the programs of figures share: command line, panels, seeds as points, legends, notes, and a safe end."""
 
 import argparse
-import sys
 import textwrap
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -70,20 +68,15 @@ def command_line(description: str, argv: Sequence[str] | None, *shared: str, **o
 
 
 def write_figure(path: str, draw: Callable[..., Figure], *args) -> None:
-    """Draw and save a figure, or in its place one line that says why there is none.
+    """Draw and save a figure, or in its place a line that says why there is nothing to draw.
 
-    A report must not be lost for one figure: whatever fails is printed, for the log, and becomes the picture.
+    An error ends the program, and with it the rule: Snakemake then makes the report without this figure.
     """
     try:
         style.apply()
         style.save(draw(*args), path)
     except NothingToDraw as reason:
         style.save(message(str(reason)), path)
-    except Exception as error:  # noqa: BLE001  anything at all may be wrong with the data
-        traceback.print_exc()
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        print(f"{path}: could not be drawn; the picture says so: {reason}", file=sys.stderr)
-        style.save(message(f"This figure could not be drawn. {reason}"), path)
     finally:
         plt.close("all")
 
