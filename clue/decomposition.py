@@ -2,7 +2,7 @@
 
 A matrix with few rows or columns is decomposed exactly, through the dense matrix of their products. The axes of a large
 one are searched in a block Krylov space (Musco & Musco, NeurIPS 2015), which needs a fraction of the products with the
-matrix that a randomised decomposition of the same accuracy needs (`benchmarks/preprocess_scale.py`).
+matrix that a randomised decomposition needs for the same accuracy (`benchmarks/preprocess_scale.py` compares them).
 """
 
 import os
@@ -90,7 +90,7 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int, seed: int) -
     for step in range(1, most + 1):
         basis.append(_orthonormal(block, basis))
         block = _covariance_times(matrix, centre, basis[-1])
-        # the upper triangle of C in the basis; of the lower one only the last rows would be new
+        # the new columns of C in the basis; eigh reads its upper triangle alone
         new = np.vstack([part.T @ block for part in basis])
         projected = np.pad(projected, (0, width))
         projected[:, -width:] = new
@@ -104,7 +104,7 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int, seed: int) -
 
 
 def _orthonormal(block: np.ndarray, basis: list[np.ndarray]) -> np.ndarray:
-    # where the basis holds all that the block spans, what is left is rounding, which takes three times to become new
+    # Where the basis holds all that the block spans, what is left is rounding: two passes do not make it orthogonal.
     for _ in range(3):
         for part in basis:
             block = block - part @ (part.T @ block)
@@ -119,7 +119,7 @@ def _covariance_times(matrix: sp.csr_matrix, centre: np.ndarray, block: np.ndarr
         return rows.T @ (rows @ block)
 
     total = np.zeros(block.shape, dtype=np.float64)
-    with ThreadPoolExecutor(_n_threads()) as threads:
+    with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)) as threads:
         for product in threads.map(part, _views(matrix)):
             total += product
     total -= np.outer(centre, matrix.shape[0] * (centre @ block))
@@ -133,8 +133,3 @@ def _views(matrix: sp.csr_matrix) -> Iterator[sp.csr_matrix]:
         entries = slice(indptr[0], indptr[-1])
         parts = matrix.data[entries], matrix.indices[entries], indptr - indptr[0]
         yield sp.csr_matrix(parts, shape=(len(indptr) - 1, matrix.shape[1]))
-
-
-def _n_threads() -> int:
-    """Return the number of threads that this process may use."""
-    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
