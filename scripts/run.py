@@ -46,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print_results(Path("results", benchmark.config["run"]))
     for line in progress.last:
         print(line, flush=True)
+    if status < 0:
+        sys.exit(f"error: Snakemake was ended by {signal.Signals(-status).name}; start the same command again")
     if status and not progress.n_failed:
         sys.exit(f"error: {reason(progress.wrong) or f'Snakemake has failed; see {log}'}")
     if status and arguments.download:

@@ -120,9 +120,9 @@ def test_killed_snakemake_then_the_same_command(slow):
     assert status == 1 and "another run is at work here" in output, "two runs at a time"
 
     [snakemake] = psutil.Process(process.pid).children()
-    for victim in (process.pid, snakemake.pid):
-        os.kill(victim, signal.SIGKILL)
-    process.wait(timeout=60)
+    snakemake.kill()
+    output, _ = process.communicate(timeout=60)
+    assert output.endswith("error: Snakemake was ended by SIGKILL; start the same command again\n"), output
     assert psutil.pid_exists(job), "the job outlives its run"
     completes(slow)
     assert not psutil.pid_exists(job), "the job of the killed run does not outlive the next one"
