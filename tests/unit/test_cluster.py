@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -180,10 +181,14 @@ def test_odd_failure_says_nothing(tmp_path, text):
 
 def test_job_at_work_is_seen_by_its_open_log(tmp_path):
     """Without Snakemake: the job's environment names the folder, and its output goes to its log."""
-    write(tmp_path / STEP.log, "epoch 3\n")
+    write(tmp_path / STEP.log, "")
+    program = "import time; print('epoch 3', flush=True); time.sleep(60)"
     with open(tmp_path / STEP.log, "a") as log:
-        job = subprocess.Popen(["sleep", "60"], stdout=log, env={**os.environ, MARK: str(tmp_path)})
+        job = subprocess.Popen([sys.executable, "-c", program], stdout=log, env={**os.environ, MARK: str(tmp_path)})
     try:
+        # A process that has only just started may show no environment yet; one that has printed does.
+        while job.poll() is None and not (tmp_path / STEP.log).read_text():
+            time.sleep(0.05)
         found = status._standing(STEP, tmp_path, {}, status._open_logs(tmp_path))
     finally:
         job.kill()

@@ -320,11 +320,12 @@ def test_container_is_made_from_the_conda_environment():
 def test_sources_name_what_they_import(path):
     """A change of a module of the library re-runs every method that computes with it."""
     spec = yaml.safe_load(path.read_text())
-    sources = set(spec.get("sources", []))
+    sources = {file for pattern in spec.get("sources", []) for file in ROOT.glob(pattern)}
+    script = ROOT / "scripts" / "methods" / spec.get("script", path.with_suffix(".py").name)
     imported = {
         module
-        for file in [f"scripts/methods/{spec.get('script', path.with_suffix('.py').name)}", *sources]
-        if file.endswith(".py")
-        for module in re.findall(r"^from (clue\.(?!benchmark)\w+) import", (ROOT / file).read_text(), re.MULTILINE)
+        for file in {script, *sources}
+        if file.suffix == ".py"
+        for module in re.findall(r"^from (clue\.(?!benchmark)\w+) import", file.read_text(), re.MULTILINE)
     }
-    assert {f"{module.replace('.', '/')}.py" for module in imported} <= sources
+    assert {ROOT / f"{module.replace('.', '/')}.py" for module in imported} <= sources
