@@ -43,8 +43,9 @@ def test_time_to_loss(project, tmp_path):
 
 @pytest.mark.slow
 def test_embed_scale(project, tmp_path):
-    header, row = run(project, "embed_scale", "--cells", 3000, "--genes", 60, "--folder", tmp_path)
-    assert row[:2] == ["3000", "60"] and len(row) == len(header)
+    header, *rows = run(project, "embed_scale", "--cells", 3000, "--genes", 60, "--folder", tmp_path)
+    assert [row[:3] for row in rows] == [["embed", "3000", "60"], ["predict", "3000", "60"]]
+    assert {len(row) for row in rows} == {len(header)}
     assert not list(tmp_path.iterdir())
 
 
