@@ -42,7 +42,9 @@ def test_a_job_is_at_work_until_it_has_finished(progress, capsys):
     assert progress.at_work == {"7": "Random, PBMC CITE-seq donors, seed 1"}
     read(progress, "Finished jobid: 7 (Rule: random)\n3 of 9 steps (33%) done\n")
     assert not progress.at_work
-    assert capsys.readouterr().out == "at work: Random, PBMC CITE-seq donors, seed 1\n"
+    read(progress, JOB)
+    line = "at work: Random, PBMC CITE-seq donors, seed 1\n"
+    assert capsys.readouterr().out == f"0 steps done; {line}3 of 9 steps done; {line}"
 
 
 def test_a_failure_is_said_when_it_comes(progress, capsys, tmp_path):

@@ -53,6 +53,7 @@ class Progress:
         self.wrong: list[str] = []
         shape = "{n_fmt} of {total_fmt} steps |{bar:20}| {remaining} left{postfix}"
         self._bar = tqdm(total=0, disable=not terminal, bar_format=shape)
+        self._done = "0 steps"
         self._rule, self._job, self._wildcards, self._failing = "", "", "", False
 
     def read(self, line: str) -> None:
@@ -73,6 +74,7 @@ class Progress:
         elif found := PLANNED.match(line):
             self._bar.reset(total=int(found[1]))
         elif found := COUNTS.match(line):
+            self._done = found[0]
             self._bar.total = int(found[2])
             self._bar.update(int(found[1]) - self._bar.n)
         elif LAST.match(line):
@@ -88,7 +90,7 @@ class Progress:
             wildcards = dict(pair.split("=", 1) for pair in self._wildcards.split(", ") if pair)
             self.at_work[self._job] = self._words[self._job] = words(self.benchmark, self._rule, wildcards)
             if self._bar.disable:
-                self._say(f"at work: {self.at_work[self._job]}")
+                self._say(f"{self._done} done; at work: {self.at_work[self._job]}")
         elif key == "log" and self._failing:
             self.n_failed += 1
             log = value.partition(" (check")[0]
