@@ -82,7 +82,8 @@ for path, text in zip(written, (program, settings), strict=True):
 def shell(command: str, lines: int) -> None:
     """Run a command and print the end of what it says."""
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
-    print("$", command, *done.stdout.splitlines()[-lines:], sep="\n")
+    said = done.stdout.replace(f"{Path.cwd()}/", "").splitlines()
+    print(f"$ {command}", *said[-lines:], sep="\n")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -128,8 +129,8 @@ axis.axis("off")
 # The **match score** is the weight that a match gives to the true partner, mean over test cells; **FOSCTTM** is the
 # fraction of cells that lie closer than the true partner. Both come from the embedding by the same code for every
 # method. PLS beats chance by far and CCA beats PLS: directions of large covariance are those of many counts, and what
-# is abundant in both modalities is not what tells cells apart. More directions help PLS in one data set and not in the
-# other; such a choice belongs on held-out training cells, and `clue.benchmark.methods.validation.choose` makes it.
+# is abundant in both modalities is not what tells cells apart. More directions do not help PLS. A choice like that
+# belongs on held-out training cells, not on test cells, and `clue.benchmark.methods.validation.choose` makes it.
 #
 # ## Keep it, or take it away
 
