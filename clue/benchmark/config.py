@@ -93,12 +93,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# JSON has one kind of number, so that 1.0 would pass for the seed 1.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int),
+)
+
+
 def check(data: dict[str, Any], schema: Path, where: str) -> dict[str, Any]:
     """Return `data` with the defaults of `schema` filled in; the first error becomes one line."""
     rules = read_yaml(schema)
     checked = copy.deepcopy(data)
     _fill_defaults(checked, rules)
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(rules).iter_errors(checked))
+    error = jsonschema.exceptions.best_match(_Validator(rules).iter_errors(checked))
     if error is not None:
         raise ConfigError(f"{where}: {_one_line(error)}")
     return checked
@@ -120,8 +127,8 @@ def _one_line(error: jsonschema.ValidationError) -> str:
         known = sorted(error.schema.get("properties", {}))
         unknown = sorted(set(map(str, error.instance)) - set(known))
         return f"{key}: unknown key {', '.join(map(repr, unknown))}{_suggest(unknown[0], known)}"
-    quotes = "; put it in quotes" if error.validator_value == "string" and isinstance(error.instance, int | float) else ""
-    return f"{key}: {error.message}{quotes}"
+    is_number = error.validator_value == "string" and isinstance(error.instance, int | float)  # true and false are int
+    return f"{key}: {error.message}{'; put it in quotes' if is_number else ''}"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

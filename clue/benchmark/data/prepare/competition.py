@@ -22,6 +22,7 @@ from clue.benchmark.data.prepare.raw_files import (
     counts_of,
     opened,
     read_h5ad,
+    read_table,
 )
 
 TYPES = {"GEX": "rna", "ATAC": "atac", "ADT": "adt"}
@@ -84,7 +85,7 @@ def _second_of_first(solution: ad.AnnData, n_first: int, n_second: int, path: Pa
 
 def _add_cell_types(modalities: Modalities, path: Path) -> None:
     with opened(path) as file:
-        obs = ad.io.read_elem(file["obs"])
+        obs = read_table(file, "obs")
     check_unique(obs.index, "cell name", path)
     cell_types = column_of(obs, "cell_type", "obs", path).astype(str)
     for adata in modalities.values():
