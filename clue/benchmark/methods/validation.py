@@ -38,8 +38,18 @@ def _paired_names(adatas: Mapping[str, ad.AnnData]) -> pd.Index:
 def prepare(
     paired: Cells, n_components: int, n_features: dict[str, int], seed: int
 ) -> tuple[dict[str, Preprocessor], dict[str, np.ndarray]]:
-    """Fit the encoder inputs of each modality; return the preprocessors and what they make of the cells."""
-    fitted = {k: preprocessor(k, n_components, n_features.get(k), seed=seed).fit(a) for k, a in paired.items()}
+    """Fit the encoder inputs of each modality; return the preprocessors and what they make of the cells.
+
+    Raises
+    ------
+    BenchmarkError
+        If a modality has too few cells or features, or nothing in which they differ.
+    """
+    try:
+        fitted = {k: preprocessor(k, n_components, n_features.get(k), seed=seed).fit(a) for k, a in paired.items()}
+    except ValueError as error:
+        n_cells = next(iter(paired.values())).n_obs
+        raise BenchmarkError(f"{error} (among {n_cells} paired training cells)") from error
     return fitted, {k: fitted[k].transform(a) for k, a in paired.items()}
 
 
