@@ -282,7 +282,25 @@ def test_each_modality_may_have_a_layer_of_its_own(tmp_path):
     assert_counts(prepared(tmp_path, OWN | {"layer": {"rna": "raw"}}))
 
 
-def test_raw_of_a_mudata_and_of_anndata_before_0_7(tmp_path):
+def test_counts_of_a_mudata_are_found_too(tmp_path):
+    write_h5ads(tmp_path, normalised("counts"))
+    md.MuData({name: ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in PARTS}).write(tmp_path / "all.h5mu")
+    own = {"kind": "own", "file": "all.h5mu", "batch": "batch"}
+    message = "all.h5mu: mod/rna/X holds no raw counts, but there are some: set prepare.layer: counts"
+    assert message in fault(tmp_path, own)
+    assert_counts(prepared(tmp_path, own | {"layer": {"rna": "counts", "adt": "counts"}}))
+
+
+def test_a_file_without_x(tmp_path):
+    def change(adata):
+        adata.layers["counts"], adata.X = adata.X, None
+        return adata
+
+    write_h5ads(tmp_path, change)
+    assert "rna.h5ad: has no X (layers: counts); raw counts are needed" in fault(tmp_path, OWN)
+
+
+def test_raw_of_anndata_before_0_7(tmp_path):
     write_h5ads(tmp_path, normalised("raw"))
     for name in PARTS:
         with h5py.File(tmp_path / f"{name}.h5ad", "a") as file:
@@ -389,6 +407,7 @@ def test_a_zarr_store_is_one_line(tmp_path):
     [
         (with_matrix(lambda x: -x), "negative counts"),
         (with_matrix(lambda x: x * np.nan), "NaN or infinite"),
+        (with_matrix(lambda x: x * 0), "all counts are zero"),
         (with_batch(lambda batch: batch.where(batch == "a")), "obs['batch'] has missing values"),
     ],
 )

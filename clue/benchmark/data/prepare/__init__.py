@@ -82,6 +82,8 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
         check_modality(adata, f"{_file_of(spec, folder, modality)} [{modality}]", _known(adata.obs, OBS_COLUMNS))
         if "donor_in_batch" in spec:
             adata.obs["donor"] = _donors(name, adata.obs["batch"].astype(str), spec["donor_in_batch"])
+        if not adata.X.nnz:
+            raise PrepareError(f"{_file_of(spec, folder, modality)} [{modality}]: all counts are zero")
     modalities = _drop_zero_features(modalities)
     check_expected(name, spec, modalities)
     with md.set_options(pull_on_update=False):

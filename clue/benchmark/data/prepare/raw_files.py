@@ -114,11 +114,14 @@ def elements(group: h5py.Group, path: Path, layer: str | None) -> ad.AnnData:
         key = f"layers/{layer}" if layer else "X"
         raise PrepareError(f"{path}: has no {key} (layers: {known}); raw counts are needed")
     key, features = matrices[wanted]
+    if not _are_counts(group[key]):
+        others = [name for name, (place, _) in matrices.items() if name != "X" and _are_counts(group[place])]
+        if others:
+            where = f"{group.name}/{key}".lstrip("/")
+            raise PrepareError(
+                f"{path}: {where} holds no raw counts, but there are some: set prepare.layer: {others[0]}"
+            )
     counts = ad.io.read_elem(group[key])
-    if not _are_counts(counts):
-        others = [name for name, (key, _) in matrices.items() if _are_counts(_some_values(group[key]))]
-        if others := [name for name in others if name not in (wanted, "X")]:
-            raise PrepareError(f"{path}: {key} holds no raw counts, but there are some: set prepare.layer: {others[0]}")
     with warnings.catch_warnings():
         # A name may be a gene and a protein in one file; what we make of it is checked.
         warnings.filterwarnings("ignore", message=".*names are not unique")
@@ -137,13 +140,9 @@ def _matrices(group: h5py.Group) -> dict[str, tuple[str, str]]:
     return {name: place for name, place in places.items() if place[0] in group}
 
 
-def _some_values(element: h5py.Group | h5py.Dataset) -> np.ndarray:
-    """Return some values of a matrix in a file, to judge what it holds without reading all of it."""
-    return element["data"][:100_000] if isinstance(element, h5py.Group) else element[:100]
-
-
-def _are_counts(matrix: Any) -> bool:
-    values = matrix.data if sp.issparse(matrix) else np.asarray(matrix)
+def _are_counts(element: h5py.Group | h5py.Dataset) -> bool:
+    """Tell whether a matrix in a file seems to hold counts, by some of its values."""
+    values = element["data"][:100_000] if isinstance(element, h5py.Group) else element[:100]
     return values.dtype.kind in "uib" or values.dtype.kind == "f" and bool(((values >= 0) & (values % 1 == 0)).all())
 
 
