@@ -1,5 +1,6 @@
 # `make help` says what there is. A fresh machine needs Python 3.11 or 3.12, make and git.
-PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || echo python3.11)
+# The first that runs: pyenv has commands of versions that are not in use.
+PYTHON ?= $(shell for name in python3.11 python3.12; do $$name -c "" 2> /dev/null && echo $$name && exit; done; echo python3.11)
 CONFIG ?= config/quick.yaml
 CORES ?= 2
 # Of the rehearsal: the size of the data sets, where 1 is full size.
