@@ -359,6 +359,15 @@ def test_a_column_that_differs_between_modalities_is_one_line(tmp_path, key):
     assert f"adt.h5ad: prepare.{key}: obs['mine'] of cell 'AAAC0000-1' is 'z' in adt, but 'a' in rna" in message
 
 
+def test_equal_numbers_of_other_types_agree(tmp_path):
+    def change(adata):
+        adata.obs["batch"] = np.arange(N_CELLS, dtype=int if adata.n_vars == N_GENES else float)
+        return adata
+
+    write_h5ads(tmp_path, change)
+    assert list(prepared(tmp_path, OWN).mod["adt"].obs["batch"]) == [str(i) for i in range(N_CELLS)]
+
+
 # ---- what is not read ----------------------------------------------------------------------------
 
 

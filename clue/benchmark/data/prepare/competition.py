@@ -34,7 +34,8 @@ def prepare_competition(spec: Spec, folder: Path) -> Modalities:
     modalities = {}
     for modality in parts[0]:
         if modality not in parts[1] or not parts[0][modality].var_names.equals(parts[1][modality].var_names):
-            raise PrepareError(f"{folder}: features of {modality} differ between training and test files")
+            first = _find(spec, folder, "train_mod1.h5ad")
+            raise PrepareError(f"{first}: features of {modality} differ between training and test files")
         modalities[modality] = ad.concat([part[modality] for part in parts], merge="first")
     if "labels" in spec["prepare"]:
         _add_cell_types(modalities, folder / spec["prepare"]["labels"])

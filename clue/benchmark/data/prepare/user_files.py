@@ -6,6 +6,7 @@ Cells are paired by name. Cells that lack a modality are dropped: a split may ta
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 
 from clue.benchmark.data.prepare.raw_files import (
@@ -79,7 +80,7 @@ def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> 
         return column_of(adata.obs, column, f"obs ({key})", paths[modality])
     (first, values), *others = found.items()
     for modality, other in others:
-        differ = values.astype(str).to_numpy() != other.astype(str).to_numpy()
+        differ = _as_text(values) != _as_text(other)
         if differ.any():
             cell = values.index[differ][0]
             raise PrepareError(
@@ -87,3 +88,8 @@ def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> 
                 f" {values[cell]!r} in {first}; make them equal, or give them different names"
             )
     return values
+
+
+def _as_text(values: pd.Series) -> np.ndarray:
+    """Return values as text; one table may hold as 1.0 what another holds as 1."""
+    return values.astype(str).str.removesuffix(".0").to_numpy()
