@@ -1,15 +1,22 @@
-# `make help` says what there is. A fresh machine needs Python 3.11, make and git.
-PYTHON ?= python3.11
+# `make help` says what there is. A fresh machine needs Python 3.11 or 3.12, make and git.
+# The first that runs: pyenv has commands of versions that are not in use.
+PYTHON ?= $(shell for name in python3.11 python3.12; do $$name -c "" 2> /dev/null && echo $$name && exit; done; echo python3.11)
 CONFIG ?= config/quick.yaml
 CORES ?= 2
 # Of the rehearsal: the size of the data sets, where 1 is full size.
 FACTOR ?= 0.005
 PROFILE ?=
+# Recipes take these from the shell, "$$CONFIG": a path may have spaces and quotes.
+export CONFIG CORES PROFILE EMBEDDING SOLUTION
+# All text files are UTF-8, whatever the locale of the machine.
+export PYTHONUTF8 := 1
 
 VENV := .venv
 BIN := $(VENV)/bin
 # Named by what it was made from: a change of the lock, or an interrupted installation, makes it anew.
 INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
+# What an earlier installation has made may go; nothing else, and nothing behind a link.
+OURS := $(if $(shell test -L $(VENV) && ls -A $(VENV)/),,$(wildcard $(VENV)/installed-*))
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
 .PHONY: help install run study download pin rehearsal score record tables tutorials docs estimate test check-method r lint clean resume status
@@ -41,25 +48,31 @@ help:
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml
-	$(PYTHON) -m venv --clear $(VENV)
+	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))" 2> /dev/null || \
+		{ echo "error: $(PYTHON): Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	@[ -n "$(OURS)" ] || [ -z "$$(ls -A $(VENV)/ 2> /dev/null)" ] || \
+		{ echo "error: $(VENV) is a link, or not made by make: remove or rename it, then start again"; exit 1; }
+	mkdir -p $(VENV) && touch $(VENV)/installed-by-make
+	find $(VENV)/ -mindepth 1 ! -name installed-by-make -delete
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 run: $(INSTALLED)
-	$(BIN)/python scripts/run.py --config $(CONFIG) $(if $(PROFILE),--profile $(PROFILE),--cores $(CORES))
+	$(BIN)/python scripts/run.py --config "$$CONFIG" $(if $(PROFILE),--profile "$$PROFILE",--cores "$$CORES")
 
 resume: $(INSTALLED)
 	$(BIN)/python -P scripts/resume.py
 
 status: $(INSTALLED)
-	@$(BIN)/python -P scripts/status.py --config $(CONFIG)
+	@$(BIN)/python -P scripts/status.py --config "$$CONFIG"
 
 study: $(INSTALLED)
-	$(BIN)/python scripts/run.py --config config/study.yaml --cores $(CORES)
+	$(BIN)/python scripts/run.py --config config/study.yaml --cores "$$CORES"
 
 download: $(INSTALLED)
-	$(BIN)/python scripts/run.py --config $(CONFIG) --cores $(CORES) --download
+	$(BIN)/python scripts/run.py --config "$$CONFIG" --cores "$$CORES" --download
 
 pin: $(INSTALLED)
 	$(BIN)/python scripts/pin.py
@@ -67,18 +80,18 @@ pin: $(INSTALLED)
 # Not CONFIG's usual default; one on the command line still goes first.
 rehearsal: CONFIG = config/config.yaml
 rehearsal: $(INSTALLED)
-	$(BIN)/python -m tools.rehearse --config $(CONFIG) --factor $(FACTOR) --folder build/rehearsal --cores $(CORES) \
+	$(BIN)/python -m tools.rehearse --config "$$CONFIG" --factor $(FACTOR) --folder build/rehearsal --cores "$$CORES" \
 		$(if $(METHODS),--methods $(METHODS)) $(if $(DATASETS),--datasets $(DATASETS))
 
 score: $(INSTALLED)
-	$(BIN)/python scripts/score.py --embedding $(EMBEDDING) --solution $(SOLUTION)
+	$(BIN)/python scripts/score.py $(if $(EMBEDDING),--embedding "$$EMBEDDING") $(if $(SOLUTION),--solution "$$SOLUTION")
 
 record: $(INSTALLED)
-	$(BIN)/python -P scripts/documents.py --record $(CONFIG)
+	$(BIN)/python -P scripts/documents.py --record "$$CONFIG"
 	$(BIN)/python -P scripts/drawings.py
 
 estimate: $(INSTALLED)
-	@$(BIN)/python -P scripts/estimate.py --config $(CONFIG)
+	@$(BIN)/python -P scripts/estimate.py --config "$$CONFIG"
 
 tables: $(INSTALLED)
 	$(BIN)/python -P scripts/documents.py
@@ -93,7 +106,7 @@ docs: $(INSTALLED)
 	@echo "site: build/docs/index.html"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(CORES) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses "$$CORES" --dist loadfile
 
 gpu-check: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu_check.py
@@ -121,8 +134,15 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/snakefmt --check $(SNAKEFILES)
-	$(BIN)/snakemake --lint --configfile $(CONFIG)
+	$(BIN)/snakemake --lint --configfile "$$CONFIG"
+
+# Also through links, which may lead to scratch. Beside a linked folder's results lie other things: what has logs here
+# was made here.
+LINKED = $(shell test -L results && echo yes)
+MADE = $(patsubst logs/%/,results/%,$(wildcard logs/*/)) $(if $(LINKED),,results) logs .snakemake
 
 clean:
-	rm -rf logs .snakemake
-	[ ! -d results ] || find results -mindepth 1 ! -name README.md -delete
+	@for folder in $(MADE); do \
+		[ ! -d $$folder ] || find -H $$folder -depth ! -path $$folder ! -path results/README.md -delete; \
+		[ $$folder = results ] || rmdir $$folder 2> /dev/null || true; done
+	@[ -z "$(LINKED)" ] || [ -z "$$(ls results/)" ] || echo "results is a link; no log here names: $$(ls -m results/)"

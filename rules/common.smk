@@ -32,6 +32,7 @@ os.environ.update(
     CLUE_CHECKOUT=CHECKOUT,
     PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     PYTHONPATH=str(ROOT),
+    PYTHONUTF8="1",  # files are UTF-8, whatever the locale
 )
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 from clue.benchmark.config import Benchmark, read_yaml
-from clue.benchmark.errors import run_program
+from clue.benchmark.errors import BenchmarkError, run_program
 from clue.benchmark.running.machine import writable_caches
 from clue.benchmark.running.progress import Progress
 from clue.benchmark.running.recovery import clear_killed_run, end, processes_at_work
@@ -34,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     where.add_argument("--profile", help="on a cluster: a Snakemake profile, for instance slurm")
     parser.add_argument("--download", action="store_true", help="only fetch the raw files")
     arguments = parser.parse_args(argv)
+    if arguments.cores is not None and arguments.cores < 1:
+        raise BenchmarkError(f"--cores: {arguments.cores} run nothing; give at least 1 (make run CORES=2)")
     benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
     benchmark.check_pairs()
     for line in clear_killed_run(Path.cwd()):
@@ -73,7 +75,7 @@ def run(words: list[str], log: Path, progress: Progress) -> int:
     """Run Snakemake to its end, its output in a log; an interrupt or a termination is handed on to it and its jobs."""
     # A user who sets it for other workflows has not asked for it here.
     environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
-    environment |= writable_caches()
+    environment |= writable_caches() | {"PYTHONUTF8": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
     # Not a pipe: Snakemake would stop with this process, and what a killed one has left at work would keep it open.
     with open(log, "w") as output:
@@ -98,7 +100,7 @@ def run(words: list[str], log: Path, progress: Progress) -> int:
 
 def follow(process: subprocess.Popen, log: Path, progress: Progress) -> None:
     """Show the lines of a log until its process has ended."""
-    with open(log, errors="replace") as lines:
+    with open(log, encoding="utf-8", errors="replace") as lines:
         line = ""
         while True:
             ended = process.poll() is not None

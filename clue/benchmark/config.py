@@ -6,6 +6,7 @@ nothing here has a default of its own.
 
 import copy
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -41,12 +42,29 @@ class ConfigError(BenchmarkError):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML file whose top level is a map."""
-    if not path.exists():
-        raise ConfigError(f"{path}: no such file")
+    """Read one YAML file whose top level is a map; all keys are text, as they stand in the file.
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, is not UTF-8 or not YAML, or holds what JSON cannot: a set, a date, a circle, infinity.
+    """
     try:
-        data = yaml.load(path.read_text(), _Loader)
-    except yaml.YAMLError as error:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 text (byte {error.start}); save it as UTF-8") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: cannot be read ({reason}); a YAML file is needed") from error
+    try:
+        data = yaml.load(text, _Loader)
+        json.dumps(data, allow_nan=False)  # rules and methods are given settings as JSON
+    except RecursionError as error:
+        raise ConfigError(f"{path}: not valid YAML: nested too deeply") from error
+    except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
+        # YAML's own constructors raise whatever their conversion does, for instance at `!!int x`.
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold a map of keys, not {type(data).__name__}")
@@ -54,14 +72,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses a key that a map has twice, of which YAML's own takes the last."""
+    """A safe loader whose keys and dates are text, and that refuses a key that a map has twice.
+
+    YAML's own loader takes the last of two, and makes numbers, booleans and dates of keys such as ``1``, ``no`` and
+    ``2021-01-02``, which name samples and splits here.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in known if tag != "tag:yaml.org,2002:timestamp"]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for number, (key, _) in enumerate(node.value):
             if key.value in keys[:number]:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
+
+
+# JSON has one kind of number, so that 1.0 would pass for the seed 1.
+_Validator = jsonschema.validators.extend(
+    jsonschema.Draft202012Validator,
+    type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int),
+)
 
 
 def check(data: dict[str, Any], schema: Path, where: str) -> dict[str, Any]:
@@ -69,7 +105,7 @@ def check(data: dict[str, Any], schema: Path, where: str) -> dict[str, Any]:
     rules = read_yaml(schema)
     checked = copy.deepcopy(data)
     _fill_defaults(checked, rules)
-    error = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(rules).iter_errors(checked))
+    error = jsonschema.exceptions.best_match(_Validator(rules).iter_errors(checked))
     if error is not None:
         raise ConfigError(f"{where}: {_one_line(error)}")
     return checked
@@ -89,9 +125,10 @@ def _one_line(error: jsonschema.ValidationError) -> str:
     key = ".".join(str(part) for part in error.absolute_path) or "top level"
     if error.validator == "additionalProperties":
         known = sorted(error.schema.get("properties", {}))
-        unknown = sorted(set(error.instance) - set(known))
+        unknown = sorted(set(map(str, error.instance)) - set(known))
         return f"{key}: unknown key {', '.join(map(repr, unknown))}{_suggest(unknown[0], known)}"
-    return f"{key}: {error.message}"
+    is_number = error.validator_value == "string" and isinstance(error.instance, int | float)  # true and false are int
+    return f"{key}: {error.message}{'; put it in quotes' if is_number else ''}"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def _check_names(adata: ad.AnnData, where: str) -> None:
         if not names.is_unique:
             twice = names[names.duplicated()][0]
             raise ContractError(f"{where}: {axis} name {twice!r} occurs more than once; make names unique")
+        if (cut := names[names.astype(str).str.contains("\0", regex=False)]).size:
+            raise ContractError(f"{where}: {axis} name {cut[0]!r} has a zero byte, at which HDF5 cuts it; rename it")
 
 
 def _check_obs(adata: ad.AnnData, columns: Sequence[str], where: str) -> None:

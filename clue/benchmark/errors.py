@@ -1,5 +1,7 @@
 """Errors that a user can fix: each is one line that names the file, the key and the fix."""
 
+import io
+import re
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -11,8 +13,22 @@ class BenchmarkError(Exception):
     """What a user gave is wrong; the message names the file, the key and the fix."""
 
 
+def plain(text: str) -> str:
+    """Return text without the codes by which programs colour what they print, or steer a terminal."""
+    text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", "", text)
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", " ", text)
+
+
+def one_line(text: str) -> str:
+    """Return plain text on one line."""
+    return " ".join(plain(text).split())
+
+
 def run_program(main: Callable[[], Result]) -> Result:
     """Return what a command-line program does; a `BenchmarkError` becomes one line on stderr and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale may lack letters of names
     try:
         return main()
     except BenchmarkError as error:

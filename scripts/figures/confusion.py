@@ -79,7 +79,7 @@ def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display)
         axis.tick_params(length=0, labelsize=5.5)
     bar = figure.colorbar(axis.collections[0], ax=list(axes.values()), shrink=0.6, aspect=30)
     bar.set_label("Fraction of the row's match weight")
-    figure.suptitle(title, fontsize=8.5)
+    figure.suptitle(plots.shorten(title, int(11 * figure.get_figwidth())), fontsize=8.5)
     plots.add_notes(figure, [NOTE.format(kind="derived, not published, " if derived else "")])
     return figure
 

@@ -54,7 +54,7 @@ def describe_dataset(path: Path, splits: Sequence[dict], config: Path) -> dict[s
         "Source": " ".join(part for part in (found.get("source"), spec["accession"], spec["url"]) if part),
         "Licence": spec["licence"],
         "Citation": spec["citation"],
-        "Notes": spec["notes"],
+        "Notes": " ".join(part for part in (spec["notes"], found.get("dropped")) if part),
         "SHA-256": found.get("sha256", ""),
     }
 

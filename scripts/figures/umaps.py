@@ -94,7 +94,7 @@ def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], seed:
         if by == "cell_type":
             number_types(axis, here, numbers)
     plots.add_legend(figure, legend, LEGEND_ROWS)
-    figure.suptitle(title, fontsize=8.5)
+    figure.suptitle(plots.shorten(title, int(11 * figure.get_figwidth())), fontsize=8.5)
     plots.add_notes(figure, notes)
     return figure
 

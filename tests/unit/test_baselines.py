@@ -93,6 +93,16 @@ def test_the_metric_is_chosen_by_paired_training_cells(better):
     assert asked == again, "the order of cells in the file does not matter"
 
 
+@pytest.mark.parametrize(("n_cells", "is_enough"), [(1, False), (2, False), (3, True)])
+def test_too_few_paired_cells_are_one_line(n_cells, is_enough):
+    paired = dict(simulate(n_cells, {"rna": 5, "adt": 5}, seed=1).mod)
+    if is_enough:
+        assert inner_split(paired, 0)[0]["rna"].n_obs == 2
+    else:
+        with pytest.raises(BenchmarkError, match=f"^{n_cells} training cells are seen in every modality, and"):
+            inner_split(paired, 0)
+
+
 @pytest.mark.parametrize("n_donors", [1, 3])
 def test_the_inner_split_does_not_depend_on_the_order_of_cells(n_donors):
     paired = dict(simulate(60, {"rna": 5, "adt": 5}, n_donors=n_donors, seed=1).mod)

@@ -105,6 +105,10 @@ def test_a_part_after_a_slash_selects_one(project):
         ({"seeds": "0"}, ["config/quick.yaml", "seeds", "'0' is not of type 'array'"]),
         ({"seeds": [0, "1"]}, ["seeds.1", "'1' is not of type 'integer'"]),
         ({"seeds": []}, ["seeds"]),
+        ({"seeds": [1.0]}, ["seeds.0", "1.0 is not of type 'integer'"]),
+        ({"seeds": [2**32]}, ["seeds.0", "greater than the maximum"]),
+        ({"budget": 1}, ["budget: 1 is not of type 'string'; put it in quotes"]),
+        ({"methods": [True]}, ["methods.0: True is not of type 'string'; put it in quotes"]),
         ({"device": "tpu"}, ["device", "'tpu' is not one of ['cpu', 'cuda']"]),
         ({"run": "my run"}, ["run", "does not match"]),
         ({"max_cells": 3}, ["max_cells", "less than the minimum"]),
@@ -231,14 +235,38 @@ def test_a_method_without_a_script_has_its_own_rule(project):
         ("a: [1\n", "not valid YAML"),
         ("a: 1\nb: 2\na: 3\n", "not valid YAML: 'a' is there twice .*line 3"),
         ("a: {b: 1, b: 1}\n", "not valid YAML: 'b' is there twice .*line 1"),
+        ("a: !!int x\n", "not valid YAML: invalid literal"),
+        ("a: !!bool maybe\n", "not valid YAML: 'maybe'"),
+        ("a: &x [*x]\n", "not valid YAML: Circular reference"),
+        ("a: .inf\n", "not valid YAML: Out of range"),
+        ("a: !!set {b}\n", "not valid YAML: Object of type set"),
+        ("[" * 2000, "not valid YAML: nested too deeply"),
+        ("{[1, 2]: 3}", "not valid YAML: .*unhashable key"),
+        ("Größe: 1\n".encode("latin-1"), r"is not UTF-8 text \(byte 2\); save it as UTF-8"),
+        ("a: 1\n".encode("utf-16"), r"is not UTF-8 text \(byte 0\)"),
     ],
 )
 def test_wrong_yaml(tmp_path, text, part):
     path = tmp_path / "x.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=part) as raised:
         read_yaml(path)
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_keys_and_dates_are_the_text_of_the_file(tmp_path):
+    path = tmp_path / "x.yaml"
+    path.write_text("\ufeffa: {1: x, no: y, 2021-01-02: z, 01: w}\nb: &b {c: 2021-01-02}\nd: {<<: *b, e: é}\n", "utf-8")
+    assert read_yaml(path) == {
+        "a": {"1": "x", "no": "y", "2021-01-02": "z", "01": "w"},
+        "b": {"c": "2021-01-02"},
+        "d": {"c": "2021-01-02", "e": "é"},
+    }
+
+
+def test_a_folder_is_no_configuration(tmp_path):
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); a YAML file is needed"):
+        read_yaml(tmp_path)
 
 
 def test_missing_file(tmp_path):

@@ -647,7 +647,8 @@ def test_umap_says_that_labels_are_derived_and_cells_sampled(scripts):
 def test_datasets_table_names_source_and_size(scripts, project, tmp_path, tiny_mdata):
     for adata in tiny_mdata.mod.values():
         adata.uns = {}
-    tiny_mdata.uns = {"dataset": "pbmc_cite", "source": "a wheel", "sha256": "abc"}
+    lost = "rna: 2 of 62 cells lack another modality and are dropped"
+    tiny_mdata.uns = {"dataset": "pbmc_cite", "source": "a wheel", "sha256": "abc", "dropped": lost}
     tiny_mdata.write(tmp_path / "dataset.h5mu")
     solution, _ = write_task(tmp_path)
     given = ["--datasets", f"{tmp_path}/dataset.h5mu", "--solutions", str(solution)]
@@ -657,6 +658,7 @@ def test_datasets_table_names_source_and_size(scripts, project, tmp_path, tiny_m
     assert row["Cells"] == "60" and row["Features"] == "40 rna, 12 adt"
     assert row["Splits"] == "donors: 80 training and 40 test cells, labels published"
     assert row["Source"].startswith("a wheel GSE161918") and row["SHA-256"] == "abc" and row["Licence"]
+    assert row["Notes"].endswith(lost)
 
 
 def test_a_broken_data_set_is_one_clear_line(scripts, tmp_path):

@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
 
@@ -191,7 +192,65 @@ def test_a_method_may_do_with_its_task_what_it_likes_but_for_the_order_of_cells(
     assert (folder / "out" / "run.json").exists() and not any(elsewhere.iterdir())
 
 
+def test_a_sparse_embedding_is_made_dense(folder):
+    def embed(task, params, seed):
+        return {name: sp.csr_matrix(array) for name, array in right(task, params, seed).items()}
+
+    run_method(embed, command_line(folder))
+    assert read_embedding(folder / "out" / "embedding.h5ad").X[:, 0].tolist() == [*range(5), *range(7)]
+
+
+def test_times_of_attempts_add_up(folder, capsys):
+    """Of one that is killed as well."""
+    program = folder / "program.py"
+    program.write_text(
+        "import os, signal, time\n"
+        "from clue.benchmark.methods import run\n"
+        "run.NOTED_EVERY = 0.05\n"
+        "def embed(task, params, seed):\n"
+        "    time.sleep(0.5)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "run.run_method(embed)\n"
+    )
+    ran = subprocess.run([sys.executable, program, *command_line(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert ran.returncode == -signal.SIGKILL
+
+    def slow(task, params, seed):
+        time.sleep(0.2)
+        return right(task, params, seed)
+
+    def seconds():
+        run_method(slow, command_line(folder))
+        return json.loads((folder / "out" / "run.json").read_text())["seconds"]
+
+    fails(folder, lambda *given: slow(*given)["atac"], capsys)
+    assert 0.8 < seconds() < 5
+    (folder / "out" / "embedding.h5ad").unlink()
+    assert 0.2 <= seconds() < 0.7, "a new run counts anew"
+
+
 # ---- a method that does not ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("values", [np.ones((20, 1)), np.full((20, 4), 3), np.zeros((20, 4)), np.eye(20)[:, :1]])
+def test_what_cannot_be_learnt_from_is_one_line_before_any_method(folder, capsys, values):
+    cells = [f"cell_{i}" for i in range(20)]
+    proteins = ad.AnnData(
+        sp.csr_matrix(values.astype(np.float32)),
+        obs=pd.DataFrame({"batch": ["b1"] * 20}, index=cells),
+        var=pd.DataFrame(index=[f"protein_{i}" for i in range(values.shape[1])]),
+    )
+    write_train(md.MuData({"rna": counts(20, cells), "adt": proteins}), folder / "train.h5mu")
+    reason, printed = fails(folder, right, capsys)
+    assert "train.h5mu [adt]: " in reason and "features differ between training cells; methods need" in reason
+    assert "Traceback" not in printed
+
+
+def test_escape_codes_are_left_out_of_reasons(folder, capsys):
+    def embed(task, params, seed):
+        raise ValueError("\x1b[1;31mred\x1b[0m\x00 and \x1b]8;;http://x\x07link\x1b]8;;\x07\nplain")
+
+    assert fails(folder, embed, capsys)[0] == "ValueError: red and link plain"
 
 
 def one_row_short(task, params, seed):
@@ -234,6 +293,7 @@ def names_other_cells(task, params, seed):
         (lambda *_: {"rna": np.zeros((5, 2))}, "returned ['rna'] for the modalities ['rna', 'adt']"),
         (lambda task, *_: {name: np.zeros(x.n_obs) for name, x in task.test.items()}, "1-d float64 for rna"),
         (lambda task, *_: {name: np.full((x.n_obs, 2), 1e300) for name, x in task.test.items()}, "not finite"),
+        (lambda task, *_: {name: [[1], [1, 2]] for name in task.test}, "for rna what is no array: setting an array"),
         (lambda task, *_: {name: np.zeros((x.n_obs, 0)) for name, x in task.test.items()}, "0 columns"),
         (lambda task, params, seed: params["n_layers"], "parameter 'n_layers' missing"),
         (filters_in_place, "my_method has filtered, reordered or renamed the cells of task.test['adt']"),

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from matplotlib.legend import Legend
+from matplotlib.text import Text
 from tidy import NAN, SHAPES, metrics, resources
 
 from clue.benchmark import contracts
@@ -202,6 +203,36 @@ def test_confusion_follows_the_solution_into_shuffled_files(scripts):
     obs = pd.DataFrame(obs, index=list("abcd"))
     solution = ad.AnnData(np.zeros((4, 0)), obs=obs)
     assert scripts("figures/confusion.py").types_of(solution, "rna").tolist() == ["c1", "c3", "c0", "c2"]
+
+
+ODD = [
+    "a$\\frac$b",
+    "_starts_low",
+    "100 % CD4",
+    "T" * 200,
+    "日本語",
+    "two\nlines",
+    "",
+    "תא",
+    "<b>&amp;",
+    "\x1b[31mtab\there\x00",
+]
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_cell_types_of_any_name_are_drawn_as_text(scripts, display, tmp_path):
+    found = pd.DataFrame([(a, b, 0.1) for a in ODD for b in ODD], columns=["from_type", "to_type", "fraction"])
+    found = found.assign(method="clue", variant="default", direction="rna2adt")
+    points = pd.DataFrame({"x": range(20), "y": range(20), "modality": ["rna", "adt"] * 10, "cell_type": ODD * 2})
+    points = points.assign(method="clue", variant="default")
+    confusion = scripts("figures/confusion.py").draw(found, "$T_" * 80, False, display)
+    umaps = scripts("figures/umaps.py").draw(points, "$T_" * 80, False, [], 0, display)
+    for figure in (confusion, umaps):
+        style.save(figure, tmp_path / "odd.png")
+        said = [text.get_text() for text in figure.findobj(Text)]
+        for name in ("a$\\frac$b", "_starts_low", "100 % CD4", "T…T", "日本語", "two lines", "<b>&amp;", "tab here"):
+            assert any(name in text for text in said), name
+        assert all(len(text) < 90 for text in said if "$T_" in text)
 
 
 def test_many_types_have_labels_apart_and_no_blank_page(scripts, display):

@@ -14,7 +14,7 @@ import yaml
 from scipy.io import mmwrite
 
 from clue.benchmark.config import load
-from clue.benchmark.contracts import check_dataset
+from clue.benchmark.contracts import ContractError, check_dataset
 from clue.benchmark.data.download import download
 from clue.benchmark.data.prepare import PREPARERS, PrepareError
 from clue.benchmark.data.prepare import prepare as prepare_downloaded
@@ -498,9 +498,13 @@ class TestOwn:
         assert message in fault("mine", spec, tmp_path)
 
     def test_values_that_are_no_counts(self, own, tmp_path):
-        spec = own[0]
-        del spec["prepare"]["layer"]
-        with pytest.raises(Exception, match="counts that are not whole numbers; give raw counts"):
+        spec, simulated = own
+        for modality, adata in simulated.mod.items():
+            adata.X = adata.X.log1p()
+            adata.write_h5ad(tmp_path / f"{modality}.h5ad")
+        spec["source"]["files"] = ["rna.h5ad", "adt.h5ad"]
+        spec["prepare"] = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}}
+        with pytest.raises(ContractError, match=r"rna.h5ad \[rna\].* not whole numbers; give raw counts"):
             prepare("mine", spec, tmp_path)
 
     def test_files_without_a_common_cell_and_truncated_ones(self, own, tmp_path):
@@ -510,7 +514,9 @@ class TestOwn:
             adata.write_h5ad(tmp_path / f"{modality}.h5ad")
         spec["source"]["files"] = ["rna.h5ad", "adt.h5ad"]
         spec["prepare"] = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}}
-        assert "no cell is in every modality (rna 'cell_000001', adt 'xcell_000001')" in fault("m", spec, tmp_path)
+        message = fault("m", spec, tmp_path)
+        assert "rna.h5ad: 60 of 60 cells of rna are not in adt (rna 'cell_000001', adt 'xcell_000001')" in message
+        assert "expect" not in message, "no cell is left that could be allowed"
         cut(tmp_path / "adt.h5ad")
         assert "adt.h5ad: cannot be read" in fault("m", spec, tmp_path)
 

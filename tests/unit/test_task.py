@@ -75,6 +75,8 @@ def test_numbers_of_cells_give_the_same_test_cells_and_nested_training_cells(dat
     assert few.train.n_obs == 40 and set(few.train.mod["rna"].obs_names) < set(many.train.mod["rna"].obs_names)
     with pytest.raises(TaskError, match="n_train 100 and n_test 30 are more than the 120 cells there are"):
         make_task(dataset, "tiny", "s", {"kind": "random", "n_test": 30, "n_train": 100, "seed": 0})
+    with pytest.raises(TaskError, match="n_test 130 are more than the 120 cells there are"):
+        make_task(dataset, "tiny", "s", {"kind": "random", "n_test": 130, "seed": 0})
 
 
 # ---- censoring -----------------------------------------------------------------------------------

@@ -47,6 +47,26 @@ def test_a_home_that_cannot_be_written_is_no_fault(fresh):
     assert fresh.path(".snakemake/cache/snakemake").is_dir()
 
 
+def test_odd_paths_and_locales_are_no_fault(fresh):
+    """A configuration whose path has spaces and quotes, letters beyond ASCII, and a locale that lacks these."""
+    fresh.drop_figures()
+    fresh.configure(methods=["random"])
+    path = fresh.path("it's my config") / "größe.yaml"
+    path.parent.mkdir()
+    fresh.path("config/test.yaml").rename(path)
+    path.write_text(path.read_text() + "# größer\n", encoding="utf-8")
+    fresh.change("config/datasets/simulated.yaml", label="Größe 细胞")
+    fresh.environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    status, output = fresh.call("scripts/run.py", "--config", "it's my config/größe.yaml", "--cores", "1")
+    assert status == 0 and fresh.path("results/test/metrics.tsv").exists(), output
+
+
+@pytest.mark.parametrize("cores", ["0", "-1"])
+def test_no_cores_are_one_line(fresh, cores):
+    status, output = fresh.call("scripts/run.py", "--config", "config/test.yaml", "--cores", cores)
+    assert status == 1 and output == f"error: --cores: {cores} run nothing; give at least 1 (make run CORES=2)\n"
+
+
 def test_no_slurm_is_one_line(bare, project):
     shutil.copytree(project / "profiles", bare.path("profiles"))
     status, output = bare.call("scripts/run.py", "--config", "config/test.yaml", "--profile", "profiles/slurm")

@@ -257,6 +257,8 @@ def _link_files(source: Source, folder: Path) -> None:
         origins = {file: Path(unquote(urlsplit(url).path)) for file, url in _addresses(source).items()}
     for file, origin in origins.items():
         known = source["files"][file]
+        if origin.is_dir():
+            raise DownloadError(f"{origin}: is a folder; write a zarr store as .h5ad, and name single files")
         if not origin.is_file():
             raise DownloadError(f"{origin}: no such file; correct the folder in the YAML, or put the file there")
         if wrong := what_differs(origin, known):

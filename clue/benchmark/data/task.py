@@ -162,7 +162,7 @@ def _kept_cells(obs: pd.DataFrame, drop: Mapping[str, Any] | None, where: str) -
 def _split_random(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
     rows = np.flatnonzero(kept)
     n_test = split.get("n_test") or round(split["fraction"] * len(rows))
-    n_train = split.get("n_train") or len(rows) - n_test
+    n_train = split.get("n_train") or max(len(rows) - n_test, 0)
     if n_test + n_train > len(rows):
         raise TaskError(f"{where}: n_train {n_train} and n_test {n_test} are more than the {len(rows)} cells there are")
     is_test = np.zeros(len(obs), dtype=bool)

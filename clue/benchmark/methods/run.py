@@ -21,9 +21,11 @@ import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -33,6 +35,7 @@ import anndata as ad
 import mudata as md
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import threadpoolctl
 
 from clue.benchmark.contracts import (
@@ -42,11 +45,14 @@ from clue.benchmark.contracts import (
     read_train,
     write_embedding,
 )
-from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.errors import BenchmarkError, one_line
 from clue.benchmark.files import atomic
 from clue.benchmark.methods.launcher import Processes, host, processes
 from clue.matching import Metric
+from clue.sparse import column_sums
 
+NOTED_EVERY = 5.0
+"""Seconds after which a method's run time is noted, for the case that it is killed."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 REPORTED_PACKAGES = ("clue-bench", "numpy", "scipy", "pandas", "anndata", "mudata")
 REPORTED_IF_IMPORTED = {
@@ -175,6 +181,7 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     missing = [modality for modality in test if modality not in train.mod]
     if missing:
         raise ContractError(f"{arguments.train}: holds {list(train.mod)} but the test cells are of {list(test)} too")
+    _check_learnable(train, list(test), arguments.train)
     together.join(arguments.device)
     # The first one may remove what is there before the others look.
     if together.rank == 0:
@@ -183,16 +190,14 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     given = {name: cells.obs.copy() for name, cells in test.items()}
     identity = _identity(arguments, test)
     task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
-    start = time.perf_counter()
-    with together.one_voice():
+    with together.one_voice(), _timed(task.checkpoints / "seconds.txt", together.rank == 0) as seconds:
         arrays = _embed(embed, task, arguments)
-    seconds = time.perf_counter() - start
     _check_left_alone(task, given, arguments.method)
     arrays = check_arrays(arrays, {name: obs.index for name, obs in given.items()}, arguments.method)
     embedding = _embedding(arrays, given)
     embedding.uns = {**identity, "metric": task.metric, "params": json.dumps(arguments.params, sort_keys=True)}
     check_embedding_fits(embedding, {name: obs.index for name, obs in given.items()}, str(arguments.embedding))
-    report = identity | _report(arguments, task, seconds, together)
+    report = identity | _report(arguments, task, seconds(), together)
     report |= {"commit": checkout, "date": date.today().isoformat()}
     if together.rank == 0:
         _write_json(arguments.embedding.with_name("run.json"), report)
@@ -200,6 +205,38 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
         write_embedding(embedding, arguments.embedding)
         _settings_file(task.checkpoints).unlink(missing_ok=True)
     together.leave()
+
+
+@contextmanager
+def _timed(path: Path, is_noted: bool) -> Iterator[Callable[[], float]]:
+    """Count seconds, with those of attempts that were cut short: also a killed process leaves what it had counted."""
+    before = float(path.read_text()) if path.exists() else 0.0
+    start, ended = time.perf_counter(), threading.Event()
+    end = None
+
+    def seconds() -> float:
+        return before + (end or time.perf_counter()) - start
+
+    def note() -> None:
+        # A disk that is full, or a folder that the method has removed, is no reason to fail here.
+        with suppress(OSError):
+            if is_noted and path.parent.exists():
+                with atomic(path) as temporary:
+                    temporary.write_text(f"{seconds():.3f}")
+
+    def note_often() -> None:
+        while not ended.wait(NOTED_EVERY):
+            note()
+
+    clock = threading.Thread(target=note_often, daemon=True)
+    clock.start()
+    try:
+        yield seconds
+    finally:
+        end = time.perf_counter()
+        ended.set()
+        clock.join()
+        note()
 
 
 def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
@@ -242,6 +279,19 @@ def _check_device(device: str) -> None:
     if not torch.cuda.is_available():
         raise BenchmarkError("device: the configuration says cuda, but no GPU is seen; set device: cpu or fix the GPU")
     torch.cuda.reset_peak_memory_stats()
+
+
+def _check_learnable(train: md.MuData, modalities: list[str], path: Path) -> None:
+    """Refuse training cells from which no method can learn, before each would fail in words of its own."""
+    for modality in modalities:
+        counts = train.mod[modality].X
+        # Of n equal numbers, and of no others, n times the sum of squares is the square of the sum.
+        varies = counts.shape[0] * column_sums(counts, np.square) > column_sums(counts) ** 2
+        if varies.sum() < 2:
+            raise BenchmarkError(
+                f"{path} [{modality}]: {varies.sum()} of {counts.shape[1]} features differ between training cells;"
+                " methods need at least two"
+            )
 
 
 def _limit_threads(threads: int) -> None:
@@ -319,7 +369,7 @@ def check_arrays(arrays: Any, test: Mapping[str, pd.Index], method: str) -> dict
         raise ContractError(f"{where} {sorted(arrays)} for the modalities {list(test)}")
     checked: dict[str, np.ndarray] = {}
     for modality, cells in test.items():
-        array = np.asarray(_in_order(arrays[modality], cells, f"{where} a data frame for {modality}"))
+        array = _array(_in_order(arrays[modality], cells, f"{where} a data frame for {modality}"), where, modality)
         if array.ndim != 2 or array.dtype.kind not in "fiu":
             raise ContractError(f"{where} {array.ndim}-d {array.dtype} for {modality}; give 2-d numbers")
         if len(array) != len(cells):
@@ -333,9 +383,16 @@ def check_arrays(arrays: Any, test: Mapping[str, pd.Index], method: str) -> dict
             array = array.astype(np.float32)
         bad = int((~np.isfinite(array)).any(axis=1).sum())
         if bad:
-            raise ContractError(f"{where} {bad} of {len(array)} rows of {modality} that are not finite")
+            raise ContractError(f"{where} {bad} of {len(array)} rows of {modality} that are not finite in float32")
         checked[modality] = array
     return checked
+
+
+def _array(values: Any, where: str, modality: str) -> np.ndarray:
+    try:
+        return values.toarray() if sp.issparse(values) else np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise ContractError(f"{where} for {modality} what is no array: {error}") from error
 
 
 def _in_order(values: Any, cells: pd.Index, where: str) -> Any:
@@ -429,7 +486,7 @@ def _versions() -> dict[str, str]:
 def _write_failure(path: Path, reason: str, tasks: int) -> None:
     # Where one of several fails, the others fail for want of it: the first reason is the cause.
     if tasks == 1 or not path.exists():
-        _write_json(path, {"error": _one_line(reason)})
+        _write_json(path, {"error": one_line(reason)})
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
@@ -442,7 +499,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return str(value)
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -9,6 +9,7 @@ import mudata as md
 import numpy as np
 import pandas as pd
 
+from clue.benchmark.errors import BenchmarkError
 from clue.matching import METRICS, Metric, match_snn
 from clue.metrics import foscttm, match_score
 from clue.preprocess import Preprocessor, preprocessor
@@ -37,8 +38,18 @@ def _paired_names(adatas: Mapping[str, ad.AnnData]) -> pd.Index:
 def prepare(
     paired: Cells, n_components: int, n_features: dict[str, int], seed: int
 ) -> tuple[dict[str, Preprocessor], dict[str, np.ndarray]]:
-    """Fit the encoder inputs of each modality; return the preprocessors and what they make of the cells."""
-    fitted = {k: preprocessor(k, n_components, n_features.get(k), seed=seed).fit(a) for k, a in paired.items()}
+    """Fit the encoder inputs of each modality; return the preprocessors and what they make of the cells.
+
+    Raises
+    ------
+    BenchmarkError
+        If a modality has too few cells or features, or nothing in which they differ.
+    """
+    try:
+        fitted = {k: preprocessor(k, n_components, n_features.get(k), seed=seed).fit(a) for k, a in paired.items()}
+    except ValueError as error:
+        n_cells = next(iter(paired.values())).n_obs
+        raise BenchmarkError(f"{error} (among {n_cells} paired training cells)") from error
     return fitted, {k: fitted[k].transform(a) for k, a in paired.items()}
 
 
@@ -52,12 +63,22 @@ def inner_split(
     At most `at_most` of the held-out cells are returned, drawn at random.
 
     Cells are drawn in the order of their names, and returned so: that of the file does not matter.
+
+    Raises
+    ------
+    BenchmarkError
+        If there are too few cells to split.
     """
     order = np.argsort(next(iter(paired.values())).obs_names)
     paired = {k: adata[order] for k, adata in paired.items()}
     first = next(iter(paired.values()))
     rng = np.random.default_rng(seed)
     held_out = _held_out(first, rng)
+    if not held_out.any() or np.sum(~held_out) < 2:
+        raise BenchmarkError(
+            f"{first.n_obs} training cells are seen in every modality, and choosing settings needs at least 3;"
+            " raise paired_fraction or the size of the split"
+        )
     kept = np.flatnonzero(held_out)
     if at_most is not None:
         kept = np.sort(rng.permutation(kept)[:at_most])

@@ -1,6 +1,7 @@
 """What the programs of figures share: command line, panels, seeds as points, legends, notes, and a safe end."""
 
 import argparse
+import re
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
+from clue.benchmark.errors import plain
 from clue.benchmark.report import style
 from clue.benchmark.scores.stats import summarise
 
@@ -232,7 +234,8 @@ def add_notes(figure: Figure, notes: Iterable[str]) -> None:
 
 
 def shorten(text: str, width: int = LONGEST_NAME) -> str:
-    """Return a text of at most `width` characters; of a longer one the middle is cut, since names differ at the end."""
+    """Return a text of one line and of at most `width` characters; the middle is cut, since names differ at the end."""
+    text = re.sub(r"\s", " ", plain(text)).strip()
     return text if len(text) <= width else f"{text[: width * 2 // 3 - 1]}…{text[-(width // 3) :]}"
 
 

@@ -11,6 +11,7 @@ import psutil
 
 from clue.benchmark.config import ORACLE, Benchmark, Job
 from clue.benchmark.data.sources import MANIFEST, has_files
+from clue.benchmark.errors import one_line, plain
 from clue.benchmark.running.cluster import SLURM_LOGS, slurm_jobs
 from clue.benchmark.running.recovery import processes_at_work
 
@@ -154,7 +155,7 @@ def said(output: Path) -> str:
         error = json.loads(output.with_name("failure.json").read_text())["error"]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
-    return " ".join(str(error).split())
+    return one_line(str(error))
 
 
 def has_explained(outputs: Sequence[str], logs: Sequence[str]) -> bool:
@@ -189,8 +190,8 @@ def last_line(log: Path) -> str:
         return ""
     with open(log, "rb") as file:
         file.seek(max(log.stat().st_size - 4096, 0))
-        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
-    return next((line.strip()[:LONGEST_REASON] for line in reversed(lines) if line.strip()), "")
+        lines = [plain(line).strip() for line in re.split(r"[\r\n]+", file.read().decode(errors="replace"))]
+    return next((line[:LONGEST_REASON] for line in reversed(lines) if line), "")
 
 
 # ---- to print ------------------------------------------------------------------------------------

@@ -79,18 +79,30 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
         )
     modalities = _without_clashes({modality: modalities[modality] for modality in spec["modalities"]})
     for modality, adata in modalities.items():
-        check_modality(adata, f"{folder} [{modality}]", _known(adata.obs, OBS_COLUMNS))
+        check_modality(adata, f"{_file_of(spec, folder, modality)} [{modality}]", _known(adata.obs, OBS_COLUMNS))
         if "donor_in_batch" in spec:
             adata.obs["donor"] = _donors(name, adata.obs["batch"].astype(str), spec["donor_in_batch"])
+        if not adata.X.nnz:
+            raise PrepareError(f"{_file_of(spec, folder, modality)} [{modality}]: all counts are zero")
     modalities = _drop_zero_features(modalities)
     check_expected(name, spec, modalities)
     with md.set_options(pull_on_update=False):
         mdata = md.MuData({modality: _plain(adata) for modality, adata in modalities.items()})
-    mdata.uns = {"dataset": name, "source": describe_source(spec), "sha256": _digest(spec)}
+    dropped = next(iter(modalities.values())).uns.get("dropped", "")
+    mdata.uns = {"dataset": name, "source": describe_source(spec), "sha256": _digest(spec), "dropped": dropped}
     return mdata
 
 
 # ---- what data sets have in common ---------------------------------------------------------------
+
+
+def _file_of(spec: Spec, folder: Path, modality: str) -> Path:
+    """Return the raw file that holds a modality; the folder where it is made of several."""
+    settings = spec["prepare"]
+    file = settings.get("file") or settings.get("files", {}).get(modality)
+    if len(spec["files"]) == 1:
+        [file] = spec["files"]
+    return folder / file if file else folder
 
 
 def _without_clashes(modalities: Modalities) -> Modalities:

@@ -15,9 +15,9 @@ FEATURES = {"rna": "gene", "atac": "peak", "adt": "protein"}
 def prepare_npy(spec: Spec, folder: Path) -> Modalities:
     """Return the arrays with names of cells and features; cells that repeat in all of them are dropped."""
     counts = {modality: _load_array(folder / file) for modality, file in spec["prepare"]["files"].items()}
-    sizes = {modality: matrix.shape[0] for modality, matrix in counts.items()}
+    sizes = {str(folder / file): counts[modality].shape[0] for modality, file in spec["prepare"]["files"].items()}
     if len(set(sizes.values())) != 1:
-        raise PrepareError(f"{folder}: arrays have unequal numbers of cells: {sizes}")
+        raise PrepareError(f"arrays have unequal numbers of cells: {sizes}")
     n_cells = next(iter(sizes.values()))
     first = _first_of_duplicates(list(counts.values()))
     if len(first) < n_cells:

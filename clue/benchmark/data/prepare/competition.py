@@ -22,6 +22,7 @@ from clue.benchmark.data.prepare.raw_files import (
     counts_of,
     opened,
     read_h5ad,
+    read_table,
 )
 
 TYPES = {"GEX": "rna", "ATAC": "atac", "ADT": "adt"}
@@ -33,7 +34,8 @@ def prepare_competition(spec: Spec, folder: Path) -> Modalities:
     modalities = {}
     for modality in parts[0]:
         if modality not in parts[1] or not parts[0][modality].var_names.equals(parts[1][modality].var_names):
-            raise PrepareError(f"{folder}: features of {modality} differ between training and test files")
+            first = _find(spec, folder, "train_mod1.h5ad")
+            raise PrepareError(f"{first}: features of {modality} differ between training and test files")
         modalities[modality] = ad.concat([part[modality] for part in parts], merge="first")
     if "labels" in spec["prepare"]:
         _add_cell_types(modalities, folder / spec["prepare"]["labels"])
@@ -84,7 +86,7 @@ def _second_of_first(solution: ad.AnnData, n_first: int, n_second: int, path: Pa
 
 def _add_cell_types(modalities: Modalities, path: Path) -> None:
     with opened(path) as file:
-        obs = ad.io.read_elem(file["obs"])
+        obs = read_table(file, "obs")
     check_unique(obs.index, "cell name", path)
     cell_types = column_of(obs, "cell_type", "obs", path).astype(str)
     for adata in modalities.values():

@@ -1,12 +1,13 @@
 """Read raw files: what the layouts share. Whatever is wrong with a file is one line that names it."""
 
 import gzip
+import re
 import shutil
 import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,17 @@ Spec = Mapping[str, Any]
 Modalities = dict[str, ad.AnnData]
 
 CHUNK = 1 << 22
-UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, ValueError, TypeError)
-UNREADABLE += (ad._io.utils.AnnDataReadError,)
+TOLERATED_LOSS = 0.05
+"""Share of a modality's cells that may lack another modality without a word in the YAML."""
+DIFFERENCES: dict[str, Callable[[str], str]] = {
+    "upper and lower case": str.casefold,
+    "their signs (- . _ :)": lambda name: re.sub(r"[-._:#]", "-", name),
+    "an ending (such as -1)": lambda name: re.sub(r"[-._:#][^-._:#]*$", "", name),
+    "a beginning (such as sample_)": lambda name: re.sub(r"^[^-._:#]*[-._:#]", "", name),
+}
+"""In what names of one cell often differ between two files, with what makes them equal."""
+UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError)
+UNREADABLE += (RuntimeError, ad._io.utils.AnnDataReadError, ad._io.specs.registry.IORegistryError)
 """What readers raise at a truncated or foreign file."""
 
 
@@ -81,12 +91,13 @@ def read_h5ad(path: Path, layer: str | None = None) -> ad.AnnData:
     path
         The file.
     layer
-        The layer that holds raw counts; `None` where X does. It becomes X.
+        The layer that holds raw counts, or ``"raw"`` for those that scanpy's ``adata.raw`` keeps; `None` where X does.
+        It becomes X.
 
     Raises
     ------
     PrepareError
-        If the file cannot be read or has no such matrix.
+        If the file cannot be read, has no such matrix, or has counts elsewhere.
     """
     with opened(path) as file:
         return elements(file, path, layer)
@@ -94,15 +105,67 @@ def read_h5ad(path: Path, layer: str | None = None) -> ad.AnnData:
 
 def elements(group: h5py.Group, path: Path, layer: str | None) -> ad.AnnData:
     """Return ``obs``, ``var`` and one matrix of an open group: a whole ``.h5ad`` file or a modality of an ``.h5mu``."""
-    key = f"layers/{layer}" if layer else "X"
-    if key not in group:
-        known = ", ".join(group.get("layers", {})) or "none"
+    if not {"obs", "var"} <= set(group):
+        raise PrepareError(f"{path}: is not in anndata's format (it holds {', '.join(group)}); write it as .h5ad")
+    matrices = _matrices(group)
+    wanted = layer or "X"
+    if wanted not in matrices:
+        known = ", ".join(name for name in matrices if name != "X") or "none"
+        key = f"layers/{layer}" if layer else "X"
         raise PrepareError(f"{path}: has no {key} (layers: {known}); raw counts are needed")
-    obs, var, counts = (ad.io.read_elem(group[name]) for name in ("obs", "var", key))
+    key, features = matrices[wanted]
+    if not _are_counts(group[key]):
+        others = [name for name, (place, _) in matrices.items() if name != "X" and _are_counts(group[place])]
+        if others:
+            where = f"{group.name}/{key}".lstrip("/")
+            raise PrepareError(
+                f"{path}: {where} holds no raw counts, but there are some: set prepare.layer: {others[0]}"
+            )
+    counts = ad.io.read_elem(group[key])
     with warnings.catch_warnings():
         # A name may be a gene and a protein in one file; what we make of it is checked.
         warnings.filterwarnings("ignore", message=".*names are not unique")
-        return ad.AnnData(counts, obs=obs, var=var)
+        return ad.AnnData(counts, obs=read_table(group, "obs"), var=read_table(group, features))
+
+
+def _matrices(group: h5py.Group) -> dict[str, tuple[str, str]]:
+    """Return where each matrix is and the table of its features, by the name that ``prepare.layer`` gives it.
+
+    ``raw`` keeps features that X has lost; anndata called it ``raw.X`` before 0.7.
+    """
+    places = {"X": ("X", "var"), "raw": ("raw/X", "raw/var")}
+    if "raw.X" in group:
+        places["raw"] = ("raw.X", "raw.var")
+    places |= {name: (f"layers/{name}", "var") for name in group.get("layers", {})}
+    return {name: place for name, place in places.items() if place[0] in group}
+
+
+def _are_counts(element: h5py.Group | h5py.Dataset) -> bool:
+    """Tell whether a matrix in a file seems to hold counts, by some of its values."""
+    values = element["data"][:100_000] if isinstance(element, h5py.Group) else element[:100]
+    return values.dtype.kind in "uib" or values.dtype.kind == "f" and bool(((values >= 0) & (values % 1 == 0)).all())
+
+
+def read_table(group: h5py.Group, key: str) -> pd.DataFrame:
+    """Return ``obs`` or ``var`` of an open group; before anndata 0.7 it was one dataset, its categories in ``uns``."""
+    if isinstance(group[key], h5py.Group):
+        return ad.io.read_elem(group[key])
+    rows = group[key][()]
+    table = pd.DataFrame({name: _decoded(rows[name]) for name in rows.dtype.names}).set_index(rows.dtype.names[0])
+    for column in table:
+        if (found := f"uns/{column}_categories") in group:
+            categories = np.atleast_1d(_decoded(group[found][()]))
+            codes = table[column].to_numpy()
+            if codes.dtype.kind in "iu" and codes.max(initial=-1) < len(categories):
+                table[column] = pd.Categorical.from_codes(codes, categories)
+    return table
+
+
+def _decoded(values: Any) -> np.ndarray:
+    """Return text where a file holds bytes."""
+    values = np.asarray(values)
+    is_text = values.dtype.kind in "SO"
+    return np.array([v.decode() if isinstance(v, bytes) else v for v in values.ravel()], object) if is_text else values
 
 
 # ---- parts of a table ----------------------------------------------------------------------------
@@ -140,17 +203,54 @@ def check_unique(names: Sequence[str], what: str, where: Path) -> None:
         raise PrepareError(f"{where}: {what} {twice!r} occurs more than once; make names unique")
 
 
-def same_cells(modalities: Modalities, where: Path) -> Modalities:
-    """Return the cells that every modality has, in the order of the first; the number of others is printed."""
+def same_cells(modalities: Modalities, where: Mapping[str, Path], declared: bool = False) -> tuple[Modalities, str]:
+    """Return the cells that every modality has, in the order of the first, and how many others there were.
+
+    Parameters
+    ----------
+    modalities
+        Cells by modality; those of one name are one cell.
+    where
+        The file of each modality.
+    declared
+        Whether the YAML says how many cells there are to be. Without that, a loss of more than `TOLERATED_LOSS` of a
+        modality's cells is an error, since names that differ by a suffix make one too.
+
+    Raises
+    ------
+    PrepareError
+        If a name occurs twice, no cell is in every modality, or too many are not.
+    """
     names = {modality: adata.obs_names for modality, adata in modalities.items()}
     for modality, cells in names.items():
-        check_unique(cells, f"cell name of {modality}", where)
+        check_unique(cells, f"cell name of {modality}", where[modality])
     first = next(iter(names.values()))
     shared = first[np.logical_and.reduce([first.isin(cells) for cells in names.values()])]
-    if not len(shared):
-        examples = ", ".join(f"{modality} {cells[0]!r}" for modality, cells in names.items() if len(cells))
-        raise PrepareError(f"{where}: no cell is in every modality ({examples}); cells are paired by name")
+    lost = []
     for modality, cells in names.items():
-        if len(cells) > len(shared):
-            print(f"{modality}: {len(cells) - len(shared)} of {len(cells)} cells lack another modality and are dropped")
-    return {modality: adata[shared].copy() for modality, adata in modalities.items()}
+        n_lost = len(cells) - len(shared)
+        if n_lost > (len(cells) - 1 if declared else TOLERATED_LOSS * len(cells)):
+            raise PrepareError(f"{where[modality]}: {_why_lost(modality, names, shared)}")
+        if n_lost:
+            lost.append(f"{modality}: {n_lost} of {len(cells)} cells lack another modality and are dropped")
+            print(lost[-1])
+    return {modality: adata[shared].copy() for modality, adata in modalities.items()}, "; ".join(lost)
+
+
+def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) -> str:
+    """Say how many cells of a modality match no other, with examples of both sides and the likely reason."""
+    alone = {name: cells.difference(shared, sort=False) for name, cells in names.items()}
+    other = max((name for name in names if name != modality), key=lambda name: len(alone[name]))
+    mine, theirs = alone[modality], alone[other]
+    enough = max(1, min(len(mine), len(theirs)) // 2)
+    reasons = [
+        f"names differ by {what}"
+        for what, plain in DIFFERENCES.items()
+        if len({*mine, *map(plain, mine)} & {*theirs, *map(plain, theirs)}) >= enough
+    ]
+    example = theirs[0] if len(theirs) else names[other][0]
+    allowed = f", or allow it with expect: {{n_cells: {len(shared)}}}" if len(shared) else ""
+    return (
+        f"{len(mine)} of {len(names[modality])} cells of {modality} are not in {other} ({modality} {mine[0]!r}, {other}"
+        f" {example!r}); {[*reasons, 'cells are paired by name'][0]}: make names equal{allowed}"
+    )

@@ -1,19 +1,32 @@
 """What 10x Genomics' Cell Ranger writes: ``filtered_feature_bc_matrix.h5``, or a folder of three files (MEX).
 
-Several samples must share their features, as peaks of one aggregation do; each sample is a batch. These files hold no
-cell types: those of the test cells are derived.
+Files of Cell Ranger 2, which know genes alone, are read as well, and folders that are not gzipped (STARsolo's, unpacked
+ones). Several samples must share their features, as peaks of one aggregation do; each sample is a batch. These files
+hold no cell types: those of the test cells are derived.
 """
 
+import csv
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
+import scipy.io
+import scipy.sparse as sp
 
-from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec, check_unique, counts_of, reading
+from clue.benchmark.data.prepare.raw_files import (
+    Modalities,
+    PrepareError,
+    Spec,
+    check_unique,
+    counts_of,
+    opened,
+    reading,
+)
 
 TYPES = {"rna": "Gene Expression", "atac": "Peaks", "adt": "Antibody Capture"}
-MEX = ("matrix.mtx.gz", "features.tsv.gz", "barcodes.tsv.gz")
+MATRIX, FEATURES, BARCODES = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
 
 
 def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
@@ -21,46 +34,91 @@ def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
     samples = spec["prepare"]["samples"]
     parts = [_read_sample(folder, source, sample, len(samples) > 1) for sample, source in samples.items()]
     first = parts[0]
-    for sample, part in zip(samples, parts, strict=True):
+    for (sample, source), part in zip(samples.items(), parts, strict=True):
         if not part.var_names.equals(first.var_names):
             raise PrepareError(
-                f"{folder}: features of sample {sample!r} differ from the first sample's; aggregate them first"
+                f"{folder / source}: features of sample {sample!r} differ from the first sample's; aggregate them first"
             )
     adata = ad.concat(parts, merge="first") if len(parts) > 1 else first
+    where = folder / next(iter(samples.values()))
     modalities = {}
     for modality in spec["modalities"]:
         columns = np.flatnonzero(adata.var["feature_types"] == TYPES[modality])
         if not len(columns):
             found = ", ".join(sorted(set(adata.var["feature_types"])))
-            raise PrepareError(f"{folder}: no feature of type {TYPES[modality]!r} ({modality}); types: {found}")
+            raise PrepareError(f"{where}: no feature of type {TYPES[modality]!r} ({modality}); types: {found}")
         names = _unique_names(adata.var.iloc[columns])
         var = pd.DataFrame({"feature_types": TYPES[modality]}, index=names)
         modalities[modality] = ad.AnnData(
-            counts_of(adata.X[:, columns], f"{folder} [{modality}]"), obs=adata.obs, var=var
+            counts_of(adata.X[:, columns], f"{where} [{modality}]"), obs=adata.obs, var=var
         )
     return modalities
 
 
 def _read_sample(folder: Path, source: str, sample: str, several: bool) -> ad.AnnData:
-    import scanpy as sc  # takes seconds to import, and few data sets need it
+    is_h5 = source.endswith((".h5", ".h5.gz"))
+    counts, barcodes, features = _read_h5(folder / source) if is_h5 else _read_mex(folder, source)
+    check_unique(barcodes, f"barcode of {sample}", folder / source)
+    if counts.shape != (len(barcodes), len(features)):
+        raise PrepareError(
+            f"{folder / source}: {counts.shape[0]} × {counts.shape[1]} counts for {len(barcodes)} barcodes and"
+            f" {len(features)} features; the files belong to different runs"
+        )
+    cells = [f"{sample}_{barcode}" if several else barcode for barcode in barcodes]
+    return ad.AnnData(counts, obs=pd.DataFrame({"batch": sample}, index=cells), var=features)
 
-    if source.endswith(".h5"):
-        with reading(folder / source):
-            adata = sc.read_10x_h5(folder / source, gex_only=False)
-    else:
-        for name in MEX:
-            with reading(folder / f"{source}{name}"):
-                pass
-        with reading(folder / f"{source}{MEX[0]}"):
-            adata = sc.read_10x_mtx(folder, prefix=source, gex_only=False, make_unique=False)
-    # Names of genes may repeat; their identifiers do not.
-    adata.var["name"] = adata.var_names
-    adata.var_names = adata.var["gene_ids"].astype(str).to_numpy()
-    check_unique(adata.obs_names, f"barcode of {sample}", folder)
-    if several:
-        adata.obs_names = sample + "_" + adata.obs_names
-    adata.obs = pd.DataFrame({"batch": sample}, index=adata.obs_names)
-    return adata
+
+def _read_h5(path: Path) -> tuple[sp.csr_matrix, list[str], pd.DataFrame]:
+    """Return counts, barcodes and features of an ``.h5`` file; that of Cell Ranger 2 has a group per genome."""
+    with opened(path) as file:
+        groups = ["matrix"] if "matrix" in file else list(file)
+        if len(groups) != 1:
+            raise PrepareError(f"{path}: holds the genomes {', '.join(groups)}; a file of one genome is needed")
+        group = file[groups[0]]
+        if "features" in group:
+            columns = [_texts(group["features"][key]) for key in ("id", "name", "feature_type")]
+        else:
+            columns = [_texts(group[key]) for key in ("genes", "gene_names")]
+        # Stored by columns, features × cells: read as rows of cells × features, it is the same matrix.
+        arrays = tuple(group[key][()] for key in ("data", "indices", "indptr"))
+        counts = sp.csr_matrix(arrays, shape=tuple(group["shape"][()][::-1]))
+        return counts, _texts(group["barcodes"]), _features(columns)
+
+
+def _texts(dataset: h5py.Dataset) -> list[str]:
+    return [text.decode() if isinstance(text, bytes) else str(text) for text in dataset[()]]
+
+
+def _read_mex(folder: Path, prefix: str) -> tuple[sp.csr_matrix, list[str], pd.DataFrame]:
+    """Return counts, barcodes and features of three files whose names begin with `prefix`."""
+    matrix, features, barcodes = (_find(folder, prefix, names) for names in (MATRIX, FEATURES, BARCODES))
+    with reading(matrix):
+        counts = sp.csr_matrix(scipy.io.mmread(matrix).T)
+    return counts, _columns(barcodes)[0], _features(_columns(features))
+
+
+def _find(folder: Path, prefix: str, names: tuple[str, ...]) -> Path:
+    """Return the one of several files that is there; gzipped or not."""
+    paths = [folder / f"{prefix}{name}{packed}" for name in names for packed in (".gz", "")]
+    found = [path for path in paths if path.exists()]
+    if len(found) > 1:
+        raise PrepareError(f"{found[0]}: {found[1].name} is beside it; name one of them in source.files")
+    return (found or paths)[0]
+
+
+def _columns(path: Path) -> list[list[str]]:
+    with reading(path):
+        # A gene may be called NA, and a name may hold a quotation mark.
+        text = {"dtype": str, "keep_default_na": False, "quoting": csv.QUOTE_NONE, "encoding": "utf-8"}
+        table = pd.read_csv(path, sep="\t", header=None, **text)
+        return [table[column].tolist() for column in table]
+
+
+def _features(columns: list[list[str]]) -> pd.DataFrame:
+    """Return names and types by identifier. Names of genes may repeat; their identifiers do not."""
+    ids, names = columns[0], columns[1] if len(columns) > 1 else columns[0]
+    types = columns[2] if len(columns) > 2 else TYPES["rna"]
+    return pd.DataFrame({"name": names, "feature_types": types}, index=pd.Index(ids, dtype=object))
 
 
 def _unique_names(var: pd.DataFrame) -> np.ndarray:

@@ -6,6 +6,7 @@ Cells are paired by name. Cells that lack a modality are dropped: a split may ta
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 
 from clue.benchmark.data.prepare.raw_files import (
@@ -18,6 +19,7 @@ from clue.benchmark.data.prepare.raw_files import (
     elements,
     opened,
     read_h5ad,
+    read_table,
     same_cells,
 )
 
@@ -27,29 +29,30 @@ ONE_BATCH = "all"
 def prepare_own(spec: Spec, folder: Path) -> Modalities:
     """Return a user's modalities with the columns that the YAML names; without a batch all cells are of one."""
     settings = spec["prepare"]
-    layer = settings.get("layer")
+    layers = settings.get("layer")
+    layers = layers if isinstance(layers, dict) else dict.fromkeys(spec["modalities"], layers)
     if "file" in settings:
         path = folder / settings["file"]
-        read = _read_h5mu(path, spec["modalities"], layer)
+        read = _read_h5mu(path, spec["modalities"], layers)
         paths = dict.fromkeys(read, path)
     else:
         paths = {modality: folder / file for modality, file in settings["files"].items()}
-        read = {modality: read_h5ad(path, layer) for modality, path in paths.items()}
-    read = same_cells(read, folder)
+        read = {modality: read_h5ad(path, layers.get(modality)) for modality, path in paths.items()}
+    read, lost = same_cells(read, paths, "n_cells" in spec.get("expect", {}))
     columns = {column: settings[column] for column in ("batch", "cell_type", "donor") if column in settings}
     obs = pd.DataFrame(index=next(iter(read.values())).obs_names)
     obs["batch"] = ONE_BATCH
     for ours, theirs in columns.items():
-        obs[ours] = _column(read, theirs, f"prepare.{ours}", folder).to_numpy()
+        obs[ours] = _column(read, theirs, f"prepare.{ours}", paths).to_numpy()
     modalities = {}
     for modality, adata in read.items():
         counts = counts_of(adata.X, f"{paths[modality]} [{modality}]")
         var = adata.var[[column for column in ("feature_types", "gene_ids") if column in adata.var]]
-        modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var)
+        modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var, uns={"dropped": lost})
     return modalities
 
 
-def _read_h5mu(path: Path, wanted: list[str], layer: str | None) -> Modalities:
+def _read_h5mu(path: Path, wanted: list[str], layers: dict[str, str | None]) -> Modalities:
     """Return the wanted modalities; columns of the MuData's own ``obs`` are added to theirs."""
     with opened(path) as file:
         if "mod" not in file:
@@ -60,8 +63,8 @@ def _read_h5mu(path: Path, wanted: list[str], layer: str | None) -> Modalities:
             raise PrepareError(
                 f"{path}: has no modality {', '.join(absent)} (it has {known}); rename or correct the YAML"
             )
-        modalities = {name: elements(file["mod"][name], path, layer) for name in wanted}
-        shared = ad.io.read_elem(file["obs"])
+        modalities = {name: elements(file["mod"][name], path, layers.get(name)) for name in wanted}
+        shared = read_table(file, "obs")
     check_unique(shared.index, "cell name", path)
     for adata in modalities.values():
         for column in shared.columns.difference(adata.obs.columns):
@@ -69,9 +72,24 @@ def _read_h5mu(path: Path, wanted: list[str], layer: str | None) -> Modalities:
     return modalities
 
 
-def _column(read: Modalities, column: str, key: str, folder: Path) -> pd.Series:
-    """Return a column from the first modality that has it."""
-    for adata in read.values():
-        if column in adata.obs:
-            return adata.obs[column]
-    return column_of(next(iter(read.values())).obs, column, f"obs ({key})", folder)
+def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> pd.Series:
+    """Return a column of the cells; modalities that have it must agree."""
+    found = {modality: adata.obs[column] for modality, adata in read.items() if column in adata.obs}
+    if not found:
+        modality, adata = next(iter(read.items()))
+        return column_of(adata.obs, column, f"obs ({key})", paths[modality])
+    (first, values), *others = found.items()
+    for modality, other in others:
+        differ = _as_text(values) != _as_text(other)
+        if differ.any():
+            cell = values.index[differ][0]
+            raise PrepareError(
+                f"{paths[modality]}: {key}: obs[{column!r}] of cell {cell!r} is {other[cell]!r} in {modality}, but"
+                f" {values[cell]!r} in {first}; make them equal, or give them different names"
+            )
+    return values
+
+
+def _as_text(values: pd.Series) -> np.ndarray:
+    """Return values as text; one table may hold as 1.0 what another holds as 1."""
+    return values.astype(str).str.removesuffix(".0").to_numpy()

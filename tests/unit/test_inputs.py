@@ -1,0 +1,425 @@
+"""Files as other tools write them, made by hand: the same counts come out, or one line says what to do."""
+
+import gzip
+import shutil
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import mudata as md
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy.io import mmwrite
+
+from clue.benchmark.data.download import download
+from clue.benchmark.data.prepare import prepare
+from clue.benchmark.errors import BenchmarkError
+
+N_CELLS, N_GENES, N_PROTEINS = 24, 9, 4
+COUNTS = np.random.default_rng(0).integers(0, 9, (N_CELLS, N_GENES + N_PROTEINS))
+COUNTS[:, 0] += 1
+CELLS = [f"AAAC{i:04d}-1" for i in range(N_CELLS)]
+GENES = [f"G{j}" for j in range(N_GENES)]
+PROTEINS = [f"CD{j}" for j in range(N_PROTEINS)]
+FEATURES = [(f"ENSG{j}", name, "Gene Expression") for j, name in enumerate(GENES)]
+FEATURES += [(name, name, "Antibody Capture") for name in PROTEINS]
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+def prepared(folder: Path, settings: dict, modalities=("rna", "adt"), **spec) -> md.MuData:
+    """Prepare the files that lie in a folder."""
+    files = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "source.json"))
+    source = {"kind": "files", "folder": ".", "files": files}
+    spec = {"modalities": list(modalities), "source": source, "prepare": settings, "splits": {}} | spec
+    download("tiny", spec, folder, root=folder)
+    return prepare("tiny", spec, folder)
+
+
+def fault(folder: Path, settings: dict, **spec) -> str:
+    with pytest.raises(BenchmarkError) as raised:
+        prepared(folder, settings, **spec)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def assert_counts(mdata: md.MuData) -> None:
+    """Check that all counts have come, each under its names."""
+    found = np.hstack([mdata.mod[name].to_df().loc[CELLS].to_numpy() for name in ("rna", "adt")])
+    names = [*mdata.mod["rna"].var_names, *mdata.mod["adt"].var_names]
+    assert names == [*GENES, *PROTEINS] and (found == COUNTS).all()
+
+
+# ---- Cell Ranger and what writes its formats -----------------------------------------------------
+
+
+def write_mex(folder, packed=(".gz", ".gz", ".gz"), features="features.tsv", columns=3):
+    """Write the three files, each gzipped or not."""
+    lines = ["\t".join(feature[:columns]) for feature in FEATURES]
+    contents = {f"{features}{packed[1]}": "\n".join(lines), f"barcodes.tsv{packed[2]}": "\n".join(CELLS)}
+    for name, text in contents.items():
+        (folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
+    with (gzip.open if packed[0] else open)(folder / f"matrix.mtx{packed[0]}", "wb") as file:
+        mmwrite(file, sp.coo_matrix(COUNTS.T))
+
+
+def texts(values):
+    return np.array([value.encode() for value in values])
+
+
+def write_h5(path, extra=None):
+    """Write Cell Ranger's file; `extra` adds what versions and other tools put beside it."""
+    matrix = sp.csr_matrix(COUNTS)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("matrix")
+        group["data"], group["indices"] = matrix.data.astype(np.int32), matrix.indices.astype(np.int64)
+        group["indptr"], group["shape"] = matrix.indptr.astype(np.int64), np.array(matrix.shape[::-1], np.int32)
+        group["barcodes"] = texts(CELLS)
+        columns = dict(zip(("id", "name", "feature_type"), zip(*FEATURES, strict=True), strict=True))
+        for key, values in (columns | {"genome": ["GRCh38"] * len(FEATURES)}).items():
+            group[f"features/{key}"] = texts(values)
+        group["features/_all_tag_keys"] = texts(["genome"])
+        for key, value in (extra or {}).items():
+            file[key] = value
+
+
+def write_h5_of_version_2(path, genomes=("GRCh38",)):
+    matrix = sp.csr_matrix(COUNTS)
+    with h5py.File(path, "w") as file:
+        for genome in genomes:
+            group = file.create_group(genome)
+            for key in ("data", "indices", "indptr"):
+                group[key] = getattr(matrix, key)
+            group["shape"], group["barcodes"] = matrix.shape[::-1], texts(CELLS)
+            group["genes"], group["gene_names"] = (texts(column) for column in list(zip(*FEATURES, strict=True))[:2])
+
+
+FLEX = {"matrix/features/target_sets/Probes": np.arange(3), "matrix/features/is_probe": np.ones(len(FEATURES), bool)}
+FLEX |= {"matrix/probe_region": np.zeros(len(FEATURES)), "matrix/filtered_barcodes": np.ones(N_CELLS, bool)}
+CELLBENDER = {"matrix/target_false_positive_rate": 0.01, "metadata/estimator": "mean", "matrix/ambient": np.ones(13)}
+CELLBENDER |= {"droplet_latents/barcode": np.ones(3), "global_latents/name": np.ones(2)}
+TENX = {
+    "version 3": lambda folder: write_h5(folder / "x.h5"),
+    "Flex": lambda folder: write_h5(folder / "x.h5", FLEX),
+    "CellBender": lambda folder: write_h5(folder / "x.h5", CELLBENDER),
+    "folder": write_mex,
+    "unpacked folder": lambda folder: write_mex(folder, ("", "", "")),
+    "folder packed in part": lambda folder: write_mex(folder, ("", ".gz", "")),
+}
+
+
+@pytest.mark.parametrize("kind", TENX)
+def test_cell_ranger_of_many_versions(tmp_path, kind):
+    TENX[kind](tmp_path)
+    sample = "x.h5" if (tmp_path / "x.h5").exists() else ""
+    assert_counts(prepared(tmp_path, {"kind": "tenx", "samples": {"one": sample}}))
+
+
+@pytest.mark.parametrize(
+    ("sample", "write"),
+    [
+        ("x.h5", lambda folder: write_h5_of_version_2(folder / "x.h5")),
+        ("", lambda folder: write_mex(folder, ("", "", ""), "genes.tsv", columns=2)),
+    ],
+)
+def test_cell_ranger_2_knows_genes_alone(tmp_path, sample, write):
+    write(tmp_path)
+    message = fault(tmp_path, {"kind": "tenx", "samples": {"one": sample}})
+    assert "no feature of type 'Antibody Capture' (adt); types: Gene Expression" in message
+
+
+def test_faults_of_cell_ranger_name_the_file(tmp_path):
+    write_h5_of_version_2(tmp_path / "x.h5", ["hg19", "mm10"])
+    settings = {"kind": "tenx", "samples": {"one": "x.h5"}}
+    assert "x.h5: holds the genomes hg19, mm10" in fault(tmp_path, settings)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["matrix/barcodes"] = texts(CELLS)
+    assert "x.h5: cannot be read" in fault(tmp_path, settings)
+    write_mex(tmp_path)
+    shutil.copy(tmp_path / "barcodes.tsv.gz", tmp_path / "barcodes.tsv")
+    assert "barcodes.tsv is beside it" in fault(tmp_path, {"kind": "tenx", "samples": {"one": ""}})
+    (tmp_path / "barcodes.tsv").unlink()
+    (tmp_path / "barcodes.tsv.gz").write_bytes(gzip.compress("\n".join(CELLS[:-1]).encode()))
+    assert "24 × 13 counts for 23 barcodes" in fault(tmp_path, {"kind": "tenx", "samples": {"one": ""}})
+
+
+# ---- anndata of every age ------------------------------------------------------------------------
+
+BATCH = np.array(["a", "b"] * (N_CELLS // 2), object)
+OWN = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}, "batch": "batch"}
+PARTS = {"rna": (COUNTS[:, :N_GENES], GENES), "adt": (COUNTS[:, N_GENES:], PROTEINS)}
+
+
+def write_h5ads(folder, change=lambda adata: adata):
+    """Write both modalities with the installed anndata; `change` gets each before."""
+    for name, (counts, features) in PARTS.items():
+        obs, var = pd.DataFrame({"batch": BATCH}, index=CELLS), pd.DataFrame(index=features)
+        change(ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)).write_h5ad(
+            folder / f"{name}.h5ad"
+        )
+
+
+def with_matrix(convert):
+    def change(adata):
+        adata.X = convert(adata.X)
+        return adata
+
+    return change
+
+
+def with_batch(convert):
+    def change(adata):
+        adata.obs["batch"] = convert(adata.obs["batch"])
+        return adata
+
+    return change
+
+
+def with_annotations(adata):
+    """Add columns of every kind, missing values among them; they do not matter."""
+    adata.obs["n"] = pd.array([1, None] * (N_CELLS // 2), "Int64")
+    adata.obs["is"] = pd.array([True, None] * (N_CELLS // 2), "boolean")
+    adata.obs["type"] = pd.Categorical(["x", None] * (N_CELLS // 2))
+    adata.obsm["X_umap"], adata.uns["neighbors"] = np.zeros((N_CELLS, 2)), {"params": {}}
+    return adata
+
+
+KINDS = {
+    "dense": with_matrix(lambda x: x.toarray()),
+    "by columns": with_matrix(sp.csc_matrix),
+    "int64": with_matrix(lambda x: x.astype(np.int64)),
+    "uint8 dense": with_matrix(lambda x: x.toarray().astype(np.uint8)),
+    "uint32 of SnapATAC2": with_matrix(lambda x: x.astype(np.uint32)),
+    "float64": with_matrix(lambda x: x.astype(np.float64)),
+    "float16 dense": with_matrix(lambda x: x.toarray().astype(np.float16)),
+    "categorical batch": with_batch(pd.Categorical),
+    "string batch": with_batch(lambda batch: batch.astype("string")),
+    "annotations": with_annotations,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_form_of_anndata(tmp_path, kind):
+    with ad.settings.override(allow_write_nullable_strings=True):
+        write_h5ads(tmp_path, KINDS[kind])
+    mdata = prepared(tmp_path, OWN)
+    assert_counts(mdata)
+    assert list(mdata.mod["adt"].obs.loc[CELLS, "batch"]) == list(BATCH)
+
+
+def write_anndata_06(path, counts, features, sparse):
+    """Write obs and var as one dataset each and categories in uns, as anndata did before 0.7."""
+    with h5py.File(path, "w") as file:
+        if sparse:
+            matrix = sp.csr_matrix(counts.astype(np.float32))
+            group = file.create_group("X")
+            group.attrs["h5sparse_format"], group.attrs["h5sparse_shape"] = "csr", matrix.shape
+            for key in ("data", "indices", "indptr"):
+                group[key] = getattr(matrix, key)
+        else:
+            file["X"] = counts.astype(np.float32)
+        obs = [(name.encode(), i % 2) for i, name in enumerate(CELLS)]
+        file["obs"] = np.array(obs, [("index", "S20"), ("batch", "i1")])
+        file["var"] = np.array([(name.encode(), 1.0) for name in features], [("index", "S20"), ("mean", "f4")])
+        file["uns/batch_categories"] = texts(["a", "b"])
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_anndata_before_0_7(tmp_path, sparse):
+    for name, (counts, features) in PARTS.items():
+        write_anndata_06(tmp_path / f"{name}.h5ad", counts, features, sparse)
+    mdata = prepared(tmp_path, OWN)
+    assert_counts(mdata)
+    assert list(mdata.mod["rna"].obs.loc[CELLS, "batch"]) == list(BATCH)
+
+
+def test_categories_of_anndata_0_7(tmp_path):
+    """SeuratDisk writes them so as well."""
+    write_h5ads(tmp_path)
+    for name in PARTS:
+        with h5py.File(tmp_path / f"{name}.h5ad", "a") as file:
+            obs = file["obs"]
+            obs.attrs["encoding-version"] = "0.1.0"
+            del obs["batch"]
+            obs["batch"] = np.array([0, 1] * (N_CELLS // 2), np.int8)
+            obs["__categories/batch"] = texts(["a", "b"])
+            obs["batch"].attrs["categories"] = obs["__categories/batch"].ref
+    mdata = prepared(tmp_path, OWN)
+    assert_counts(mdata)
+    assert list(mdata.mod["rna"].obs.loc[CELLS, "batch"]) == list(BATCH)
+
+
+# ---- counts that are not in X --------------------------------------------------------------------
+
+
+def normalised(place):
+    def change(adata):
+        counts = adata.copy()
+        if place == "raw":
+            adata.raw = counts
+            adata = adata[:, 2:].copy()  # as after the choice of variable genes: raw has more
+        elif place:
+            adata.layers[place] = counts.X
+        adata.X = adata.X.log1p()
+        return adata
+
+    return change
+
+
+@pytest.mark.parametrize("place", ["raw", "counts"])
+def test_where_counts_are_is_said_and_taken(tmp_path, place):
+    write_h5ads(tmp_path, normalised(place))
+    message = fault(tmp_path, OWN)
+    assert f"rna.h5ad: X holds no raw counts, but there are some: set prepare.layer: {place}" in message
+    assert_counts(prepared(tmp_path, OWN | {"layer": place}))
+
+
+def test_each_modality_may_have_a_layer_of_its_own(tmp_path):
+    write_h5ads(tmp_path, lambda adata: normalised("raw")(adata) if adata.n_vars == N_GENES else adata)
+    assert "adt.h5ad: has no layers/raw" in fault(tmp_path, OWN | {"layer": "raw"})
+    assert_counts(prepared(tmp_path, OWN | {"layer": {"rna": "raw"}}))
+
+
+def test_counts_of_a_mudata_are_found_too(tmp_path):
+    write_h5ads(tmp_path, normalised("counts"))
+    md.MuData({name: ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in PARTS}).write(tmp_path / "all.h5mu")
+    own = {"kind": "own", "file": "all.h5mu", "batch": "batch"}
+    message = "all.h5mu: mod/rna/X holds no raw counts, but there are some: set prepare.layer: counts"
+    assert message in fault(tmp_path, own)
+    assert_counts(prepared(tmp_path, own | {"layer": {"rna": "counts", "adt": "counts"}}))
+
+
+def test_a_file_without_x(tmp_path):
+    def change(adata):
+        adata.layers["counts"], adata.X = adata.X, None
+        return adata
+
+    write_h5ads(tmp_path, change)
+    assert "rna.h5ad: has no X (layers: counts); raw counts are needed" in fault(tmp_path, OWN)
+
+
+def test_raw_of_anndata_before_0_7(tmp_path):
+    write_h5ads(tmp_path, normalised("raw"))
+    for name in PARTS:
+        with h5py.File(tmp_path / f"{name}.h5ad", "a") as file:
+            file.move("raw/X", "raw.X"), file.move("raw/var", "raw.var")
+            del file["raw"]
+    assert_counts(prepared(tmp_path, OWN | {"layer": "raw"}))
+
+
+# ---- cells and columns that disagree -------------------------------------------------------------
+
+
+def renamed(convert, n=N_CELLS):
+    """Rename the first cells of the proteins."""
+
+    def change(adata):
+        if adata.n_vars == N_PROTEINS:
+            adata.obs_names = [convert(name) if i < n else name for i, name in enumerate(adata.obs_names)]
+        return adata
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("convert", "reason"),
+    [
+        (lambda name: name.removesuffix("-1"), "an ending"),
+        (lambda name: f"s1_{name}", "a beginning"),
+        (str.lower, "upper and lower case"),
+        (lambda name: name.replace("-", "."), "their signs"),
+        (lambda name: f"{hash(name)}", "cells are paired by name"),
+    ],
+)
+def test_cells_that_lose_their_partner_are_named_with_the_reason(tmp_path, convert, reason):
+    write_h5ads(tmp_path, renamed(convert, 20))
+    message = fault(tmp_path, OWN)
+    example = f"(rna 'AAAC0000-1', adt {convert('AAAC0000-1')!r})"
+    assert f"rna.h5ad: 20 of 24 cells of rna are not in adt {example}" in message and reason in message
+    assert "expect: {n_cells: 4}" in message
+    mdata = prepared(tmp_path, OWN, expect={"n_cells": 4})
+    assert mdata.n_obs == 4 and mdata.uns["dropped"].startswith("rna: 20 of 24 cells lack another modality")
+
+
+def test_a_few_lost_cells_are_no_error(tmp_path):
+    write_h5ads(tmp_path, renamed(lambda name: f"x{name}", 1))
+    assert prepared(tmp_path, OWN).n_obs == N_CELLS - 1
+
+
+@pytest.mark.parametrize("key", ["batch", "cell_type", "donor"])
+def test_a_column_that_differs_between_modalities_is_one_line(tmp_path, key):
+    def change(adata):
+        adata.obs["mine"] = BATCH if adata.n_vars == N_GENES else ["z", *BATCH[1:]]
+        return adata
+
+    write_h5ads(tmp_path, change)
+    message = fault(tmp_path, OWN | {key: "mine"})
+    assert f"adt.h5ad: prepare.{key}: obs['mine'] of cell 'AAAC0000-1' is 'z' in adt, but 'a' in rna" in message
+
+
+def test_equal_numbers_of_other_types_agree(tmp_path):
+    def change(adata):
+        adata.obs["batch"] = np.arange(N_CELLS, dtype=int if adata.n_vars == N_GENES else float)
+        return adata
+
+    write_h5ads(tmp_path, change)
+    assert list(prepared(tmp_path, OWN).mod["adt"].obs["batch"]) == [str(i) for i in range(N_CELLS)]
+
+
+# ---- what is not read ----------------------------------------------------------------------------
+
+
+def write_groups(path, *keys):
+    with h5py.File(path, "w") as file:
+        for key in keys:
+            file[key] = np.zeros(3)
+
+
+FOREIGN = {
+    "SeuratDisk": lambda path: write_groups(path, "assays/RNA/counts", "cell.names", "meta.data/x"),
+    "loom": lambda path: write_groups(path, "matrix", "row_attrs/Gene", "col_attrs/CellID"),
+    "ArchR": lambda path: write_groups(path, "Class", "TileMatrix/Info", "GeneScoreMatrix/Info"),
+    "Cell Ranger": write_h5,
+    "rds": lambda path: path.write_bytes(gzip.compress(b"RDX3\nX\n" + bytes(50))),
+    "csv": lambda path: path.write_text("cell,G1\na,1\n"),
+    "empty": lambda path: path.write_bytes(b""),
+    "unknown encoding": lambda path: write_with_encoding(path, "dataframe", "9.9.9"),
+    "foreign encoding": lambda path: write_with_encoding(path, "polars", "0.1.0"),
+}
+
+
+def write_with_encoding(path, kind, version):
+    write_h5ads(path.parent)
+    with h5py.File(path, "a") as file:
+        file["obs"].attrs["encoding-type"], file["obs"].attrs["encoding-version"] = kind, version
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_foreign_files_are_one_line_that_names_them(tmp_path, kind):
+    write_h5ads(tmp_path)
+    (tmp_path / "rna.h5ad").unlink()
+    FOREIGN[kind](tmp_path / "rna.h5ad")
+    assert "rna.h5ad: " in fault(tmp_path, OWN)
+
+
+def test_a_zarr_store_is_one_line(tmp_path):
+    write_h5ads(tmp_path)
+    (tmp_path / "rna.h5ad").unlink()
+    (tmp_path / "rna.h5ad").mkdir()
+    assert "rna.h5ad: is a folder; write a zarr store as .h5ad" in fault(tmp_path, OWN)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (with_matrix(lambda x: -x), "negative counts"),
+        (with_matrix(lambda x: x * np.nan), "NaN or infinite"),
+        (with_matrix(lambda x: x * 0), "all counts are zero"),
+        (with_batch(lambda batch: batch.where(batch == "a")), "obs['batch'] has missing values"),
+    ],
+)
+def test_values_that_are_wrong_name_the_file(tmp_path, change, message):
+    write_h5ads(tmp_path, change)
+    assert "rna.h5ad [rna]: " in (found := fault(tmp_path, OWN)) and message in found

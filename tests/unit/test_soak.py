@@ -1,0 +1,8 @@
+"""Random small data sets from their files to a figure; `python -m tools.soak` takes more of them."""
+
+from tools import soak
+
+
+def test_random_data_sets_work_or_say_why_not(tmp_path, capsys):
+    soak.main(["--number", "6", "--folder", str(tmp_path)])
+    assert "scored" in capsys.readouterr().out and not list(tmp_path.iterdir())

@@ -1,0 +1,250 @@
+"""Take random small data sets through preparation, split, two methods, scoring and a figure; none may end in a fault.
+
+Sizes, counts, names, layouts of files and splits are drawn. A stage may refuse what it is given, in one line; it may
+not raise anything else, nor lose a cell without a word.
+"""
+
+import argparse
+import contextlib
+import importlib.util
+import io
+import json
+import re
+import shutil
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import anndata as ad
+import mudata as md
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import yaml
+from scipy.io import mmwrite
+from tqdm import tqdm
+
+from clue.benchmark.config import load
+from clue.benchmark.contracts import read_dataset, read_solution, read_train
+from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.methods import run_method
+
+PROJECT = Path(__file__).resolve().parents[1]
+NAME = "soak"
+KINDS = {"rna": "Gene Expression", "atac": "Peaks", "adt": "Antibody Capture"}
+NAMES = ("a$b", "_low", "100 %", "T" * 90, "日本語", "תא", "<b>&amp;", "it's", "a/b", "x y", "NA", "1", "é")
+"""Of cell types and batches."""
+
+
+class Fault(Exception):
+    """Something that must not happen: a traceback, or a cell that is lost."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program in the project folder."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--number", type=int, default=200, help="of data sets")
+    parser.add_argument("--first", type=int, default=0, help="the seed of the first; the next has the next seed")
+    parser.add_argument("--folder", type=Path, default=Path("build/soak"), help="where files go; faulty ones stay")
+    arguments = parser.parse_args(argv)
+    ends: Counter[str] = Counter()
+    for seed in tqdm(range(arguments.first, arguments.first + arguments.number), mininterval=5):
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                ends[soak(seed, arguments.folder / str(seed))] += 1
+            shutil.rmtree(arguments.folder / str(seed))
+        except Fault as fault:
+            ends["fault"] += 1
+            print(f"seed {seed}: {fault}", flush=True)
+    print(*(f"{number:4d}  {end}" for end, number in ends.most_common()), sep="\n")
+    if ends["fault"]:
+        raise BenchmarkError(f"{ends['fault']} of {arguments.number} data sets end in a fault; see {arguments.folder}")
+
+
+def soak(seed: int, folder: Path) -> str:
+    """Take one data set through all stages; return ``"scored"``, or the stage that refused it and its reason."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for part in ("schemas", "methods", "display.yaml"):
+        copy = shutil.copytree if (PROJECT / "config" / part).is_dir() else shutil.copy
+        (folder / "config" / "datasets").mkdir(parents=True, exist_ok=True)
+        copy(PROJECT / "config" / part, folder / "config" / part)
+    rng = np.random.default_rng(seed)
+    cells = draw(rng)
+    spec = write(cells, folder / "mine", rng) | {"splits": {"drawn": draw_split(cells, rng)}}
+    (folder / "config" / "datasets" / f"{NAME}.yaml").write_text(yaml.safe_dump(spec, allow_unicode=True), "utf-8")
+    for stage in (download, prepare, split, *(method(name, rng) for name in ("random", rng.choice(["cca", "ridge"])))):
+        if reason := attempt(lambda stage=stage: stage(folder, cells)):
+            return f"refused by {stage.__name__}: {reason}"
+    return "scored"
+
+
+def attempt(call: Callable[[], None]) -> str:
+    """Return the line with which a stage refuses its input, numbers left out; empty where it does not."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            run_program(call)
+        return ""
+    except SystemExit as end:
+        if isinstance(end.code, str) and "\n" not in end.code:
+            return re.sub("[0-9]+", "n", end.code.rpartition("/")[2])
+        raise Fault(f"exit status {end.code}: {printed.getvalue()[-1500:]}") from end
+    except Fault:
+        raise
+    except Exception as error:  # whatever it is, it is what this program looks for
+        raise Fault("".join(traceback.format_exception(error)[-3:])) from error
+
+
+# ---- what is drawn -------------------------------------------------------------------------------
+
+
+def draw(rng: np.random.Generator) -> dict[str, ad.AnnData]:
+    """Return cells of two modalities; some may lack one of them."""
+    n_cells = int(rng.choice([1, 2, 3, 8, 30, 100], p=[0.03, 0.03, 0.04, 0.1, 0.4, 0.4]))
+    second = str(rng.choice(["atac", "adt"]))
+    ending = rng.choice(["-1", "", "_s1", " x"])
+    names = [f"AAAC{i:03d}{ending}" for i in range(n_cells)]
+    obs = pd.DataFrame(index=names)
+    for column, most in (("sample", 5), ("type", 8), ("person", 6)):
+        obs[column] = rng.choice(NAMES[: rng.integers(1, most)], n_cells)
+    modalities = {}
+    for modality in ("rna", second):
+        n_features = int(rng.choice([1, 2, 5, 40], p=[0.03, 0.07, 0.3, 0.6]))
+        rate = rng.gamma(0.5, rng.choice([0.1, 2, 300]), n_features)
+        counts = rng.poisson(rate * rng.gamma(2, 0.5, (n_cells, 1)) * rng.choice([0, 1], p=[0.05, 0.95]))
+        features = pd.DataFrame(index=[f"{rng.choice(NAMES)}{modality}{j}" for j in range(n_features)])
+        modalities[modality] = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs.copy(), var=features)
+    lost = rng.choice([0, 0.03, 0.5], p=[0.6, 0.3, 0.1])
+    modalities[second] = modalities[second][rng.permutation(np.flatnonzero(rng.random(n_cells) >= lost))].copy()
+    return modalities
+
+
+def write(cells: dict[str, ad.AnnData], folder: Path, rng: np.random.Generator) -> dict:
+    """Write the files of a data set in a layout that is drawn; return its YAML."""
+    folder.mkdir()
+    layout = rng.choice(["h5mu", "h5ad", "raw", "folder"])
+    columns = {"batch": "sample", "donor": "person"} | ({"cell_type": "type"} if rng.random() < 0.7 else {})
+    settings = {"kind": "own", **columns}
+    if layout == "folder":
+        write_folder(cells, folder)
+        settings = {"kind": "tenx", "samples": {"one": ""}}
+    elif layout == "h5mu":
+        md.MuData(cells).write(folder / "my data.h5mu")
+        settings["file"] = "my data.h5mu"
+    else:
+        for modality, adata in cells.items():
+            if layout == "raw":
+                adata = ad.AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var, layers={"n": adata.X})
+                settings["layer"] = "n"
+            adata.write_h5ad(folder / f"{modality}.h5ad")
+        settings["files"] = {modality: f"{modality}.h5ad" for modality in cells}
+    source = {"kind": "files", "folder": "mine", "files": sorted(path.name for path in folder.iterdir())}
+    return {"modalities": list(cells), "source": source, "prepare": settings}
+
+
+def write_folder(cells: dict[str, ad.AnnData], folder: Path) -> None:
+    """Write the cells of both modalities as Cell Ranger does, unpacked; those of one alone are taken out."""
+    first, second = cells.values()
+    shared = first.obs_names[first.obs_names.isin(second.obs_names)]
+    for modality, adata in cells.items():
+        cells[modality] = adata[shared].copy()
+    counts = sp.hstack([adata.X for adata in cells.values()])
+    mmwrite(folder / "matrix.mtx", counts.T.astype(int))
+    features = [f"{name}\t{name}\t{KINDS[k]}" for k, adata in cells.items() for name in adata.var_names]
+    (folder / "features.tsv").write_text("\n".join(features), "utf-8")
+    (folder / "barcodes.tsv").write_text("\n".join(shared), "utf-8")
+
+
+def draw_split(cells: dict[str, ad.AnnData], rng: np.random.Generator) -> dict:
+    """Return the settings of a split."""
+    settings = [
+        {"kind": "random", "fraction": float(rng.choice([0.1, 0.3, 0.9]))},
+        {"kind": "random", "n_test": int(rng.integers(1, 40))},
+        {"kind": "donors", "fraction": 0.3},
+        {"kind": "batches", "batches": [NAMES[0]]},
+        {"kind": "predefined", "column": "batch", "test": NAMES[0]},
+    ]
+    paired = {"paired_fraction": float(rng.choice([0.05, 0.3]))} if rng.random() < 0.3 else {}
+    return {**settings[rng.choice(len(settings), p=[0.4, 0.3, 0.1, 0.1, 0.1])], **paired, "seed": 0}
+
+
+# ---- stages --------------------------------------------------------------------------------------
+
+
+def program(name: str) -> Callable[[Sequence[str]], None]:
+    """Return the main function of a program of ``scripts/``."""
+    spec = importlib.util.spec_from_file_location(Path(name).stem, PROJECT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, "main", getattr(module, "embed", None))
+
+
+def call(name: str, **options: Path | str | Sequence[Path]) -> None:
+    """Call a program with options; a list becomes several words."""
+    words = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in options.items()]
+    program(name)([str(word).replace("dataset_file", "dataset-file") for option in words for word in option])
+
+
+def download(folder: Path, cells: dict[str, ad.AnnData]) -> None:
+    """Link the raw files."""
+    call("download", dataset=NAME, folder=folder / "raw", project=folder)
+
+
+def prepare(folder: Path, cells: dict[str, ad.AnnData]) -> None:
+    """Prepare them; all cells of both modalities must be there, with all their counts."""
+    call("prepare", dataset=NAME, raw=folder / "raw", output=folder / "all.h5mu", project=folder)
+    mdata, (first, second) = read_dataset(folder / "all.h5mu"), cells.values()
+    shared = set(first.obs_names) & set(second.obs_names)
+    check(set(mdata.obs_names) == shared, f"{mdata.n_obs} cells prepared of {len(shared)}")
+    was_lost = len(shared) < max(first.n_obs, second.n_obs)
+    check(bool(mdata.uns["dropped"]) == was_lost, f"dropped: {mdata.uns['dropped']!r}")
+    for modality, adata in cells.items():
+        there = mdata.mod[modality]
+        check(there.X.sum() == adata[there.obs_names].X.sum(), f"counts of {modality} differ")
+
+
+def split(folder: Path, cells: dict[str, ad.AnnData]) -> None:
+    """Split them; each cell must be training or test."""
+    call("make_task", dataset_file=folder / "all.h5mu", dataset=NAME, split="drawn", folder=folder, project=folder)
+    train, n_test = read_train(folder / "train.h5mu"), read_solution(folder / "solution.h5ad").n_obs
+    n_train = len(set().union(*(adata.obs_names for adata in train.mod.values())))
+    n_cells = read_dataset(folder / "all.h5mu").n_obs
+    check(n_train + n_test == n_cells, f"{n_train} training and {n_test} test cells of {n_cells}")
+
+
+def method(name: str, rng: np.random.Generator) -> Callable[[Path, dict[str, ad.AnnData]], None]:
+    """Return the stage that embeds with a method, scores, and draws whom its cells are matched to."""
+    seed = int(rng.integers(2**32))
+
+    def stage(folder: Path, cells: dict[str, ad.AnnData]) -> None:
+        spec, job = load("methods", name, PROJECT), folder / name / "default" / "seed-0"
+        params = json.dumps(spec["params"] | spec["budgets"].get("test", {}))
+        first, second = cells
+        argv = ["--train", folder / "train.h5mu", "--tests", *(folder / f"test_{k}.h5ad" for k in cells)]
+        argv += ["--embedding", job / "embedding.h5ad", "--method", name, "--variant", "default", "--seed", seed]
+        argv += ["--params", params, "--device", "cpu", "--threads", 1]
+        run_method(program(f"methods/{Path(spec['script']).stem}"), list(map(str, argv)))
+        matches = [job / f"match_{first}2{second}.npz", job / f"match_{second}2{first}.npz"]
+        tables = {"metrics": job / "metrics.tsv", "cells": job / "cells.tsv.gz"}
+        solution = folder / "solution.h5ad"
+        call("score", embedding=job / "embedding.h5ad", solution=solution, matches=matches, **tables)
+        scored, n_test = pd.read_csv(tables["cells"], sep="\t"), read_solution(solution).n_obs
+        check(len(scored) == 2 * n_test, f"{len(scored)} rows of cells for {n_test} test cells in two directions")
+        drawn = {"table": job / "confusion.tsv", "figure": job / "confusion.png"}
+        display = folder / "config" / "display.yaml"
+        call("figures/confusion", matches=matches, solution=solution, display=display, **drawn)
+
+    stage.__name__ = name
+    return stage
+
+
+def check(is_right: bool, otherwise: str) -> None:
+    """Raise a `Fault` where something is not right."""
+    if not is_right:
+        raise Fault(otherwise)
+
+
+if __name__ == "__main__":
+    run_program(main)
