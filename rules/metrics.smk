@@ -23,16 +23,16 @@ rule oracle:
         " --embedding {output.embedding} > {log} 2>&1"
 
 
-for first, second in MODALITY_SETS:
+for wanted in MODALITY_SETS:
 
     rule:
         name:
-            f"score_{first}_{second}"
+            f"score_{'_'.join(wanted)}"
         input:
             embedding=f"{JOB}/embedding.h5ad",
             solution=f"{TASK}/solution.h5ad",
         output:
-            matches=match_files(first, second),
+            matches=match_files(JOB, wanted),
             metrics=f"{JOB}/metrics.tsv",
             cells=f"{JOB}/cells.tsv.gz",
         log:
@@ -40,7 +40,7 @@ for first, second in MODALITY_SETS:
         benchmark:
             f"{LOGS}/{{dataset}}/{{split}}/{{method}}/{{variant}}/seed-{{seed}}.score.benchmark.tsv"
         wildcard_constraints:
-            dataset=datasets_with((first, second)),
+            dataset=datasets_with(wanted),
         conda:
             "../envs/python.yaml"
         resources:

@@ -35,7 +35,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--download", action="store_true", help="only fetch the raw files")
     arguments = parser.parse_args(argv)
     benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
-    benchmark.check_pairs()
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
     progress = Progress(benchmark, sys.stderr.isatty())

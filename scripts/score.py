@@ -18,7 +18,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--embedding", type=Path, required=True, help="the embedding to score (embedding.h5ad)")
     parser.add_argument("--solution", type=Path, required=True, help="who is who (solution.h5ad)")
     parser.add_argument(
-        "--matches", type=Path, nargs=2, help="match matrices to write, first to second modality and back (.npz)"
+        "--matches",
+        type=Path,
+        nargs="+",
+        help="match matrices to write, there and back of each pair (.npz)",
     )
     parser.add_argument("--metrics", type=Path, help="the table to write (metrics.tsv)")
     parser.add_argument("--cells", type=Path, help="scores per cell to write (cells.tsv.gz)")

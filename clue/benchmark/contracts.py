@@ -6,14 +6,15 @@
 ``test_<modality>.h5ad``  test cells of one modality, shuffled and renamed; ``obs`` is ``batch`` alone
 ``solution.h5ad``         one row per test cell: its name in each modality's file, batch, labels
 ``embedding.h5ad``        one row per cell of each test file, in file order; ``uns["metric"]`` says how to compare
-                          them, ``"cosine"`` (also where it is absent) or ``"euclidean"``
+                          them, ``"cosine"`` (also where it is absent) or ``"euclidean"``. Of a method that ran by
+                          pairs of modalities it has such rows for each pair, which ``obs["pair"]`` names
 ========================  ==========================================================================
 
 Cells of one name in two modalities of a MuData are one cell. Annotations live in each modality's
 ``obs``; the MuData's own ``obs`` stays empty.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import anndata as ad
@@ -160,8 +161,9 @@ def check_embedding(adata: ad.AnnData, where: str) -> None:
     missing = [key for key in ("method", "variant", "seed", "params") if key not in adata.uns]
     if missing:
         raise ContractError(f"{where}: uns lacks {missing}")
-    if metric_of(adata) not in METRICS:
-        raise ContractError(f"{where}: uns['metric'] is {metric_of(adata)!r}; it must be one of {list(METRICS)}")
+    for metric in metric_of(adata).values() if is_by_pairs(adata) else [metric_of(adata)]:
+        if metric not in METRICS:
+            raise ContractError(f"{where}: uns['metric'] is {metric!r}; it must be one of {list(METRICS)}")
 
 
 def metric_of(embedding: ad.AnnData) -> Metric:
@@ -169,8 +171,50 @@ def metric_of(embedding: ad.AnnData) -> Metric:
     return embedding.uns.get("metric", "cosine")
 
 
-def check_embedding_fits(adata: ad.AnnData, tests: dict[str, pd.Index], where: str) -> None:
-    """Check that an embedding has one row per test cell, in file order, modality after modality."""
+def is_by_pairs(embedding: ad.AnnData) -> bool:
+    """Tell whether a method ran by pairs of modalities, each of which then has rows and a metric of its own."""
+    return "pair" in embedding.obs
+
+
+def join_pairs(parts: Mapping[str, ad.AnnData]) -> ad.AnnData:
+    """Return embeddings of pairs of modalities as one; narrow ones are filled up with zeros.
+
+    Parameters
+    ----------
+    parts
+        By the name of the pair (``rna+atac``): its embedding, with ``uns["metric"]``.
+    """
+    width = max(part.n_vars for part in parts.values())
+    x = np.concatenate([np.pad(part.X, ((0, 0), (0, width - part.n_vars))) for part in parts.values()])
+    obs = pd.concat([part.obs.assign(pair=pair).rename(f"{pair}/{{}}".format) for pair, part in parts.items()])
+    uns = {
+        "metric": {pair: metric_of(part) for pair, part in parts.items()},
+        "width": {pair: part.n_vars for pair, part in parts.items()},
+    }
+    return ad.AnnData(x, obs=obs, uns=uns)
+
+
+def of_pair(embedding: ad.AnnData, first: str, second: str) -> ad.AnnData:
+    """Return the rows of two modalities as an embedding of these alone; none where the method did not take the pair."""
+    if not is_by_pairs(embedding):
+        return embedding[embedding.obs["modality"].isin([first, second]).to_numpy()]
+    pair = f"{first}+{second}"
+    found = embedding[(embedding.obs["pair"] == pair).to_numpy(), : int(embedding.uns["width"].get(pair, 0))].copy()
+    found.obs_names = found.obs["cell"].astype(str)
+    del found.obs["pair"]
+    found.uns["metric"] = metric_of(embedding).get(pair)
+    return found
+
+
+def check_embedding_fits(adata: ad.AnnData, tests: Mapping[str, pd.Index], where: str) -> None:
+    """Check that an embedding has one row per test cell, in file order, modality after modality; by pairs in each."""
+    if is_by_pairs(adata):
+        for pair in adata.obs["pair"].unique():
+            names = str(pair).split("+")
+            if len(names) != 2 or not set(names) <= set(tests):
+                raise ContractError(f"{where}: obs['pair'] is {pair!r}, no pair of {', '.join(tests)}")
+            check_embedding_fits(of_pair(adata, *names), {name: tests[name] for name in names}, where)
+        return
     for modality, names in tests.items():
         rows = adata.obs_names[(adata.obs["modality"] == modality).to_numpy()]
         if len(rows) != len(names):

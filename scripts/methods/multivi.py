@@ -48,9 +48,9 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
         n_features={name: adata.n_vars for name, adata in cells.mod.items()},
     )
 
-    def place(names: pd.Index) -> tuple[np.ndarray, ...]:
+    def place(modality: str, names: pd.Index) -> np.ndarray:
         rows = cells.obs_names.get_indexer(names)
-        return tuple(model.get_latent_representation(indices=rows, modality=ALONE[name]) for name in task.test)
+        return model.get_latent_representation(indices=rows, modality=ALONE[modality])
 
     task.metric, task.info["metrics_compared"] = choose_metric(task.train, place, seed)
     latent = pd.DataFrame(model.get_latent_representation(), index=cells.obs_names)

@@ -76,13 +76,14 @@ def test_the_metric_is_chosen_by_paired_training_cells(better):
     angle = np.random.default_rng(0).uniform(0, 1.5, 50)
     asked = []
 
-    def place(names):
-        asked.extend(names)
+    def place(modality, names):
+        if modality == "rna":
+            asked.extend(names)
         rows = np.array([place_of[name] for name in names])
         if better == "euclidean":  # lengths tell cells apart, in one direction
-            return np.outer(1 + rows, [1.0, 2.0]), np.outer(1 + rows, [1.0, 2.0])
+            return np.outer(1 + rows, [1.0, 2.0])
         x = np.column_stack([np.cos(angle[rows]), np.sin(angle[rows])])
-        return x, x * np.random.default_rng(1).uniform(1, 9, (len(rows), 1))
+        return x if modality == "rna" else x * np.random.default_rng(1).uniform(1, 9, (len(rows), 1))
 
     metric, table = choose_metric(train, place, seed=0)
     assert metric == better and [row["metric"] for row in table] == ["cosine", "euclidean"]
@@ -91,6 +92,21 @@ def test_the_metric_is_chosen_by_paired_training_cells(better):
     asked.clear()
     choose_metric(md.MuData({name: adata[::-1].copy() for name, adata in train.mod.items()}), place, seed=0)
     assert asked == again, "the order of cells in the file does not matter"
+
+
+def test_the_metric_is_chosen_by_the_pairs_that_are_there():
+    """In RNA and ATAC one metric finds all partners, in RNA and ADT none does; no cell is seen in ATAC and ADT."""
+    parts = simulate(60, {"rna": 5, "atac": 5, "adt": 5}, seed=1).mod
+    train = md.MuData({"rna": parts["rna"], "atac": parts["atac"][:30].copy(), "adt": parts["adt"][30:].copy()})
+    number = {name: i for i, name in enumerate(parts["rna"].obs_names)}
+
+    def place(modality, names):
+        rows = np.array([number[name] for name in names])
+        lost = modality == "adt"
+        return np.ones((len(rows), 2)) if lost else np.outer(1 + rows, [1.0, 2.0])
+
+    metric, table = choose_metric(train, place, seed=0)
+    assert metric == "euclidean" and 0.5 < table[1]["match_score"] < 0.7 and 0.2 < table[1]["foscttm"] < 0.25
 
 
 @pytest.mark.parametrize("n_donors", [1, 3])

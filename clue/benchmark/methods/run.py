@@ -24,7 +24,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
@@ -38,6 +38,7 @@ import threadpoolctl
 from clue.benchmark.contracts import (
     ContractError,
     check_embedding_fits,
+    join_pairs,
     read_test,
     read_train,
     write_embedding,
@@ -87,6 +88,13 @@ class Task:
     checkpoints: Path
     metric: Metric = "cosine"
     info: dict[str, Any] = field(default_factory=dict)
+
+    def of_pair(self, first: str, second: str) -> "Task":
+        """Return the task of two of the modalities, with all training cells that are seen in either."""
+        train = md.MuData({name: self.train.mod[name].copy() for name in (first, second)})
+        train.uns = dict(self.train.uns)
+        test = {name: self.test[name].copy() for name in (first, second)}
+        return replace(self, train=train, test=test, checkpoints=self.checkpoints / f"{first}+{second}", info={})
 
 
 Embed = Callable[[Task, dict[str, Any], int], Mapping[str, np.ndarray]]
@@ -144,6 +152,9 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--variant", required=True, help="name of the variant")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--params", type=_json_map, required=True, help="hyper-parameters, a JSON map")
+    parser.add_argument(
+        "--by-pairs", action="store_true", help="run once per pair of modalities; --params has those of each (rna+atac)"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--tasks", type=int, default=1, help="processes that run it together (scripts/launch.sh)")
@@ -180,19 +191,16 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     if together.rank == 0:
         _prepare_checkpoints(arguments)
     together.gather(None)
-    given = {name: cells.obs.copy() for name, cells in test.items()}
+    names = {name: cells.obs_names.copy() for name, cells in test.items()}
     identity = _identity(arguments, test)
     task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
     start = time.perf_counter()
     with together.one_voice():
-        arrays = _embed(embed, task, arguments)
+        embedding = _by_pairs(embed, task, arguments) if arguments.by_pairs else _embed(embed, task, arguments)
     seconds = time.perf_counter() - start
-    _check_left_alone(task, given, arguments.method)
-    arrays = check_arrays(arrays, {name: obs.index for name, obs in given.items()}, arguments.method)
-    embedding = _embedding(arrays, given)
-    embedding.uns = {**identity, "metric": task.metric, "params": json.dumps(arguments.params, sort_keys=True)}
-    check_embedding_fits(embedding, {name: obs.index for name, obs in given.items()}, str(arguments.embedding))
-    report = identity | _report(arguments, task, seconds, together)
+    embedding.uns |= {**identity, "params": json.dumps(arguments.params, sort_keys=True)}
+    check_embedding_fits(embedding, names, str(arguments.embedding))
+    report = identity | _report(arguments, embedding.uns["metric"], task.info, seconds, together)
     report |= {"commit": checkout, "date": date.today().isoformat()}
     if together.rank == 0:
         _write_json(arguments.embedding.with_name("run.json"), report)
@@ -202,7 +210,39 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     together.leave()
 
 
-def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
+def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> ad.AnnData:
+    """Return the embeddings of all pairs that have training cells in common; leave out the others, with the reason."""
+    parts, left_out = {}, {}
+    for pair, params in arguments.params.items():
+        first, second = pair.split("+")
+        part = task.of_pair(first, second)
+        if not part.train.mod[first].obs_names.isin(part.train.mod[second].obs_names).any():
+            left_out[pair] = f"no training cell is seen in both {first} and {second}"
+            continue
+        part.checkpoints.mkdir(exist_ok=True)
+        print(f"pair {pair}", flush=True)
+        _seed(arguments.seed)
+        parts[pair] = _embed(embed, part, argparse.Namespace(**vars(arguments) | {"params": params}))
+        task.info[pair] = part.info
+    if not parts:
+        raise BenchmarkError(f"{arguments.train}: {'; '.join(left_out.values())}; no pair is left to run on")
+    embedding = join_pairs(parts)
+    embedding.uns["left_out"] = left_out
+    return embedding
+
+
+def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> ad.AnnData:
+    """Call the method; return what it gave, checked, with the metric that it chose."""
+    given = {name: cells.obs.copy() for name, cells in task.test.items()}
+    arrays = _call(embed, task, arguments)
+    _check_left_alone(task, given, arguments.method)
+    arrays = check_arrays(arrays, {name: obs.index for name, obs in given.items()}, arguments.method)
+    embedding = _embedding(arrays, given)
+    embedding.uns["metric"] = task.metric
+    return embedding
+
+
+def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
     try:
         return embed(task, Params(arguments.params), arguments.seed)
     except SystemExit as end:
@@ -371,11 +411,14 @@ def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> 
     }
 
 
-def _report(arguments: argparse.Namespace, task: Task, seconds: float, together: Processes) -> dict[str, Any]:
+def _report(
+    arguments: argparse.Namespace, metric: Any, info: dict[str, Any], seconds: float, together: Processes
+) -> dict[str, Any]:
     hosts, memory = zip(*together.gather((host(), peak_memory_mb())), strict=True)
     return {
-        "metric": task.metric,
+        "metric": metric,
         "params": arguments.params,
+        "by_pairs": arguments.by_pairs,
         "device": arguments.device,
         "threads": arguments.threads,
         "tasks": together.n,
@@ -384,7 +427,7 @@ def _report(arguments: argparse.Namespace, task: Task, seconds: float, together:
         "peak_memory_mb": round(max(memory), 1),
         "gpu_memory_mb": _gpu_memory_mb(arguments.device),
         "versions": _versions(),
-        "info": task.info,
+        "info": info,
     }
 
 
