@@ -107,6 +107,12 @@ def match_files(folder, wanted):
     ]
 
 
+def predictions_of(method):
+    """Return the pattern of the predictions of a method, if it makes any."""
+    makes = method != ORACLE and BENCHMARK.methods[method]["predicts"]
+    return {"predictions": f"{TASK}/{method}/{{variant}}/seed-{{seed}}/predictions.npz"} if makes else {}
+
+
 def params_of(method, wildcards):
     """Return the hyper-parameters of a job."""
     return BENCHMARK.params(method, wildcards.variant, modalities(wildcards.dataset))

@@ -24,6 +24,7 @@ DRAWINGS = {
     "ablation": {"metrics": TABLE, "reference": of_checkout("config/reference/ablation.tsv")},
     "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAPS]},
     "resources": {"resources": RESOURCES},
+    "prediction": {"metrics": TABLE, "published": of_checkout("config/reference/predict_modality.tsv")},
 }
 if SIMULATED:
     DRAWINGS["factors"] = {"probes": PROBES}

@@ -27,7 +27,7 @@ MODALITY_SETS = [list(chosen) for n in range(2, len(MODALITIES) + 1) for chosen 
 RULES = frozenset(
     "all download downloaded prepare prepared embeddings table oracle collect probes figures html_report datasets"
     " comparison paper resources leaderboard ranking ablation integration_scores integration factors pairing learning"
-    " scaling umap confusion".split()
+    " scaling umap confusion prediction".split()
 )
 """The workflow's own rules, after which no method may be called, since its rule has its name."""
 RULES_OF = ("task_", "score_")

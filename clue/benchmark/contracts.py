@@ -2,18 +2,23 @@
 
 ========================  ==========================================================================
 ``<dataset>.h5mu``        all cells of a data set: raw counts per modality, labels, batches
-``train.h5mu``            training cells: paired, or seen in some modalities only; no cell types
+``train.h5mu``            training cells: paired, or seen in some modalities only; no cell types. ``var`` says which
+                          features are predicted (`clue.benchmark.targets`)
 ``test_<modality>.h5ad``  test cells of one modality, shuffled and renamed; ``obs`` is ``batch`` alone
-``solution.h5ad``         one row per test cell: its name in each modality's file, batch, labels
+``solution.h5ad``         one row per test cell: its name in each modality's file, batch, labels; ``obsm`` has the
+                          values to predict of each modality
 ``embedding.h5ad``        one row per cell of each test file, in file order; ``uns["metric"]`` says how to compare
                           them, ``"cosine"`` (also where it is absent) or ``"euclidean"``. Of a method that ran by
                           pairs of modalities it has such rows for each pair, which ``obs["pair"]`` names
+``predictions.npz``       of a method that predicts: an array ``rna2adt`` for each direction, float32, finite, a row per
+                          cell of the source's test file, in file order, a column per feature that is predicted
 ========================  ==========================================================================
 
 Cells of one name in two modalities of a MuData are one cell. Annotations live in each modality's
 ``obs``; the MuData's own ``obs`` stays empty.
 """
 
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -231,6 +236,16 @@ def names_of_test_cells(modality: str, n_cells: int) -> list[str]:
     return [f"{modality}_{i:06d}" for i in range(1, n_cells + 1)]
 
 
+def check_prediction(values: np.ndarray, shape: tuple[int, int], where: str) -> None:
+    """Check one direction of ``predictions.npz``: a finite number for each cell and each feature that is predicted."""
+    if values.shape != shape:
+        raise ContractError(f"{where}: has shape {values.shape}, not {shape}: test cells by predicted features")
+    if values.dtype.kind not in "fiu":
+        raise ContractError(f"{where}: holds {values.dtype}; give numbers")
+    if bad := int((~np.isfinite(values)).any(axis=1).sum()):
+        raise ContractError(f"{where}: {bad} of {len(values)} rows are not finite")
+
+
 # ---- reading and writing -------------------------------------------------------------------------
 
 
@@ -314,3 +329,19 @@ def read_embedding(path: str | Path) -> ad.AnnData:
 def write_embedding(adata: ad.AnnData, path: str | Path) -> None:
     """Check and write ``embedding.h5ad``."""
     _write(adata, path, check_embedding)
+
+
+def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
+    """Read ``predictions.npz``; `check_prediction` checks its arrays, where their shape is known."""
+    path = Path(path)
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
+
+
+def write_predictions(predictions: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Write ``predictions.npz``."""
+    with atomic(path) as temporary:
+        np.savez_compressed(temporary, **predictions)

@@ -33,6 +33,7 @@ TITLES = {
     "leaderboard": "Competition leaderboard",
     "ranking": "Ranking over splits",
     "ablation": "Ablation",
+    "prediction": "Prediction of the other modality",
     "pairing": "Scores and paired training cells",
     "factors": "Information kept per factor",
     "integration": "Bio-conservation and mixing",
@@ -44,6 +45,7 @@ TITLES = {
 OF_A_SPLIT = {"umap": "UMAP of test cells", "confusion": "Confusion of cell types"}
 SHOWN = {
     "leaderboard": "label origin adt2rna rna2adt atac2rna rna2atac overall evidence source".split(),
+    "prediction": "label dataset split direction kind variant pearson_cell pearson rmse origin note".split(),
     "paper": "label dataset split metric direction published ours seeds verdict why source".split(),
 }
 """The columns to show of wide tables."""

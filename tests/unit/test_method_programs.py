@@ -122,6 +122,7 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         output = tmp_path / str(attempt) / method / variant / "embedding.h5ad"
         words = ["--train", files / "train.h5mu", "--tests", *(files / f"test_{name}.h5ad" for name in modalities)]
         words += ["--embedding", output, "--method", method, "--variant", variant, "--seed", 0]
+        words += ["--predictions", output.with_name("predictions.npz")] if spec["predicts"] else []
         words += ["--params", json.dumps(params), "--device", "cpu", "--threads", 1]
         monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *words)])
         status = 0

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.contracts import names_of_test_cells
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.targets import choose, targets_of
 
 TRAIN_COLUMNS = ("batch", "donor")
 """What inner validation may need; cell types and conditions are not for methods."""
@@ -79,6 +80,8 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split, max_cells
     origin = {"dataset": dataset, "split": name}
     train = _training_cells(mdata, train_rows, split, where)
     train.uns = dict(origin)
+    for modality, cells in train.mod.items():
+        choose(cells, modality)
     orders = {modality: _stream(split["seed"], f"test {modality}").permutation(test_rows) for modality in mdata.mod}
     tests = {modality: _censored(mdata.mod[modality], rows, modality, origin) for modality, rows in orders.items()}
     return TaskFiles(train, tests, _solution(mdata, test_rows, orders, train, origin, where))
@@ -322,6 +325,8 @@ def _solution(
         obs[column] = obs[column].astype("category")
     solution = ad.AnnData(sp.csr_matrix((len(rows), 0), dtype=np.float32), obs=obs)
     n_train = len(set().union(*(cells.obs_names for cells in train.mod.values())))
+    for modality, targets in targets_of(train.mod).items():
+        solution.obsm[modality] = targets.values(_bare(mdata.mod[modality], rows, ()))
     solution.uns = {"modalities": list(orders), "labels": labels, "n_train": n_train, **origin}
     return solution
 

@@ -38,14 +38,17 @@ import threadpoolctl
 from clue.benchmark.contracts import (
     ContractError,
     check_embedding_fits,
+    check_prediction,
     join_pairs,
     read_test,
     read_train,
     write_embedding,
+    write_predictions,
 )
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.methods.launcher import Processes, host, processes
+from clue.benchmark.targets import Targets, directions, targets_of
 from clue.matching import Metric
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -89,6 +92,16 @@ class Task:
     metric: Metric = "cosine"
     info: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def targets(self) -> dict[str, Targets]:
+        """What is predicted of each modality: the features, and the scale."""
+        return targets_of(self.train.mod)
+
+    @property
+    def directions(self) -> list[tuple[str, str]]:
+        """Each modality to predict from, with each other one to predict."""
+        return directions(list(self.test))
+
     def of_pair(self, first: str, second: str) -> "Task":
         """Return the task of two of the modalities, with all training cells that are seen in either."""
         train = md.MuData({name: self.train.mod[name].copy() for name in (first, second)})
@@ -97,7 +110,8 @@ class Task:
         return replace(self, train=train, test=test, checkpoints=self.checkpoints / f"{first}+{second}", info={})
 
 
-Embed = Callable[[Task, dict[str, Any], int], Mapping[str, np.ndarray]]
+Arrays = Mapping[str, np.ndarray]
+Embed = Callable[[Task, dict[str, Any], int], Arrays | tuple[Arrays, Arrays]]
 
 
 class Params(dict):
@@ -121,7 +135,9 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     embed
         The method. It gets the task, the hyper-parameters and the seed, and returns one array of shape
         (cells, width) per test modality, rows in file order, of one width. A data frame whose index names the cells may
-        have them in any order. It leaves the test cells that it was given in their order.
+        have them in any order. It leaves the test cells that it was given in their order. A method that predicts
+        (``predicts: true`` in its YAML) returns a second dict beside it: for each of ``task.directions``, as
+        ``"rna2adt"``, an array of shape (cells of the test RNA in file order, ``task.targets["adt"].names``).
     argv
         The command line; by default that of the process.
     """
@@ -148,6 +164,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train", type=_path, required=True, help="training cells (train.h5mu)")
     parser.add_argument("--tests", type=_path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
     parser.add_argument("--embedding", type=_path, required=True, help="the embedding to write (embedding.h5ad)")
+    parser.add_argument("--predictions", type=_path, help="the predictions to write (predictions.npz)")
     parser.add_argument("--method", required=True, help="name of the method")
     parser.add_argument("--variant", required=True, help="name of the variant")
     parser.add_argument("--seed", type=int, required=True)
@@ -196,7 +213,7 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
     start = time.perf_counter()
     with together.one_voice():
-        embedding = _by_pairs(embed, task, arguments) if arguments.by_pairs else _embed(embed, task, arguments)
+        embedding, predictions = (_by_pairs if arguments.by_pairs else _embed)(embed, task, arguments)
     seconds = time.perf_counter() - start
     embedding.uns |= {**identity, "params": json.dumps(arguments.params, sort_keys=True)}
     check_embedding_fits(embedding, names, str(arguments.embedding))
@@ -204,15 +221,17 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     report |= {"commit": checkout, "date": date.today().isoformat()}
     if together.rank == 0:
         _write_json(arguments.embedding.with_name("run.json"), report)
+        if arguments.predictions:
+            write_predictions(predictions, arguments.predictions)
         # Last: whoever finds an embedding finds all that belongs to it.
         write_embedding(embedding, arguments.embedding)
         _settings_file(task.checkpoints).unlink(missing_ok=True)
     together.leave()
 
 
-def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> ad.AnnData:
-    """Return the embeddings of all pairs that have training cells in common; leave out the others, with the reason."""
-    parts, left_out = {}, {}
+def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+    """Return what `_embed` does for all pairs that have training cells in common; leave out others, with the reason."""
+    parts, predictions, left_out = {}, {}, {}
     for pair, params in arguments.params.items():
         first, second = pair.split("+")
         part = task.of_pair(first, second)
@@ -222,24 +241,45 @@ def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> ad.Ann
         part.checkpoints.mkdir(exist_ok=True)
         print(f"pair {pair}", flush=True)
         _seed(arguments.seed)
-        parts[pair] = _embed(embed, part, argparse.Namespace(**vars(arguments) | {"params": params}))
+        parts[pair], predicted = _embed(embed, part, argparse.Namespace(**vars(arguments) | {"params": params}))
+        predictions |= predicted
         task.info[pair] = part.info
     if not parts:
         raise BenchmarkError(f"{arguments.train}: {'; '.join(left_out.values())}; no pair is left to run on")
     embedding = join_pairs(parts)
     embedding.uns["left_out"] = left_out
-    return embedding
+    return embedding, predictions
 
 
-def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> ad.AnnData:
-    """Call the method; return what it gave, checked, with the metric that it chose."""
+def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+    """Call the method; return the embedding, with the metric that it chose, and the predictions; both checked."""
     given = {name: cells.obs.copy() for name, cells in task.test.items()}
-    arrays = _call(embed, task, arguments)
+    shapes = {f"{a}2{b}": (len(given[a]), len(task.targets[b].names)) for a, b in task.directions}
+    returned = _call(embed, task, arguments)
     _check_left_alone(task, given, arguments.method)
+    arrays, predictions = returned if isinstance(returned, tuple) else (returned, None)
+    predictions = _check_predictions(predictions, shapes, arguments)
     arrays = check_arrays(arrays, {name: obs.index for name, obs in given.items()}, arguments.method)
     embedding = _embedding(arrays, given)
     embedding.uns["metric"] = task.metric
-    return embedding
+    return embedding, predictions
+
+
+def _check_predictions(
+    predictions: Any, shapes: Mapping[str, tuple[int, int]], arguments: argparse.Namespace
+) -> dict[str, np.ndarray]:
+    where = f"embed of {arguments.method} returned"
+    if arguments.predictions is None:
+        if predictions is not None:
+            print("predictions are not kept: the method's YAML does not say predicts: true", flush=True)
+        return {}
+    if predictions is None:
+        raise ContractError(f"{where} no predictions, but its YAML says predicts: true; return embeddings, predictions")
+    if not isinstance(predictions, Mapping) or set(predictions) != set(shapes):
+        raise ContractError(f"{where} predictions of {list(predictions)}; it must return those of {list(shapes)}")
+    for direction, shape in shapes.items():
+        check_prediction(np.asarray(predictions[direction]), shape, f"{where} predictions: {direction}")
+    return {direction: np.asarray(predictions[direction], dtype=np.float32) for direction in shapes}
 
 
 def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:

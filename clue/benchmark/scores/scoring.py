@@ -18,13 +18,15 @@ import scipy.sparse as sp
 from clue.benchmark.contracts import (
     ContractError,
     check_embedding_fits,
+    check_prediction,
     is_by_pairs,
     metric_of,
     names_of_test_cells,
     of_pair,
 )
 from clue.benchmark.files import atomic
-from clue.matching import BatchTooLarge, Metric, match_gaussian, match_ot, match_snn
+from clue.benchmark.scores.prediction import prediction_scores
+from clue.matching import BatchTooLarge, Metric, as_points, match_gaussian, match_ot, match_snn, nearest
 from clue.metrics import (
     cell_type_match,
     count_closer,
@@ -35,11 +37,8 @@ from clue.metrics import (
 
 IDENTITY_COLUMNS = ["run", "dataset", "split", "method", "variant", "seed"]
 METRICS_COLUMNS = [*IDENTITY_COLUMNS, "transductive", "direction", "metric", "value", "status", "reason"]
-METRICS = (
-    *("match_score", "match_score_gaussian", "match_score_ot", "cell_type_match"),
-    *("foscttm", "foscttm_strict", "foscttm_euclidean", "foscttm_euclidean_strict", "foscttm_within_batch"),
-    *("top1_euclidean", "label_transfer_accuracy"),
-)
+NEIGHBOURS = 30
+"""How many cells of the other modality the metrics ``neighbours_*`` average over."""
 CELL_COLUMNS = ["pair", "direction", "match_score", "foscttm"]
 BOTH = "both"
 """The direction that is the mean of the two; of more than two modalities that of all directions."""
@@ -114,7 +113,13 @@ def _partners(source: Side, target: Side) -> np.ndarray:
 # ---- metrics -------------------------------------------------------------------------------------
 
 
-def score(embedding: ad.AnnData, solution: ad.AnnData, run: str = "", where: str = "embedding") -> Scores:
+def score(
+    embedding: ad.AnnData,
+    solution: ad.AnnData,
+    run: str = "",
+    where: str = "embedding",
+    predictions: Mapping[str, np.ndarray] | None = None,
+) -> Scores:
     """Match the modalities of each pair and compute every metric.
 
     Parameters
@@ -125,6 +130,8 @@ def score(embedding: ad.AnnData, solution: ad.AnnData, run: str = "", where: str
         The name of the run, for the table.
     where
         The name of the embedding in error messages.
+    predictions
+        Contents of ``predictions.npz``, of a method that predicts.
     """
     identity = identify(embedding, solution, run, where)
     if embedding.n_vars == 0:
@@ -133,14 +140,15 @@ def score(embedding: ad.AnnData, solution: ad.AnnData, run: str = "", where: str
     check_embedding_fits(
         embedding, {name: pd.Index(names_of_test_cells(name, solution.n_obs)) for name in modalities}, where
     )
-    parts = []
+    found: dict[tuple[str, ...], Scores] = {}
     for pair in combinations(modalities, 2):
         mean = BOTH if len(modalities) == 2 else "+".join(pair)
         rows = of_pair(embedding, *pair)
         if rows.n_obs:
-            parts.append(_score_pair(*align(rows, solution, pair, where), mean))
-        else:
-            parts.append(_unsupported(embedding, pair, solution.n_obs))
+            found[pair] = _score_pair(*align(rows, solution, pair, where), mean, solution, predictions)
+    names = next(iter(found.values())).metrics["metric"].unique()
+    missing = {pair: _unsupported(embedding, pair, names, solution.n_obs) for pair in combinations(modalities, 2)}
+    parts = list((missing | found).values())
     metrics = _with_overall([part.metrics for part in parts])
     if is_by_pairs(embedding):
         metrics.loc[metrics["status"] == "ok", "reason"] = BY_PAIRS
@@ -149,12 +157,16 @@ def score(embedding: ad.AnnData, solution: ad.AnnData, run: str = "", where: str
     return Scores(matches, metrics.assign(**identity)[METRICS_COLUMNS], cells)
 
 
-def _score_pair(first: Side, second: Side, mean: str) -> Scores:
+def _score_pair(
+    first: Side, second: Side, mean: str, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
+) -> Scores:
     """Score the two modalities of a pair; `mean` is what the table calls the mean of its two directions."""
     table = _Table(*_directions(first.modality, second.modality), mean)
     matches, hits = _score_matches(first, second, table)
     fractions = _score_distances(first, second, table)
     table.both_ways("label_transfer_accuracy", *_two_ways(_label_transfer, first, second))
+    if second.modality in solution.obsm and solution.n_obs > 1:
+        _score_predictions(first, second, solution, predictions, table)
     fractions = [fraction[np.argsort(first.pair)] for fraction in fractions]
     hits = [hit[np.argsort(side.pair)] for hit, side in zip(hits, (first, second), strict=True)]
     return Scores(matches, pd.DataFrame(table.rows), _cells(list(matches), hits, fractions))
@@ -164,12 +176,12 @@ def _directions(first: str, second: str) -> tuple[str, str]:
     return f"{first}2{second}", f"{second}2{first}"
 
 
-def _unsupported(embedding: ad.AnnData, pair: Sequence[str], n_cells: int) -> Scores:
+def _unsupported(embedding: ad.AnnData, pair: Sequence[str], metrics: Sequence[str], n_cells: int) -> Scores:
     """Return a row per direction, with the reason, and no match for a pair that the method did not take."""
     name, directions = "+".join(pair), _directions(*pair)
     reason = str(embedding.uns.get("left_out", {}).get(name, f"does not support {name}"))
     table = _Table(*directions, name)
-    for metric in METRICS:
+    for metric in metrics:
         table.unsupported(metric, reason)
     nothing = dict.fromkeys(directions, sp.csr_matrix((n_cells, n_cells), dtype=np.float32))
     return Scores(nothing, pd.DataFrame(table.rows), pd.DataFrame(columns=CELL_COLUMNS))
@@ -274,6 +286,43 @@ def _score_distances(first: Side, second: Side, table: _Table) -> tuple[np.ndarr
 def _label_transfer(source: Side, target: Side) -> float:
     cell_types = source.cell_type, target.cell_type
     return label_transfer_accuracy(source.embedding, target.embedding, *cell_types, metric=source.metric)
+
+
+def _score_predictions(
+    first: Side, second: Side, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None, table: _Table
+) -> None:
+    """Score what an embedding's neighbours predict, and what the method does, if it predicts."""
+    for kind in ("neighbours", "predict") if predictions is not None else ("neighbours",):
+        scores = []
+        for source, target in ((first, second), (second, first)):
+            measured = solution.obsm[target.modality].toarray()
+            if kind == "neighbours":
+                predicted = _of_neighbours(source, target, solution.obsm[target.modality])
+            else:
+                direction = f"{source.modality}2{target.modality}"
+                if direction not in predictions:
+                    raise ContractError(f"predictions.npz: lacks {direction}; delete it and run again")
+                check_prediction(predictions[direction], measured.shape, f"predictions.npz: {direction}")
+                predicted = predictions[direction]
+            # The prediction is in file order, the measured values in the solution's.
+            scores.append(prediction_scores(predicted, measured[source.pair]))
+        for metric in scores[0]:
+            table.both_ways(f"{kind}_{metric}", scores[0][metric], scores[1][metric])
+
+
+def _of_neighbours(source: Side, target: Side, measured: sp.csr_matrix) -> np.ndarray:
+    """Return for each cell of `source` the mean of what was measured in its nearest cells of `target`.
+
+    The cell's own partner is left out: a prediction is of what was not measured.
+    """
+    x, y = as_points(source.embedding, target.embedding, metric=source.metric)
+    k = min(NEIGHBOURS, len(y) - 1)
+    _, found = nearest(x, y, k + 1)
+    others = found != _partners(source, target)[:, None]
+    others[others.all(axis=1), -1] = False
+    rows = target.pair[found[others]]
+    weights = sp.csr_matrix((np.full(len(rows), 1 / k), rows, np.arange(0, len(rows) + 1, k)), (len(x), len(y)))
+    return (weights @ measured).toarray()
 
 
 # ---- identity and files --------------------------------------------------------------------------
