@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from clue.benchmark.errors import BenchmarkError
 from clue.sparse import column_sums, per_value, row_sums, with_values
 
 MOST = 1000
@@ -83,9 +84,17 @@ def choose(cells: ad.AnnData, modality: str) -> None:
 
 
 def targets_of(train: Mapping[str, ad.AnnData]) -> dict[str, Targets]:
-    """Return the targets of each modality of the training cells."""
+    """Return the targets of each modality of the training cells.
+
+    Raises
+    ------
+    BenchmarkError
+        If the training cells do not say which features are predicted.
+    """
     found = {}
     for modality, cells in train.items():
+        if TARGET not in cells.var:
+            raise BenchmarkError(f"train.h5mu[{modality}]: var lacks {TARGET!r}; delete the file and run again")
         var = cells.var[cells.var[TARGET].to_numpy(dtype=bool)]
         found[modality] = Targets(var.index, var[LEVEL].to_numpy() if LEVEL in var else None)
     return found

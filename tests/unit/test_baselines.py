@@ -138,7 +138,7 @@ def test_ridge_weighs_by_the_correlation_with_predictions_of_left_out_cells():
         coefficients = np.linalg.solve(centred.T @ centred + total * np.eye(4), centred.T @ (b - b.mean(axis=0)))
         left_out[i] = b.mean(axis=0) + (x[i] - a.mean(axis=0)) @ coefficients
     expected = [np.corrcoef(y[:, j], left_out[:, j])[0, 1] for j in range(2)]
-    regression = program("ridge").regress(x, y, penalty=penalty, power=1)
+    regression = program("ridge").regress_to_scale(x, y, penalty=penalty, power=1)
     np.testing.assert_allclose(regression["scale"] * y.std(axis=0), expected, rtol=1e-10)
 
 
@@ -247,7 +247,7 @@ def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
     training = {"max_epochs": 3, "lr": 0.001, "batch_size": 32, "train_size": 0.9, "n_epochs_kl_warmup": 1}
     params = {"min_cell_fraction": 0.01, "min_steps": 0, "model": {"n_latent": 4, "n_hidden": 16}, "training": training}
     own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
-    found = program("multivi").embed(own, params, seed=3)
+    found, predictions = program("multivi").embed(own, params, seed=3)
 
     # Upstream's calls, nothing of ours: tables padded with zeros, cells and features by name.
     tables = {name: pd.concat([a.to_df() for a in (task.train.mod[name], task.tests[name])]) for name in task.train.mod}
@@ -277,6 +277,20 @@ def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
     for name, test in task.tests.items():
         np.testing.assert_array_equal(found[name], expected.loc[test.obs_names])
     assert own.info["epochs"] == 3 and own.info["n_latent"] == 4
+
+    # Predicted RNA is what upstream decodes for the test cells, on another scale: a straight line for each gene.
+    genes = own.targets["rna"].names
+    decoded = pd.DataFrame(
+        model.get_normalized_expression(
+            indices=mdata.obs_names.get_indexer(task.tests[second].obs_names), return_numpy=True
+        ),
+        columns=tables["rna"].columns[
+            (tables["rna"].reindex(names, fill_value=0.0) > 0).sum() >= int(0.01 * len(names))
+        ],
+    )
+    both = [(np.log1p(1e4 * decoded[gene]), predictions[f"{second}2rna"][:, i]) for i, gene in enumerate(genes)]
+    correlations = [np.corrcoef(x, y)[0, 1] for x, y in both if np.ptp(y) > 1e-6]
+    assert len(correlations) > 10 and min(correlations) > 0.999
 
     # Training cells by one modality alone are placed as test cells are.
     best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import yaml
 
 from clue.benchmark.config import MODALITY_SETS, Benchmark, read_yaml
-from clue.benchmark.contracts import read_embedding, write_test, write_train
+from clue.benchmark.contracts import read_embedding, read_predictions, write_test, write_train
 from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.running.machine import unavailable
@@ -135,6 +135,8 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         reason = json.loads(failure.read_text())["error"] if failure.exists() else f"exit status {status}"
         says(not status, f"{script.name} failed on {'+'.join(modalities)}: {reason}")
         says(output.exists(), f"{script.name} ended well but wrote no embedding: does it call run_method?")
+        if spec["predicts"]:
+            check_predictions(read_predictions(output.with_name("predictions.npz")), method, modalities)
         return read_embedding(output), json.loads(output.with_name("run.json").read_text())
 
     return run
@@ -185,6 +187,18 @@ def test_embeds_the_test_cells(method, modalities, run_program, project):
             np.array_equal(embedding.X, again.X),
             f"{where}: the same seed gave another embedding; seed every generator, or say deterministic: false",
         )
+
+
+def check_predictions(predictions, method, modalities):
+    """Copies of a cell must have one prediction, other cells others: else rows are out of order."""
+    for direction, values in predictions.items():
+        where = f"{method} on {'+'.join(modalities)}: predictions: {direction}"
+        first, second = COPIES
+        for cell, copy in COPIES.items():
+            same = np.allclose(values[cell], values[copy], atol=1e-3)
+            says(same, f"{where}: rows {cell} and {copy} are of copies, but differ; is the order kept?")
+        differ = not np.allclose(values[first], values[second], atol=1e-3)
+        says(differ or method in CONTROLS, f"{where}: rows {first} and {second} are of different cells, but equal")
 
 
 def check_rows(embedding, modalities, where):

@@ -254,20 +254,17 @@ def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[
 def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
     """Call the method; return the embedding, with the metric that it chose, and the predictions; both checked."""
     given = {name: cells.obs.copy() for name, cells in task.test.items()}
-    shapes = {f"{a}2{b}": (len(given[a]), len(task.targets[b].names)) for a, b in task.directions}
     returned = _call(embed, task, arguments)
     _check_left_alone(task, given, arguments.method)
     arrays, predictions = returned if isinstance(returned, tuple) else (returned, None)
-    predictions = _check_predictions(predictions, shapes, arguments)
+    predictions = _check_predictions(predictions, task, arguments)
     arrays = check_arrays(arrays, {name: obs.index for name, obs in given.items()}, arguments.method)
     embedding = _embedding(arrays, given)
     embedding.uns["metric"] = task.metric
     return embedding, predictions
 
 
-def _check_predictions(
-    predictions: Any, shapes: Mapping[str, tuple[int, int]], arguments: argparse.Namespace
-) -> dict[str, np.ndarray]:
+def _check_predictions(predictions: Any, task: Task, arguments: argparse.Namespace) -> dict[str, np.ndarray]:
     where = f"embed of {arguments.method} returned"
     if arguments.predictions is None:
         if predictions is not None:
@@ -275,11 +272,13 @@ def _check_predictions(
         return {}
     if predictions is None:
         raise ContractError(f"{where} no predictions, but its YAML says predicts: true; return embeddings, predictions")
+    shapes = {f"{a}2{b}": (task.test[a].n_obs, len(task.targets[b].names)) for a, b in task.directions}
     if not isinstance(predictions, Mapping) or set(predictions) != set(shapes):
         raise ContractError(f"{where} predictions of {list(predictions)}; it must return those of {list(shapes)}")
-    for direction, shape in shapes.items():
-        check_prediction(np.asarray(predictions[direction]), shape, f"{where} predictions: {direction}")
-    return {direction: np.asarray(predictions[direction], dtype=np.float32) for direction in shapes}
+    arrays = {direction: np.asarray(predictions[direction]) for direction in shapes}
+    for direction, array in arrays.items():
+        check_prediction(array, shapes[direction], f"{where} predictions: {direction}")
+    return {direction: array.astype(np.float32) for direction, array in arrays.items()}
 
 
 def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
