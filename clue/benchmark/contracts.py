@@ -166,6 +166,10 @@ def check_embedding(adata: ad.AnnData, where: str) -> None:
     missing = [key for key in ("method", "variant", "seed", "params") if key not in adata.uns]
     if missing:
         raise ContractError(f"{where}: uns lacks {missing}")
+    if is_by_pairs(adata):
+        lacking = [key for key in ("metric", "width") if set(adata.uns.get(key, ())) != set(adata.obs["pair"])]
+        if lacking:
+            raise ContractError(f"{where}: uns[{lacking[0]!r}] must have an entry for each pair of obs['pair']")
     for metric in metric_of(adata).values() if is_by_pairs(adata) else [metric_of(adata)]:
         if metric not in METRICS:
             raise ContractError(f"{where}: uns['metric'] is {metric!r}; it must be one of {list(METRICS)}")
@@ -216,7 +220,7 @@ def check_embedding_fits(adata: ad.AnnData, tests: Mapping[str, pd.Index], where
     if is_by_pairs(adata):
         for pair in adata.obs["pair"].unique():
             names = str(pair).split("+")
-            if len(names) != 2 or not set(names) <= set(tests):
+            if len(names) != 2 or names != [name for name in tests if name in names]:
                 raise ContractError(f"{where}: obs['pair'] is {pair!r}, no pair of {', '.join(tests)}")
             check_embedding_fits(of_pair(adata, *names), {name: tests[name] for name in names}, where)
         return

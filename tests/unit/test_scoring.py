@@ -362,6 +362,26 @@ def test_a_pair_that_a_method_does_not_take_has_rows_with_the_reason(solution_of
     assert set(reasons) == {"by pairs", "no training cell"}
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda adata: adata.uns.pop("width"), r"uns\['width'\] must have an entry for each pair"),
+        (lambda adata: adata.uns.update(metric="cosine"), r"uns\['metric'\] must have an entry for each pair"),
+    ],
+)
+def test_an_embedding_by_pairs_says_all_of_each_pair(solution_of_three, points_of_three, tmp_path, change, message):
+    embedding = by_pairs(solution_of_three, points_of_three, {("rna", "atac"): 3, ("rna", "adt"): 5})
+    change(embedding)
+    with pytest.raises(ContractError, match=message):
+        contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
+
+
+def test_a_pair_of_other_modalities_is_refused(solution_of_three, points_of_three):
+    embedding = by_pairs(solution_of_three, points_of_three, {("rna", "atac"): 3})
+    with pytest.raises(ContractError, match=r"obs\['pair'\] is 'rna\+atac', no pair of rna, adt"):
+        contracts.check_embedding_fits(embedding, {"rna": pd.Index([]), "adt": pd.Index([])}, "e.h5ad")
+
+
 def test_a_modality_of_three_that_is_not_embedded_is_an_error(embedding, solution_of_three):
     with pytest.raises(ContractError, match="0 rows of atac for 120 test cells"):
         score(embedding, solution_of_three)
