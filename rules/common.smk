@@ -107,10 +107,16 @@ def match_files(folder, wanted):
     ]
 
 
-def predictions_of(method):
-    """Return the pattern of the predictions of a method, if it makes any."""
-    makes = method != ORACLE and BENCHMARK.methods[method]["predicts"]
-    return {"predictions": f"{TASK}/{method}/{{variant}}/seed-{{seed}}/predictions.npz"} if makes else {}
+def predicts(method):
+    """Tell whether a method returns predictions beside its embedding."""
+    return method != ORACLE and BENCHMARK.methods[method]["predicts"]
+
+
+def outputs_of(method):
+    """Return the patterns of what a method's program writes; the embedding is the first."""
+    folder = f"{TASK}/{method}/{{variant}}/seed-{{seed}}"
+    found = {"embedding": f"{folder}/embedding.h5ad", "run": f"{folder}/run.json"}
+    return found | ({"predictions": f"{folder}/predictions.npz"} if predicts(method) else {})
 
 
 def params_of(method, wildcards):

@@ -83,7 +83,11 @@ for name, options in (DRAWINGS | WALKS).items():
 rule probes:
     input:
         solutions=[solution(*split) for split in SIMULATED],
-        embeddings=[f"{job.folder}/embedding.h5ad" for job in filter(has_one_space, RUNNABLE) if (job.dataset, job.split) in SIMULATED],
+        embeddings=[
+            f"{job.folder}/embedding.h5ad"
+            for job in filter(has_one_space, RUNNABLE)
+            if (job.dataset, job.split) in SIMULATED
+        ],
     output:
         PROBES,
     log:

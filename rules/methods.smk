@@ -17,9 +17,7 @@ for method, spec in BENCHMARK.methods.items():
             train=f"{TASK}/train.h5mu",
             tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
         output:
-            embedding=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/embedding.h5ad",
-            run=f"{TASK}/{method}/{{variant}}/seed-{{seed}}/run.json",
-            **predictions_of(method),
+            **outputs_of(method),
         log:
             f"{LOGS}/{{dataset}}/{{split}}/{method}/{{variant}}/seed-{{seed}}.log",
         benchmark:

@@ -31,7 +31,7 @@ for wanted in MODALITY_SETS:
         input:
             embedding=f"{JOB}/embedding.h5ad",
             solution=f"{TASK}/solution.h5ad",
-            predictions=lambda wildcards: list(predictions_of(wildcards.method).values()),
+            predictions=lambda wildcards: [f"{JOB}/predictions.npz"] if predicts(wildcards.method) else [],
         output:
             matches=match_files(JOB, wanted),
             metrics=f"{JOB}/metrics.tsv",
@@ -50,7 +50,13 @@ for wanted in MODALITY_SETS:
         params:
             run=RUN,
             predictions=lambda wildcards, input: "".join(f"--predictions {path}" for path in input.predictions),
-            code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scores/scoring.py", "clue/benchmark/scores/prediction.py"),
+            code=digest(
+                "scripts/score.py",
+                "clue/matching.py",
+                "clue/metrics.py",
+                "clue/benchmark/scores/scoring.py",
+                "clue/benchmark/scores/prediction.py",
+            ),
         shell:
             "python -P $CLUE_CHECKOUT/scripts/score.py --embedding {input.embedding} --solution {input.solution} {params.predictions}"
             " --matches {output.matches} --metrics {output.metrics} --cells {output.cells} --run {params.run} > {log} 2>&1"

@@ -231,7 +231,9 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
 
 def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
     """Return what `_embed` does for all pairs that have training cells in common; leave out others, with the reason."""
-    parts, predictions, left_out = {}, {}, {}
+    parts: dict[str, ad.AnnData] = {}
+    predictions: dict[str, np.ndarray] = {}
+    left_out = {}
     for pair, params in arguments.params.items():
         first, second = pair.split("+")
         part = task.of_pair(first, second)

@@ -292,22 +292,28 @@ def _score_predictions(
     first: Side, second: Side, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None, table: _Table
 ) -> None:
     """Score what an embedding's neighbours predict, and what the method does, if it predicts."""
-    for kind in ("neighbours", "predict") if predictions is not None else ("neighbours",):
-        scores = []
-        for source, target in ((first, second), (second, first)):
-            measured = solution.obsm[target.modality].toarray()
-            if kind == "neighbours":
-                predicted = _of_neighbours(source, target, solution.obsm[target.modality])
-            else:
-                direction = f"{source.modality}2{target.modality}"
-                if direction not in predictions:
-                    raise ContractError(f"predictions.npz: lacks {direction}; delete it and run again")
-                check_prediction(predictions[direction], measured.shape, f"predictions.npz: {direction}")
-                predicted = predictions[direction]
-            # The prediction is in file order, the measured values in the solution's.
-            scores.append(prediction_scores(predicted, measured[source.pair]))
-        for metric in scores[0]:
-            table.both_ways(f"{kind}_{metric}", scores[0][metric], scores[1][metric])
+    measured = {side.modality: solution.obsm[side.modality] for side in (first, second)}
+
+    def scores(source: Side, target: Side, predicted: np.ndarray) -> dict[str, float]:
+        # The prediction is in file order, the measured values in the solution's.
+        return prediction_scores(predicted, measured[target.modality].toarray()[source.pair])
+
+    def of_neighbours(source: Side, target: Side) -> dict[str, float]:
+        return scores(source, target, _of_neighbours(source, target, measured[target.modality]))
+
+    def of_method(source: Side, target: Side) -> dict[str, float]:
+        direction = f"{source.modality}2{target.modality}"
+        if direction not in given:
+            raise ContractError(f"predictions.npz: lacks {direction}; delete it and run again")
+        check_prediction(given[direction], measured[target.modality].shape, f"predictions.npz: {direction}")
+        return scores(source, target, given[direction])
+
+    given = predictions or {}
+    kinds = {"neighbours": of_neighbours} | ({} if predictions is None else {"predict": of_method})
+    for kind, function in kinds.items():
+        forward, backward = _two_ways(function, first, second)
+        for metric in forward:
+            table.both_ways(f"{kind}_{metric}", forward[metric], backward[metric])
 
 
 def _of_neighbours(source: Side, target: Side, measured: sp.csr_matrix) -> np.ndarray:
