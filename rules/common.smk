@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import itertools
 import json
 import os
 import sys
@@ -41,7 +42,6 @@ try:
     for path in workflow.configfiles:
         read_yaml(Path(path))  # refuses a key that is there twice, of which Snakemake has taken the last
     BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
-    BENCHMARK.check_pairs()
     # Jobs in other environments, or submitted to other machines (`--jobs`), find out for themselves.
     if workflow.resource_settings.nodes is None and not workflow.deployment_settings.deployment_method:
         BENCHMARK.unavailable = unavailable(BENCHMARK.methods)
@@ -99,9 +99,25 @@ def test_files(wanted):
     return [f"{TASK}/test_{modality}.h5ad" for modality in wanted]
 
 
-def match_files(first, second):
-    """Return the patterns of the two match matrices of a pair of modalities."""
-    return [f"{JOB}/match_{first}2{second}.npz", f"{JOB}/match_{second}2{first}.npz"]
+def match_files(folder, wanted):
+    """Return the match matrices in the folder of a job: both directions of each pair of modalities."""
+    return [
+        f"{folder}/match_{source}2{target}.npz"
+        for pair in itertools.combinations(wanted, 2)
+        for source, target in (pair, pair[::-1])
+    ]
+
+
+def predicts(method):
+    """Tell whether a method returns predictions beside its embedding."""
+    return method != ORACLE and BENCHMARK.methods[method]["predicts"]
+
+
+def outputs_of(method):
+    """Return the patterns of what a method's program writes; the embedding is the first."""
+    folder = f"{TASK}/{method}/{{variant}}/seed-{{seed}}"
+    found = {"embedding": f"{folder}/embedding.h5ad", "run": f"{folder}/run.json"}
+    return found | ({"predictions": f"{folder}/predictions.npz"} if predicts(method) else {})
 
 
 def params_of(method, wildcards):
@@ -112,7 +128,7 @@ def params_of(method, wildcards):
 @functools.cache
 def params_json(method, variant, dataset):
     """Return the hyper-parameters of a variant as JSON; the same for all seeds, of which there may be thousands."""
-    return to_json(BENCHMARK.params(method, variant, modalities(dataset)))
+    return to_json(BENCHMARK.job_params(method, variant, modalities(dataset)))
 
 
 def memory(megabytes, gpu=0):
@@ -193,10 +209,15 @@ def usable(path):
     return Path(path).exists() or not FINISHING
 
 
+def has_one_space(job):
+    """Tell whether a job places all modalities in one space; one that ran by pairs has a space for each pair."""
+    return not BENCHMARK.is_by_pairs(job.method, modalities(job.dataset))
+
+
 def drawn(dataset, split):
     """Return the embeddings of a split's UMAPs: each method's default variant, its first seed; no control."""
     first = {}
-    for job in RUNNABLE:
+    for job in filter(has_one_space, RUNNABLE):
         if (job.dataset, job.split, job.variant) == (dataset, split, "default"):
             first.setdefault(job.method, f"{job.folder}/embedding.h5ad")
     methods = {method: path for method, path in first.items() if method not in ("random", ORACLE)}
@@ -204,10 +225,9 @@ def drawn(dataset, split):
 
 
 def matches_of(dataset, split):
-    """Return the match matrices of the embeddings of a split's UMAPs, both directions of each."""
-    first, second = modalities(dataset)
+    """Return the match matrices of the embeddings of a split's UMAPs, both directions of each pair."""
     folders = [Path(path).parent for path in drawn(dataset, split)]
-    return [f"{folder}/match_{pair}.npz" for folder in folders for pair in (f"{first}2{second}", f"{second}2{first}")]
+    return [path for folder in folders for path in match_files(folder, modalities(dataset))]
 
 
 def solution(dataset, split):

@@ -24,6 +24,7 @@ DRAWINGS = {
     "ablation": {"metrics": TABLE, "reference": of_checkout("config/reference/ablation.tsv")},
     "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAPS]},
     "resources": {"resources": RESOURCES},
+    "prediction": {"metrics": TABLE, "published": of_checkout("config/reference/predict_modality.tsv")},
 }
 if SIMULATED:
     DRAWINGS["factors"] = {"probes": PROBES}
@@ -82,7 +83,11 @@ for name, options in (DRAWINGS | WALKS).items():
 rule probes:
     input:
         solutions=[solution(*split) for split in SIMULATED],
-        embeddings=[f"{job.folder}/embedding.h5ad" for job in RUNNABLE if (job.dataset, job.split) in SIMULATED],
+        embeddings=[
+            f"{job.folder}/embedding.h5ad"
+            for job in filter(has_one_space, RUNNABLE)
+            if (job.dataset, job.split) in SIMULATED
+        ],
     output:
         PROBES,
     log:

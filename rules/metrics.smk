@@ -23,16 +23,17 @@ rule oracle:
         " --embedding {output.embedding} > {log} 2>&1"
 
 
-for first, second in MODALITY_SETS:
+for wanted in MODALITY_SETS:
 
     rule:
         name:
-            f"score_{first}_{second}"
+            f"score_{'_'.join(wanted)}"
         input:
             embedding=f"{JOB}/embedding.h5ad",
             solution=f"{TASK}/solution.h5ad",
+            predictions=lambda wildcards: [f"{JOB}/predictions.npz"] if predicts(wildcards.method) else [],
         output:
-            matches=match_files(first, second),
+            matches=match_files(JOB, wanted),
             metrics=f"{JOB}/metrics.tsv",
             cells=f"{JOB}/cells.tsv.gz",
         log:
@@ -40,7 +41,7 @@ for first, second in MODALITY_SETS:
         benchmark:
             f"{LOGS}/{{dataset}}/{{split}}/{{method}}/{{variant}}/seed-{{seed}}.score.benchmark.tsv"
         wildcard_constraints:
-            dataset=datasets_with((first, second)),
+            dataset=datasets_with(wanted),
         conda:
             "../envs/python.yaml"
         resources:
@@ -48,9 +49,16 @@ for first, second in MODALITY_SETS:
             runtime=minutes(30),
         params:
             run=RUN,
-            code=digest("scripts/score.py", "clue/matching.py", "clue/metrics.py", "clue/benchmark/scores/scoring.py"),
+            predictions=lambda wildcards, input: "".join(f"--predictions {path}" for path in input.predictions),
+            code=digest(
+                "scripts/score.py",
+                "clue/matching.py",
+                "clue/metrics.py",
+                "clue/benchmark/scores/scoring.py",
+                "clue/benchmark/scores/prediction.py",
+            ),
         shell:
-            "python -P $CLUE_CHECKOUT/scripts/score.py --embedding {input.embedding} --solution {input.solution}"
+            "python -P $CLUE_CHECKOUT/scripts/score.py --embedding {input.embedding} --solution {input.solution} {params.predictions}"
             " --matches {output.matches} --metrics {output.metrics} --cells {output.cells} --run {params.run} > {log} 2>&1"
 
 

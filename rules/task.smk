@@ -26,7 +26,7 @@ for wanted in MODALITY_SETS:
             folder=subpath(output[0], parent=True),
             split=lambda wildcards: to_json(BENCHMARK.datasets[wildcards.dataset]["splits"][wildcards.split]),
             max_cells=f"--max-cells {BENCHMARK.config['max_cells']}" if BENCHMARK.config["max_cells"] else "",
-            code=digest("scripts/make_task.py", "clue/benchmark/data/task.py"),
+            code=digest("scripts/make_task.py", "clue/benchmark/data/task.py", "clue/benchmark/targets.py"),
         shell:
             "python -P $CLUE_CHECKOUT/scripts/make_task.py --dataset-file {input} --dataset {wildcards.dataset}"
             " --split {wildcards.split} --folder {params.folder} {params.max_cells} --project $CLUE_CHECKOUT > {log} 2>&1"

@@ -27,7 +27,7 @@ SPREAD = 0.5  # of a type's cells around its direction, in units of that directi
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tests", type=Path, nargs=2, required=True, help="test cells (test_<modality>.h5ad)")
+    parser.add_argument("--tests", type=Path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
     parser.add_argument("--solution", type=Path, required=True, help="who is who (solution.h5ad)")
     parser.add_argument("--embedding", type=Path, required=True, help="the embedding to write (embedding.h5ad)")
     arguments = parser.parse_args(argv)

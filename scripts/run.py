@@ -37,7 +37,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.cores is not None and arguments.cores < 1:
         raise BenchmarkError(f"--cores: {arguments.cores} run nothing; give at least 1 (make run CORES=2)")
     benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
-    benchmark.check_pairs()
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
     progress = Progress(benchmark, sys.stderr.isatty())

@@ -91,6 +91,10 @@ class Tables:
 
     def type(self, spec: dict, ending: str = "") -> str:
         """Return in a few words what values are allowed; `ending` makes a plural."""
+        if "const" in spec:
+            return f"`{spec['const']}`"
+        if "type" not in spec and "oneOf" in spec:
+            return " or ".join(self.type(self.resolved(choice), ending) for choice in spec["oneOf"])
         if "enum" in spec:
             return " ".join(f"`{value}`" for value in spec["enum"])
         kinds = spec.get("type", "object")

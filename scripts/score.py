@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from clue.benchmark.contracts import read_embedding, read_solution
+from clue.benchmark.contracts import read_embedding, read_predictions, read_solution
 from clue.benchmark.errors import run_program
 from clue.benchmark.report.tables import write_table
 from clue.benchmark.scores.scoring import score, write_cells, write_matches
@@ -18,15 +18,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--embedding", type=Path, required=True, help="the embedding to score (embedding.h5ad)")
     parser.add_argument("--solution", type=Path, required=True, help="who is who (solution.h5ad)")
     parser.add_argument(
-        "--matches", type=Path, nargs=2, help="match matrices to write, first to second modality and back (.npz)"
+        "--matches",
+        type=Path,
+        nargs="+",
+        help="match matrices to write, there and back of each pair (.npz)",
     )
+    parser.add_argument("--predictions", type=Path, help="predictions to score (predictions.npz)")
     parser.add_argument("--metrics", type=Path, help="the table to write (metrics.tsv)")
     parser.add_argument("--cells", type=Path, help="scores per cell to write (cells.tsv.gz)")
     parser.add_argument("--run", default="", help="name of the run, for the table")
     arguments = parser.parse_args(argv)
 
     scores = score(
-        read_embedding(arguments.embedding), read_solution(arguments.solution), arguments.run, str(arguments.embedding)
+        read_embedding(arguments.embedding),
+        read_solution(arguments.solution),
+        arguments.run,
+        str(arguments.embedding),
+        read_predictions(arguments.predictions) if arguments.predictions else None,
     )
     for matches, path in zip(scores.matches.values(), arguments.matches or (), strict=False):
         write_matches(matches, path)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ ORACLE = "oracle"
 """The one method that reads the solution; a metrics rule writes it, no method does."""
 MODALITIES = ("rna", "atac", "adt")
 """In the order in which every file and every YAML has them."""
+MODALITY_SETS = [list(chosen) for n in range(2, len(MODALITIES) + 1) for chosen in combinations(MODALITIES, n)]
+"""What a method takes whose YAML says ``modalities: any``."""
 RULES = frozenset(
     "all download downloaded prepare prepared embeddings table oracle collect probes figures html_report datasets"
     " comparison paper resources leaderboard ranking ablation integration_scores integration factors pairing learning"
-    " scaling umap confusion".split()
+    " scaling umap confusion prediction".split()
 )
 """The workflow's own rules, after which no method may be called, since its rule has its name."""
 RULES_OF = ("task_", "score_")
@@ -161,11 +164,14 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
         known = sorted(file.stem for file in folder.glob("*.yaml"))
         raise ConfigError(f"unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
     spec = check(read_yaml(path), _schema(root, kind[:-1]), str(path))
+    if kind == "methods" and spec["modalities"] == "any":
+        spec["modalities"] = copy.deepcopy(MODALITY_SETS)
     for modalities in [spec["modalities"]] if kind == "datasets" else spec["modalities"]:
         if modalities != sorted(modalities, key=MODALITIES.index):
             raise ConfigError(f"{path}: modalities: {', '.join(modalities)}: the order is {', '.join(MODALITIES)}")
     if kind == "datasets":
         _check_sources(spec, path)
+        _check_mosaics(spec, path)
         _resolve_within(spec["splits"], path)
     if kind == "methods":
         _check_parameters(spec, path)
@@ -233,6 +239,26 @@ def _resolve_within(splits: dict[str, dict[str, Any]], path: Path) -> None:
                 )
         if "within" in split:
             split["within"] = [outer[wanted] for wanted in split["within"]]
+
+
+def _check_mosaics(spec: dict[str, Any], path: Path) -> None:
+    """Refuse a mosaic of other modalities than the data set's, or whose parts are not all of the training cells."""
+    modalities = spec["modalities"]
+    for name, split in spec["splits"].items():
+        if "mosaic" not in split:
+            continue
+        where = f"{path}: splits.{name}.mosaic"
+        if "paired_fraction" in split:
+            raise ConfigError(f"{where}: paired_fraction says which cells are paired, too; keep one of the two")
+        subsets = {subset: subset.split("+") for subset in split["mosaic"]}
+        for subset, parts in subsets.items():
+            if parts != [modality for modality in modalities if modality in parts]:
+                raise ConfigError(f"{where}: {subset!r} must be of {', '.join(modalities)}, in that order")
+        if unseen := set(modalities).difference(*subsets.values()):
+            raise ConfigError(f"{where}: no training cell is seen in {', '.join(sorted(unseen))}; add a subset with it")
+        if abs(sum(split["mosaic"].values()) - 1) > 1e-6:
+            total = sum(split["mosaic"].values())
+            raise ConfigError(f"{where}: the fractions add up to {total:g}; change them so that they add up to 1")
 
 
 def _check_sources(spec: dict[str, Any], path: Path) -> None:
@@ -327,14 +353,21 @@ class Benchmark:
         if budget not in known:
             raise ConfigError(f"{where}: budget: no method has {budget!r}{_suggest(budget, known)}")
 
-    def check_pairs(self) -> None:
-        """Raise a `ConfigError` for a data set of more than two modalities, which scoring does not take yet."""
-        for name, spec in self.datasets.items():
-            if len(spec["modalities"]) > 2:
-                raise ConfigError(
-                    f"config/datasets/{name}.yaml: modalities: scoring takes two so far, not"
-                    f" {len(spec['modalities'])} ({', '.join(spec['modalities'])}); name two"
-                )
+    def sets(self, method: str, modalities: list[str]) -> list[list[str]]:
+        """Return the sets of modalities on which a method runs: all at once, else each pair that it takes."""
+        supported = self.methods[method]["modalities"]
+        wanted = [modalities] if modalities in supported else map(list, combinations(modalities, 2))
+        return [chosen for chosen in wanted if chosen in supported]
+
+    def is_by_pairs(self, method: str, modalities: list[str]) -> bool:
+        """Tell whether a method does not take all of these modalities at once, but pairs of them."""
+        return method != ORACLE and modalities not in self.methods[method]["modalities"]
+
+    def job_params(self, method: str, variant: str, modalities: list[str]) -> dict[str, Any]:
+        """Return the hyper-parameters of a job; by the name of the pair where the method runs by pairs."""
+        if not self.is_by_pairs(method, modalities):
+            return self.params(method, variant, modalities)
+        return {"+".join(pair): self.params(method, variant, pair) for pair in self.sets(method, modalities)}
 
     def params(self, method: str, variant: str, modalities: list[str]) -> dict[str, Any]:
         """Return the hyper-parameters: params < preset < budget < variant, maps merged key by key."""
@@ -364,7 +397,7 @@ class Benchmark:
                 for method, spec in self.methods.items():
                     obstacle = self._obstacle(method, modalities)
                     for variant in spec["variants"]:
-                        transductive = bool(self.params(method, variant, modalities).get("transductive", False))
+                        transductive = self._is_transductive(method, variant, modalities)
                         jobs += [
                             Job(self.config["run"], dataset, split, method, variant, seed, transductive, *obstacle)
                             for seed in self.config["seeds"]
@@ -372,9 +405,13 @@ class Benchmark:
                 jobs.append(Job(self.config["run"], dataset, split, ORACLE, "default", 0, False))
         return jobs
 
+    def _is_transductive(self, method: str, variant: str, modalities: list[str]) -> bool:
+        sets = self.sets(method, modalities) or [modalities]
+        return any(self.params(method, variant, chosen).get("transductive", False) for chosen in sets)
+
     def _obstacle(self, method: str, modalities: list[str]) -> tuple[str, str]:
         """Return why a method cannot run on data of these modalities, and what that is called; nothing if it can."""
-        if modalities not in self.methods[method]["modalities"]:
+        if not self.sets(method, modalities):
             return f"does not support {'+'.join(modalities)}", "unsupported"
         if method in self.unavailable:
             return self.unavailable[method], "unavailable"

@@ -2,18 +2,24 @@
 
 ========================  ==========================================================================
 ``<dataset>.h5mu``        all cells of a data set: raw counts per modality, labels, batches
-``train.h5mu``            training cells: paired, or seen in some modalities only; no cell types
+``train.h5mu``            training cells: paired, or seen in some modalities only; no cell types. ``var`` says which
+                          features are predicted (`clue.benchmark.targets`)
 ``test_<modality>.h5ad``  test cells of one modality, shuffled and renamed; ``obs`` is ``batch`` alone
-``solution.h5ad``         one row per test cell: its name in each modality's file, batch, labels
+``solution.h5ad``         one row per test cell: its name in each modality's file, batch, labels; ``obsm`` has the
+                          values to predict of each modality
 ``embedding.h5ad``        one row per cell of each test file, in file order; ``uns["metric"]`` says how to compare
-                          them, ``"cosine"`` (also where it is absent) or ``"euclidean"``
+                          them, ``"cosine"`` (also where it is absent) or ``"euclidean"``. Of a method that ran by
+                          pairs of modalities it has such rows for each pair, which ``obs["pair"]`` names
+``predictions.npz``       of a method that predicts: an array ``rna2adt`` for each direction, float32, finite, a row per
+                          cell of the source's test file, in file order, a column per feature that is predicted
 ========================  ==========================================================================
 
 Cells of one name in two modalities of a MuData are one cell. Annotations live in each modality's
 ``obs``; the MuData's own ``obs`` stays empty.
 """
 
-from collections.abc import Callable, Sequence
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import anndata as ad
@@ -162,8 +168,13 @@ def check_embedding(adata: ad.AnnData, where: str) -> None:
     missing = [key for key in ("method", "variant", "seed", "params") if key not in adata.uns]
     if missing:
         raise ContractError(f"{where}: uns lacks {missing}")
-    if metric_of(adata) not in METRICS:
-        raise ContractError(f"{where}: uns['metric'] is {metric_of(adata)!r}; it must be one of {list(METRICS)}")
+    if is_by_pairs(adata):
+        lacking = [key for key in ("metric", "width") if set(adata.uns.get(key, ())) != set(adata.obs["pair"])]
+        if lacking:
+            raise ContractError(f"{where}: uns[{lacking[0]!r}] must have an entry for each pair of obs['pair']")
+    for metric in metric_of(adata).values() if is_by_pairs(adata) else [metric_of(adata)]:
+        if metric not in METRICS:
+            raise ContractError(f"{where}: uns['metric'] is {metric!r}; it must be one of {list(METRICS)}")
 
 
 def metric_of(embedding: ad.AnnData) -> Metric:
@@ -171,8 +182,50 @@ def metric_of(embedding: ad.AnnData) -> Metric:
     return embedding.uns.get("metric", "cosine")
 
 
-def check_embedding_fits(adata: ad.AnnData, tests: dict[str, pd.Index], where: str) -> None:
-    """Check that an embedding has one row per test cell, in file order, modality after modality."""
+def is_by_pairs(embedding: ad.AnnData) -> bool:
+    """Tell whether a method ran by pairs of modalities, each of which then has rows and a metric of its own."""
+    return "pair" in embedding.obs
+
+
+def join_pairs(parts: Mapping[str, ad.AnnData]) -> ad.AnnData:
+    """Return embeddings of pairs of modalities as one; narrow ones are filled up with zeros.
+
+    Parameters
+    ----------
+    parts
+        By the name of the pair (``rna+atac``): its embedding, with ``uns["metric"]``.
+    """
+    width = max(part.n_vars for part in parts.values())
+    x = np.concatenate([np.pad(part.X, ((0, 0), (0, width - part.n_vars))) for part in parts.values()])
+    obs = pd.concat([part.obs.assign(pair=pair).rename(f"{pair}/{{}}".format) for pair, part in parts.items()])
+    uns = {
+        "metric": {pair: metric_of(part) for pair, part in parts.items()},
+        "width": {pair: part.n_vars for pair, part in parts.items()},
+    }
+    return ad.AnnData(x, obs=obs, uns=uns)
+
+
+def of_pair(embedding: ad.AnnData, first: str, second: str) -> ad.AnnData:
+    """Return the rows of two modalities as an embedding of these alone; none where the method did not take the pair."""
+    if not is_by_pairs(embedding):
+        return embedding[embedding.obs["modality"].isin([first, second]).to_numpy()]
+    pair = f"{first}+{second}"
+    found = embedding[(embedding.obs["pair"] == pair).to_numpy(), : int(embedding.uns["width"].get(pair, 0))].copy()
+    found.obs_names = found.obs["cell"].astype(str)
+    del found.obs["pair"]
+    found.uns["metric"] = metric_of(embedding).get(pair)
+    return found
+
+
+def check_embedding_fits(adata: ad.AnnData, tests: Mapping[str, pd.Index], where: str) -> None:
+    """Check that an embedding has one row per test cell, in file order, modality after modality; by pairs in each."""
+    if is_by_pairs(adata):
+        for pair in adata.obs["pair"].unique():
+            names = str(pair).split("+")
+            if len(names) != 2 or names != [name for name in tests if name in names]:
+                raise ContractError(f"{where}: obs['pair'] is {pair!r}, no pair of {', '.join(tests)}")
+            check_embedding_fits(of_pair(adata, *names), {name: tests[name] for name in names}, where)
+        return
     for modality, names in tests.items():
         rows = adata.obs_names[(adata.obs["modality"] == modality).to_numpy()]
         if len(rows) != len(names):
@@ -187,6 +240,16 @@ def check_embedding_fits(adata: ad.AnnData, tests: dict[str, pd.Index], where: s
 def names_of_test_cells(modality: str, n_cells: int) -> list[str]:
     """Names of the censored test cells: equal names in two files would be read as pairs."""
     return [f"{modality}_{i:06d}" for i in range(1, n_cells + 1)]
+
+
+def check_prediction(values: np.ndarray, shape: tuple[int, int], where: str) -> None:
+    """Check one direction of ``predictions.npz``: a finite number for each cell and each feature that is predicted."""
+    if values.shape != shape:
+        raise ContractError(f"{where}: has shape {values.shape}, not {shape}: test cells by predicted features")
+    if values.dtype.kind not in "fiu":
+        raise ContractError(f"{where}: holds {values.dtype}; give numbers")
+    if bad := int((~np.isfinite(values)).any(axis=1).sum()):
+        raise ContractError(f"{where}: {bad} of {len(values)} rows are not finite")
 
 
 # ---- reading and writing -------------------------------------------------------------------------
@@ -272,3 +335,19 @@ def read_embedding(path: str | Path) -> ad.AnnData:
 def write_embedding(adata: ad.AnnData, path: str | Path) -> None:
     """Check and write ``embedding.h5ad``."""
     _write(adata, path, check_embedding)
+
+
+def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
+    """Read ``predictions.npz``; `check_prediction` checks its arrays, where their shape is known."""
+    path = Path(path)
+    try:
+        with np.load(path) as file:
+            return dict(file)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
+
+
+def write_predictions(predictions: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Write ``predictions.npz``."""
+    with atomic(path) as temporary:
+        np.savez_compressed(temporary, **predictions)

@@ -161,6 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     table = tables.read_metrics(args.metrics)
     intervals = bootstrap_table(table, args.cells)
+    table = tables.with_pairs(table)
     write_table(summary_table(table), args.table, digits=6)
     write_table(readable_table(table, args.display), args.summary)
     write_table(tests_table(table, args.display), args.tests, digits=6)

@@ -33,6 +33,7 @@ TITLES = {
     "leaderboard": "Competition leaderboard",
     "ranking": "Ranking over splits",
     "ablation": "Ablation",
+    "prediction": "Prediction of the other modality",
     "pairing": "Scores and paired training cells",
     "factors": "Information kept per factor",
     "integration": "Bio-conservation and mixing",
@@ -44,6 +45,7 @@ TITLES = {
 OF_A_SPLIT = {"umap": "UMAP of test cells", "confusion": "Confusion of cell types"}
 SHOWN = {
     "leaderboard": "label origin adt2rna rna2adt atac2rna rna2atac overall evidence source".split(),
+    "prediction": "label dataset split direction kind variant pearson_cell pearson rmse origin note".split(),
     "paper": "label dataset split metric direction published ours seeds verdict why source".split(),
 }
 """The columns to show of wide tables."""
@@ -183,9 +185,8 @@ def describe_datasets(metrics: pd.DataFrame, figures: dict[str, Path], args) -> 
         entry = found.setdefault(dataset, {"id": f"data_{dataset}", "label": label, "splits": []})
         entry["facts"] = {key: link(value) for record in about for key, value in record.items() if value}
         name = f"{dataset}_{split}"
-        here = tables.rows_of(scores, **{"Data set": label, "Split": split}) if len(scores) else scores
         shown = {"split": split, "best": best(metrics, dataset, split, display), "figures": []}
-        shown["scores"] = show(here.drop(columns=["Data set", "Split"], errors="ignore"), f"scores_{name}")
+        shown["scores"] = show(scores_of(scores, label, split, display), f"scores_{name}")
         for kind, title in OF_A_SPLIT.items():
             if (path := figures.pop(f"{kind}_{name}", None)) is not None:
                 shown["figures"].append(show_figure(path, title, args.captions))
@@ -193,6 +194,19 @@ def describe_datasets(metrics: pd.DataFrame, figures: dict[str, Path], args) -> 
         shown["umap"] = {"name": name, "data": umap_points(points, display)} if points.exists() else None
         entry["splits"].append(shown)
     return list(found.values())
+
+
+def scores_of(summary: pd.DataFrame, dataset: str, split: str, display: style.Display) -> pd.DataFrame:
+    """Return the rows of a split; of more than two modalities those of its pairs too, with a column that says which."""
+    if summary.empty:
+        return summary
+    here = summary[(summary["Data set"] == dataset) & (summary["Split"].str.split(" ").str[0] == split)]
+    pairs = here["Split"].str.partition(" ")[2]
+    here = here.drop(columns=["Data set", "Split"])
+    if pairs.any():
+        names = [[display.label("modalities", name) for name in pair.split("+") if name] for pair in pairs]
+        here.insert(0, "Modalities", [" + ".join(pair) or "mean over pairs" for pair in names])
+    return here
 
 
 def read_if_there(path: Path) -> pd.DataFrame:

@@ -2,14 +2,17 @@
 
 import logging
 import sys
+from dataclasses import replace
 
+import anndata as ad
 import numpy as np
 
 from clue import CLUE
 from clue.benchmark.methods import Task, run_method
+from clue.benchmark.methods.prediction import Scale, measured, paired_names, share_in, training_mean
 
 
-def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
+def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Train and place the test cells, which enter as unpaired cells, in the paper's space z or in the aligned one."""
     model = CLUE(task.train, batch_key="batch", seed=seed, device=task.device, **params["model"])
     common = {"objective": params["objective"], "checkpoints": task.checkpoints}
@@ -20,7 +23,32 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     task.info.update(steps=ends["step"].tolist(), epochs=round(ends["epoch"].sum(), 1))
     task.info.update(history=model.history.to_dict("records"))
     place = {"z": model.embed, "aligned": model.align}[params["space"]]
-    return {modality: place(cells, modality) for modality, cells in task.test.items()}
+    placed = {modality: place(cells, modality) for modality, cells in task.test.items()}
+    return placed, {f"{a}2{b}": predict(model, task, a, b, seed) for a, b in task.directions}
+
+
+def predict(model: CLUE, task: Task, source: str, target: str, seed: int) -> np.ndarray:
+    """Return the predicted targets of the test cells of `source`; those that are not decoded, at their mean."""
+    prepared, targets = model.preprocessors[target], task.targets[target]
+    decoded = targets.names.isin(prepared.features[prepared.selected])
+    train = task.train.mod[target]
+    total = float(np.median(np.asarray(train.X.sum(axis=1))))
+    size = total * share_in(prepared.features[prepared.selected], train)
+    predictions = np.tile(training_mean(task, target), (task.test[source].n_obs, 1))
+    if not decoded.any():
+        return predictions
+    chosen = replace(
+        targets, names=targets.names[decoded], level=None if targets.level is None else targets.level[decoded]
+    )
+
+    def expected(cells: ad.AnnData) -> np.ndarray:
+        counts = model.predict(cells, target, source=source, features=chosen.names, library_size=size).X
+        return chosen.of_expected(counts, total)
+
+    names = paired_names(task, source, target, seed)
+    scale = Scale(expected(task.train.mod[source][names]), measured(task, target, names)[:, decoded])
+    predictions[:, decoded] = scale(expected(task.test[source]))
+    return predictions
 
 
 if __name__ == "__main__":

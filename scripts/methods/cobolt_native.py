@@ -316,6 +316,11 @@ def run(train: Train, task: Task, params: dict[str, Any], seed: int) -> dict[str
         If no feature passes the filter, or training diverges at every learning rate.
     """
     modalities = {name: both_sets(name, task, **params["filter"][name]) for name in task.test}
+    if not len(View(modalities, tuple(modalities))):
+        raise BenchmarkError(
+            f"no training cell is seen in all of {', '.join(modalities)}, and Cobolt learns from such cells where one"
+            " modality alone places a cell; take a split that leaves some"
+        )
     training = {**params["training"], "batch_size": widened(params["training"]["batch_size"], modalities)}
     rates = training.pop("learning_rates")
     task.info.update(n_features={name: part.counts.shape[1] for name, part in modalities.items()})
@@ -335,8 +340,8 @@ def run(train: Train, task: Task, params: dict[str, Any], seed: int) -> dict[str
             f"Cobolt diverged at every learning rate of {rates}; add a smaller one to training.learning_rates"
         )
 
-    def alone(cells: pd.Index) -> tuple[np.ndarray, ...]:
-        return tuple(place(found, name, cells, task.threads) for name in task.test)
+    def alone(modality: str, cells: pd.Index) -> np.ndarray:
+        return place(found, modality, cells, task.threads)
 
     task.metric, task.info["metrics_compared"] = choose_metric(task.train, alone, seed)
     return embedded

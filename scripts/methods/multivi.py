@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
+from clue.benchmark.methods.prediction import Scale, measured, paired_names, training_mean
 from clue.benchmark.methods.validation import choose_metric
 
 ROLES = {"rna": "rna_layer", "atac": "atac_layer", "adt": "protein_layer"}
@@ -25,8 +26,8 @@ N_REPORTS = 50
 """How many lines of progress a full training prints."""
 
 
-def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
-    """Train and return posterior means."""
+def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Train; return posterior means and predictions."""
     import scvi
 
     scvi.settings.seed = seed
@@ -48,13 +49,53 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
         n_features={name: adata.n_vars for name, adata in cells.mod.items()},
     )
 
-    def place(names: pd.Index) -> tuple[np.ndarray, ...]:
+    def place(modality: str, names: pd.Index) -> np.ndarray:
         rows = cells.obs_names.get_indexer(names)
-        return tuple(model.get_latent_representation(indices=rows, modality=ALONE[name]) for name in task.test)
+        return model.get_latent_representation(indices=rows, modality=ALONE[modality])
 
     task.metric, task.info["metrics_compared"] = choose_metric(task.train, place, seed)
     latent = pd.DataFrame(model.get_latent_representation(), index=cells.obs_names)
-    return {name: latent.loc[test.obs_names].to_numpy() for name, test in task.test.items()}
+    placed = {name: latent.loc[test.obs_names].to_numpy() for name, test in task.test.items()}
+    return placed, {f"{a}2{b}": predict(model, cells, task, a, b, seed) for a, b in task.directions}
+
+
+def predict(model, cells: md.MuData, task: Task, source: str, target: str, seed: int) -> np.ndarray:
+    """Return the predicted targets of the test cells of `source`; those that the filter has left out at their mean.
+
+    What upstream decodes (shares of expression, probabilities of accessibility and of a protein's foreground) is
+    brought to scale on training cells whose other modalities are hidden, as they are of test cells.
+    """
+    targets = task.targets[target]
+    kept = (target + ":" + targets.names).isin(cells.mod[target].var_names)
+    predictions = np.tile(training_mean(task, target), (task.test[source].n_obs, 1))
+    names = paired_names(task, source, target, seed)
+    decoded = DECODED[target](model, seen_in(source, cells, names.append(task.test[source].obs_names)))
+    decoded = decoded[:, cells.mod[target].var_names.get_indexer(target + ":" + targets.names[kept])]
+    if target == "rna":
+        decoded = targets.of_expected(decoded, 1.0)
+    scale = Scale(decoded[: len(names)], measured(task, target, names)[:, kept])
+    predictions[:, kept] = scale(decoded[len(names) :])
+    return predictions
+
+
+DECODED = {
+    "rna": lambda model, cells: model.get_normalized_expression(cells, return_numpy=True),
+    "atac": lambda model, cells: model.get_normalized_accessibility(cells, return_numpy=True),
+    "adt": lambda model, cells: model.get_protein_foreground_probability(cells, return_numpy=True),
+}
+
+
+def seen_in(modality: str, cells: md.MuData, names: pd.Index) -> md.MuData:
+    """Return some cells as if one modality alone had been measured in them."""
+    hidden = {}
+    for name, adata in cells.mod.items():
+        hidden[name] = adata[names].copy()
+        if name != modality:
+            hidden[name].X = sp.csr_matrix(hidden[name].shape, dtype=adata.X.dtype)
+    with md.set_options(pull_on_update=False):
+        alone = md.MuData(hidden)
+    alone.obs = cells.obs.loc[names].assign(modality=f"+{modality}")
+    return alone
 
 
 def all_cells(task: Task, min_cell_fraction: float) -> md.MuData:

@@ -2,20 +2,21 @@
 
 Cells of both modalities get coordinates for the components of each: a cell's own where it was measured,
 the predicted ones where it was not. Fitted on paired training cells; settings are chosen as for CCA, on
-training donors (or cells) held out.
+training donors (or cells) held out. Features are predicted by regression on all components, with the same penalty.
 """
 
 import numpy as np
 
 from clue.benchmark.methods import Task, run_method
+from clue.benchmark.methods.prediction import measured as values_of
 from clue.benchmark.methods.validation import choose, combinations, paired_cells, prepare
 
 SETTINGS = ("penalty", "n_components", "power")
 """What inner validation chooses; see `fit`."""
 
 
-def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
-    """Choose settings, fit, and place each modality's test cells in the common space."""
+def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Choose settings, fit, place each modality's test cells in the common space, and predict the other modality."""
     paired = paired_cells(task.train)
     grid = combinations({name: params[name] for name in SETTINGS})
 
@@ -29,8 +30,12 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     settings, table = choose(paired, grid, candidates, seed=seed, **folds)
     task.info.update(chosen=settings, inner_validation=table)
     prepared, inputs = prepare(paired, params["n_pca"], params["n_features"], seed)
-    tests = [prepared[k].transform(cells) for k, cells in task.test.items()]
-    return dict(zip(task.test, place(*tests, fit(*inputs.values(), **settings)), strict=True))
+    tests = {k: prepared[k].transform(cells) for k, cells in task.test.items()}
+    predictions = {}
+    for source, target in task.directions:
+        line = regress(inputs[source], values_of(task, target, paired[target].obs_names), settings["penalty"])
+        predictions[f"{source}2{target}"] = line["mean"] + (tests[source] - line["centre"]) @ line["coefficients"]
+    return dict(zip(task.test, place(*tests.values(), fit(*inputs.values(), **settings)), strict=True)), predictions
 
 
 def fit(x: np.ndarray, y: np.ndarray, penalty: float, n_components: int, power: float):
@@ -51,29 +56,38 @@ def fit(x: np.ndarray, y: np.ndarray, penalty: float, n_components: int, power: 
     The regression of `x` on `y`, that of `y` on `x`.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
-    return [regress(a, b[:, :n_components], penalty, power) for a, b in ((y, x), (x, y))]
+    return [regress_to_scale(a, b[:, :n_components], penalty, power) for a, b in ((y, x), (x, y))]
 
 
-def regress(predictors: np.ndarray, targets: np.ndarray, penalty: float, power: float) -> dict[str, np.ndarray]:
-    """Ridge regression, and how to bring measured and predicted targets to the same scale.
-
-    Predictions are shrunk, and the less a target depends on the predictors, the more; distances between
-    measured and predicted values mean something once both have unit variance.
-    """
+def regress(predictors: np.ndarray, targets: np.ndarray, penalty: float) -> dict[str, np.ndarray]:
+    """Ridge regression: means of both, the predictors' penalised covariance, and coefficients."""
     centre, mean = predictors.mean(axis=0), targets.mean(axis=0)
     a, b = predictors - centre, targets - mean
     covariance = a.T @ a / len(a)
     covariance[np.diag_indices_from(covariance)] += penalty * np.trace(covariance) / len(covariance)
     coefficients = np.linalg.solve(covariance, a.T @ b / len(a))
-    predicted = a @ coefficients
+    return {"centre": centre, "mean": mean, "covariance": covariance, "coefficients": coefficients}
+
+
+def regress_to_scale(
+    predictors: np.ndarray, targets: np.ndarray, penalty: float, power: float
+) -> dict[str, np.ndarray]:
+    """Ridge regression, and how to bring measured and predicted targets to the same scale.
+
+    Predictions are shrunk, and the less a target depends on the predictors, the more; distances between
+    measured and predicted values mean something once both have unit variance.
+    """
+    line = regress(predictors, targets, penalty)
+    a, b = predictors - line["centre"], targets - line["mean"]
+    predicted = a @ line["coefficients"]
     # What each row's prediction would be, had it been left out: ridge regression needs no second fit for that.
-    leverage = (1 + np.einsum("ij,ij->i", a, np.linalg.solve(covariance, a.T).T)[:, None]) / len(a)
+    leverage = (1 + np.einsum("ij,ij->i", a, np.linalg.solve(line["covariance"], a.T).T)[:, None]) / len(a)
     left_out = (predicted - leverage * b) / (1 - leverage)
     correlation = np.clip([np.corrcoef(m, p)[0, 1] for m, p in zip(b.T, left_out.T, strict=True)], 0, 1)
     return {
-        "centre": centre,
-        "coefficients": coefficients * correlation**power / predicted.std(axis=0),
-        "mean": mean,
+        "centre": line["centre"],
+        "coefficients": line["coefficients"] * correlation**power / predicted.std(axis=0),
+        "mean": line["mean"],
         "scale": correlation**power / b.std(axis=0),
     }
 

@@ -76,13 +76,14 @@ def test_the_metric_is_chosen_by_paired_training_cells(better):
     angle = np.random.default_rng(0).uniform(0, 1.5, 50)
     asked = []
 
-    def place(names):
-        asked.extend(names)
+    def place(modality, names):
+        if modality == "rna":
+            asked.extend(names)
         rows = np.array([place_of[name] for name in names])
         if better == "euclidean":  # lengths tell cells apart, in one direction
-            return np.outer(1 + rows, [1.0, 2.0]), np.outer(1 + rows, [1.0, 2.0])
+            return np.outer(1 + rows, [1.0, 2.0])
         x = np.column_stack([np.cos(angle[rows]), np.sin(angle[rows])])
-        return x, x * np.random.default_rng(1).uniform(1, 9, (len(rows), 1))
+        return x if modality == "rna" else x * np.random.default_rng(1).uniform(1, 9, (len(rows), 1))
 
     metric, table = choose_metric(train, place, seed=0)
     assert metric == better and [row["metric"] for row in table] == ["cosine", "euclidean"]
@@ -101,6 +102,21 @@ def test_too_few_paired_cells_are_one_line(n_cells, is_enough):
     else:
         with pytest.raises(BenchmarkError, match=f"^{n_cells} training cells are seen in every modality, and"):
             inner_split(paired, 0)
+
+
+def test_the_metric_is_chosen_by_the_pairs_that_are_there():
+    """In RNA and ATAC one metric finds all partners, in RNA and ADT none does; no cell is seen in ATAC and ADT."""
+    parts = simulate(60, {"rna": 5, "atac": 5, "adt": 5}, seed=1).mod
+    train = md.MuData({"rna": parts["rna"], "atac": parts["atac"][:30].copy(), "adt": parts["adt"][30:].copy()})
+    number = {name: i for i, name in enumerate(parts["rna"].obs_names)}
+
+    def place(modality, names):
+        rows = np.array([number[name] for name in names])
+        lost = modality == "adt"
+        return np.ones((len(rows), 2)) if lost else np.outer(1 + rows, [1.0, 2.0])
+
+    metric, table = choose_metric(train, place, seed=0)
+    assert metric == "euclidean" and 0.5 < table[1]["match_score"] < 0.7 and 0.2 < table[1]["foscttm"] < 0.25
 
 
 @pytest.mark.parametrize("n_donors", [1, 3])
@@ -132,7 +148,7 @@ def test_ridge_weighs_by_the_correlation_with_predictions_of_left_out_cells():
         coefficients = np.linalg.solve(centred.T @ centred + total * np.eye(4), centred.T @ (b - b.mean(axis=0)))
         left_out[i] = b.mean(axis=0) + (x[i] - a.mean(axis=0)) @ coefficients
     expected = [np.corrcoef(y[:, j], left_out[:, j])[0, 1] for j in range(2)]
-    regression = program("ridge").regress(x, y, penalty=penalty, power=1)
+    regression = program("ridge").regress_to_scale(x, y, penalty=penalty, power=1)
     np.testing.assert_allclose(regression["scale"] * y.std(axis=0), expected, rtol=1e-10)
 
 
@@ -241,7 +257,7 @@ def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
     training = {"max_epochs": 3, "lr": 0.001, "batch_size": 32, "train_size": 0.9, "n_epochs_kl_warmup": 1}
     params = {"min_cell_fraction": 0.01, "min_steps": 0, "model": {"n_latent": 4, "n_hidden": 16}, "training": training}
     own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
-    found = program("multivi").embed(own, params, seed=3)
+    found, predictions = program("multivi").embed(own, params, seed=3)
 
     # Upstream's calls, nothing of ours: tables padded with zeros, cells and features by name.
     tables = {name: pd.concat([a.to_df() for a in (task.train.mod[name], task.tests[name])]) for name in task.train.mod}
@@ -271,6 +287,20 @@ def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
     for name, test in task.tests.items():
         np.testing.assert_array_equal(found[name], expected.loc[test.obs_names])
     assert own.info["epochs"] == 3 and own.info["n_latent"] == 4
+
+    # Predicted RNA is what upstream decodes for the test cells, on another scale: a straight line for each gene.
+    genes = own.targets["rna"].names
+    decoded = pd.DataFrame(
+        model.get_normalized_expression(
+            indices=mdata.obs_names.get_indexer(task.tests[second].obs_names), return_numpy=True
+        ),
+        columns=tables["rna"].columns[
+            (tables["rna"].reindex(names, fill_value=0.0) > 0).sum() >= int(0.01 * len(names))
+        ],
+    )
+    both = [(np.log1p(1e4 * decoded[gene]), predictions[f"{second}2rna"][:, i]) for i, gene in enumerate(genes)]
+    correlations = [np.corrcoef(x, y)[0, 1] for x, y in both if np.ptp(y) > 1e-6]
+    assert len(correlations) > 10 and min(correlations) > 0.999
 
     # Training cells by one modality alone are placed as test cells are.
     best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])

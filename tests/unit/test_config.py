@@ -204,12 +204,57 @@ def test_a_budget_that_other_methods_have(project):
     assert Benchmark(RUN | {"methods": ["plain"], "budget": "quick"}, project).plan()
 
 
-def test_three_modalities_are_planned_but_not_scored(project):
-    write(project / "config/datasets/tiny.yaml", DATASET | {"modalities": ["rna", "atac", "adt"]})
+# ---- three modalities ----------------------------------------------------------------------------
+
+THREE = ["rna", "atac", "adt"]
+
+
+@pytest.mark.parametrize(
+    ("supported", "sets"),
+    [
+        ("any", [THREE]),
+        ([["rna", "adt"], THREE], [THREE]),
+        (BOTH, BOTH),
+        ([["atac", "adt"]], [["atac", "adt"]]),
+    ],
+)
+def test_a_method_runs_on_all_modalities_at_once_or_on_its_pairs(project, supported, sets):
+    write(project / "config/datasets/tiny.yaml", DATASET | {"modalities": THREE})
+    write(project / "config/methods/my_method.yaml", METHOD | {"modalities": supported, "presets": {}})
     benchmark = Benchmark(RUN, project)
-    assert benchmark.plan()
-    with pytest.raises(ConfigError, match=r"config/datasets/tiny.yaml: modalities: scoring takes two so far, not 3"):
-        benchmark.check_pairs()
+    assert benchmark.sets("my_method", THREE) == sets
+    assert benchmark.is_by_pairs("my_method", THREE) == (sets != [THREE])
+    assert {job.reason for job in benchmark.plan()} == {""}
+
+
+def test_a_method_of_no_pair_is_unsupported(project):
+    write(project / "config/methods/my_method.yaml", METHOD | {"modalities": [THREE], "presets": {}})
+    reasons = {job.reason for job in Benchmark(RUN, project).plan() if job.method == "my_method"}
+    assert reasons == {"does not support rna+adt"}
+
+
+def test_each_pair_has_its_own_hyper_parameters(project):
+    write(project / "config/datasets/tiny.yaml", DATASET | {"modalities": THREE})
+    write(project / "config/methods/my_method.yaml", METHOD | {"modalities": BOTH})
+    params = Benchmark(RUN, project).job_params("my_method", "small", THREE)
+    assert {pair: values["n_latent"] for pair, values in params.items()} == {"rna+atac": 50, "rna+adt": 20}
+    assert {values["lr"] for values in params.values()} == {0.4}
+    assert Benchmark(RUN, project).job_params("my_method", "small", ["rna", "adt"])["n_latent"] == 20
+
+
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [
+        ({"mosaic": {"rna+atac": 0.5, "adt+rna": 0.5}}, "'adt+rna' must be of rna, atac, adt, in that order"),
+        ({"mosaic": {"rna+atac": 0.5, "rna": 0.5}}, "no training cell is seen in adt"),
+        ({"mosaic": {"rna+atac": 0.5, "adt": 0.4}}, "the fractions add up to 0.9"),
+        ({"mosaic": {"rna+atac+adt": 1}, "paired_fraction": 0.5}, "keep one of the two"),
+    ],
+)
+def test_a_mosaic_that_cannot_be(project, split, message):
+    write(project / "config/datasets/tiny.yaml", DATASET | {"modalities": THREE, "splits": {"a": split}})
+    found = error(project)
+    assert "config/datasets/tiny.yaml: splits.a.mosaic: " in found and message in found
 
 
 def test_names_of_rules_are_those_of_the_workflow():

@@ -107,6 +107,44 @@ def test_a_missing_seed_keeps_the_others_and_its_reason():
     assert len(tables.scores(table, "foscttm").values) == 2
 
 
+def of_three(method, *scores):
+    """Return rows of a split of three modalities: of each pair, and their mean; by pairs."""
+    pairs = dict(zip(("rna+atac", "rna+adt", "atac+adt"), scores, strict=True)) | {"both": np.mean(scores)}
+    parts = []
+    for pair, score in pairs.items():
+        first, _, second = pair.partition("+")
+        names = {"rna2adt": f"{first}2{second}", "adt2rna": f"{second}2{first}", "both": pair}
+        part = metrics(("three", "s", method, "default", 0, score, 1 - score))
+        part["direction"] = part["direction"].map(names)
+        parts.append(part if second else part[part["direction"] == "both"])
+    return pd.concat(parts).assign(reason="by pairs")
+
+
+def test_pairs_of_three_modalities_are_shown_as_splits(display, scripts):
+    failed = metrics(("three", "s", "clue", "default", 0, "failed", "no memory"))
+    other = metrics(("a", "s", "clue", "default", 0, 0.3, 0.4))
+    table = tables.with_pairs(pd.concat([other, of_three("cca", 0.1, 0.2, 0.6), failed], ignore_index=True))
+    splits = ["s", "s rna+atac", "s rna+adt", "s atac+adt"]
+    assert tables.panels(table) == [("a", "s"), *(("three", split) for split in splits)]
+    shown = tables.rows_of(tables.values_of(table, ["match_score"]), method="cca")
+    assert shown.set_index("split")["value"].to_dict() == dict(zip(splits, [0.3, 0.1, 0.2, 0.6], strict=True))
+    assert set(tables.rows_of(table, dataset="three", split="s")["direction"]) == {"both", ""}
+    assert list(tables.rows_of(table, method="clue", dataset="three")["split"]) == splits
+    comparison = scripts("figures/comparison.py")
+    readable = comparison.readable_table(table, display)
+    assert set(readable.loc[readable["Method"] == "CCA", "Note"]) == {"by pairs"}
+    report = scripts("figures/report.py")
+    here = report.scores_of(readable, "three", "s", display)
+    pairs = ["RNA + ATAC", "RNA + Protein (ADT)", "ATAC + Protein (ADT)"]
+    assert list(here["Modalities"].unique()) == ["mean over pairs", *pairs]
+    assert "Modalities" not in report.scores_of(readable, "a", "s", display)
+
+
+def test_two_modalities_are_shown_as_they_are():
+    table = metrics(("a", "s", "clue", "default", 0, 0.3, 0.4))
+    assert tables.with_pairs(table) is table
+
+
 def test_a_value_that_is_not_a_number_is_said():
     found = tables.scores(metrics(("a", "s", "m", "default", 0, NAN, 0.1)), "match_score")
     assert (found.status, found.reason) == ("n/a", "match_score has no finite value")

@@ -16,8 +16,8 @@ import pytest
 import scipy.sparse as sp
 import yaml
 
-from clue.benchmark.config import Benchmark, read_yaml
-from clue.benchmark.contracts import read_embedding, write_test, write_train
+from clue.benchmark.config import MODALITY_SETS, Benchmark, read_yaml
+from clue.benchmark.contracts import read_embedding, read_predictions, write_test, write_train
 from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.running.machine import unavailable
@@ -35,10 +35,18 @@ FILES = sorted((ROOT / "config" / "methods").glob("*.yaml"))
 METHODS = [path.stem for path in FILES if "script" in read_yaml(path)]
 if "CHECK_METHOD" in os.environ:
     METHODS = [name for name in METHODS if name == os.environ["CHECK_METHOD"]]
+
+
+def sets_of(method):
+    """Return the sets of modalities that a method's YAML names."""
+    named = read_yaml(ROOT / "config" / "methods" / f"{method}.yaml").get("modalities", [])
+    return MODALITY_SETS if named == "any" else named
+
+
 CASES = [
     pytest.param(name, tuple(modalities), id=f"{name}-{'+'.join(modalities)}")
     for name in METHODS
-    for modalities in read_yaml(ROOT / "config" / "methods" / f"{name}.yaml").get("modalities", [])
+    for modalities in sets_of(name)
 ]
 LISTED = read_yaml(ROOT / "config" / "display.yaml")["methods"]
 CONTROLS = [name for name, entry in LISTED.items() if entry.get("control")]
@@ -114,6 +122,7 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         output = tmp_path / str(attempt) / method / variant / "embedding.h5ad"
         words = ["--train", files / "train.h5mu", "--tests", *(files / f"test_{name}.h5ad" for name in modalities)]
         words += ["--embedding", output, "--method", method, "--variant", variant, "--seed", 0]
+        words += ["--predictions", output.with_name("predictions.npz")] if spec["predicts"] else []
         words += ["--params", json.dumps(params), "--device", "cpu", "--threads", 1]
         monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *words)])
         status = 0
@@ -126,6 +135,8 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         reason = json.loads(failure.read_text())["error"] if failure.exists() else f"exit status {status}"
         says(not status, f"{script.name} failed on {'+'.join(modalities)}: {reason}")
         says(output.exists(), f"{script.name} ended well but wrote no embedding: does it call run_method?")
+        if spec["predicts"]:
+            check_predictions(read_predictions(output.with_name("predictions.npz")), method, modalities)
         return read_embedding(output), json.loads(output.with_name("run.json").read_text())
 
     return run
@@ -178,6 +189,18 @@ def test_embeds_the_test_cells(method, modalities, run_program, project):
         )
 
 
+def check_predictions(predictions, method, modalities):
+    """Copies of a cell must have one prediction, other cells others: else rows are out of order."""
+    for direction, values in predictions.items():
+        where = f"{method} on {'+'.join(modalities)}: predictions: {direction}"
+        first, second = COPIES
+        for cell, copy in COPIES.items():
+            same = np.allclose(values[cell], values[copy], atol=1e-3)
+            says(same, f"{where}: rows {cell} and {copy} are of copies, but differ; is the order kept?")
+        differ = not np.allclose(values[first], values[second], atol=1e-3)
+        says(differ or method in CONTROLS, f"{where}: rows {first} and {second} are of different cells, but equal")
+
+
 def check_rows(embedding, modalities, where):
     """Copies of a cell must lie where the cell lies, and other cells elsewhere: else rows are out of order."""
     for name in modalities:
@@ -197,7 +220,7 @@ def test_what_it_does_not_support_is_planned_away(method, project):
     for modalities in SETS:
         benchmark = plan(project, method, modalities)
         reasons = {job.reason for job in benchmark.plan() if job.method == method}
-        supported = list(modalities) in benchmark.methods[method]["modalities"]
+        supported = bool(benchmark.sets(method, list(modalities)))
         assert reasons == {"" if supported else f"does not support {'+'.join(modalities)}"}
 
 

@@ -408,6 +408,71 @@ def test_an_exit_as_by_a_signal_is_no_failure_of_the_method(folder):
 # ---- the control `random` ------------------------------------------------------------------------
 
 
+# ---- by pairs ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder_of_three(folder):
+    """The same with ATAC: ten training cells have RNA and ATAC, ten RNA and proteins."""
+    train = contracts.read_train(folder / "train.h5mu")
+    cells = train["rna"].obs_names
+    parts = {"rna": train["rna"], "atac": counts(10, cells[:10], 3, "peak"), "adt": train["adt"][10:].copy()}
+    write_train(md.MuData(parts), folder / "train.h5mu")
+    test = counts(6, contracts.names_of_test_cells("atac", 6), 4, "peak")
+    test.uns = {"modality": "atac"}
+    write_test(test, folder / "test_atac.h5ad")
+    return folder
+
+
+def run_by_pairs(folder, embed, params):
+    words = command_line(folder, params=json.dumps(params))
+    words.insert(words.index(str(folder / "test_adt.h5ad")), str(folder / "test_atac.h5ad"))
+    run_method(embed, [*words, "--by-pairs"])
+    report = json.loads((folder / "out" / "run.json").read_text())
+    return read_embedding(folder / "out" / "embedding.h5ad"), report
+
+
+def test_a_method_of_pairs_runs_on_each_pair_alone(folder_of_three):
+    seen = []
+
+    def embed(task, params, seed):
+        seen.append((list(task.train.mod), list(task.test), task.train["rna"].n_obs, params["width"]))
+        task.checkpoints.joinpath("there").touch()
+        task.info["width"] = params["width"]
+        task.metric = params["metric"]
+        drawn = np.random.random()
+        for cells in task.test.values():
+            cells.X[:] = 0  # the next pair has the cells as they are in the file
+        return {name: np.full((cells.n_obs, params["width"]), drawn) for name, cells in task.test.items()}
+
+    params = {"rna+atac": {"width": 2, "metric": "cosine"}, "rna+adt": {"width": 3, "metric": "euclidean"}}
+    embedding, report = run_by_pairs(folder_of_three, embed, params)
+    assert seen == [(["rna", "atac"], ["rna", "atac"], 20, 2), (["rna", "adt"], ["rna", "adt"], 20, 3)]
+    assert list(embedding.obs["pair"].unique()) == ["rna+atac", "rna+adt"] and embedding.n_obs == 5 + 6 + 5 + 7
+    first, second = (contracts.of_pair(embedding, "rna", other) for other in ("atac", "adt"))
+    assert list(first.obs_names[:5]) == contracts.names_of_test_cells("rna", 5)
+    assert embedding.n_vars == 3 and (first.n_vars, second.n_vars) == (2, 3)
+    assert (first.X == second.X[0, 0]).all(), "each pair starts from the seed"
+    assert (contracts.metric_of(first), contracts.metric_of(second)) == ("cosine", "euclidean")
+    assert report["by_pairs"] and report["info"] == {pair: {"width": params[pair]["width"]} for pair in params}
+    assert report["metric"] == {"rna+atac": "cosine", "rna+adt": "euclidean"}
+
+
+def test_a_pair_without_training_cells_in_common_is_left_out(folder_of_three, capsys):
+    def embed(task, params, seed):
+        return {name: np.ones((cells.n_obs, 2)) for name, cells in task.test.items()}
+
+    embedding, _ = run_by_pairs(folder_of_three, embed, {"rna+adt": {}, "atac+adt": {}})
+    assert set(embedding.obs["pair"]) == {"rna+adt"}
+    assert embedding.uns["left_out"] == {"atac+adt": "no training cell is seen in both atac and adt"}
+    with pytest.raises(SystemExit):
+        run_by_pairs(folder_of_three, embed, {"atac+adt": {}})
+    assert "no pair is left to run on" in json.loads((folder_of_three / "out" / "failure.json").read_text())["error"]
+
+
+# ---- the control ---------------------------------------------------------------------------------
+
+
 def test_random_gives_independent_unit_vectors():
     program = ROOT / "scripts" / "methods" / "random_control.py"
     spec = importlib.util.spec_from_file_location("random_control", program)
@@ -416,8 +481,9 @@ def test_random_gives_independent_unit_vectors():
 
     class Task:
         test = {"rna": counts(300, map(str, range(300))), "adt": counts(300, map(str, range(300)))}
+        directions = ()
 
-    first, again, other = (module.embed(Task, {"n_latent": 10}, seed) for seed in (0, 0, 1))
+    first, again, other = (module.embed(Task, {"n_latent": 10}, seed)[0] for seed in (0, 0, 1))
     for modality in Task.test:
         assert first[modality].shape == (300, 10)
         assert np.allclose(np.linalg.norm(first[modality], axis=1), 1)

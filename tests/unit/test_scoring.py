@@ -55,7 +55,7 @@ def make_tests(solution: ad.AnnData) -> dict[str, ad.AnnData]:
 def make_embedding(solution: ad.AnnData, points: dict[str, np.ndarray]) -> ad.AnnData:
     """Make an embedding of `points`, whose rows are in the order of the solution."""
     arrays, obs = [], []
-    for modality in ("rna", "adt"):
+    for modality in points:
         order = np.argsort(solution.obs[modality].to_numpy().astype(str))
         names = solution.obs[modality].astype(str).to_numpy()[order]
         batch = solution.obs["batch"].astype(str).to_numpy()[order]
@@ -278,11 +278,113 @@ def test_rows_that_do_not_fit(embedding, solution, how, message):
         score(broken(embedding, how), solution)
 
 
-def test_three_modalities_are_refused(embedding, solution):
+# ---- three modalities ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def solution_of_three(solution) -> ad.AnnData:
     three = solution.copy()
+    three.obs["atac"] = np.random.default_rng(2).permutation(contracts.names_of_test_cells("atac", N))
     three.uns["modalities"] = ["rna", "atac", "adt"]
-    with pytest.raises(ContractError, match="takes two modalities"):
-        score(embedding, three)
+    return three
+
+
+@pytest.fixture
+def points_of_three(points) -> dict[str, np.ndarray]:
+    return {"rna": points["rna"], "atac": points["rna"] + 1.5 * points["adt"], "adt": points["adt"]}
+
+
+def of_two(solution: ad.AnnData, *pair: str) -> ad.AnnData:
+    """Return the solution of two of three modalities."""
+    two = solution.copy()
+    two.uns["modalities"] = list(pair)
+    return two
+
+
+def test_pairs_of_three_modalities_are_scored_as_two_are(solution_of_three, points_of_three):
+    found = score(make_embedding(solution_of_three, points_of_three), solution_of_three)
+    means = []
+    for pair in (("rna", "atac"), ("rna", "adt"), ("atac", "adt")):
+        two = of_two(solution_of_three, *pair)
+        alone = score(make_embedding(two, {name: points_of_three[name] for name in pair}), two)
+        forth, back = f"{pair[0]}2{pair[1]}", f"{pair[1]}2{pair[0]}"
+        for direction, name in ((forth, forth), (back, back), ("both", "+".join(pair))):
+            for metric in METRICS:
+                assert value(found.metrics, metric, name) == value(alone.metrics, metric, direction)
+        for direction in (forth, back):
+            assert (found.matches[direction] != alone.matches[direction]).nnz == 0
+        means.append(alone.metrics.loc[alone.metrics["direction"] == "both", "value"].to_numpy())
+    overall = found.metrics[found.metrics["direction"] == "both"]
+    assert list(overall["metric"]) == METRICS
+    np.testing.assert_allclose(overall["value"], np.mean(means, axis=0))
+    assert len(found.cells) == 6 * N and set(found.metrics["reason"]) == {""}
+
+
+def by_pairs(solution: ad.AnnData, points: dict[str, np.ndarray], pairs: dict[tuple, int]) -> ad.AnnData:
+    """Make an embedding by pairs, each of a width of its own; the second one is compared by Euclidean distance."""
+    parts = {}
+    for i, (pair, width) in enumerate(pairs.items()):
+        two = of_two(solution, *pair)
+        parts["+".join(pair)] = make_embedding(two, {name: points[name][:, :width] for name in pair})
+        parts["+".join(pair)].uns["metric"] = ["cosine", "euclidean"][i == 1]
+    embedding = contracts.join_pairs(parts)
+    params = {"rna+atac": {}, "rna+adt": {"transductive": True}}
+    embedding.uns |= {"method": "m", "variant": "v", "seed": 3, "params": json.dumps(params)}
+    return embedding
+
+
+def test_a_method_by_pairs_has_a_space_and_a_metric_for_each(solution_of_three, points_of_three, tmp_path):
+    pairs = {("rna", "atac"): 3, ("rna", "adt"): 5, ("atac", "adt"): 4}
+    embedding = by_pairs(solution_of_three, points_of_three, pairs)
+    contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
+    found = score(contracts.read_embedding(tmp_path / "embedding.h5ad"), solution_of_three).metrics
+    assert set(found["reason"]) == {"by pairs"} and found["transductive"].all()
+    for i, (pair, width) in enumerate(pairs.items()):
+        two = of_two(solution_of_three, *pair)
+        alone = make_embedding(two, {name: points_of_three[name][:, :width] for name in pair})
+        alone.uns["metric"] = ["cosine", "euclidean"][i == 1]
+        alone = score(alone, two).metrics
+        for metric in METRICS:
+            assert value(found, metric, "+".join(pair)) == value(alone, metric, "both")
+
+
+def test_a_pair_that_a_method_does_not_take_has_rows_with_the_reason(solution_of_three, points_of_three):
+    embedding = by_pairs(solution_of_three, points_of_three, {("rna", "atac"): 3, ("rna", "adt"): 5})
+    embedding.uns["left_out"] = {}
+    scores = score(embedding, solution_of_three)
+    missing = scores.metrics[scores.metrics["status"] != "ok"]
+    assert set(missing["direction"]) == {"atac2adt", "adt2atac", "atac+adt", "both"}
+    assert set(missing["reason"]) == {"does not support atac+adt"} and missing["value"].isna().all()
+    assert len(missing) == 4 * len(METRICS)
+    assert scores.matches["atac2adt"].shape == (N, N) and scores.matches["atac2adt"].nnz == 0
+    embedding.uns["left_out"] = {"atac+adt": "no training cell"}
+    reasons = score(embedding, solution_of_three).metrics["reason"]
+    assert set(reasons) == {"by pairs", "no training cell"}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda adata: adata.uns.pop("width"), r"uns\['width'\] must have an entry for each pair"),
+        (lambda adata: adata.uns.update(metric="cosine"), r"uns\['metric'\] must have an entry for each pair"),
+    ],
+)
+def test_an_embedding_by_pairs_says_all_of_each_pair(solution_of_three, points_of_three, tmp_path, change, message):
+    embedding = by_pairs(solution_of_three, points_of_three, {("rna", "atac"): 3, ("rna", "adt"): 5})
+    change(embedding)
+    with pytest.raises(ContractError, match=message):
+        contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
+
+
+def test_a_pair_of_other_modalities_is_refused(solution_of_three, points_of_three):
+    embedding = by_pairs(solution_of_three, points_of_three, {("rna", "atac"): 3})
+    with pytest.raises(ContractError, match=r"obs\['pair'\] is 'rna\+atac', no pair of rna, adt"):
+        contracts.check_embedding_fits(embedding, {"rna": pd.Index([]), "adt": pd.Index([])}, "e.h5ad")
+
+
+def test_a_modality_of_three_that_is_not_embedded_is_an_error(embedding, solution_of_three):
+    with pytest.raises(ContractError, match="0 rows of atac for 120 test cells"):
+        score(embedding, solution_of_three)
 
 
 # ---- programs ------------------------------------------------------------------------------------

@@ -207,6 +207,21 @@ def test_partly_paired_training_cells(dataset):
     assert fully.solution.obs.equals(task.solution.obs)
 
 
+def test_a_mosaic_of_training_cells(dataset):
+    mosaic = {"rna+atac+adt": 0.2, "rna+atac": 0.3, "atac+adt": 0.4, "rna": 0.1}
+    task = make_task(dataset, "tiny", "s", RANDOM | {"mosaic": mosaic})
+    names = {modality: set(adata.obs_names) for modality, adata in task.train.mod.items()}
+    cells = set().union(*names.values())
+    seen = ["+".join(modality for modality in names if cell in names[modality]) for cell in cells]
+    assert {subset: seen.count(subset) for subset in seen} == {name: round(90 * part) for name, part in mosaic.items()}
+    assert len({cell.removesuffix("-rna") for cell in cells}) == 90, "each cell once"
+    for modality, adata in task.train.mod.items():
+        original = row_of_cell(dataset, modality)
+        for name, row in zip(adata.obs_names, rows(adata), strict=True):
+            assert original[name.removesuffix("-rna")] == row
+    assert make_task(dataset, "tiny", "s", RANDOM).solution.obs.equals(task.solution.obs), "the same test cells"
+
+
 @pytest.mark.parametrize(
     ("split", "message"),
     [

@@ -48,14 +48,6 @@ def test_a_key_given_twice_is_refused(fresh):
     assert "Traceback" not in output
 
 
-def test_three_modalities_are_one_line(fresh):
-    fresh.change("config/datasets/simulated.yaml", modalities=["rna", "atac", "adt"])
-    line = "config/datasets/simulated.yaml: modalities: scoring takes two so far, not 3 (rna, atac, adt); name two"
-    assert fresh.run() == (1, f"error: {line}\n")
-    status, output = fresh.call("-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "1", "--dry-run")
-    assert status == 1 and line in output and "Traceback" not in output, output
-
-
 def test_missing_configuration(fresh):
     status, output = fresh.call("scripts/run.py", "--config", "config/none.yaml", "--cores", "1")
     assert (status, output) == (1, "error: config/none.yaml: no such file\n")

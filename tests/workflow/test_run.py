@@ -130,3 +130,29 @@ def test_a_method_of_several_processes_beside_one_of_one(finished):
     path = "results/test/simulated/random20/{}/default/seed-0/run.json"
     assert [json.loads(finished.path(path.format(name)).read_text())["tasks"] for name in ("both", "random")] == [2, 1]
     assert "Nothing to be done" in finished.run()[1]
+
+
+def test_three_modalities_of_a_mosaic(fresh):
+    """One job per method, whether it takes all modalities or pairs; rows of each pair, their mean, and predictions."""
+    fresh.drop_figures()
+    fresh.add_method("some", modalities=("rna", "atac"))
+    fresh.configure(datasets=["simulated_three/mosaic20"], methods=["random", "cca", "some"])
+    status, output = fresh.run()
+    assert status == 0, output
+    table = fresh.table()
+    scores = table[table["metric"] == "match_score"].set_index(["method", "direction"])
+    pairs = {"rna+atac", "rna+adt", "atac+adt"}
+    for method in ("random", "cca", "some", "oracle"):
+        assert pairs | {"both", "rna2atac", "adt2atac"} <= set(scores.loc[method].index)
+    assert scores.loc[("cca", "both"), "reason"] == "by pairs" and scores.loc[("random", "both"), "reason"] == ""
+    assert scores.loc[("some", "rna+atac"), "status"] == "ok"
+    assert (
+        scores.loc[("some", "rna+adt"), "reason"]
+        == "does not support rna+adt"
+        == scores.loc[("some", "both"), "reason"]
+    )
+    predicted = table[table["metric"] == "predict_rmse"]
+    assert set(predicted["method"]) == {"random"} and pairs < set(predicted["direction"])
+    folder = fresh.path("results/test/simulated_three/mosaic20/cca/default/seed-0")
+    assert json.loads((folder / "run.json").read_text())["by_pairs"]
+    assert len(list(folder.glob("match_*.npz"))) == 6

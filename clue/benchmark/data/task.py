@@ -19,6 +19,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.contracts import names_of_test_cells
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.targets import choose, targets_of
 
 TRAIN_COLUMNS = ("batch", "donor")
 """What inner validation may need; cell types and conditions are not for methods."""
@@ -79,6 +80,8 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split, max_cells
     origin = {"dataset": dataset, "split": name}
     train = _training_cells(mdata, train_rows, split, where)
     train.uns = dict(origin)
+    for modality, cells in train.mod.items():
+        choose(cells, modality)
     orders = {modality: _stream(split["seed"], f"test {modality}").permutation(test_rows) for modality in mdata.mod}
     tests = {modality: _censored(mdata.mod[modality], rows, modality, origin) for modality, rows in orders.items()}
     return TaskFiles(train, tests, _solution(mdata, test_rows, orders, train, origin, where))
@@ -266,26 +269,27 @@ def _training_cells(mdata: md.MuData, rows: np.ndarray, split: Split, where: str
     seen = _seen_in(list(mdata.mod), len(rows), split, where)
     modalities = {}
     for modality, adata in mdata.mod.items():
-        cells = _bare(adata, rows[seen["paired"] | seen[modality]], TRAIN_COLUMNS)
-        alone = seen[modality][seen["paired"] | seen[modality]]
+        here = np.sort(np.concatenate([cells for subset, cells in seen.items() if modality in subset]))
+        cells = _bare(adata, rows[here], TRAIN_COLUMNS)
+        alone = np.isin(here, seen.get((modality,), []))
         cells.obs_names = np.where(alone, cells.obs_names + f"-{modality}", cells.obs_names)
         modalities[modality] = cells
     with md.set_options(pull_on_update=False):
         return md.MuData(modalities)
 
 
-def _seen_in(modalities: list[str], n_cells: int, split: Split, where: str) -> dict[str, np.ndarray]:
-    """Return which training cells stay paired, and which are seen in one modality alone."""
+def _seen_in(modalities: list[str], n_cells: int, split: Split, where: str) -> dict[tuple[str, ...], np.ndarray]:
+    """Return which training cells are seen in which subset of the modalities, all of them and no other."""
+    order = _stream(split["seed"], "pairs").permutation(n_cells)
+    if "mosaic" in split:
+        ends = np.round(np.cumsum(list(split["mosaic"].values())) * n_cells).astype(int)
+        parts = np.split(order, ends[:-1])
+        return {tuple(subset.split("+")): part for subset, part in zip(split["mosaic"], parts, strict=True)}
     n_paired = round(split.get("paired_fraction", 1.0) * n_cells)
     if n_paired == 0:
         raise TaskError(f"{where}.paired_fraction: leaves none of {n_cells} training cells paired; make it larger")
-    order = _stream(split["seed"], "pairs").permutation(n_cells)
-    parts = [order[:n_paired], *np.array_split(order[n_paired:], len(modalities))]
-    seen = {}
-    for name, part in zip(["paired", *modalities], parts, strict=True):
-        seen[name] = np.zeros(n_cells, dtype=bool)
-        seen[name][part] = True
-    return seen
+    alone = np.array_split(order[n_paired:], len(modalities))
+    return {tuple(modalities): order[:n_paired]} | {(name,): part for name, part in zip(modalities, alone, strict=True)}
 
 
 def _censored(adata: ad.AnnData, rows: np.ndarray, modality: str, origin: Mapping[str, str]) -> ad.AnnData:
@@ -321,6 +325,8 @@ def _solution(
         obs[column] = obs[column].astype("category")
     solution = ad.AnnData(sp.csr_matrix((len(rows), 0), dtype=np.float32), obs=obs)
     n_train = len(set().union(*(cells.obs_names for cells in train.mod.values())))
+    for modality, targets in targets_of(train.mod).items():
+        solution.obsm[modality] = targets.values(_bare(mdata.mod[modality], rows, ()))
     solution.uns = {"modalities": list(orders), "labels": labels, "n_train": n_train, **origin}
     return solution
 

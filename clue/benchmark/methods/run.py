@@ -26,7 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,13 +41,17 @@ import threadpoolctl
 from clue.benchmark.contracts import (
     ContractError,
     check_embedding_fits,
+    check_prediction,
+    join_pairs,
     read_test,
     read_train,
     write_embedding,
+    write_predictions,
 )
 from clue.benchmark.errors import BenchmarkError, one_line
 from clue.benchmark.files import atomic
 from clue.benchmark.methods.launcher import Processes, host, processes
+from clue.benchmark.targets import Targets, directions, targets_of
 from clue.matching import Metric
 from clue.sparse import column_sums
 
@@ -94,8 +98,26 @@ class Task:
     metric: Metric = "cosine"
     info: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def targets(self) -> dict[str, Targets]:
+        """What is predicted of each modality: the features, and the scale."""
+        return targets_of(self.train.mod)
 
-Embed = Callable[[Task, dict[str, Any], int], Mapping[str, np.ndarray]]
+    @property
+    def directions(self) -> list[tuple[str, str]]:
+        """Each modality to predict from, with each other one to predict."""
+        return directions(list(self.test))
+
+    def of_pair(self, first: str, second: str) -> "Task":
+        """Return the task of two of the modalities, with all training cells that are seen in either."""
+        train = md.MuData({name: self.train.mod[name].copy() for name in (first, second)})
+        train.uns = dict(self.train.uns)
+        test = {name: self.test[name].copy() for name in (first, second)}
+        return replace(self, train=train, test=test, checkpoints=self.checkpoints / f"{first}+{second}", info={})
+
+
+Arrays = Mapping[str, np.ndarray]
+Embed = Callable[[Task, dict[str, Any], int], Arrays | tuple[Arrays, Arrays]]
 
 
 class Params(dict):
@@ -119,7 +141,9 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     embed
         The method. It gets the task, the hyper-parameters and the seed, and returns one array of shape
         (cells, width) per test modality, rows in file order, of one width. A data frame whose index names the cells may
-        have them in any order. It leaves the test cells that it was given in their order.
+        have them in any order. It leaves the test cells that it was given in their order. A method that predicts
+        (``predicts: true`` in its YAML) returns a second dict beside it: for each of ``task.directions``, as
+        ``"rna2adt"``, an array of shape (cells of the test RNA in file order, ``task.targets["adt"].names``).
     argv
         The command line; by default that of the process.
     """
@@ -146,10 +170,14 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--train", type=_path, required=True, help="training cells (train.h5mu)")
     parser.add_argument("--tests", type=_path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
     parser.add_argument("--embedding", type=_path, required=True, help="the embedding to write (embedding.h5ad)")
+    parser.add_argument("--predictions", type=_path, help="the predictions to write (predictions.npz)")
     parser.add_argument("--method", required=True, help="name of the method")
     parser.add_argument("--variant", required=True, help="name of the variant")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--params", type=_json_map, required=True, help="hyper-parameters, a JSON map")
+    parser.add_argument(
+        "--by-pairs", action="store_true", help="run once per pair of modalities; --params has those of each (rna+atac)"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--tasks", type=int, default=1, help="processes that run it together (scripts/launch.sh)")
@@ -187,20 +215,19 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     if together.rank == 0:
         _prepare_checkpoints(arguments)
     together.gather(None)
-    given = {name: cells.obs.copy() for name, cells in test.items()}
+    names = {name: cells.obs_names.copy() for name, cells in test.items()}
     identity = _identity(arguments, test)
     task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
     with together.one_voice(), _timed(task.checkpoints / "seconds.txt", together.rank == 0) as seconds:
-        arrays = _embed(embed, task, arguments)
-    _check_left_alone(task, given, arguments.method)
-    arrays = check_arrays(arrays, {name: obs.index for name, obs in given.items()}, arguments.method)
-    embedding = _embedding(arrays, given)
-    embedding.uns = {**identity, "metric": task.metric, "params": json.dumps(arguments.params, sort_keys=True)}
-    check_embedding_fits(embedding, {name: obs.index for name, obs in given.items()}, str(arguments.embedding))
-    report = identity | _report(arguments, task, seconds(), together)
+        embedding, predictions = (_by_pairs if arguments.by_pairs else _embed)(embed, task, arguments)
+    embedding.uns |= {**identity, "params": json.dumps(arguments.params, sort_keys=True)}
+    check_embedding_fits(embedding, names, str(arguments.embedding))
+    report = identity | _report(arguments, embedding.uns["metric"], task.info, seconds(), together)
     report |= {"commit": checkout, "date": date.today().isoformat()}
     if together.rank == 0:
         _write_json(arguments.embedding.with_name("run.json"), report)
+        if arguments.predictions:
+            write_predictions(predictions, arguments.predictions)
         # Last: whoever finds an embedding finds all that belongs to it.
         write_embedding(embedding, arguments.embedding)
         _settings_file(task.checkpoints).unlink(missing_ok=True)
@@ -239,7 +266,61 @@ def _timed(path: Path, is_noted: bool) -> Iterator[Callable[[], float]]:
         note()
 
 
-def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
+def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+    """Return what `_embed` does for all pairs that have training cells in common; leave out others, with the reason."""
+    parts: dict[str, ad.AnnData] = {}
+    predictions: dict[str, np.ndarray] = {}
+    left_out = {}
+    for pair, params in arguments.params.items():
+        first, second = pair.split("+")
+        part = task.of_pair(first, second)
+        if not part.train.mod[first].obs_names.isin(part.train.mod[second].obs_names).any():
+            left_out[pair] = f"no training cell is seen in both {first} and {second}"
+            continue
+        part.checkpoints.mkdir(exist_ok=True)
+        print(f"pair {pair}", flush=True)
+        _seed(arguments.seed)
+        parts[pair], predicted = _embed(embed, part, argparse.Namespace(**vars(arguments) | {"params": params}))
+        predictions |= predicted
+        task.info[pair] = part.info
+    if not parts:
+        raise BenchmarkError(f"{arguments.train}: {'; '.join(left_out.values())}; no pair is left to run on")
+    embedding = join_pairs(parts)
+    embedding.uns["left_out"] = left_out
+    return embedding, predictions
+
+
+def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+    """Call the method; return the embedding, with the metric that it chose, and the predictions; both checked."""
+    given = {name: cells.obs.copy() for name, cells in task.test.items()}
+    returned = _call(embed, task, arguments)
+    _check_left_alone(task, given, arguments.method)
+    arrays, predictions = returned if isinstance(returned, tuple) else (returned, None)
+    predictions = _check_predictions(predictions, task, arguments)
+    arrays = check_arrays(arrays, {name: obs.index for name, obs in given.items()}, arguments.method)
+    embedding = _embedding(arrays, given)
+    embedding.uns["metric"] = task.metric
+    return embedding, predictions
+
+
+def _check_predictions(predictions: Any, task: Task, arguments: argparse.Namespace) -> dict[str, np.ndarray]:
+    where = f"embed of {arguments.method} returned"
+    if arguments.predictions is None:
+        if predictions is not None:
+            print("predictions are not kept: the method's YAML does not say predicts: true", flush=True)
+        return {}
+    if predictions is None:
+        raise ContractError(f"{where} no predictions, but its YAML says predicts: true; return embeddings, predictions")
+    shapes = {f"{a}2{b}": (task.test[a].n_obs, len(task.targets[b].names)) for a, b in task.directions}
+    if not isinstance(predictions, Mapping) or set(predictions) != set(shapes):
+        raise ContractError(f"{where} predictions of {list(predictions)}; it must return those of {list(shapes)}")
+    arrays = {direction: np.asarray(predictions[direction]) for direction in shapes}
+    for direction, array in arrays.items():
+        check_prediction(array, shapes[direction], f"{where} predictions: {direction}")
+    return {direction: array.astype(np.float32) for direction, array in arrays.items()}
+
+
+def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
     try:
         return embed(task, Params(arguments.params), arguments.seed)
     except SystemExit as end:
@@ -428,11 +509,14 @@ def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> 
     }
 
 
-def _report(arguments: argparse.Namespace, task: Task, seconds: float, together: Processes) -> dict[str, Any]:
+def _report(
+    arguments: argparse.Namespace, metric: Any, info: dict[str, Any], seconds: float, together: Processes
+) -> dict[str, Any]:
     hosts, memory = zip(*together.gather((host(), peak_memory_mb())), strict=True)
     return {
-        "metric": task.metric,
+        "metric": metric,
         "params": arguments.params,
+        "by_pairs": arguments.by_pairs,
         "device": arguments.device,
         "threads": arguments.threads,
         "tasks": together.n,
@@ -441,7 +525,7 @@ def _report(arguments: argparse.Namespace, task: Task, seconds: float, together:
         "peak_memory_mb": round(max(memory), 1),
         "gpu_memory_mb": _gpu_memory_mb(arguments.device),
         "versions": _versions(),
-        "info": task.info,
+        "info": info,
     }
 
 

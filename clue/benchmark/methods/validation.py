@@ -1,6 +1,7 @@
 """Choose settings by paired training cells, without looking at a test cell."""
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import combinations as pairs_of
 from itertools import product
 from typing import Any
 
@@ -160,7 +161,7 @@ def choose(
 
 
 def choose_metric(
-    train: md.MuData, place: Callable[[pd.Index], tuple[np.ndarray, np.ndarray]], seed: int
+    train: md.MuData, place: Callable[[str, pd.Index], np.ndarray], seed: int
 ) -> tuple[Metric, list[Settings]]:
     """Choose between cosine and Euclidean distances by how well paired training cells match.
 
@@ -171,23 +172,28 @@ def choose_metric(
     Parameters
     ----------
     train
-        The training cells; those seen in every modality are compared.
+        The training cells; those seen in both modalities of a pair are compared.
     place
-        Returns the embeddings of the cells of these names, in this order, by each of the two modalities alone, as
-        test cells are embedded.
+        Returns the embeddings, by a modality alone, of the cells of these names, in this order, as test cells are
+        embedded.
     seed
         Of the cells that are drawn: half of the paired ones, and at most `MAX_COMPARED`. The other half is for a method
         that places cells by what it knows of others (Cobolt).
 
     Returns
     -------
-    The chosen metric, and both with their ``match_score`` and ``foscttm``.
+    The chosen metric, and both with their ``match_score`` and ``foscttm``, means over the pairs of modalities.
     """
-    names = _paired_names(train.mod).sort_values()
-    cells = np.random.default_rng(seed).permutation(names)[: min(MAX_COMPARED, (len(names) + 1) // 2)]
-    x, y = place(pd.Index(cells))
-    batch = next(iter(train.mod.values())).obs.loc[cells, "batch"].astype(str).to_numpy()
-    chosen, table = _best([{"metric": metric} for metric in METRICS], [quality(x, y, batch, m) for m in METRICS])
+    compared = []
+    for first, second in pairs_of(train.mod, 2):
+        names = _paired_names({name: train.mod[name] for name in (first, second)}).sort_values()
+        if not len(names):
+            continue
+        cells = pd.Index(np.random.default_rng(seed).permutation(names)[: min(MAX_COMPARED, (len(names) + 1) // 2)])
+        x, y = place(first, cells), place(second, cells)
+        batch = train.mod[first].obs.loc[cells, "batch"].astype(str).to_numpy()
+        compared.append([quality(x, y, batch, metric) for metric in METRICS])
+    chosen, table = _best([{"metric": metric} for metric in METRICS], np.mean(compared, axis=0))
     return chosen["metric"], table
 
 

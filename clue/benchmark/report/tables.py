@@ -103,6 +103,26 @@ def keyed(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(row=table["method"] + "/" + table["variant"], panel=table["dataset"] + "/" + table["split"])
 
 
+def with_pairs(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return the table with the pairs of more than two modalities as splits of their own, each after its split.
+
+    They are called ``<split> rna+atac``. Their direction ``both`` is the mean of the pair's two, that of the split the
+    mean over pairs, which is the only one that the split keeps. A job without scores is a row of each.
+    """
+    if not metrics["direction"].str.contains("+", regex=False).any():
+        return metrics
+    parts = []
+    for (_, split), rows in metrics.groupby(["dataset", "split"], sort=False):
+        pairs = [direction for direction in rows["direction"].unique() if "+" in direction]
+        whole = rows["direction"].isin(["both", ""])
+        parts.append(rows[whole] if pairs else rows)
+        for pair in pairs:
+            first, second = pair.split("+")
+            here = rows[rows["direction"].isin(["", f"{first}2{second}", f"{second}2{first}", pair])]
+            parts.append(here.assign(split=f"{split} {pair}", direction=here["direction"].replace(pair, "both")))
+    return pd.concat(parts, ignore_index=True)
+
+
 def values_of(metrics: pd.DataFrame, wanted: Sequence[str]) -> pd.DataFrame:
     """Return the finite values of some metrics, both directions averaged, with the columns that `keyed` adds."""
     found = rows_of(metrics, direction="both", status="ok")
@@ -120,6 +140,7 @@ class Scores:
     status: str
     """``ok`` where every planned seed has a value; else ``failed``, ``unsupported`` or ``n/a``."""
     reason: str
+    """Why a seed has no value; where all have one, ``by pairs`` or empty."""
 
 
 def scores(jobs: pd.DataFrame, metric: str, direction: str = "both") -> Scores:
@@ -134,7 +155,7 @@ def scores(jobs: pd.DataFrame, metric: str, direction: str = "both") -> Scores:
     planned = jobs["seed"].nunique()
     if lost.empty:
         status = "ok" if planned else "n/a"
-        return Scores(values, planned, status, "" if planned else "not part of this run")
+        return Scores(values, planned, status, wanted["reason"].iloc[0] if planned else "not part of this run")
     bad = lost[lost["status"] != "ok"]
     if bad.empty:
         return Scores(values, planned, "n/a", f"{metric} has no finite value")

@@ -1,12 +1,13 @@
-"""Score an embedding against the solution: two match matrices and a tidy table of metrics.
+"""Score an embedding against the solution: match matrices and a tidy table of metrics.
 
-The same code for every method. Rows of the solution name the cells of a pair; batches and cell types
-are the solution's.
+The same code for every method. Of more than two modalities each pair is scored, and the mean over them. Rows of the
+solution name the cells that are one; batches and cell types are the solution's.
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import anndata as ad
@@ -14,9 +15,18 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from clue.benchmark.contracts import ContractError, check_embedding_fits, metric_of, names_of_test_cells
+from clue.benchmark.contracts import (
+    ContractError,
+    check_embedding_fits,
+    check_prediction,
+    is_by_pairs,
+    metric_of,
+    names_of_test_cells,
+    of_pair,
+)
 from clue.benchmark.files import atomic
-from clue.matching import BatchTooLarge, Metric, match_gaussian, match_ot, match_snn
+from clue.benchmark.scores.prediction import prediction_scores
+from clue.matching import BatchTooLarge, Metric, as_points, match_gaussian, match_ot, match_snn, nearest
 from clue.metrics import (
     cell_type_match,
     count_closer,
@@ -27,9 +37,13 @@ from clue.metrics import (
 
 IDENTITY_COLUMNS = ["run", "dataset", "split", "method", "variant", "seed"]
 METRICS_COLUMNS = [*IDENTITY_COLUMNS, "transductive", "direction", "metric", "value", "status", "reason"]
+NEIGHBOURS = 30
+"""How many cells of the other modality the metrics ``neighbours_*`` average over."""
 CELL_COLUMNS = ["pair", "direction", "match_score", "foscttm"]
 BOTH = "both"
-"""The direction that is the mean of the two."""
+"""The direction that is the mean of the two; of more than two modalities that of all directions."""
+BY_PAIRS = "by pairs"
+"""The reason in rows that have scores: the method ran on each pair of modalities on its own."""
 
 
 @dataclass
@@ -47,7 +61,10 @@ class Side:
 
 @dataclass
 class Scores:
-    """Match matrices by direction (``rna2adt``, ``adt2rna``), the rows of ``metrics.tsv``, and scores per cell."""
+    """Match matrices by direction (``rna2adt``, ``adt2rna``), the rows of ``metrics.tsv``, and scores per cell.
+
+    A pair of modalities that the method did not take has match matrices without entries.
+    """
 
     matches: dict[str, sp.csr_matrix]
     metrics: pd.DataFrame
@@ -58,30 +75,24 @@ class Scores:
 # ---- alignment -----------------------------------------------------------------------------------
 
 
-def align(embedding: ad.AnnData, solution: ad.AnnData, where: str) -> tuple[Side, Side]:
-    """Return both modalities of an embedding in file order, with what the solution knows of each cell.
+def align(embedding: ad.AnnData, solution: ad.AnnData, pair: Sequence[str], where: str) -> tuple[Side, Side]:
+    """Return both modalities of a pair in file order, with what the solution knows of each cell.
 
     Raises
     ------
     ContractError
         If the rows are not the test cells of the solution, or batches disagree.
     """
-    modalities = [str(name) for name in solution.uns["modalities"]]
-    if len(modalities) != 2:
-        raise ContractError(f"{where}: the solution pairs {modalities}; scoring takes two modalities")
-    if embedding.n_vars == 0:
-        raise ContractError(f"{where}: X has no columns")
     renamed = int((embedding.obs["cell"].astype(str) != embedding.obs_names).sum())
     if renamed:
         raise ContractError(f"{where}: obs['cell'] differs from obs_names in {renamed} rows; make them equal")
-    tests = {name: pd.Index(names_of_test_cells(name, solution.n_obs)) for name in modalities}
-    check_embedding_fits(embedding, tests, where)
-    first, second = (_side(embedding, solution, name, tests[name], where) for name in modalities)
+    first, second = (_side(embedding, solution, name, where) for name in pair)
     return first, second
 
 
-def _side(embedding: ad.AnnData, solution: ad.AnnData, modality: str, cells: pd.Index, where: str) -> Side:
+def _side(embedding: ad.AnnData, solution: ad.AnnData, modality: str, where: str) -> Side:
     rows = (embedding.obs["modality"] == modality).to_numpy()
+    cells = names_of_test_cells(modality, solution.n_obs)
     pair = pd.Index(solution.obs[modality].astype(str)).get_indexer(cells)
     known = solution.obs.iloc[pair]
     batch = known["batch"].astype(str).to_numpy()
@@ -102,8 +113,14 @@ def _partners(source: Side, target: Side) -> np.ndarray:
 # ---- metrics -------------------------------------------------------------------------------------
 
 
-def score(embedding: ad.AnnData, solution: ad.AnnData, run: str = "", where: str = "embedding") -> Scores:
-    """Match the two modalities and compute every metric.
+def score(
+    embedding: ad.AnnData,
+    solution: ad.AnnData,
+    run: str = "",
+    where: str = "embedding",
+    predictions: Mapping[str, np.ndarray] | None = None,
+) -> Scores:
+    """Match the modalities of each pair and compute every metric.
 
     Parameters
     ----------
@@ -113,17 +130,73 @@ def score(embedding: ad.AnnData, solution: ad.AnnData, run: str = "", where: str
         The name of the run, for the table.
     where
         The name of the embedding in error messages.
+    predictions
+        Contents of ``predictions.npz``, of a method that predicts.
     """
     identity = identify(embedding, solution, run, where)
-    first, second = align(embedding, solution, where)
-    table = _Table(f"{first.modality}2{second.modality}", f"{second.modality}2{first.modality}")
+    if embedding.n_vars == 0:
+        raise ContractError(f"{where}: X has no columns")
+    modalities = [str(name) for name in solution.uns["modalities"]]
+    check_embedding_fits(
+        embedding, {name: pd.Index(names_of_test_cells(name, solution.n_obs)) for name in modalities}, where
+    )
+    found: dict[tuple[str, ...], Scores] = {}
+    for pair in combinations(modalities, 2):
+        mean = BOTH if len(modalities) == 2 else "+".join(pair)
+        rows = of_pair(embedding, *pair)
+        if rows.n_obs:
+            found[pair] = _score_pair(*align(rows, solution, pair, where), mean, solution, predictions)
+    names = next(iter(found.values())).metrics["metric"].unique()
+    missing = {pair: _unsupported(embedding, pair, names, solution.n_obs) for pair in combinations(modalities, 2)}
+    parts = list((missing | found).values())
+    metrics = _with_overall([part.metrics for part in parts])
+    if is_by_pairs(embedding):
+        metrics.loc[metrics["status"] == "ok", "reason"] = BY_PAIRS
+    matches = {direction: matrix for part in parts for direction, matrix in part.matches.items()}
+    cells = pd.concat([part.cells for part in parts if len(part.cells)], ignore_index=True)
+    return Scores(matches, metrics.assign(**identity)[METRICS_COLUMNS], cells)
+
+
+def _score_pair(
+    first: Side, second: Side, mean: str, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
+) -> Scores:
+    """Score the two modalities of a pair; `mean` is what the table calls the mean of its two directions."""
+    table = _Table(*_directions(first.modality, second.modality), mean)
     matches, hits = _score_matches(first, second, table)
     fractions = _score_distances(first, second, table)
     table.both_ways("label_transfer_accuracy", *_two_ways(_label_transfer, first, second))
-    metrics = pd.DataFrame(table.rows).assign(**identity)
+    if second.modality in solution.obsm and solution.n_obs > 1:
+        _score_predictions(first, second, solution, predictions, table)
     fractions = [fraction[np.argsort(first.pair)] for fraction in fractions]
     hits = [hit[np.argsort(side.pair)] for hit, side in zip(hits, (first, second), strict=True)]
-    return Scores(matches, metrics[METRICS_COLUMNS], _cells(list(matches), hits, fractions))
+    return Scores(matches, pd.DataFrame(table.rows), _cells(list(matches), hits, fractions))
+
+
+def _directions(first: str, second: str) -> tuple[str, str]:
+    return f"{first}2{second}", f"{second}2{first}"
+
+
+def _unsupported(embedding: ad.AnnData, pair: Sequence[str], metrics: Sequence[str], n_cells: int) -> Scores:
+    """Return a row per direction, with the reason, and no match for a pair that the method did not take."""
+    name, directions = "+".join(pair), _directions(*pair)
+    reason = str(embedding.uns.get("left_out", {}).get(name, f"does not support {name}"))
+    table = _Table(*directions, name)
+    for metric in metrics:
+        table.unsupported(metric, reason)
+    nothing = dict.fromkeys(directions, sp.csr_matrix((n_cells, n_cells), dtype=np.float32))
+    return Scores(nothing, pd.DataFrame(table.rows), pd.DataFrame(columns=CELL_COLUMNS))
+
+
+def _with_overall(pairs: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the rows of all pairs; of more than one also the mean of all directions, where each has a value."""
+    rows = pd.concat(pairs, ignore_index=True)
+    if len(pairs) == 1:
+        return rows
+    means = rows[rows["direction"].str.contains("+", regex=False)]
+    overall = means.groupby("metric", sort=False)["value"].agg(lambda values: values.mean(skipna=False)).reset_index()
+    first_gap = means.sort_values("status", key=lambda status: status == "ok", kind="stable")
+    overall = overall.merge(first_gap.drop_duplicates("metric")[["metric", "status", "reason"]], on="metric")
+    return pd.concat([rows, overall.assign(direction=BOTH)], ignore_index=True)
 
 
 def _cells(directions: list[str], hits: list[np.ndarray], fractions: list[np.ndarray]) -> pd.DataFrame:
@@ -138,17 +211,17 @@ def _cells(directions: list[str], hits: list[np.ndarray], fractions: list[np.nda
 class _Table:
     """Rows of the tidy table: each metric in two directions and their mean."""
 
-    def __init__(self, forward: str, backward: str):
-        self.forward, self.backward = forward, backward
+    def __init__(self, forward: str, backward: str, mean: str):
+        self.forward, self.backward, self.mean = forward, backward, mean
         self.rows: list[dict] = []
 
     def both_ways(self, metric: str, forward: float, backward: float) -> None:
-        values = {self.forward: forward, self.backward: backward, BOTH: (forward + backward) / 2}
+        values = {self.forward: forward, self.backward: backward, self.mean: (forward + backward) / 2}
         for direction, value in values.items():
             self._add(metric, direction, float(value), "ok", "")
 
     def unsupported(self, metric: str, reason: str) -> None:
-        for direction in (self.forward, self.backward, BOTH):
+        for direction in (self.forward, self.backward, self.mean):
             self._add(metric, direction, np.nan, "unsupported", reason)
 
     def _add(self, metric: str, direction: str, value: float, status: str, reason: str) -> None:
@@ -215,6 +288,49 @@ def _label_transfer(source: Side, target: Side) -> float:
     return label_transfer_accuracy(source.embedding, target.embedding, *cell_types, metric=source.metric)
 
 
+def _score_predictions(
+    first: Side, second: Side, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None, table: _Table
+) -> None:
+    """Score what an embedding's neighbours predict, and what the method does, if it predicts."""
+    measured = {side.modality: solution.obsm[side.modality] for side in (first, second)}
+
+    def scores(source: Side, target: Side, predicted: np.ndarray) -> dict[str, float]:
+        # The prediction is in file order, the measured values in the solution's.
+        return prediction_scores(predicted, measured[target.modality].toarray()[source.pair])
+
+    def of_neighbours(source: Side, target: Side) -> dict[str, float]:
+        return scores(source, target, _of_neighbours(source, target, measured[target.modality]))
+
+    def of_method(source: Side, target: Side) -> dict[str, float]:
+        direction = f"{source.modality}2{target.modality}"
+        if direction not in given:
+            raise ContractError(f"predictions.npz: lacks {direction}; delete it and run again")
+        check_prediction(given[direction], measured[target.modality].shape, f"predictions.npz: {direction}")
+        return scores(source, target, given[direction])
+
+    given = predictions or {}
+    kinds = {"neighbours": of_neighbours} | ({} if predictions is None else {"predict": of_method})
+    for kind, function in kinds.items():
+        forward, backward = _two_ways(function, first, second)
+        for metric in forward:
+            table.both_ways(f"{kind}_{metric}", forward[metric], backward[metric])
+
+
+def _of_neighbours(source: Side, target: Side, measured: sp.csr_matrix) -> np.ndarray:
+    """Return for each cell of `source` the mean of what was measured in its nearest cells of `target`.
+
+    The cell's own partner is left out: a prediction is of what was not measured.
+    """
+    x, y = as_points(source.embedding, target.embedding, metric=source.metric)
+    k = min(NEIGHBOURS, len(y) - 1)
+    _, found = nearest(x, y, k + 1)
+    others = found != _partners(source, target)[:, None]
+    others[others.all(axis=1), -1] = False
+    rows = target.pair[found[others]]
+    weights = sp.csr_matrix((np.full(len(rows), 1 / k), rows, np.arange(0, len(rows) + 1, k)), (len(x), len(y)))
+    return (weights @ measured).toarray()
+
+
 # ---- identity and files --------------------------------------------------------------------------
 
 
@@ -234,7 +350,9 @@ def identify(embedding: ad.AnnData, solution: ad.AnnData, run: str, where: str) 
         identity["seed"] = int(embedding.uns["seed"])
     except (TypeError, ValueError) as error:
         raise ContractError(f"{where}: uns['seed'] must be a whole number") from error
-    identity["transductive"] = bool(_params(embedding, where).get("transductive", False))
+    params = _params(embedding, where)
+    parts = params.values() if is_by_pairs(embedding) else [params]
+    identity["transductive"] = any(part.get("transductive", False) for part in parts)
     return identity
 
 

@@ -1,0 +1,57 @@
+"""What methods that predict share: training cells to learn from, and a line from expected to measured values."""
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.methods.run import Task
+
+MAX_CELLS = 2000
+"""Most training cells by which a prediction is brought to scale."""
+
+
+def paired_names(task: Task, source: str, target: str, seed: int, at_most: int = MAX_CELLS) -> pd.Index:
+    """Return the names of training cells seen in both modalities, drawn at random where there are more."""
+    first, second = (task.train.mod[name].obs_names for name in (source, target))
+    names = first.intersection(second).sort_values()
+    return names[np.sort(np.random.default_rng(seed).permutation(len(names))[:at_most])]
+
+
+def training_mean(task: Task, target: str) -> np.ndarray:
+    """Return the mean of each target feature over the training cells, shape (targets,)."""
+    values = task.targets[target].values(task.train.mod[target])
+    return np.asarray(values.mean(axis=0)).ravel()
+
+
+class Scale:
+    """A straight line for each feature, from a model's expectation to the value that is measured.
+
+    Parameters
+    ----------
+    expected, measured
+        Of some training cells, shape (cells, targets): what the model expects, and what was measured, on the scale of
+        predictions. The mean of logarithms is not the logarithm of the mean, and a model's spread is not the data's:
+        the line, by least squares, corrects both. It never falls.
+    """
+
+    def __init__(self, expected: np.ndarray, measured: np.ndarray):
+        mean_x, mean_y = expected.mean(axis=0, dtype=float), measured.mean(axis=0, dtype=float)
+        x, y = expected - mean_x, measured - mean_y
+        squares = (x**2).sum(axis=0)
+        self.slope = np.divide((x * y).sum(axis=0), squares, out=np.zeros_like(squares), where=squares > 1e-12).clip(0)
+        self.intercept = mean_y - self.slope * mean_x
+
+    def __call__(self, expected: np.ndarray) -> np.ndarray:
+        """Return expectations of other cells on the scale of what is measured."""
+        return self.intercept + self.slope * expected
+
+
+def measured(task: Task, target: str, names: pd.Index) -> np.ndarray:
+    """Return the values of the targets in some training cells, shape (cells, targets)."""
+    return task.targets[target].values(task.train.mod[target][names]).toarray()
+
+
+def share_in(features: pd.Index, cells: ad.AnnData) -> float:
+    """Return the share of the counts of cells that lies in some features."""
+    counts = np.asarray(cells.X.sum(axis=0), dtype=float).ravel()
+    return float(counts[cells.var_names.isin(features)].sum() / counts.sum())
