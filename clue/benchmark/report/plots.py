@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -180,15 +180,23 @@ def draw_seeds(
         errors = _interval_of_mean if interval else None
         look = {"linestyle": "none", "marker": "|", "markersize": 8, "markeredgewidth": 1.5}
         sns.pointplot(**given, **look, errorbar=errors, err_kws={"linewidth": 1.1})
-    drawn = set(points["row"])
-    for row, text in (missing or {}).items():
+    method_rows(axis, methods, missing or {}, drawn=set(points["row"]))
+
+
+def method_rows(axis: Axes, methods: pd.DataFrame, missing: Mapping[str, str], drawn: Collection[str] = ()) -> None:
+    """Label the rows of a panel with its methods, from top to bottom.
+
+    A text of `missing` stands in the middle of its row, or beside the panel where the row is `drawn`.
+    """
+    for row, text in missing.items():
         place = {"x": 1.02, "ha": "left"} if row in drawn else {"x": 0.5, "ha": "center"}
         look = {"va": "center", "style": "italic", "fontsize": 6, "color": style.MUTED}
-        axis.text(y=order.index(row), s=text, transform=axis.get_yaxis_transform(), **place, **look)
+        axis.text(y=methods.index.get_loc(row), s=text, transform=axis.get_yaxis_transform(), **place, **look)
     first = axis.get_subplotspec().is_first_col()
     axis.xaxis.label.set_visible(True)  # hidden by seaborn where panels share an axis
-    axis.set(xlabel="", ylim=(len(order) - 0.5, -0.5), ylabel=axis.get_ylabel() if axis.get_ylabel() != "row" else "")
-    axis.set_yticks(range(len(order)), [shorten(label) if first else "" for label in methods["label"]])
+    label = axis.get_ylabel() if axis.get_ylabel() != "row" else ""
+    axis.set(xlabel="", ylim=(len(methods) - 0.5, -0.5), ylabel=label)
+    axis.set_yticks(range(len(methods)), [shorten(label) if first else "" for label in methods["label"]])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", color="#e8e8e8", linewidth=0.5)
     axis.set_axisbelow(True)
