@@ -89,24 +89,21 @@ def draw(scores: pd.DataFrame, published: pd.DataFrame, display: style.Display) 
     rows = plots.metric_labels(display.order("metrics", scores["metric"]), display)
     firsts = places.drop_duplicates("curve").set_index("curve")
     columns = {curve: display.label("datasets", name) for curve, name in firsts["dataset"].items()}
+    points, lines = pd.concat([scores, known]), pd.concat([methods, theirs])
+    dashes = dict.fromkeys(methods.index, "") | dict.fromkeys(theirs.index, (3, 1.5))
+    look = {"dashes": dashes, "errorbar": "sd", "err_style": "bars", "linewidth": 1, "markersize": 5}
     figure, axes = plots.panels(rows, columns, height=1.6)
-    for (metric, curve), axis in axes.items():
-        here, there = (tables.rows_of(table, metric=metric, curve=curve) for table in (scores, known))
-        label, ticks = axis.get_ylabel(), sorted(set(here["paired"]))
-        given = {"x": "paired", "y": "value", "ax": axis, "dashes": False}
-        look = plots.method_look(methods) | {"errorbar": "sd", "err_style": "bars", "markersize": 5}
-        sns.lineplot(here[here["row"].isin(methods.index)], **given, **look, linewidth=1)
-        if len(there):
-            look = plots.method_look(theirs) | {"errorbar": None, "markersize": 4, "zorder": 1}
-            sns.lineplot(there, **given, **look, linewidth=0.7, linestyle="dashed")
-        axis.set(xlabel=LABELS[firsts["unit"][curve]], ylabel=label, xscale="log")
-        if len(there):
-            axis.set_yscale("log")  # the weakest of the published methods are far off
+    plots.draw_relation_in(axes, points, lines, ("metric", "curve"), sns.lineplot, x="paired", y="value", **look)
+    for (_, curve), axis in axes.items():
+        if curve in set(known["curve"]):
+            plots.log_scale(axis.yaxis)  # the weakest of the published methods are far off
         else:
             axis.set_ylim(bottom=0)
-        axis.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        ticks = sorted(set(places["paired"][places["curve"] == curve]))
+        axis.set(xscale="log", xlabel=LABELS[firsts["unit"][curve]])
+        axis.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-    plots.add_legend(figure, pd.concat([methods, theirs]))
+    plots.add_legend(figure, lines)
     plots.add_notes(figure, [NOTE])
     return figure
 

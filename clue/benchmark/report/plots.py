@@ -2,7 +2,7 @@
 
 import argparse
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from clue.benchmark.report import style
+from clue.benchmark.report.tables import rows_of
 from clue.benchmark.scores.stats import summarise
 
 LABELS_WIDTH = 2.2
@@ -136,6 +137,11 @@ def titles(places: Iterable[tuple[str, str]], display: style.Display) -> dict[st
     return {f"{a}/{b}": f"{display.label('datasets', a)}\n{b}" for a, b in places}
 
 
+def title_of(solution, display: style.Display) -> str:
+    """Return the title of a figure about the split of a solution."""
+    return f"{display.label('datasets', str(solution.uns['dataset']))} (split {solution.uns['split']})"
+
+
 def metric_labels(metrics: Iterable[str], display: style.Display) -> dict[str, str]:
     """Return the labels of metrics, which say whether higher or lower is better."""
     entries = {metric: display.entry("metrics", metric) for metric in metrics}
@@ -200,6 +206,46 @@ def method_rows(axis: Axes, methods: pd.DataFrame, missing: Mapping[str, str], d
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", color="#e8e8e8", linewidth=0.5)
     axis.set_axisbelow(True)
+
+
+def draw_seeds_in(
+    axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str], missing: str, **options
+):
+    """Draw the seeds of every panel, and `missing` where a method has none.
+
+    Parameters
+    ----------
+    axes, methods
+        From `panels` and `style.Display.methods`.
+    points
+        The columns ``row`` and ``value``, and those of `by`. What `methods` lacks is not drawn.
+    by
+        The columns that hold the keys of the rows and columns of panels; an empty name where all points belong there.
+    options
+        Further arguments of `draw_seeds`.
+    """
+    for here, axis in _in_panels(axes, points.dropna(subset=["value"]), methods, by):
+        absent = methods.index.difference(here["row"])
+        draw_seeds(axis, here, methods, missing=dict.fromkeys(absent, missing), **options)
+
+
+def draw_relation_in(
+    axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str], kind: Callable, **look
+):
+    """Draw every panel by a function of seaborn, each method in its colour and marker; arguments as in `draw_seeds_in`.
+
+    `look` holds the further arguments of that function, such as ``x`` and ``y``.
+    """
+    for here, axis in _in_panels(axes, points, methods, by):
+        label = axis.get_ylabel()
+        kind(here, ax=axis, **method_look(methods) | look)
+        axis.set_ylabel(label)
+
+
+def _in_panels(axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str]) -> Iterator:
+    points = points[points["row"].isin(methods.index)]
+    for key, axis in axes.items():
+        yield rows_of(points, **{column: value for column, value in zip(by, key, strict=True) if column}), axis
 
 
 def _interval_of_mean(values: pd.Series) -> tuple[float, float]:
