@@ -40,8 +40,8 @@ def comparable(published: pd.DataFrame, table: pd.DataFrame, display: style.Disp
     """Return the published scores of this run's splits, in metrics of ours, of methods that one of ours reproduces."""
     places = set(tables.panels(table))
     competition = places >= {(dataset, SPLIT) for dataset, _ in SUBTASKS.values()}
-    of_run = [place in places for place in zip(published["dataset"], published["split"], strict=True)]
-    has_metric = [bool(display.entry("metrics", metric)) for metric in published["metric"]]
+    of_run = np.array([place in places for place in zip(published["dataset"], published["split"], strict=True)])
+    has_metric = np.array([bool(display.entry("metrics", metric)) for metric in published["metric"]])
     reproduced = published["method"].isin(display.reproduced.values())
     return published[(of_run | (published["direction"] == OVERALL) & competition) & has_metric & reproduced]
 

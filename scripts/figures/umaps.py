@@ -76,7 +76,8 @@ def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], seed:
     rows = {row.method: plots.shorten(row.label) for row in display.methods(frame).itertuples()}
     columns = {by: f"by {text[0].lower()}{text[1:]}" for by, text in titles.items()}
     figure, axes = plots.panels(rows, columns, ROW_HEIGHT)
-    height = max(ROW_HEIGHT * len(rows), LEGEND_LINE * min(len(legend), LEGEND_ROWS)) + 0.6
+    n_columns = -(-len(legend) // LEGEND_ROWS)
+    height = max(ROW_HEIGHT * len(rows), LEGEND_LINE * len(legend) / n_columns) + 0.6
     figure.set_size_inches(style.PAGE, height)
     for (method, by), axis in axes.items():
         here = tables.rows_of(frame, method=method)

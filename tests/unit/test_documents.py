@@ -13,7 +13,6 @@ from tidy import metrics, resources
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import commit
 from clue.benchmark.report import reference, tables
-from clue.benchmark.report.style import Display
 
 NAN = float("nan")
 
@@ -21,11 +20,6 @@ NAN = float("nan")
 @pytest.fixture(scope="module")
 def program(document_programs):
     return document_programs("tables.py")
-
-
-@pytest.fixture(scope="module")
-def display(project) -> Display:
-    return Display(project / "config" / "display.yaml")
 
 
 # ---- the project's own documents -----------------------------------------------------------------

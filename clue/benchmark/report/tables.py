@@ -82,9 +82,9 @@ def read_facts(path: str | Path) -> dict:
     """Return shapes of modalities, the number of cells, and ``uns`` as text of a file, without reading counts."""
     try:
         with h5py.File(path) as file:
-            shapes = {name: part["X"].attrs["shape"] for name, part in file.get("mod", {}).items()}
-            found = {"shapes": {name: tuple(map(int, shapes[name])) for name in MODALITIES if name in shapes}}
-            found["n_cells"] = len(file["obs"][file["obs"].attrs["_index"]])
+            counts = {name: part["X"] for name, part in file.get("mod", {}).items()}
+            shapes = {name: counts[name].attrs.get("shape", ()) for name in MODALITIES if name in counts}
+            found = {"shapes": shapes, "n_cells": len(file["obs"][file["obs"].attrs["_index"]])}
             entries = {key: entry for key, entry in file.get("uns", {}).items() if isinstance(entry, h5py.Dataset)}
             return found | {key: ", ".join(map(str, np.atleast_1d(_decoded(entry)))) for key, entry in entries.items()}
     except (OSError, KeyError) as error:
