@@ -88,7 +88,8 @@ def test_pairing_shows_published_curves_in_their_metrics(pairing, published, scr
 def test_the_splits_of_a_curve_have_the_same_test_cells(scripts, project, dataset, splits):
     program = scripts("figures/pairing.py")
     table = pd.DataFrame({"dataset": dataset, "split": splits})
-    assert [list(places) for places in program.families(table, project)] == [[(dataset, split) for split in splits]]
+    found = program.splits_of_curves(table, project)
+    assert found["curve"].nunique() == 1 and list(found["split"]) == splits
 
 
 # ---- learning curves, growth ---------------------------------------------------------------------
