@@ -69,7 +69,7 @@ def draw(points: pd.DataFrame, summary: pd.DataFrame, methods: pd.DataFrame, not
     columns = plots.titles(tables.panels(summary), display)
     figure, axes = plots.panels(rows, columns, plots.rows_height(methods))
     shown = methods if methods["method"].nunique() > 1 else labels
-    plots.draw_seeds_in(axes, points, shown, ("metric", "panel"), "n/a")
+    plots.draw_seed_panels(axes, points, shown, ("metric", "panel"), "n/a")
     for (metric, panel), axis in axes.items():
         here = tables.rows_of(summary, metric=metric, panel=panel).dropna(subset=["published_change_percent"])
         axis.scatter(here["published_change_percent"], methods.index.get_indexer(here["row"]) + 0.25, **PUBLISHED)

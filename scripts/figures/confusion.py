@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     solution = read_solution(args.solution)
     found = pd.concat([read_confusion(path, solution) for path in args.matches], ignore_index=True)
     tables.write_table(found[found["fraction"] > 0], args.table, digits=6)
-    title = plots.title_of(solution, args.display)
+    title = plots.split_title(solution, args.display)
     plots.write_figure(args.figure, draw, found, title, str(solution.uns["labels"]) != "published", args.display)
 
 

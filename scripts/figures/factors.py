@@ -38,7 +38,7 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
     inputs = display.order("modalities", found["input_modality"])
     columns = {name: f"Embedded from\n{display.label('modalities', name)}" for name in inputs}
     figure, axes = plots.panels(rows, columns, plots.rows_height(methods), sharex=True)
-    plots.draw_seeds_in(axes, found, methods, ("kind", "input_modality"), "not run")
+    plots.draw_seed_panels(axes, found, methods, ("kind", "input_modality"), "not run")
     for axis in axes.values():
         axis.axvline(0, color=style.MUTED, linewidth=0.7, zorder=1)
         axis.set(xlim=(None, 1.03), xlabel="R²")

@@ -35,7 +35,7 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
         columns[panel] += "\n(derived labels)"
     figure, axes = plots.panels({"": "Bio-conservation"}, columns, height=1.7, wrap=3, sharex=True, sharey=True)
     look = {"x": "mixing", "y": "bio", "s": 30, "alpha": 0.8, "linewidth": 0, "zorder": 3}
-    plots.draw_relation_in(axes, found, methods, ("", "panel"), sns.scatterplot, **look)
+    plots.draw_method_panels(axes, found, methods, ("", "panel"), sns.scatterplot, **look)
     for axis in axes.values():
         axis.margins(0.12)
         axis.set_box_aspect(1)

@@ -67,7 +67,7 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
     figure, axes = plots.panels(rows, plots.titles(tables.panels(table), display), height=0.6, sharex="col")
     look = {"units": "seed", "estimator": None, "linewidth": 0.9, "alpha": 0.8, "markers": False, "dashes": False}
     look |= {"kind": sns.lineplot, "x": "step", "y": "value"}
-    plots.draw_relation_in(axes, found, methods, ("loss", "panel"), **look)
+    plots.draw_method_panels(axes, found, methods, ("loss", "panel"), **look)
     later = found[found["stage"] > found["stage"].min()]
     starts = later.groupby(["loss", "panel", "row", "stage"])["begin"].min()
     for (loss, panel, row, _), step in starts.items():

@@ -84,7 +84,7 @@ def draw(scores: pd.DataFrame, published: pd.DataFrame, display: style.Display) 
     dashes = dict.fromkeys(methods.index, "") | dict.fromkeys(theirs.index, (3, 1.5))
     look = {"dashes": dashes, "errorbar": "sd", "err_style": "bars", "linewidth": 1, "markersize": 5}
     figure, axes = plots.panels(rows, columns, height=1.6)
-    plots.draw_relation_in(axes, points, lines, ("metric", "curve"), sns.lineplot, x="paired", y="value", **look)
+    plots.draw_method_panels(axes, points, lines, ("metric", "curve"), sns.lineplot, x="paired", y="value", **look)
     for (_, curve), axis in axes.items():
         if curve in set(known["curve"]):
             plots.log_scale(axis.yaxis)  # the weakest of the published methods are far off

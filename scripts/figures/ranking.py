@@ -49,7 +49,7 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
     columns = {metric: display.label("metrics", metric) for metric in MAIN_METRICS}
     points = tables.keyed(found).assign(value=found["rank"])
     figure, axes = plots.panels({"": ""}, columns, plots.rows_height(methods))
-    plots.draw_seeds_in(axes, points, methods, ("", "metric"), "no result", interval=False)
+    plots.draw_seed_panels(axes, points, methods, ("", "metric"), "no result", interval=False)
     for axis in axes.values():
         axis.set(xlim=(0.5, max(found["of"].max(), 2) + 0.5), xlabel="Rank (1 is best)")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -29,7 +29,7 @@ def draw(found: pd.DataFrame, resources: pd.DataFrame, display: style.Display) -
         raise plots.NothingToDraw("No job has ended yet.")
     rows = {key: label for key, label in QUANTITIES.items() if (found["quantity"] == key).any()}
     figure, axes = plots.panels(rows, plots.titles(tables.panels(found), display), plots.rows_height(methods))
-    plots.draw_seeds_in(axes, found, methods, ("quantity", "panel"), "–", interval=False)
+    plots.draw_seed_panels(axes, found, methods, ("quantity", "panel"), "–", interval=False)
     for axis in axes.values():
         plots.log_scale(axis.xaxis)
     used = resources[resources["device"].isin(["cpu", "cuda"])]

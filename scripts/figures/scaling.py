@@ -35,8 +35,8 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
     figure, axes = plots.panels({"": ""}, columns, height=2.4)
     given = {"axes": axes, "points": found, "methods": methods, "by": ("", "quantity")}
     given |= {"x": "training_cells", "y": "value"}
-    plots.draw_relation_in(**given, kind=sns.scatterplot, s=14, alpha=0.7, linewidth=0)
-    plots.draw_relation_in(**given, kind=sns.lineplot, markers=False, dashes=False, errorbar=None, linewidth=1)
+    plots.draw_method_panels(**given, kind=sns.scatterplot, s=14, alpha=0.7, linewidth=0)
+    plots.draw_method_panels(**given, kind=sns.lineplot, markers=False, dashes=False, errorbar=None, linewidth=1)
     for axis in axes.values():
         plots.log_scale(axis.xaxis)
         plots.log_scale(axis.yaxis)

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tables.write_table(frame, args.table, digits=5)
     labels, n_drawn = str(solution.uns["labels"]), frame["cell"].nunique() // len(solution.uns["modalities"])
     notes = describe(solution.n_obs, n_drawn, ", ".join(sorted(set(frame["seed"]))), labels)
-    title = plots.title_of(solution, args.display)
+    title = plots.split_title(solution, args.display)
     plots.write_figure(args.figure, draw, frame, title, labels != "published", notes, args.seed, args.display)
 
 

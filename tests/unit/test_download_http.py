@@ -139,7 +139,7 @@ def test_paths_below_the_base_and_queries(web, folder):
     assert is_complete(folder)
 
 
-# ---- the connection ------------------------------------------------------------------------------
+# ---- faults of the connection and of the server --------------------------------------------------
 
 
 def change(web, n_bytes):
@@ -245,9 +245,6 @@ def test_a_connection_that_breaks_often_but_brings_something_new_ends_no_downloa
     assert is_complete(folder) and len(web.of("GET")) == 10 > HASTE.attempts
 
 
-# ---- the answer ----------------------------------------------------------------------------------
-
-
 def test_a_web_page_in_the_middle_does_not_destroy_what_came(web, folder):
     web.faults["GET"] = [truncate(web, 100_000), page()]
     assert "a web page comes in place" in fails(folder, source(web))
@@ -277,9 +274,6 @@ def test_an_address_is_no_shell_command_and_no_pattern(web, folder):
     web.files[quote(path, safe=";$()/{},[]")] = CONTENT
     get(folder, source(web, {FILE: {"path": path}}))
     assert is_complete(folder) and not os.path.exists("hacked")
-
-
-# ---- the file changes between attempts ------------------------------------------------------------
 
 
 def test_a_part_of_another_version_at_another_address_is_not_continued(web, web2, folder):

@@ -137,7 +137,7 @@ def titles(places: Iterable[tuple[str, str]], display: style.Display) -> dict[st
     return {f"{a}/{b}": f"{display.label('datasets', a)}\n{b}" for a, b in places}
 
 
-def title_of(solution, display: style.Display) -> str:
+def split_title(solution, display: style.Display) -> str:
     """Return the title of a figure about the split of a solution."""
     return f"{display.label('datasets', str(solution.uns['dataset']))} (split {solution.uns['split']})"
 
@@ -208,19 +208,20 @@ def method_rows(axis: Axes, methods: pd.DataFrame, missing: Mapping[str, str], d
     axis.set_axisbelow(True)
 
 
-def draw_seeds_in(
+def draw_seed_panels(
     axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str], missing: str, **options
-):
-    """Draw the seeds of every panel, and `missing` where a method has none.
+) -> None:
+    """Draw a row per method in every panel, as `draw_seeds` does, and `missing` where a method has no point.
 
     Parameters
     ----------
     axes, methods
         From `panels` and `style.Display.methods`.
     points
-        The columns ``row`` and ``value``, and those of `by`. What `methods` lacks is not drawn.
+        The columns ``row`` and ``value``, and those of `by`. Rows that are not in `methods` are not drawn.
     by
-        The columns that hold the keys of the rows and columns of panels; an empty name where all points belong there.
+        The columns of `points` that say in which row and column of panels a point is; an empty name where there is
+        one row only.
     options
         Further arguments of `draw_seeds`.
     """
@@ -229,12 +230,14 @@ def draw_seeds_in(
         draw_seeds(axis, here, methods, missing=dict.fromkeys(absent, missing), **options)
 
 
-def draw_relation_in(
+def draw_method_panels(
     axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str], kind: Callable, **look
-):
-    """Draw every panel by a function of seaborn, each method in its colour and marker; arguments as in `draw_seeds_in`.
+) -> None:
+    """Draw every panel by a function of seaborn, each method in its colour and marker.
 
-    `look` holds the further arguments of that function, such as ``x`` and ``y``.
+       The first arguments are those of `draw_seed_panels`.
+    `look` holds the further arguments of that function, such as
+       ``x`` and ``y``.
     """
     for here, axis in _in_panels(axes, points, methods, by):
         label = axis.get_ylabel()
