@@ -233,11 +233,9 @@ def draw_seed_panels(
 def draw_method_panels(
     axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str], kind: Callable, **look
 ) -> None:
-    """Draw every panel by a function of seaborn, each method in its colour and marker.
+    """Draw every panel by `kind`, a function of seaborn, each method in its colour and marker.
 
-       The first arguments are those of `draw_seed_panels`.
-    `look` holds the further arguments of that function, such as
-       ``x`` and ``y``.
+    The other arguments are those of `draw_seed_panels`; `look` holds those of `kind`, such as ``x`` and ``y``.
     """
     for here, axis in _in_panels(axes, points, methods, by):
         label = axis.get_ylabel()
