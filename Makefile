@@ -87,19 +87,20 @@ score: $(INSTALLED)
 	$(BIN)/python scripts/score.py $(if $(EMBEDDING),--embedding "$$EMBEDDING") $(if $(SOLUTION),--solution "$$SOLUTION")
 
 record: $(INSTALLED)
-	$(BIN)/python -P scripts/documents.py --record "$$CONFIG"
-	$(BIN)/python -P scripts/drawings.py
+	$(BIN)/python -P docs/make/record.py --config "$$CONFIG"
+	$(BIN)/python -P docs/make/tables.py
+	$(BIN)/python -P docs/make/pictures.py
 
 estimate: $(INSTALLED)
 	@$(BIN)/python -P scripts/estimate.py --config "$$CONFIG"
 
 tables: $(INSTALLED)
-	$(BIN)/python -P scripts/documents.py
-	$(BIN)/python -P scripts/schemas.py
-	$(BIN)/python -P scripts/drawings.py
+	$(BIN)/python -P docs/make/tables.py
+	$(BIN)/python -P docs/make/schemas.py
+	$(BIN)/python -P docs/make/pictures.py
 
 tutorials: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -P -W ignore scripts/tutorials.py
+	OMP_NUM_THREADS=1 $(BIN)/python -P -W ignore docs/make/tutorials.py
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet

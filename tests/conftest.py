@@ -68,14 +68,21 @@ def add_dataset(workplace: Path) -> Callable[[str, dict], None]:
 @pytest.fixture(scope="session")
 def scripts() -> Callable[[str], ModuleType]:
     """A function that imports a program of ``scripts/``."""
+    return lambda name: load_program(f"scripts/{name}")
 
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(f"scripts_{Path(name).stem}", PROJECT / "scripts" / name)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
 
-    return load
+@pytest.fixture(scope="session")
+def document_programs() -> Callable[[str], ModuleType]:
+    """A function that imports a program of ``docs/make/``."""
+    return lambda name: load_program(f"docs/make/{name}")
+
+
+def load_program(path: str) -> ModuleType:
+    """Import a program of the project, such as ``docs/make/tables.py``, under a name of its own."""
+    spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), PROJECT / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -83,9 +90,7 @@ def run_script(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, s
     """A function that runs a program of ``scripts/``; it returns the exit status and what an error printed."""
 
     def run(name: str, *arguments: str | Path) -> tuple[int, str]:
-        spec = importlib.util.spec_from_file_location(name, PROJECT / "scripts" / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_program(f"scripts/{name}.py")
         try:
             run_program(lambda: module.main([str(argument) for argument in arguments]))
         except SystemExit as end:

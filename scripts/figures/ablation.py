@@ -64,19 +64,15 @@ def draw(points: pd.DataFrame, summary: pd.DataFrame, methods: pd.DataFrame, not
     if methods.empty:
         raise plots.NothingToDraw("This run has no ablations.")
     points, summary = tables.keyed(points), tables.keyed(summary)
-    several = methods["method"].nunique() > 1
     labels = methods.assign(label=[display.label("variants", name) for name in methods["variant"]])
     rows = plots.metric_labels(MAIN_METRICS, display)
     columns = plots.titles(tables.panels(summary), display)
     figure, axes = plots.panels(rows, columns, plots.rows_height(methods))
+    shown = methods if methods["method"].nunique() > 1 else labels
+    plots.draw_seed_panels(axes, points, shown, ("metric", "panel"), "n/a")
     for (metric, panel), axis in axes.items():
-        here = tables.rows_of(summary, metric=metric, panel=panel).set_index("row").loc[methods.index]
-        missing = dict.fromkeys(here.index[here["reason"] != ""], "n/a")
-        shown = tables.rows_of(points, metric=metric, panel=panel)
-        plots.draw_seeds(axis, shown, methods if several else labels, missing=missing)
-        known = here["published_change_percent"].dropna()
-        if len(known):
-            axis.scatter(known, methods.index.get_indexer(known.index) + 0.25, **PUBLISHED)
+        here = tables.rows_of(summary, metric=metric, panel=panel).dropna(subset=["published_change_percent"])
+        axis.scatter(here["published_change_percent"], methods.index.get_indexer(here["row"]) + 0.25, **PUBLISHED)
         axis.axvline(0, color=style.INK, linewidth=0.7, zorder=1)
         axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.set_xlabel("Change (%)")

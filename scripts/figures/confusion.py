@@ -33,12 +33,10 @@ def types_of(solution, modality: str) -> np.ndarray:
 
 def confusion(matches: sp.spmatrix, types_x: np.ndarray, types_y: np.ndarray) -> pd.DataFrame:
     """Return the fraction of each type's match weight (rows) that goes to each type (columns); rows sum to 1."""
-    names = sorted({*types_x, *types_y})
-    pairs = sp.coo_matrix(matches)
-    weights = pd.DataFrame({"from": types_x[pairs.row], "to": types_y[pairs.col], "weight": pairs.data})
-    table = weights.pivot_table("weight", "from", "to", aggfunc="sum", observed=False)
-    table = table.reindex(index=names, columns=names).fillna(0.0)
-    return table.div(table.sum(axis=1).replace(0, 1), axis=0)
+    names, pairs = sorted({*types_x, *types_y}), sp.coo_matrix(matches)
+    ends = types_x[pairs.row], types_y[pairs.col]
+    table = pd.crosstab(*ends, values=pairs.data, aggfunc="sum", normalize="index", dropna=False)
+    return table.reindex(index=names, columns=names).fillna(0.0)
 
 
 def read_confusion(path: Path, solution) -> pd.DataFrame:
@@ -91,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     solution = read_solution(args.solution)
     found = pd.concat([read_confusion(path, solution) for path in args.matches], ignore_index=True)
     tables.write_table(found[found["fraction"] > 0], args.table, digits=6)
-    title = f"{args.display.label('datasets', str(solution.uns['dataset']))} (split {solution.uns['split']})"
+    title = plots.split_title(solution, args.display)
     plots.write_figure(args.figure, draw, found, title, str(solution.uns["labels"]) != "published", args.display)
 
 

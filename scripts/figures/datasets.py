@@ -3,41 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pandas as pd
 
 from clue.benchmark.config import check, read_yaml
-from clue.benchmark.contracts import MODALITIES, ContractError
 from clue.benchmark.errors import run_program
 from clue.benchmark.report import plots, tables
 
 COLUMNS = ["Data set", "Cells", "Features", "Splits", "Source", "Licence", "Citation", "Notes", "SHA-256"]
 
 
-def look_into(path: Path) -> dict:
-    """Return ``uns`` as text, the shapes of modalities, and the number of cells, without reading counts."""
-    try:
-        with h5py.File(path) as file:
-            shapes = {name: file["mod"][name]["X"].attrs["shape"] for name in MODALITIES if name in file.get("mod", {})}
-            n_cells = len(file["obs"][file["obs"].attrs["_index"]])
-            texts = {key: as_text(entry[()]) for key, entry in file["uns"].items() if isinstance(entry, h5py.Dataset)}
-            return {
-                "shapes": {name: tuple(map(int, shape)) for name, shape in shapes.items()},
-                "n_cells": n_cells,
-            } | texts
-    except (OSError, KeyError) as error:
-        raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
-
-
-def as_text(value) -> str:
-    """Return an entry of ``uns`` as text; several are joined."""
-    return ", ".join(item.decode() if isinstance(item, bytes) else str(item) for item in np.atleast_1d(value))
-
-
 def describe_dataset(path: Path, splits: Sequence[dict], config: Path) -> dict[str, str]:
     """Return what the table says of a data set and of those of its splits that are part of the run."""
-    found = look_into(path)
+    found = tables.read_facts(path)
     spec_path = config / "datasets" / f"{found['dataset']}.yaml"
     spec = check(read_yaml(spec_path), config / "schemas" / "dataset.schema.yaml", str(spec_path))
     texts = [
@@ -68,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         datasets={"nargs": "*", "type": Path, "help": "results/prepared/<dataset>.h5mu"},
         solutions={"nargs": "*", "type": Path, "help": "solution.h5ad of each split"},
     )
-    splits = [look_into(path) for path in args.solutions]
+    splits = [tables.read_facts(path) for path in args.solutions]
     rows = [describe_dataset(path, splits, args.display.folder) for path in args.datasets]
     tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table)
 

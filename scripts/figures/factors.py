@@ -38,13 +38,11 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
     inputs = display.order("modalities", found["input_modality"])
     columns = {name: f"Embedded from\n{display.label('modalities', name)}" for name in inputs}
     figure, axes = plots.panels(rows, columns, plots.rows_height(methods), sharex=True)
-    for (kind, modality), axis in axes.items():
-        here = tables.rows_of(found, kind=kind, input_modality=modality).dropna(subset=["value"])
-        here = here[here["row"].isin(methods.index)]
-        plots.draw_seeds(axis, here, methods, missing=dict.fromkeys(methods.index.difference(here["row"]), "not run"))
-        axis.set_xlabel("R²" if kind == kinds.index[-1] else "")
+    plots.draw_seed_panels(axes, found, methods, ("kind", "input_modality"), "not run")
+    for axis in axes.values():
         axis.axvline(0, color=style.MUTED, linewidth=0.7, zorder=1)
-    axis.set_xlim(right=1.03)
+        axis.set(xlim=(None, 1.03), xlabel="R²")
+        axis.label_outer()
     plots.add_notes(figure, [NOTE])
     return figure
 

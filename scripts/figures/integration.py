@@ -34,16 +34,14 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
     for panel in set(found["panel"][found["labels"] != "published"]):
         columns[panel] += "\n(derived labels)"
     figure, axes = plots.panels({"": "Bio-conservation"}, columns, height=1.7, wrap=3, sharex=True, sharey=True)
-    for (_, panel), axis in axes.items():
-        here = tables.rows_of(found, panel=panel)
-        look = plots.method_look(methods) | {"s": 30, "alpha": 0.8, "linewidth": 0}
-        sns.scatterplot(here, x="mixing", y="bio", ax=axis, zorder=3, **look)
-        axis.set(xlabel="Mixing of modalities", ylabel="Bio-conservation")
+    look = {"x": "mixing", "y": "bio", "s": 30, "alpha": 0.8, "linewidth": 0, "zorder": 3}
+    plots.draw_method_panels(axes, found, methods, ("", "panel"), sns.scatterplot, **look)
+    for axis in axes.values():
         axis.margins(0.12)
         axis.set_box_aspect(1)
         axis.grid(color="#e8e8e8", linewidth=0.5)
         axis.tick_params(labelbottom=True)
-        axis.xaxis.label.set_visible(True)  # hidden by seaborn where panels share an axis
+        axis.set_xlabel("Mixing of modalities", visible=True)  # hidden where panels share an axis
     plots.add_legend(figure, methods)
     sizes = sorted({f"{int(n):,}" for n in found["n_points"]}, key=lambda text: (len(text), text))
     plots.add_notes(figure, [NOTE.format(count=" to ".join(dict.fromkeys([sizes[0], sizes[-1]])))])

@@ -61,22 +61,23 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
     if not losses:
         raise plots.NothingToDraw("No method of this run left a history of its losses.")
     methods, table = display.methods(table), tables.keyed(continued(table))
+    found = table.melt(["row", "panel", "seed", "stage", "step", "begin"], losses, var_name="loss")
+    found = found[np.isfinite(found["value"])]
     rows = {loss: loss.replace("_", " ") for loss in losses}
     figure, axes = plots.panels(rows, plots.titles(tables.panels(table), display), height=0.6, sharex="col")
-    for (loss, panel), axis in axes.items():
-        here = tables.rows_of(table, panel=panel).assign(**{loss: table[loss].where(np.isfinite(table[loss]))})
-        here = here.dropna(subset=[loss])
-        if here.empty:  # a modality that this data set lacks
+    look = {"units": "seed", "estimator": None, "linewidth": 0.9, "alpha": 0.8, "markers": False, "dashes": False}
+    look |= {"kind": sns.lineplot, "x": "step", "y": "value"}
+    plots.draw_method_panels(axes, found, methods, ("loss", "panel"), **look)
+    later = found[found["stage"] > found["stage"].min()]
+    starts = later.groupby(["loss", "panel", "row", "stage"])["begin"].min()
+    for (loss, panel, row, _), step in starts.items():
+        axes[loss, panel].axvline(step, color=methods["color"][row], linewidth=0.7, linestyle=":")
+    for axis in axes.values():
+        axis.set_xlabel("Step")
+        axis.yaxis.set_major_locator(MaxNLocator(3))
+        if not axis.lines:  # a modality that this data set lacks
             axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center", va="center", color=style.MUTED)
             axis.tick_params(axis="y", left=False, labelleft=False)
-            continue
-        label, look = axis.get_ylabel(), plots.method_look(methods) | {"markers": False, "dashes": False}
-        sns.lineplot(here, x="step", y=loss, units="seed", estimator=None, linewidth=0.9, alpha=0.8, ax=axis, **look)
-        starts = here[here["stage"] > here["stage"].min()].groupby(["row", "stage"])["begin"].min()
-        for (row, _), step in starts.items():
-            axis.axvline(step, color=methods["color"][row], linewidth=0.7, linestyle=":")
-        axis.set(xlabel="Step", ylabel=label)
-        axis.yaxis.set_major_locator(MaxNLocator(3))
     plots.add_legend(figure, methods, marker="", linestyle="-")
     plots.add_notes(figure, [NOTE])
     return figure

@@ -1,5 +1,6 @@
 """Draw scores against how many training cells are paired, beside the published ones where there are some."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,8 +26,6 @@ NOTE = (
     "Controls are in the table only. Dashed: published, on other test cells of the same data."
 )
 
-Place = tuple[str, str]
-
 
 def paired(spec: dict) -> tuple[float, str]:
     """Return how many training cells a split leaves paired, and the unit."""
@@ -35,18 +34,20 @@ def paired(spec: dict) -> tuple[float, str]:
     return 100 * float(spec.get("paired_fraction", 1.0)), UNITS["paired_fraction"]
 
 
-def family(dataset: str, spec: dict) -> tuple:
-    """Return what decides which cells are test cells, and the unit; splits are one curve where both are equal."""
-    return dataset, paired(spec)[1], *sorted((key, str(value)) for key, value in spec.items() if key not in UNITS)
+def splits_of_curves(table: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Return a row per split with its curve, and how much of it is paired in which unit.
 
-
-def families(table: pd.DataFrame, root: Path) -> list[dict[Place, tuple[float, str]]]:
-    """Return the curves: for each how much is paired by data set and split, at least two different amounts."""
-    found: dict[tuple, dict[Place, tuple[float, str]]] = {}
+    Splits are of one curve where they have the same test cells, which all but how much is paired decides. A curve has
+    at least two different amounts.
+    """
+    rows = []
     for dataset, split in tables.panels(table):
         spec = load("datasets", dataset, root)["splits"].get(split, {})
-        found.setdefault(family(dataset, spec), {})[dataset, split] = paired(spec)
-    return [places for places in found.values() if len(set(places.values())) > 1]
+        amount, unit = paired(spec)
+        test_cells = sorted((key, value) for key, value in spec.items() if key not in UNITS)
+        rows.append([dataset, split, f"{dataset} {unit} {test_cells}", amount, unit])
+    found = pd.DataFrame(rows, columns=["dataset", "split", "curve", "paired", "unit"])
+    return found[found.groupby("curve")["paired"].transform("nunique") > 1]
 
 
 def curves(table: pd.DataFrame, published: pd.DataFrame, display: style.Display, root: Path) -> pd.DataFrame:
@@ -54,28 +55,18 @@ def curves(table: pd.DataFrame, published: pd.DataFrame, display: style.Display,
 
     Metrics are those of what is published of the curves; else match score and FOSCTTM.
     """
-    found = families(table, root)
-    places = {"/".join(place): (str(i), *at) for i, places in enumerate(found) for place, at in places.items()}
-    is_here = (published["dataset"] + "/" + published["split"]).isin(places)
-    metrics = display.order("metrics", published["metric"][is_here]) or MAIN_METRICS
+    splits = splits_of_curves(table, root)
+    metrics = display.order("metrics", published.merge(splits, on=["dataset", "split"])["metric"]) or MAIN_METRICS
     scores = tables.rows_of(tables.values_of(table, metrics), variant="default")
-    scores = scores[scores["panel"].isin(places)]
-    added = pd.DataFrame(
-        [places[panel] for panel in scores["panel"]], scores.index, columns=["curve", "paired", "unit"]
-    )
-    return scores.join(added)
+    return scores.merge(splits, on=["dataset", "split"])
 
 
 def published_methods(published: pd.DataFrame, display: style.Display) -> pd.DataFrame:
     """Return label, colour and marker of published methods, as `Display.methods` does; grey where none is of ours."""
     found = published.drop_duplicates("method").sort_values("method").set_index("row")[["method", "label"]]
-    ours = found["method"].isin(display.reproduced.values())
-    colors = [display.color("methods", name) for name in found["method"]]
-    markers = iter(OTHERS * len(found))
-    return found.assign(
-        color=pd.Series(colors, found.index).where(ours, style.MUTED),
-        marker=["D" if own else next(markers) for own in ours],
-    )
+    ours, others = found["method"].isin(display.reproduced.values()), itertools.cycle(OTHERS)
+    colors = pd.Series([display.color("methods", name) for name in found["method"]], found.index, dtype=object)
+    return found.assign(color=colors.where(ours, style.MUTED), marker=["D" if own else next(others) for own in ours])
 
 
 def draw(scores: pd.DataFrame, published: pd.DataFrame, display: style.Display) -> Figure:
@@ -89,24 +80,21 @@ def draw(scores: pd.DataFrame, published: pd.DataFrame, display: style.Display) 
     rows = plots.metric_labels(display.order("metrics", scores["metric"]), display)
     firsts = places.drop_duplicates("curve").set_index("curve")
     columns = {curve: display.label("datasets", name) for curve, name in firsts["dataset"].items()}
+    points, lines = pd.concat([scores, known]), pd.concat([methods, theirs])
+    dashes = dict.fromkeys(methods.index, "") | dict.fromkeys(theirs.index, (3, 1.5))
+    look = {"dashes": dashes, "errorbar": "sd", "err_style": "bars", "linewidth": 1, "markersize": 5}
     figure, axes = plots.panels(rows, columns, height=1.6)
-    for (metric, curve), axis in axes.items():
-        here, there = (tables.rows_of(table, metric=metric, curve=curve) for table in (scores, known))
-        label, ticks = axis.get_ylabel(), sorted(set(here["paired"]))
-        given = {"x": "paired", "y": "value", "ax": axis, "dashes": False}
-        look = plots.method_look(methods) | {"errorbar": "sd", "err_style": "bars", "markersize": 5}
-        sns.lineplot(here[here["row"].isin(methods.index)], **given, **look, linewidth=1)
-        if len(there):
-            look = plots.method_look(theirs) | {"errorbar": None, "markersize": 4, "zorder": 1}
-            sns.lineplot(there, **given, **look, linewidth=0.7, linestyle="dashed")
-        axis.set(xlabel=LABELS[firsts["unit"][curve]], ylabel=label, xscale="log")
-        if len(there):
-            axis.set_yscale("log")  # the weakest of the published methods are far off
+    plots.draw_method_panels(axes, points, lines, ("metric", "curve"), sns.lineplot, x="paired", y="value", **look)
+    for (_, curve), axis in axes.items():
+        if curve in set(known["curve"]):
+            plots.log_scale(axis.yaxis)  # the weakest of the published methods are far off
         else:
             axis.set_ylim(bottom=0)
-        axis.set_xticks(ticks, [f"{tick:,g}" for tick in ticks])
+        ticks = sorted(set(places["paired"][places["curve"] == curve]))
+        axis.set(xscale="log", xlabel=LABELS[firsts["unit"][curve]])
+        axis.set_xticks(ticks, [f"{tick / 1000:g}k" if tick >= 1000 else f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
-    plots.add_legend(figure, pd.concat([methods, theirs]))
+    plots.add_legend(figure, lines)
     plots.add_notes(figure, [NOTE])
     return figure
 

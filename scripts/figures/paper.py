@@ -29,24 +29,21 @@ def verdict(published: float, values: Sequence[float], better: str) -> str:
     return "better" if (np.mean(values) > published) == (better == "higher") else "worse"
 
 
-def compare(row: pd.Series, values: pd.Series, better: str) -> dict:
+def compare(published: float, values: pd.Series, better: str) -> dict:
     """Return the columns that say how this run compares with a published number."""
     summary = summarise(values)
     here = {"ours": summary.mean, "seeds": summary.n, "lowest": values.min(), "highest": values.max()}
-    return here | {"difference": summary.mean - row["published"], "verdict": verdict(row["published"], values, better)}
+    return here | {"difference": summary.mean - published, "verdict": verdict(published, values, better)}
 
 
 def comparable(published: pd.DataFrame, table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
     """Return the published scores of this run's splits, in metrics of ours, of methods that one of ours reproduces."""
     places = set(tables.panels(table))
     competition = places >= {(dataset, SPLIT) for dataset, _ in SUBTASKS.values()}
-    kept = [
-        ((row.dataset, row.split) in places or (row.direction == OVERALL and competition))
-        and bool(display.entry("metrics", row.metric))
-        and row.method in display.reproduced.values()
-        for row in published.itertuples()
-    ]
-    return published[np.array(kept, dtype=bool)]
+    of_run = np.array([place in places for place in zip(published["dataset"], published["split"], strict=True)])
+    has_metric = np.array([bool(display.entry("metrics", metric)) for metric in published["metric"]])
+    reproduced = published["method"].isin(display.reproduced.values())
+    return published[(of_run | (published["direction"] == OVERALL) & competition) & has_metric & reproduced]
 
 
 def reproductions(method: str, display: style.Display) -> list[str]:
@@ -64,12 +61,9 @@ def score_rows(published: pd.DataFrame, table: pd.DataFrame, display: style.Disp
             rows.append({**row, "verdict": NOT_RUN, "why": f"not part of this run: {', '.join(able)}"})
         for name in names:
             values, reason = own_values(row, name, table)
-            known = {**row, "method_here": name}
-            if len(values):
-                better = display.entry("metrics", row["metric"])["better"]
-                rows.append(known | compare(row, values, better))
-            else:
-                rows.append(known | {"verdict": NOT_RUN, "why": reason})
+            better = display.entry("metrics", row["metric"])["better"]
+            found = compare(row["published"], values, better) if len(values) else {"verdict": NOT_RUN, "why": reason}
+            rows.append({**row, "method_here": name} | found)
     return rows
 
 
@@ -96,7 +90,7 @@ def drop_rows(drops: pd.DataFrame, table: pd.DataFrame, display: style.Display) 
                 here = tables.rows_of(table, dataset=dataset, split=split)
                 values, _ = tables.changes(here, method, drop["variant"], drop["metric"])
                 if len(values):
-                    compared = compare(pd.Series(base), values, "higher")
+                    compared = compare(base["published"], values, "higher")
                     compared["verdict"] = DROP_VERDICTS.get(compared["verdict"], compared["verdict"])
                     found.append(base | {"dataset": dataset, "split": split, "method_here": method} | compared)
         rows += found or [base | {"verdict": NOT_RUN, "why": "the ablation is not part of this run, or has no scores"}]

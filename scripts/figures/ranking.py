@@ -47,11 +47,10 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
     counts = found.drop_duplicates(["dataset", "split", "method"])["method"].value_counts()
     methods["label"] += [f" ({counts[name]}/{n_splits})" for name in methods["method"]]
     columns = {metric: display.label("metrics", metric) for metric in MAIN_METRICS}
+    points = tables.keyed(found).assign(value=found["rank"])
     figure, axes = plots.panels({"": ""}, columns, plots.rows_height(methods))
-    for (_, metric), axis in axes.items():
-        points = tables.keyed(tables.rows_of(found, metric=metric)).assign(value=lambda table: table["rank"])
-        missing = dict.fromkeys(methods.index.difference(points["row"]), "no result")
-        plots.draw_seeds(axis, points, methods, interval=False, missing=missing)
+    plots.draw_seed_panels(axes, points, methods, ("", "metric"), "no result", interval=False)
+    for axis in axes.values():
         axis.set(xlim=(0.5, max(found["of"].max(), 2) + 0.5), xlabel="Rank (1 is best)")
         axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     plots.add_notes(figure, [NOTE])

@@ -29,18 +29,14 @@ def draw(found: pd.DataFrame, resources: pd.DataFrame, display: style.Display) -
         raise plots.NothingToDraw("No job has ended yet.")
     rows = {key: label for key, label in QUANTITIES.items() if (found["quantity"] == key).any()}
     figure, axes = plots.panels(rows, plots.titles(tables.panels(found), display), plots.rows_height(methods))
-    for (quantity, panel), axis in axes.items():
-        here = tables.rows_of(found, quantity=quantity, panel=panel)
-        here = here[here["row"].isin(methods.index)]
-        word = "–" if quantity == "gpu_memory_mb" else "no result"
-        missing = dict.fromkeys(methods.index.difference(here["row"]), word)
-        plots.draw_seeds(axis, here, methods, interval=False, missing=missing)
+    plots.draw_seed_panels(axes, found, methods, ("quantity", "panel"), "–", interval=False)
+    for axis in axes.values():
         plots.log_scale(axis.xaxis)
     used = resources[resources["device"].isin(["cpu", "cuda"])]
     machines = sorted({f"{row.device}, {row.threads or '?'} thread(s)" for row in used.itertuples()})
     where = "; ".join(machines) or "not recorded"
-    note = f"Point: one seed; bar: mean. Times below {SHORTEST} s are drawn there. Jobs ran on: {where}."
-    plots.add_notes(figure, [note])
+    note = f"Point: one seed; bar: mean; –: no result, or not measured. Times below {SHORTEST} s are drawn there."
+    plots.add_notes(figure, [f"{note} Jobs ran on: {where}."])
     return figure
 
 

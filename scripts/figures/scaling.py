@@ -3,25 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import h5py
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from clue.benchmark.config import ORACLE
-from clue.benchmark.contracts import ContractError
 from clue.benchmark.errors import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.tables import QUANTITIES
-
-
-def n_cells(path: Path) -> int:
-    """Return the number of distinct cells of ``train.h5mu``, without reading its counts."""
-    try:
-        with h5py.File(path) as file:
-            return len(file["obs"][file["obs"].attrs["_index"]])
-    except (OSError, KeyError) as error:
-        raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
 
 
 def measured(resources: pd.DataFrame, results: Path) -> pd.DataFrame:
@@ -29,32 +18,32 @@ def measured(resources: pd.DataFrame, results: Path) -> pd.DataFrame:
     table = tables.rows_of(resources, variant="default")
     table = table[table["method"] != ORACLE]
     paths = {place: results.joinpath(*place, "train.h5mu") for place in tables.panels(table)}
-    sizes = {place: n_cells(path) for place, path in paths.items() if path.exists()}
+    sizes = {place: tables.read_facts(path)["n_cells"] for place, path in paths.items() if path.exists()}
     cells = [sizes.get(place) for place in zip(table["dataset"], table["split"], strict=True)]
     return table.assign(training_cells=pd.array(cells, dtype="Int64")).dropna(subset=["training_cells"])
 
 
 def draw(table: pd.DataFrame, display: style.Display) -> Figure:
     """Draw a panel per quantity: a point per job, a line through the means of each method."""
-    # Controls take milliseconds, which would stretch the axis.
-    methods = display.methods(table)
+    methods = display.methods(table)  # without controls: they take milliseconds, which would stretch the axis
     table = tables.keyed(table).astype({"training_cells": float})
-    table = table[table["row"].isin(methods.index)]
-    columns = {key: label for key, label in QUANTITIES.items() if (table[key] > 0).any()}
-    if not columns:
+    found = table.melt(["row", "dataset", "training_cells"], list(QUANTITIES), var_name="quantity")
+    found = found[(found["value"] > 0) & found["row"].isin(methods.index)]
+    if found.empty:
         raise plots.NothingToDraw("No job has ended yet.")
+    columns = {key: label for key, label in QUANTITIES.items() if key in set(found["quantity"])}
     figure, axes = plots.panels({"": ""}, columns, height=2.4)
-    for (_, quantity), axis in axes.items():
-        shown = table[table[quantity] > 0]
-        given = {"data": shown, "x": "training_cells", "y": quantity, "ax": axis, **plots.method_look(methods)}
-        sns.scatterplot(**given, s=14, alpha=0.7, linewidth=0)
-        sns.lineplot(**given | {"markers": False}, dashes=False, errorbar=None, linewidth=1)
+    given = {"axes": axes, "points": found, "methods": methods, "by": ("", "quantity")}
+    given |= {"x": "training_cells", "y": "value"}
+    plots.draw_method_panels(**given, kind=sns.scatterplot, s=14, alpha=0.7, linewidth=0)
+    plots.draw_method_panels(**given, kind=sns.lineplot, markers=False, dashes=False, errorbar=None, linewidth=1)
+    for axis in axes.values():
         plots.log_scale(axis.xaxis)
         plots.log_scale(axis.yaxis)
-        axis.set(xlabel="Training cells", ylabel="")
+        axis.set_xlabel("Training cells")
         axis.grid(color="#e8e8e8", linewidth=0.5)
     plots.add_legend(figure, methods)
-    sizes = table.groupby("training_cells")["dataset"].unique()
+    sizes = found.groupby("training_cells")["dataset"].unique()
     places = "; ".join(f"{size:,.0f} ({', '.join(names)})" for size, names in sizes.items())
     text = "Point: one job; line: mean. Data sets differ in features and modalities too, not in cells alone."
     plots.add_notes(figure, [f"{text} Training cells: {places}."])

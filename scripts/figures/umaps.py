@@ -4,7 +4,6 @@ Its name is not that of the package ``umap``, which a program beside it would hi
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib.patheffects as effects
 import numpy as np
@@ -16,8 +15,7 @@ from tqdm import tqdm
 
 from clue.benchmark.contracts import metric_of, read_embedding, read_solution
 from clue.benchmark.errors import run_program
-from clue.benchmark.files import atomic
-from clue.benchmark.report import plots, style
+from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.umap import coordinates, points, sample_cells
 
 ROW_HEIGHT = 2.35
@@ -33,12 +31,12 @@ def embed_in_plane(paths: Sequence[str], solution, n_points: int, seed: int) -> 
     cells, frames = sample_cells(solution, n_points, seed), []
     for path in tqdm(paths, desc="UMAP", unit="embedding", mininterval=1):
         chosen = points(read_embedding(path), cells, list(solution.uns["modalities"]), path)
-        x, y = coordinates(chosen.X, seed, metric_of(chosen)).T
-        frame = pd.DataFrame({key: str(chosen.uns[key]) for key in ("method", "variant", "seed")}, index=range(len(x)))
-        frame["cell"] = chosen.obs_names.to_numpy()
-        frame[["modality", "cell_type"]] = chosen.obs[["modality", "cell_type"]].astype(str).to_numpy()
-        frames.append(frame.assign(x=x, y=y))
-    return pd.concat(frames, ignore_index=True)
+        job = {key: str(chosen.uns[key]) for key in ("method", "variant", "seed")}
+        frame = pd.DataFrame(coordinates(chosen.X, seed, metric_of(chosen)), columns=["x", "y"])
+        groups = {key: chosen.obs[key].astype(str).to_numpy() for key in ("modality", "cell_type")}
+        frames.append(frame.assign(**job, cell=chosen.obs_names.to_numpy(), **groups))
+    columns = ["method", "variant", "seed", "cell", "modality", "cell_type", "x", "y"]
+    return pd.concat(frames, ignore_index=True)[columns]
 
 
 def draw_points(axis: Axes, frame: pd.DataFrame, by: str, colors: dict[str, str], seed: int) -> None:
@@ -64,24 +62,17 @@ def number_types(axis: Axes, frame: pd.DataFrame, numbers: dict[str, int]) -> No
             text.set_path_effects([effects.withStroke(linewidth=1.5, foreground="white")])
 
 
-def legend_entries(colors: dict[str, dict[str, str]], titles: dict[str, str], labels: dict[str, str]) -> pd.DataFrame:
-    """Return the entries of one legend for both colourings, each below its title."""
-    rows = []
-    for by, palette in colors.items():
-        rows += [("", "none", ""), (titles[by], "none", "")] if rows else [(titles[by], "none", "")]
-        rows += [(labels[name], color, "o") for name, color in palette.items()]
-    return pd.DataFrame(rows, columns=["label", "color", "marker"])
-
-
 def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], seed: int, display: style.Display) -> Figure:
     """Draw a row per method; points by modality on the left, by cell type in the middle, the legend on the right."""
     modalities = {name: display.color("modalities", name) for name in display.order("modalities", frame["modality"])}
     colors = {"modality": modalities, "cell_type": display.cell_type_colors(frame["cell_type"])}
     numbers = {name: i for i, name in enumerate(colors["cell_type"], start=1)}
     titles = {"modality": "Modality", "cell_type": "Cell type (derived)" if derived else "Cell type"}
-    labels = {name: display.label("modalities", name) for name in modalities}
-    labels |= {name: f"{number}  {name}" for name, number in numbers.items()}
-    legend = legend_entries(colors, titles, labels)
+    entries = [(titles["modality"], "none", "")]
+    entries += [(display.label("modalities", name), color, "o") for name, color in modalities.items()]
+    entries += [("", "none", ""), (titles["cell_type"], "none", "")]
+    entries += [(f"{number}  {name}", colors["cell_type"][name], "o") for name, number in numbers.items()]
+    legend = pd.DataFrame(entries, columns=["label", "color", "marker"])
     rows = {row.method: plots.shorten(row.label) for row in display.methods(frame).itertuples()}
     columns = {by: f"by {text[0].lower()}{text[1:]}" for by, text in titles.items()}
     figure, axes = plots.panels(rows, columns, ROW_HEIGHT)
@@ -89,7 +80,7 @@ def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], seed:
     height = max(ROW_HEIGHT * len(rows), LEGEND_LINE * len(legend) / n_columns) + 0.6
     figure.set_size_inches(style.PAGE, height)
     for (method, by), axis in axes.items():
-        here = frame[frame["method"] == method]
+        here = tables.rows_of(frame, method=method)
         draw_points(axis, here, by, colors[by], seed)
         if by == "cell_type":
             number_types(axis, here, numbers)
@@ -101,9 +92,8 @@ def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], seed:
 
 def describe(n_cells: int, n_drawn: int, seed: str, labels: str) -> list[str]:
     """Say in sentences what is drawn."""
-    sample = (
-        f"{n_drawn:,} of {n_cells:,} test cells, drawn at random" if n_drawn < n_cells else f"{n_cells:,} test cells"
-    )
+    sample = f"{n_drawn:,} of {n_cells:,} test cells, drawn at random"
+    sample = sample if n_drawn < n_cells else f"{n_cells:,} test cells"
     line = f"UMAP of the embeddings of seed {seed}: {sample}; each is one point per modality. "
     line += "The number of a rare cell type is left out where it would cover another one."
     return [line] if labels == "published" else [line, f"Cell types are not published but {labels}."]
@@ -123,13 +113,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     solution = read_solution(args.solution)
     frame = embed_in_plane(args.embeddings, solution, args.points, args.seed)
-    with atomic(Path(args.table)) as temporary:
-        compression = {"method": "gzip", "mtime": 1}  # equal coordinates, equal bytes
-        frame.to_csv(temporary, sep="\t", index=False, float_format="%.5g", compression=compression)
-    labels = str(solution.uns["labels"])
-    n_drawn = frame["cell"].nunique() // len(solution.uns["modalities"])
+    tables.write_table(frame, args.table, digits=5)
+    labels, n_drawn = str(solution.uns["labels"]), frame["cell"].nunique() // len(solution.uns["modalities"])
     notes = describe(solution.n_obs, n_drawn, ", ".join(sorted(set(frame["seed"]))), labels)
-    title = f"{args.display.label('datasets', str(solution.uns['dataset']))} (split {solution.uns['split']})"
+    title = plots.split_title(solution, args.display)
     plots.write_figure(args.figure, draw, frame, title, labels != "published", notes, args.seed, args.display)
 
 

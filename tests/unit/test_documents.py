@@ -12,14 +12,14 @@ from tidy import metrics, resources
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import commit
-from clue.benchmark.report import tables
+from clue.benchmark.report import reference, tables
 
 NAN = float("nan")
 
 
 @pytest.fixture(scope="module")
-def program(scripts):
-    return scripts("documents.py")
+def program(document_programs):
+    return document_programs("tables.py")
 
 
 # ---- the project's own documents -----------------------------------------------------------------
@@ -65,61 +65,47 @@ def test_a_marker_that_gets_no_table_is_an_error(program, project, tmp_path, tex
     "name",
     ["leaderboard", "organisers", "cell_type_match", "ace", "rebenchmarks", "scmmib bmmc_cite", "scmmib share_skin"],
 )
-def test_every_published_number_is_shown_and_marked_by_how_it_is_known(program, project, name):
-    table = program.published(program.PUBLISHED[name], project, program.style.Display(project / "config/display.yaml"))
-    cells = [cell for line in table.splitlines()[2:] if line.startswith("|") for cell in re.split(r" \| | / |\|", line)]
+def test_every_published_number_is_shown_and_marked_by_how_it_is_known(program, project, display, name):
+    shown, view = program.published(name, project, display), program.PUBLISHED[name]
+    cells = [cell for line in shown.splitlines()[2:] if line.startswith("|") for cell in re.split(r" \| | / |\|", line)]
     numbers = [cell.strip() for cell in cells if re.match(r" ?[\d.e-]+( \(\w+\))? ?$", cell)]
-    shown = program.PUBLISHED[name]
-    rows = program.reference.read_published([project / "config" / "reference" / f"{shown.file}.tsv"])
-    rows = rows[rows["split"].eq(shown.split or rows["split"]) & rows["dataset"].eq(shown.dataset or rows["dataset"])]
+    path = project / "config" / "reference" / f"{view.file or name}.tsv"
+    rows = tables.rows_of(reference.read_published([path]), **view.only)
     assert len(numbers) == len(rows) > 10
     for evidence, mark in program.MARKS.items():
-        if mark:
-            assert sum(number.endswith(mark) for number in numbers) == sum(rows["evidence"] == evidence)
+        assert not mark or sum(number.endswith(mark) for number in numbers) == sum(rows["evidence"] == evidence)
 
 
-def test_re_runs_are_shown_by_the_data_that_they_are_of(program, project):
-    display = program.style.Display(project / "config/display.yaml")
-    site4, ace = (program.published(program.PUBLISHED[name], project, display) for name in ("rebenchmarks", "ace"))
+def test_re_runs_are_shown_by_the_data_that_they_are_of(program, project, display):
+    site4, ace = (program.published(name, project, display) for name in ("rebenchmarks", "ace"))
     assert "0.0581 / 0.0178" in site4 and "dogma" not in site4
     assert "0.0254 / 0.077" in ace and "BMMC" not in ace
 
 
-def test_published_numbers_of_a_method_stand_beside_ours(program, project, tmp_path):
-    shutil.copytree(project / "config", tmp_path / "config")
-    shutil.copytree(project / "scripts" / "methods", tmp_path / "scripts" / "methods")
-    display = program.style.Display(tmp_path / "config/display.yaml")
+def test_published_numbers_of_a_method_stand_beside_ours(program, project, display, tmp_path):
+    for folder in ("config", "scripts/methods"):
+        shutil.copytree(project / folder, tmp_path / folder)
     assert "None of these was run here" in program.described("clue_competition", tmp_path, display)
     assert "Published as" not in program.described("cca", tmp_path, display)
     row = {"dataset": "bmmc_cite", "split": "site4", "method": "clue_competition", "variant": "default"}
     row |= {"match_score": "0.0523", "match_score_sd": "0.001", "foscttm": "0.0144", "foscttm_sd": ""}
-    (tmp_path / "docs" / "results").mkdir(parents=True)
     tables.write_table(pd.DataFrame([row]), tmp_path / "docs" / "results" / "config.tsv")
     text = program.described("clue_competition", tmp_path, display)
-    assert "| 0.0513 / 0.0142 | 0.0523 ± 0.001 / 0.0144 |" in text and "| 0.0583 | not run |" in text.replace(
-        "0.905 / ", ""
-    )
-    assert "None of these" not in text
-
-
-def test_every_method_says_its_licence_and_settings(program, project):
-    display = program.style.Display(project / "config/display.yaml")
-    for path in (project / "config" / "methods").glob("*.yaml"):
-        text = program.described(path.stem, project, display)
-        assert "| Licence | " in text, f"{path}: licence is missing"
+    assert "| 0.0513 / 0.0142 | 0.0523 ± 0.001 / 0.0144 |" in text and "None of these" not in text
+    assert "| 0.0583 | not run |" in text.replace("0.905 / ", "")
 
 
 # ---- from a run ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def run(workplace, project, monkeypatch):
+def run(workplace, project, document_programs):
     """A function that leaves what a run of these jobs leaves, records it, and returns the recorded rows."""
     shutil.copytree(project / "config", workplace / "config", dirs_exist_ok=True)
     shutil.copytree(project / "scripts" / "methods", workplace / "scripts" / "methods")
-    (workplace / "README.md").write_text("")
+    recorder = document_programs("record.py")
 
-    def leave(program, *jobs, used=(), seeds=2, methods=("cca", "multivi/default", "random"), begun=True):
+    def leave(*jobs, used=(), seeds=2, methods=("cca", "multivi/default", "random"), begun=True):
         config = {"run": "test", "datasets": ["simulated_factors"], "methods": list(methods), "seeds": [*range(seeds)]}
         (workplace / "config" / "test.yaml").write_text(yaml.safe_dump(config))
         folder = workplace / "results" / "test"
@@ -131,7 +117,7 @@ def run(workplace, project, monkeypatch):
             log = workplace.joinpath("logs", "test", *map(str, job[:4]), f"seed-{job[4]}.log")
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
-        program.main(["--record", "config/test.yaml"])
+        recorder.main(["--config", "config/test.yaml"])
         found = tables.read_table("docs/results/test.tsv", tables.JOB)
         return {row["method"]: row for row in found.to_dict("records")}
 
@@ -142,12 +128,12 @@ def job(method, seed, match, foscttm=0.25):
     return ("simulated_factors", "random20", method, "default", seed, match, foscttm)
 
 
-def test_recorded_rows_have_scores_costs_and_origin_or_the_reason(program, run):
+def test_recorded_rows_have_scores_costs_and_origin_or_the_reason(run):
     jobs = [job("cca", 0, 0.1), job("cca", 1, 0.3), job("oracle", 0, 1.0, 0.0)]
     jobs += [job("multivi", 0, 0.123456), job("multivi", 1, "failed", "NaN")]
     jobs += [job("random", seed, "failed", "out of memory") for seed in (0, 1)]
     used = [("simulated_factors", "random20", "cca", "default", i, 10 * i, 100, NAN) for i in (1, 2)]
-    rows = run(program, *jobs, used=used)
+    rows = run(*jobs, used=used)
     assert list(rows) == ["cca", "multivi", "random"]  # the oracle says nothing
     wanted = {"n": "2", "match_score": "0.2", "match_score_sd": "0.1414", "foscttm": "0.25", "foscttm_sd": "0"}
     wanted |= {"seconds": "15", "peak_memory_mb": "100", "status": "ok", "reason": ""}
@@ -158,9 +144,9 @@ def test_recorded_rows_have_scores_costs_and_origin_or_the_reason(program, run):
     assert rows["random"].items() >= {"n": "0", "match_score": "", "reason": "out of memory", "commit": ""}.items()
 
 
-def test_recording_replaces_rows_in_their_places_and_keeps_what_was_not_run(program, run):
-    run(program, job("cca", 0, 0.1), job("random", 0, 0.1), job("multivi", 0, 0.1), seeds=1)
-    rows = run(program, job("random", 0, 0.2), seeds=1, methods=["random"])
+def test_recording_replaces_rows_in_their_places_and_keeps_what_was_not_run(run):
+    run(job("cca", 0, 0.1), job("random", 0, 0.1), job("multivi", 0, 0.1), seeds=1)
+    rows = run(job("random", 0, 0.2), seeds=1, methods=["random"])
     assert [(name, row["match_score"]) for name, row in rows.items()] == [
         ("cca", "0.1"),
         ("random", "0.2"),
@@ -168,28 +154,28 @@ def test_recording_replaces_rows_in_their_places_and_keeps_what_was_not_run(prog
     ]
     shutil.rmtree("logs")
     never = "no result; see its log"
-    rows = run(program, job("cca", 0, "failed", never), job("random", 0, 0.3), seeds=1, begun=False)
+    rows = run(job("cca", 0, "failed", never), job("random", 0, 0.3), seeds=1, begun=False)
     assert rows["cca"]["match_score"] == "0.1" and rows["random"]["match_score"] == "0.3"
     with pytest.raises(BenchmarkError, match="results/test: holds no result; `make run CONFIG=config/test.yaml` first"):
-        run(program, job("cca", 0, "failed", never), seeds=1, begun=False)
-    rows = run(program, job("cca", 0, "failed", "out of memory"), seeds=1)
+        run(job("cca", 0, "failed", never), seeds=1, begun=False)
+    rows = run(job("cca", 0, "failed", "out of memory"), seeds=1)
     assert rows["cca"]["match_score"] == "" and rows["cca"]["reason"] == "out of memory"
 
 
-def test_probes_are_recorded_where_all_data_have_known_factors(program, run, workplace):
+def test_probes_are_recorded_where_all_data_have_known_factors(run, workplace):
     probes = {"dataset": "simulated_factors", "method": "cca", "variant": "default", "input_modality": "rna"}
     probes |= {"factor_kind": "own", "n": 2, "mean": 0.51234, "sd": NAN, "low": NAN, "high": NAN}
     tables.write_table(pd.DataFrame([probes | {"method": "oracle"}, probes]), "results/test/tables/factors.tsv")
     used = [("simulated_factors", "random20", "cca", "default", 0, 1, 1, NAN)]
-    run(program, job("cca", 0, 0.1), used=used, seeds=1)
+    run(job("cca", 0, 0.1), used=used, seeds=1)
     (row,) = tables.read_table("docs/results/test_probes.tsv", ["r2"]).to_dict("records")
     assert (row["r2"], row["r2_sd"], row["factor_kind"], row["commit"]) == ("0.5123", "", "own", "abc1234")
     (workplace / "docs/results/test_probes.tsv").unlink()
-    run(program, job("cca", 0, 0.1), ("pbmc_cite", "donors", "cca", "default", 0, 0.1, 0.2), seeds=1)
+    run(job("cca", 0, 0.1), ("pbmc_cite", "donors", "cca", "default", 0, 0.1, 0.2), seeds=1)
     assert not (workplace / "docs/results/test_probes.tsv").exists()
 
 
-def test_what_jobs_took_is_recorded_for_estimates(program, run, workplace):
+def test_what_jobs_took_is_recorded_for_estimates(run, workplace):
     for log, took, rss in (
         ("test/simulated_factors/random20/cca/default/seed-0", 12.5, 300),
         ("prepared/simulated_factors", 2, "-"),
@@ -202,7 +188,7 @@ def test_what_jobs_took_is_recorded_for_estimates(program, run, workplace):
     output.write_bytes(bytes(2_000_000))
     (output.parents[1] / "run.json").write_text(json.dumps({"info": {"steps": [100, 20]}}))
     used = [("simulated_factors", "random20", "cca", "default", 0, 1, 1, NAN)]
-    run(program, job("cca", 0, 0.1), used=used, seeds=1)
+    run(job("cca", 0, 0.1), used=used, seeds=1)
     times = tables.read_table("docs/results/times.tsv", ["what"]).set_index("what")
     assert list(times.index) == ["prepare", "cca"]
     wanted = {"run": "test", "dataset": "simulated_factors", "modalities": "rna+atac", "cells": "5000", "device": "cpu"}
@@ -218,12 +204,11 @@ def test_what_jobs_took_is_recorded_for_estimates(program, run, workplace):
     assert times.loc["prepare", "memory_mb"] == ""
 
 
-def test_a_table_says_what_failed_what_was_not_run_and_how_many_seeds_there_were(program, run, workplace):
+def test_a_table_says_what_failed_what_was_not_run_and_how_many_seeds_there_were(program, run, display):
     jobs = [job("cca", 0, 0.1), job("cca", 1, 0.3), job("multivi", 0, 0.5), job("multivi", 1, "failed", "NaN")]
     jobs += [job("random", 0, "failed", "no"), ("simulated", "random20", "cca", "default", 0, 0.1, 0.2)]
-    run(program, *jobs)
-    display = program.style.Display("config/display.yaml")
-    lines = program.rendered(program.RESULTS / "test.tsv", display).splitlines()
+    run(*jobs)
+    lines = program.recorded(program.RESULTS / "test.tsv", display).splitlines()
     assert lines[0] == "| Match score ↑ / FOSCTTM ↓ | Simulated factors, random20 | Simulated, random20 |"
     assert lines[2:] == [
         "| MultiVI | 0.5 / 0.25 (n = 1) | – |",

@@ -139,23 +139,89 @@ def test_paths_below_the_base_and_queries(web, folder):
     assert is_complete(folder)
 
 
-def test_a_proxy_of_the_environment_is_used(web, folder, monkeypatch):
-    # A proxy gets the whole address in place of the path.
-    web.files["http://data.invalid/counts.bin"] = CONTENT
-    monkeypatch.setenv("http_proxy", web.url)
-    get(folder, source("http://data.invalid/"))
-    assert is_complete(folder)
-    assert web.requests[0][1] == "http://data.invalid/counts.bin"
+# ---- faults of the connection and of the server --------------------------------------------------
 
 
-# ---- the connection ------------------------------------------------------------------------------
+def change(web, n_bytes):
+    """Break off, and have another file the next time."""
+
+    def fault(handler, old):
+        truncate(web, n_bytes)(handler, old)
+        web.files[FILE] = OTHER
+
+    return fault
 
 
-def test_truncated_is_resumed(web, folder):
-    web.faults["GET"] = [truncate(web, 100_000)]
+RESUMED = [None, "bytes=100000-"]
+
+
+@pytest.mark.parametrize(
+    ("faults", "server", "asked", "content", "printed"),
+    [
+        (lambda web: {"GET": [truncate(web, 100_000)]}, {}, RESUMED, CONTENT, "transfer closed"),
+        (lambda web: {"GET": [stall(web, 100_000)]}, {}, RESUMED, CONTENT, "transferred the last 1 seconds; again in"),
+        (
+            lambda web: {"GET": [status(503), status(429)]},
+            {},
+            [None] * 3,
+            CONTENT,
+            "429 Too Many Requests; again in 0.02",
+        ),
+        (lambda web: {"HEAD": [status(503)]}, {}, [None], CONTENT, ""),
+        (lambda web: {"HEAD": [status(405)]}, {}, [None], CONTENT, ""),
+        (lambda web: {"GET": [truncate(web, 100_000)]}, {"ranges": False}, [*RESUMED, None], CONTENT, "starting anew"),
+        (lambda web: {"GET": [change(web, 100_000)]}, {}, [*RESUMED, None], OTHER, "starting anew"),
+        (lambda web: {"GET": [change(web, 100_000)]}, {"validators": False}, [None, None], OTHER, "transfer closed"),
+    ],
+    ids=["truncated", "stalled", "busy", "busy at first", "no HEAD", "no ranges", "changed", "changed, no version"],
+)
+def test_faults_that_pass(web, folder, faults, server, asked, content, printed, capsys):
+    web.faults |= faults(web)
+    vars(web).update(server)
+    start = time.monotonic()
+    get(folder, source(web), patience=STALLED if "seconds" in printed else HASTE)
+    assert time.monotonic() - start < 25, "a stalled server would have sent nothing for 30 s"
+    assert is_complete(folder, content) and web.of("GET") == asked
+    assert printed in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("faults", "line"),
+    [
+        ([status(404)], "the server answers 404 Not Found; correct the address in the YAML of the data set, or add a"),
+        ([status(503)] * 3, "the server answers 503 Service Unavailable (3 attempts); check the network and run again"),
+        ([page()], "a web page comes in place of the file; open the address in a browser"),
+        ([page("application/octet-stream")], "a web page comes in place of the file; open the address in a browser"),
+        ([status(301, Location=f"/{FILE}")] * 100, "redirects followed; correct the address"),
+        ([status(302, Location="file:///etc/hostname")], 'Protocol "file" not supported'),
+    ],
+    ids=["absent", "busy", "page", "page of another kind", "redirects without end", "redirect to this machine"],
+)
+def test_faults_that_last_are_one_line_and_leave_nothing(web, folder, faults, line):
+    web.faults["GET"] = faults
+    message = fails(folder, source(web))
+    assert message.startswith(f"{web.url}{FILE}: ") and line in message and left(folder) == []
+
+
+@pytest.mark.parametrize("base", ["http://data.invalid/", "http://127.0.0.1:9/"])
+def test_nobody_answers(folder, base):
+    message = fails(folder, source(base))
+    assert "counts.bin: " in message and "(3 attempts); check the network" in message and len(message) < 200
+    assert message.count("(") == message.count(")") and left(folder) == []
+
+
+def test_an_absent_file_is_found_out_before_gigabytes_come(web, folder):
+    assert "absent.bin: the server answers 404 Not Found" in fails(folder, source(web, ["absent.bin"]))
+    assert web.of("HEAD") == [None] and web.of("GET") == [], "no second attempt"
+
+
+def test_an_empty_file_is_refused_and_nothing_recorded(web, folder):
+    web.files[FILE] = b""
+    assert f"{FILE}: is empty; the source has changed the file or it was damaged" in fails(folder, source(web))
+    assert left(folder) == []
+    web.files[FILE] = CONTENT
     get(folder, source(web))
-    assert is_complete(folder)
-    assert web.of("GET") == [None, "bytes=100000-"]
+    assert is_complete(folder), "the good file is taken"
 
 
 def test_always_truncated_fails_keeps_what_came_and_the_next_run_resumes(web, folder):
@@ -179,73 +245,6 @@ def test_a_connection_that_breaks_often_but_brings_something_new_ends_no_downloa
     assert is_complete(folder) and len(web.of("GET")) == 10 > HASTE.attempts
 
 
-def test_stalled_times_out_and_is_resumed(web, folder, capsys):
-    web.faults["GET"] = [stall(web, 100_000)]
-    start = time.monotonic()
-    get(folder, source(web), patience=STALLED)
-    assert time.monotonic() - start < 25, "the server would have sent nothing for 30 s"
-    assert is_complete(folder) and web.of("GET") == [None, "bytes=100000-"]
-    assert "bytes/sec transferred the last 1 seconds; again in" in capsys.readouterr().out
-
-
-def test_stalled_for_good_is_one_line(web, folder):
-    web.faults["HEAD"] = [lambda *_: web.wait(30)]
-    web.faults["GET"] = [stall(web, 0) for _ in range(3)]
-    message = fails(folder, source(web), patience=STALLED)
-    assert "transferred the last 1 seconds (3 attempts); check the network and run again" in message
-
-
-def test_busy_then_well(web, folder, capsys):
-    web.faults["HEAD"] = [status(503)]
-    web.faults["GET"] = [status(503), status(429)]
-    get(folder, source(web))
-    assert is_complete(folder)
-    output = capsys.readouterr().out
-    assert "the server answers 503 Service Unavailable; again in 0.01 s" in output
-    assert "the server answers 429 Too Many Requests; again in 0.02 s" in output, "pauses grow"
-
-
-def test_busy_for_good_is_one_line(web, folder):
-    web.faults["GET"] = [status(503)] * 3
-    message = fails(folder, source(web))
-    assert (
-        f"{FILE}: the server answers 503 Service Unavailable (3 attempts); check the network and run again" in message
-    )
-    assert left(folder) == []
-
-
-def test_nobody_listens(web, folder):
-    web.close()
-    message = fails(folder, source(web))
-    assert "counts.bin: Failed to connect to 127.0.0.1" in message and "(3 attempts); check the network" in message
-    assert left(folder) == []
-
-
-def test_an_unknown_host_is_one_short_line(folder):
-    message = fails(folder, source("http://data.invalid/"))
-    assert "data.invalid" in message and "(3 attempts)" in message and len(message) < 200
-    assert message.count("(") == message.count(")")
-
-
-# ---- the answer ----------------------------------------------------------------------------------
-
-
-def test_no_such_file(web, folder):
-    message = fails(folder, source(web, ["absent.bin"]))
-    assert message == (
-        f"{web.url}absent.bin: the server answers 404 Not Found; correct the address in the YAML of the data set,"
-        " or add a source"
-    )
-    assert web.of("HEAD") == [None], "no second attempt"
-
-
-@pytest.mark.parametrize("kind", ["text/html; charset=utf-8", "application/octet-stream"])
-def test_a_web_page_with_the_status_of_success_is_refused(web, folder, kind):
-    web.faults["GET"] = [page(kind)]
-    assert f"{FILE}: a web page comes in place of the file; open the address in a browser" in fails(folder, source(web))
-    assert left(folder) == []
-
-
 def test_a_web_page_in_the_middle_does_not_destroy_what_came(web, folder):
     web.faults["GET"] = [truncate(web, 100_000), page()]
     assert "a web page comes in place" in fails(folder, source(web))
@@ -254,38 +253,12 @@ def test_a_web_page_in_the_middle_does_not_destroy_what_came(web, folder):
     assert is_complete(folder) and web.of("GET")[-1] == "bytes=100000-"
 
 
-def test_an_empty_file_is_refused_and_nothing_recorded(web, folder):
-    web.files[FILE] = b""
-    assert f"{FILE}: is empty; the source has changed the file or it was damaged" in fails(folder, source(web))
-    assert left(folder) == []
-    web.files[FILE] = CONTENT
-    get(folder, source(web))
-    assert is_complete(folder), "the good file is taken"
-
-
-def test_a_server_that_has_no_head(web, folder):
-    web.faults["HEAD"] = [status(405)]
-    get(folder, source(web))
-    assert is_complete(folder)
-
-
-def test_redirects_are_followed_and_a_loop_is_one_line(web, web2, folder):
+def test_redirects_are_followed(web, web2, folder):
     web2.files[f"moved/{FILE}"] = CONTENT
     to = status(302, Location=f"{web2.url}moved/{FILE}")
     web.faults = {"HEAD": [to], "GET": [to]}
     get(folder, source(web))
     assert is_complete(folder)
-    web.faults["GET"] = [status(301, Location="/b.bin")] * 100
-    web.files["b.bin"] = CONTENT
-    assert "redirects followed; correct the address" in fails(folder, source(web, ["b.bin"]))
-
-
-def test_an_ignored_range_starts_anew(web, folder, capsys):
-    web.ranges = False
-    web.faults["GET"] = [truncate(web, 100_000)]
-    get(folder, source(web))
-    assert is_complete(folder) and web.of("GET") == [None, "bytes=100000-", None]
-    assert "the server does not send the rest of this version of the file; starting anew" in capsys.readouterr().out
 
 
 def test_a_server_that_cannot_resume_and_always_breaks_off_is_given_up(web, folder, monkeypatch):
@@ -296,44 +269,11 @@ def test_a_server_that_cannot_resume_and_always_breaks_off_is_given_up(web, fold
     assert len(web.of("GET")) == 3
 
 
-def test_a_redirect_to_a_file_of_this_machine_is_not_followed(web, folder):
-    web.faults["GET"] = [status(302, Location="file:///etc/hostname")]
-    assert 'Protocol "file" not supported' in fails(folder, source(web))
-    assert left(folder) == []
-
-
 def test_an_address_is_no_shell_command_and_no_pattern(web, folder):
     path = "a b;touch hacked/$(touch hacked)/{x,y}[1-2]"
     web.files[quote(path, safe=";$()/{},[]")] = CONTENT
     get(folder, source(web, {FILE: {"path": path}}))
     assert is_complete(folder) and not os.path.exists("hacked")
-
-
-# ---- the file changes between attempts ------------------------------------------------------------
-
-
-def change(web, n_bytes, content=OTHER):
-    """Break off, and have another file the next time."""
-
-    def fault(handler, old):
-        truncate(web, n_bytes)(handler, old)
-        web.files[FILE] = content
-
-    return fault
-
-
-def test_a_changed_file_starts_anew(web, folder):
-    web.faults["GET"] = [change(web, 100_000)]
-    get(folder, source(web))
-    assert is_complete(folder, OTHER)
-    assert web.of("GET") == [None, "bytes=100000-", None]
-
-
-def test_without_a_version_nothing_is_put_together(web, folder):
-    web.validators = False
-    web.faults["GET"] = [change(web, 100_000)]
-    get(folder, source(web))
-    assert is_complete(folder, OTHER) and web.of("GET") == [None, None]
 
 
 def test_a_part_of_another_version_at_another_address_is_not_continued(web, web2, folder):

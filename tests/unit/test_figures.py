@@ -1,4 +1,4 @@
-"""Figures: statistics with known answers, what is shown and said, and tables of every shape."""
+"""Figures and their tables: known answers, what is shown and said, and tables of every shape."""
 
 import gzip
 from itertools import combinations, pairwise
@@ -9,88 +9,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-from tidy import CONTROLS, NAN, SHAPES, metrics, resources
+from tidy import CONTROLS, NAN, SHAPES, check_figure, metrics, resources, texts
 
 from clue.benchmark import contracts
-from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.report import plots, style, tables, umap
-from clue.benchmark.report.reference import competition_scores, read_drops, read_published
+from clue.benchmark.report.reference import read_drops
 from clue.benchmark.scores.scoring import write_cells
-from clue.benchmark.scores.stats import bootstrap_mean, holm, paired_tests, summarise
+from clue.benchmark.scores.stats import summarise
 
-
-@pytest.fixture(scope="module")
-def display(project) -> style.Display:
-    """The project's own labels and colours."""
-    return style.Display(project / "config" / "display.yaml")
-
-
-@pytest.fixture(autouse=True)
-def styled_figures():
-    """Draw in the style of the programs, and close what a test drew and did not save."""
-    style.apply()
-    yield
-    plt.close("all")
-
-
-# ---- statistics ----------------------------------------------------------------------------------
-
-
-def test_interval_has_the_textbook_answer():
-    """Mean 2, sd 1 and n 3: t(0.975, 2) = 4.30265, so the interval is 2 ± 4.30265 / sqrt(3)."""
-    summary = summarise([1, 2, 3])
-    assert (summary.n, summary.mean, summary.sd) == (3, 2, 1)
-    assert summary.high - 2 == pytest.approx(2.484138, abs=1e-5)
-    assert 2 - summary.low == pytest.approx(2.484138, abs=1e-5)
-
-
-def test_summary_as_text():
-    texts = [str(summarise(values)) for values in ([1, 2, 3], [0.04993, 0.04993 + 1e-12], [0.25])]
-    assert texts == ["2 ± 1", "0.0499 ± 0", "0.25"]
-
-
-def test_two_seeds_have_a_spread_but_no_interval():
-    """It would be 2 × 12.7 standard errors wide."""
-    summary = summarise([0, 2])
-    assert (summary.mean, summary.sd) == (1, pytest.approx(2**0.5)) and np.isnan([summary.low, summary.high]).all()
-
-
-def test_one_value_has_no_interval_and_none_no_mean():
-    one, none = summarise([5.0, NAN, np.inf]), summarise([])
-    assert (one.n, one.mean) == (1, 5)
-    assert np.isnan([one.sd, one.low, one.high, none.mean]).all()
-    assert none.n == 0
-
-
-def test_bootstrap_interval_of_many_cells_is_that_of_the_normal_law():
-    """1,000 values with sd 1: mean ± 1.96 / sqrt(1000), up to the noise of 1,000 resamples."""
-    values = np.random.default_rng(0).normal(size=1000)
-    values = (values - values.mean()) / values.std()
-    low, high = bootstrap_mean(values)
-    assert (low, high) == pytest.approx((-1.96 / 1000**0.5, 1.96 / 1000**0.5), abs=0.008)
-    assert bootstrap_mean(values) == (low, high), "seeded"
-    assert np.isnan(bootstrap_mean([1.0])).all() and bootstrap_mean([2.0, 2.0]) == (2.0, 2.0)
-
-
-def test_holm_has_the_textbook_answer():
-    """0.01 × 4, 0.02 × 3, max(0.03 × 2, 0.06), max(0.04 × 1, 0.06); what was not tested does not count."""
-    assert holm([0.04, 0.01, NAN, 0.03, 0.02]).tolist() == pytest.approx([0.06, 0.04, NAN, 0.06, 0.06], nan_ok=True)
-    assert holm([0.6, 0.7]).tolist() == [1, 1]
-
-
-def test_paired_tests_need_six_seeds_and_pair_them():
-    """Differences 1..6: mean 3.5, sd 1.8708, t = 4.5826 with 5 degrees of freedom, p = 0.00593."""
-    base = pd.Series(np.arange(7.0) ** 2, index=map(str, range(7)))
-    other = (base.iloc[:6] - np.arange(1, 7)).iloc[::-1]
-    table = paired_tests({"a": base, "b": other}, minimum=6)
-    assert (table["n"][0], table["difference"][0]) == (6, 3.5)
-    assert table["p"][0] == pytest.approx(0.005934, abs=1e-5) == table["p_holm"][0]
-    few = paired_tests({"a": base, "b": other.iloc[:5]}).iloc[0]
-    assert np.isnan(few["p"]) and few["note"] == "no test: 5 common seeds, 6 are needed"
-    assert "same difference" in paired_tests({"a": base, "b": base})["note"][0]
-    assert paired_tests({"a": base}).empty
+pytestmark = pytest.mark.usefixtures("figure_style")
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -153,6 +81,7 @@ def test_a_value_that_is_not_a_number_is_said():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (None, "no such file"),
         ("", "not a table"),
         ("run\tdataset\n", "lacks the column split"),
         ("\t".join(tables.METRICS) + "\n", "has no rows"),
@@ -161,15 +90,11 @@ def test_a_value_that_is_not_a_number_is_said():
 )
 def test_a_wrong_table_is_one_clear_line(tmp_path, text, message):
     path = tmp_path / "metrics.tsv"
-    path.write_text(text)
+    if text is not None:
+        path.write_text(text)
     with pytest.raises(BenchmarkError, match=message) as error:
         tables.read_metrics(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
-
-
-def test_an_absent_table_is_one_clear_line(tmp_path):
-    with pytest.raises(BenchmarkError, match="no such file"):
-        tables.read_metrics(tmp_path / "metrics.tsv")
 
 
 def test_a_reason_that_reads_like_a_missing_value_stays_text(tmp_path):
@@ -181,20 +106,12 @@ def test_a_reason_that_reads_like_a_missing_value_stays_text(tmp_path):
 # ---- display -------------------------------------------------------------------------------------
 
 
-def test_listed_methods_come_first_and_others_by_name(display):
-    assert display.order("methods", ["zeta", "cca", "alpha", "clue", "random"]) == [
-        "clue", "cca", "random", "alpha", "zeta",
-    ]  # fmt: skip
-
-
-def test_a_colour_depends_on_the_name_alone(display, project):
+def test_names_have_their_order_and_labels_and_colours_that_depend_on_nothing_else(display, project):
+    names = ["zeta", "cca", "alpha", "clue", "random"]
+    assert display.order("methods", names) == ["clue", "cca", "random", "alpha", "zeta"], "listed ones first"
     again = style.Display(project / "config" / "display.yaml")
     assert display.color("methods", "new") == again.color("methods", "new") in style.FALLBACK
-
-
-def test_a_label_comes_from_the_methods_own_file(display):
-    assert display.label("methods", "cca") == "CCA"
-    assert display.label("methods", "not_here") == "not here"
+    assert (display.label("methods", "cca"), display.label("methods", "not_here")) == ("CCA", "not here")
     assert display.name("cca", "my_way") == "CCA, my way"
 
 
@@ -218,12 +135,6 @@ def test_an_unknown_key_of_the_display_is_one_clear_line(tmp_path, project):
 
 
 # ---- what the figures say ------------------------------------------------------------------------
-
-
-def texts(figure: plt.Figure) -> str:
-    """Return everything that a figure says."""
-    figure.canvas.draw()
-    return "\n".join(text.get_text() for text in figure.findobj(plt.Text) if text.get_text())
 
 
 NO_INTERVALS = pd.DataFrame(columns=[*tables.JOB, "seed", "metric", "low", "high"])
@@ -374,211 +285,21 @@ def test_comparison_reads_the_scores_of_cells(scripts, display, tmp_path):
         program.bootstrap_table(table, str(tmp_path))
 
 
-# ---- published numbers ---------------------------------------------------------------------------
-
-
-def test_every_published_number_has_a_source(project):
-    """The closed check reads every file of the folder."""
-    paths = sorted((project / "config/reference").glob("*.tsv"))
-    scores = read_published(path for path in paths if path.stem != "ablation")
-    assert len(scores) > 250 and len(read_drops(project / "config/reference/ablation.tsv")) == 3
-    board = scores[scores["file"] == "leaderboard.tsv"].set_index(["method", "direction"])["value"].sort_index()
-    for method in ("clue", "second_place", "novel_170690", "unnamed", "novel_169594"):
-        assert board[method].drop("overall").mean() == pytest.approx(board[method, "overall"], abs=6e-5), "rounded"
-
-
-def test_every_published_score_has_a_metric_of_ours(project, display):
-    """What is not computed here can never be held against a run."""
-    paths = (project / "config/reference").glob("*.tsv")
-    scores = read_published(path for path in paths if path.stem != "ablation")
-    assert {metric for metric in scores["metric"] if not display.entry("metrics", metric)} == set()
-
-
-def test_scores_of_scmmib_are_of_splits_of_ours(project):
-    scores = read_published([project / "config/reference/scmmib.tsv"])
-    places = set(zip(scores["dataset"], scores["split"], strict=True))
-    assert len(scores) == 188 and set(scores["metric"]) == {"foscttm_euclidean_strict", "top1_euclidean"}
-    benchmark = Benchmark(read_yaml(project / "config/scmmib.yaml"), project)
-    assert {(job.dataset, job.split) for job in benchmark.plan()} == places
-
-
-def test_what_a_method_reproduces_is_published(project, display):
-    paths = (project / "config/reference").glob("*.tsv")
-    published = read_published(path for path in paths if path.stem != "ablation")
-    assert set(display.reproduced.values()) <= set(published["method"])
-    assert display.reproduced["clue_competition"] == "clue" and "clue" not in display.reproduced
-
-
-@pytest.mark.parametrize(
-    ("column", "text", "message"),
-    [
-        ("source", "", "line 2: source is empty"),
-        ("value", "", "line 2: value is not a number"),
-        ("value", "many", "column value"),
-        ("evidence", "hearsay", "line 2: evidence is not one of source, reconstructed"),
-        ("Extra", "x", "unknown column 'Extra'"),
-    ],
-)
-def test_a_wrong_published_number_is_one_clear_line(project, tmp_path, column, text, message):
-    table = pd.read_csv(project / "config/reference/leaderboard.tsv", sep="\t", dtype=str, keep_default_na=False)
-    table.loc[0, column] = text
-    table.to_csv(tmp_path / "wrong.tsv", sep="\t", index=False)
-    with pytest.raises(BenchmarkError, match=f"wrong.tsv: {message}"):
-        read_published([tmp_path / "wrong.tsv"])
-
-
-def test_a_number_given_twice_is_one_clear_line(project, tmp_path):
-    lines = (project / "config/reference/leaderboard.tsv").read_text().splitlines(keepends=True)
-    (tmp_path / "twice.tsv").write_text("".join([*lines, lines[1]]))
-    with pytest.raises(BenchmarkError, match=f"line {len(lines) + 1}: .* are those of an earlier line"):
-        read_published([tmp_path / "twice.tsv"])
-
-
-SITE4 = [("bmmc_cite", "rna2adt", 0.05), ("bmmc_cite", "adt2rna", 0.06), ("bmmc_multiome", "rna2atac", 0.01)]
-
-
-def competition(*places: tuple) -> pd.DataFrame:
-    """Return a table from (data set, direction, match score) of CLUE's seeds 0 and 1, the second 0.01 higher."""
-    jobs = [(dataset, "site4", "clue", "default", seed, 0.5, 0.1) for dataset, *_ in places for seed in range(2)]
-    table = metrics(*dict.fromkeys(jobs)).query("metric == 'match_score' and direction == 'both'")
-    rows = []
-    for dataset, direction, value in places:
-        here = table[table["dataset"] == dataset]
-        rows.append(here.assign(direction=direction, value=value + 0.01 * here["seed"].astype(int)))
-    return pd.concat(rows)
-
-
-def test_overall_needs_all_four_subtasks():
-    three = competition_scores(competition(*SITE4))["clue"]
-    assert three["overall"].isna().all() and three["rna2adt"].tolist() == pytest.approx([0.05, 0.06])
-    four = competition_scores(competition(*SITE4, ("bmmc_multiome", "atac2rna", 0.04)))["clue"]
-    assert four["overall"].tolist() == pytest.approx([0.04, 0.05])
-
-
-@pytest.fixture(scope="module")
-def published(project) -> pd.DataFrame:
-    """All published scores."""
-    return read_published(p for p in sorted((project / "config/reference").glob("*.tsv")) if p.stem != "ablation")
-
-
-def test_leaderboard_sorts_published_and_own_and_says_what_did_not_run(scripts, display, published):
-    program = scripts("figures/leaderboard.py")
-    table = competition(*SITE4, ("bmmc_multiome", "atac2rna", 0.09))
-    own = competition_scores(table)
-    board = program.leaderboard(published, own, "match_score", display)
-    ours = board.index[board["origin"] == "this run"].item()
-    theirs = board.index[board["label"] == "CLUE (team GLUE)"].item()
-    assert ours == theirs - 1
-    assert board["overall"][ours] == pytest.approx(0.0575) and program.not_run(table) == []
-    said = texts(program.draw({"match_score": board}, {"match_score": own}, [], display))
-    assert "CLUE (our settings)" in said and "CLUE (team GLUE)" in said
-    absent = program.not_run(metrics(("a", "s", "clue", "default", 0, 0.1, 0.1)))
-    assert len(absent) == 2 and "no scores on bmmc_cite (split site4)" in absent[0]
-    alone = program.leaderboard(published, {}, "match_score", display)
-    said = texts(program.draw({"match_score": alone}, {"match_score": {}}, absent, display))
-    assert "CLUE (our settings)" not in said and absent[0] in said
-
-
-def test_leaderboard_sets_beside_each_other_what_is_matched_alike(scripts, display, published, project, tmp_path):
-    """Two methods are published with optimal transport or bipartite matching; they stand beside ours by transport."""
-    by_neighbours = competition(*SITE4, ("bmmc_multiome", "atac2rna", 0.09))
-    by_transport = by_neighbours.assign(metric="match_score_ot", value=by_neighbours["value"] * 2)
-    tables.write_table(pd.concat([by_neighbours, by_transport]), tmp_path / "metrics.tsv")
-    files = [str(path) for path in (project / "config/reference").glob("[lor]*.tsv")]
-    given = ["--metrics", f"{tmp_path}/metrics.tsv", "--display", f"{project}/config/display.yaml"]
-    written = ["--figure", f"{tmp_path}/board.png", "--table", f"{tmp_path}/board.tsv"]
-    scripts("figures/leaderboard.py").main([*given, "--published", *files, *written])
-    board = tables.read_table(tmp_path / "board.tsv", ["metric"], ["overall"])
-    methods = {metric: set(part["method"]) for metric, part in board.groupby("metric")}
-    assert methods["match_score_ot"] == {"clue", "scmognn", "scmognn_dance", "matchclot", "matchclot_preprint"}
-    assert {"clue", "second_place"} < methods["match_score"] and not {"scmognn"} & methods["match_score"]
-    ours = board[board["origin"] == "this run"].set_index("metric")["overall"]
-    assert ours["match_score_ot"] == pytest.approx(2 * ours["match_score"])
-
-
-def test_leaderboard_marks_settings_that_are_published(scripts, display, published):
-    program = scripts("figures/leaderboard.py")
-    table = competition(*SITE4)
-    scores = competition_scores(pd.concat([table, table.assign(method="clue_competition")]))
-    board = program.leaderboard(published, scores, "match_score", display)
-    ours = board[board["origin"] == "this run"].set_index("method")
-    assert ours["reproduces"].to_dict() == {"clue": "", "clue_competition": "clue"}
-    assert (
-        program.row_label(ours.loc["clue_competition"]).endswith("*")
-        and program.row_label(ours.loc["clue"]) == "CLUE (our settings)"
-    )
-
-
-@pytest.mark.parametrize(
-    ("published", "better", "expected"),
-    [(2.0, "higher", "within seeds"), (0.5, "higher", "better"), (0.5, "lower", "worse"), (9.0, "lower", "better")],
-)
-def test_verdict(scripts, published, better, expected):
-    assert scripts("figures/paper.py").verdict(published, [1.0, 3.0], better) == expected
-
-
-def test_paper_table_holds_what_this_run_can_be_held_against(scripts, display, published):
-    """Data set, split, metric and method: CLUE with the published settings counts, with our own it does not."""
-    here = competition(*SITE4)
-    table = pd.concat([here.assign(method=name) for name in ("clue", "clue_competition")])
-    rows = pd.DataFrame(scripts("figures/paper.py").score_rows(published, table, display))
-    assert set(zip(rows["dataset"], rows["split"], strict=True)) == {
-        ("bmmc_cite", "site4"), ("bmmc_multiome", "site4"), ("all", "site4"),
-    }  # fmt: skip
-    assert set(rows["method"]) == {"clue", "cobolt"} and set(rows["method_here"].dropna()) == {"clue_competition"}
-    of = rows[rows["file"] == "leaderboard.tsv"].set_index(["method", "direction"])
-    assert of.loc[("clue", "rna2adt"), "verdict"] == "better" and of.loc[("clue", "adt2rna"), "verdict"] == "better"
-    assert of.loc[("clue", "rna2atac"), "difference"] == pytest.approx(0.015 - 0.0560)
-    assert "four sub-tasks" in of.loc[("clue", "overall"), "why"]
-    cobolt = rows[rows["method"] == "cobolt"]
-    assert len(cobolt) == 4 and set(cobolt["why"]) == {"not part of this run: cobolt, cobolt_native"}
-    assert rows.loc[rows["verdict"] == "not run here", "why"].ne("").all()
-
-
-def test_paper_table_has_no_overall_score_without_both_data_sets(scripts, display, published):
-    rows = pd.DataFrame(scripts("figures/paper.py").score_rows(published, competition(*SITE4[:2]), display))
-    assert set(rows["dataset"]) == {"bmmc_cite"}
-
-
-def test_published_drops_are_held_against_each_method_that_reproduces_clue(scripts, display, project):
-    program = scripts("figures/paper.py")
-    drops = read_drops(project / "config/reference/ablation.tsv")
-    jobs = [("a", "s", name, *job[3:]) for name in ("clue", "clue_scglue") for job in SHAPES["one seed"]]
-    rows = pd.DataFrame(program.drop_rows(drops, metrics(*jobs), display)).set_index("label")
-    assert rows.loc["clue, no_mse", ["method_here", "published", "verdict"]].tolist() == [
-        "clue_scglue", -16.5, "larger drop",
-    ]  # fmt: skip
-    assert rows.loc["clue, no_mse", "ours"] == pytest.approx(-20)
-    assert rows.drop("clue, no_mse")["verdict"].tolist() == ["not run here"] * 2
-
-
 # ---- programs on tables of every shape -----------------------------------------------------------
 
 
-def check_figure(path: Path) -> None:
-    """Check that a PNG of 300 dpi and a PDF with TrueType fonts are there."""
-    with Image.open(path) as image:
-        assert image.info["dpi"][0] == pytest.approx(300, abs=1)
-        assert image.width > 500
-    pdf = path.with_suffix(".pdf").read_bytes()
-    assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf
-
-
 @pytest.mark.parametrize("shape", SHAPES)
-def test_programs_take_tables_of_every_shape(shape, scripts, project, tmp_path):
+def test_programs_take_tables_of_every_shape(shape, draw, project, references, tmp_path):
     table = metrics(*CONTROLS, *SHAPES[shape])
-    tables.write_table(table, tmp_path / "metrics.tsv")
-    given = ["--metrics", f"{tmp_path}/metrics.tsv", "--display", f"{project}/config/display.yaml"]
-    comparison = ["--table", f"{tmp_path}/comparison.tsv", "--summary", f"{tmp_path}/summary.tsv"]
-    comparison += ["--tests", f"{tmp_path}/tests.tsv", "--intervals", f"{tmp_path}/intervals.tsv"]
-    comparison += ["--cells", str(tmp_path)]
-    scripts("figures/comparison.py").main([*given, "--figure", f"{tmp_path}/comparison.png", *comparison])
-    reference = ["--reference", f"{project}/config/reference/ablation.tsv", "--table", f"{tmp_path}/ablation.tsv"]
-    scripts("figures/ablation.py").main([*given, "--figure", f"{tmp_path}/ablation.png", *reference])
-    for name in ("comparison", "ablation"):
-        check_figure(tmp_path / f"{name}.png")
-    summary = tables.read_table(tmp_path / "summary.tsv", ["Method", "Note"])
+    written = {name: tmp_path / f"{name}.tsv" for name in ("summary", "tests", "intervals")}
+    draw("comparison", "--cells", tmp_path, *(f"--{name}={path}" for name, path in written.items()), metrics=table)
+    summary = tables.read_table(written["summary"], ["Method", "Note"])
     assert len(summary) == len(table[tables.JOB].drop_duplicates())
+    draw("ablation", "--reference", project / "config/reference/ablation.tsv", metrics=table)
+    draw("ranking", metrics=table)
+    there = table.replace({"dataset": {"a": "bmmc_cite"}, "split": {"s": "site4"}})
+    board = draw("leaderboard", "--published", *references.values(), metrics=there)
+    assert (board["origin"] == "published").sum() > 8
     assert not list(tmp_path.glob(".*"))
 
 
@@ -593,12 +314,8 @@ def test_programs_take_tables_of_every_shape(shape, scripts, project, tmp_path):
     ],
     ids=["empty", "oracle only", "no time at all", "GPU and missing"],
 )
-def test_resources_takes_tables_of_every_shape(jobs, scripts, project, tmp_path):
-    tables.write_table(resources(*jobs), tmp_path / "resources.tsv")
-    given = ["--resources", f"{tmp_path}/resources.tsv", "--display", f"{project}/config/display.yaml"]
-    written = ["--figure", f"{tmp_path}/resources.png", "--table", f"{tmp_path}/table.tsv"]
-    scripts("figures/resources.py").main([*given, *written])
-    check_figure(tmp_path / "resources.png")
+def test_resources_takes_tables_of_every_shape(jobs, draw):
+    draw("resources", resources=resources(*jobs))
 
 
 # ---- UMAP ----------------------------------------------------------------------------------------
@@ -668,8 +385,7 @@ def test_umap_program_writes_the_same_coordinates_twice(scripts, project, tmp_pa
     for _ in range(2):
         scripts("figures/umaps.py").main([*given, "--table", f"{tmp_path}/umap.tsv.gz"])
         written.append((tmp_path / "umap.tsv.gz").read_bytes())
-    assert written[0] == written[1]
-    assert len(gzip.decompress(written[0]).splitlines()) == 61
+    assert written[0] == written[1] and len(gzip.decompress(written[0]).splitlines()) == 61
     check_figure(tmp_path / "umap.png")
 
 
@@ -699,10 +415,10 @@ def test_datasets_table_names_source_and_size(scripts, project, tmp_path, tiny_m
     assert row["Notes"].endswith(lost)
 
 
-def test_a_broken_data_set_is_one_clear_line(scripts, tmp_path):
+def test_a_broken_data_set_is_one_clear_line(tmp_path):
     (tmp_path / "dataset.h5mu").write_bytes(b"not HDF5")
     with pytest.raises(BenchmarkError, match="dataset.h5mu: cannot be read"):
-        scripts("figures/datasets.py").look_into(tmp_path / "dataset.h5mu")
+        tables.read_facts(tmp_path / "dataset.h5mu")
 
 
 def test_datasets_table_without_data_sets_is_a_table(scripts, project, tmp_path):

@@ -5,7 +5,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import anndata as ad
-import matplotlib.pyplot as plt
 import mudata as md
 import numpy as np
 import pandas as pd
@@ -13,41 +12,12 @@ import pytest
 import scipy.sparse as sp
 from matplotlib.legend import Legend
 from matplotlib.text import Text
-from tidy import NAN, SHAPES, metrics, resources
+from tidy import NAN, metrics, resources
 
 from clue.benchmark import contracts
-from clue.benchmark.report import style, tables
-from clue.benchmark.report.reference import read_published
 from clue.benchmark.scores import probe
 
-
-@pytest.fixture(autouse=True)
-def styled_figures():
-    """Draw in the style of the programs, and close what a test drew and did not save."""
-    style.apply()
-    yield
-    plt.close("all")
-
-
-@pytest.fixture(scope="session")
-def display(project) -> style.Display:
-    """The project's own labels and colours."""
-    return style.Display(project / "config" / "display.yaml")
-
-
-@pytest.fixture
-def draw(scripts, project, tmp_path):
-    """A function that runs a figure's program on a table and returns what it writes; both files must be there."""
-
-    def run(name: str, table: pd.DataFrame, option: str, *arguments: str) -> pd.DataFrame:
-        tables.write_table(table, tmp_path / "input.tsv")
-        given = [f"--{option}", f"{tmp_path}/input.tsv", "--display", f"{project}/config/display.yaml", *arguments]
-        written = ["--figure", f"{tmp_path}/{name}.png", "--table", f"{tmp_path}/{name}.tsv"]
-        scripts(f"figures/{name}.py").main([*given, *written])
-        assert (tmp_path / f"{name}.png").stat().st_size > 1000 and (tmp_path / f"{name}.pdf").exists()
-        return pd.read_csv(tmp_path / f"{name}.tsv", sep="\t", keep_default_na=False)
-
-    return run
+pytestmark = pytest.mark.usefixtures("figure_style")
 
 
 # ---- ranking -------------------------------------------------------------------------------------
@@ -74,30 +44,33 @@ def test_ranks_have_known_answers(scripts, display):
 # ---- paired fraction -----------------------------------------------------------------------------
 
 
+PUBLISHED = ("--published", "config/reference/rebenchmarks.tsv", "config/reference/scmmib.tsv")
+
+
 @pytest.fixture
-def published(project) -> list[str]:
-    """The options that name published scores."""
-    return ["--published", *(str(project / f"config/reference/{name}.tsv") for name in ("rebenchmarks", "scmmib"))]
+def pairing(draw, project, monkeypatch):
+    """A function that draws the scores against paired cells and returns the table."""
+    monkeypatch.chdir(project)
+    return lambda table: draw("pairing", *PUBLISHED, metrics=table)
 
 
-def test_pairing_joins_splits_with_the_same_test_cells(draw, published):
+def test_pairing_joins_splits_with_the_same_test_cells(pairing):
     places = [("simulated", "random20", 0.4), ("simulated", "paired20", 0.2), ("pbmc_multiome", "random30", 0.3)]
     table = metrics(*[(d, s, "clue", "default", i, v + i / 10, 0.1) for d, s, v in places for i in range(3)])
-    found = draw("pairing", table, "metrics", *published).query("metric == 'match_score'").set_index("paired")
+    found = pairing(table).query("metric == 'match_score'").set_index("paired")
     assert sorted(found.index) == [20, 100] and set(found["dataset"]) == {"simulated"} and set(found["unit"]) == {"%"}
     assert found.loc[20, "mean"] == pytest.approx(0.3) and found.loc[100, "n"] == 3
 
 
-def test_pairing_shows_published_curves_in_their_metrics(draw, published, scripts, display, project):
+def test_pairing_shows_published_curves_in_their_metrics(pairing, published, scripts, display, project):
     """Splits by number of cells; those of two batches, and a second draw, belong to no curve."""
     splits = ["scmmib_3k_paired_5k_test", "scmmib_20k_paired_5k_test", "scmmib_c5k_c5k"]
     table = metrics(*[("share_skin", split, "multivi", "default", 0, 0.1, 0.2) for split in splits])
     table["metric"] = table["metric"].map({"match_score": "top1_euclidean", "foscttm": "foscttm_euclidean_strict"})
-    found = draw("pairing", table, "metrics", *published)
+    found = pairing(table)
     assert set(found["metric"]) == {"foscttm_euclidean_strict", "top1_euclidean"}
     assert sorted(set(found["paired"])) == [3000, 20000] and set(found["unit"]) == {"cells"}
-    program, scores = scripts("figures/pairing.py"), read_published(published[1:])
-    scores = scores.query("direction == 'both'")
+    program, scores = scripts("figures/pairing.py"), published.query("direction == 'both'")
     figure = program.draw(program.curves(table, scores, display, project), scores, display)
     top1 = figure.axes[1]
     lines = [line.get_xydata().tolist() for line in top1.lines if len(line.get_xdata())]
@@ -116,7 +89,8 @@ def test_pairing_shows_published_curves_in_their_metrics(draw, published, script
 def test_the_splits_of_a_curve_have_the_same_test_cells(scripts, project, dataset, splits):
     program = scripts("figures/pairing.py")
     table = pd.DataFrame({"dataset": dataset, "split": splits})
-    assert [list(places) for places in program.families(table, project)] == [[(dataset, split) for split in splits]]
+    found = program.splits_of_curves(table, project)
+    assert found["curve"].nunique() == 1 and list(found["split"]) == splits
 
 
 # ---- learning curves, growth ---------------------------------------------------------------------
@@ -139,7 +113,7 @@ RAN = resources(("a", "s", "clue", "default", 0, 10.0, 100.0, NAN), ("a", "s", "
 def test_stages_of_a_history_follow_each_other(draw, scripts, tmp_path):
     history = [{"stage": s, "step": t, "epoch": 1, "loss": 1.0, "cross": NAN} for s in (1, 2) for t in (0, 50)]
     write_run(tmp_path, history)
-    found = draw("learning", RAN, "resources", "--results", str(tmp_path))
+    found = draw("learning", "--results", tmp_path, resources=RAN)
     found = scripts("figures/learning.py").continued(found)
     assert found["step"].tolist() == [0, 50, 50, 100] and found["begin"].tolist() == [0, 0, 50, 50]
 
@@ -147,18 +121,18 @@ def test_stages_of_a_history_follow_each_other(draw, scripts, tmp_path):
 @pytest.mark.parametrize("history", [None, []])
 def test_a_method_without_a_history_is_no_error(draw, tmp_path, history):
     write_run(tmp_path, history)
-    assert draw("learning", RAN, "resources", "--results", str(tmp_path)).empty
+    assert draw("learning", "--results", tmp_path, resources=RAN).empty
 
 
 def test_a_broken_history_is_left_out_and_named(draw, tmp_path, capsys):
     write_run(tmp_path, [{"loss": 1.0}])
-    assert draw("learning", RAN, "resources", "--results", str(tmp_path)).empty
+    assert draw("learning", "--results", tmp_path, resources=RAN).empty
     assert "run.json: left out, since it cannot be read" in capsys.readouterr().out
 
 
 def test_growth_counts_training_cells_once(draw, tmp_path):
     write_run(tmp_path, None)
-    found = draw("scaling", RAN, "resources", "--results", str(tmp_path))
+    found = draw("scaling", "--results", tmp_path, resources=RAN)
     assert found["training_cells"].tolist() == [30], "20 cells are seen in both modalities; ablations are left out"
 
 
@@ -168,11 +142,11 @@ def test_growth_of_jobs_too_short_to_measure(draw, tmp_path, method, control):
     """Where only the control, which is not drawn, has a time, there is no axis of times."""
     write_run(tmp_path, None)
     jobs = ("a", "s", "cca", "default", 0, method, 100.0, NAN), ("a", "s", "random", "default", 0, control, 100.0, NAN)
-    assert len(draw("scaling", resources(*jobs), "resources", "--results", str(tmp_path))) == 2
+    assert len(draw("scaling", "--results", tmp_path, resources=resources(*jobs))) == 2
 
 
 def test_growth_without_any_job(draw, tmp_path):
-    assert draw("scaling", resources(), "resources", "--results", str(tmp_path)).empty
+    assert draw("scaling", "--results", tmp_path, resources=resources()).empty
 
 
 # ---- probes, confusion, bio-conservation ---------------------------------------------------------
@@ -185,9 +159,9 @@ def test_probes_are_averaged_over_factors_before_seeds(draw):
         for factor, value in enumerate(values)
     ]
     columns = probe.COLUMNS
-    row = draw("factors", pd.DataFrame(rows, columns=columns), "probes").iloc[0]
+    row = draw("factors", probes=pd.DataFrame(rows, columns=columns)).iloc[0]
     assert (row["n"], row["mean"]) == (2, 0.5) and row["sd"] == pytest.approx(0.4 / 2**0.5, abs=1e-5)
-    assert draw("factors", pd.DataFrame(columns=columns), "probes").empty
+    assert draw("factors", probes=pd.DataFrame(columns=columns)).empty
 
 
 def test_confusion_has_known_answers(scripts):
@@ -262,7 +236,7 @@ def test_plane_is_the_mean_of_each_group(scripts, draw, project):
     values = [("bio", "nmi", 0.2), ("bio", "ari", 0.4), ("mixing", "ilisi", 0.9)]
     table = pd.DataFrame([(*job, *value, 100, "published") for value in values], columns=program.COLUMNS)
     assert program.plane(table)[["bio", "mixing"]].to_numpy().tolist() == [pytest.approx([0.3, 0.9])]
-    assert len(draw("integration", table, "scores")) == 3
+    assert len(draw("integration", scores=table)) == 3
     table.loc[0, "value"] = NAN
     assert np.isnan(program.plane(table)["bio"][0])
 
@@ -282,17 +256,3 @@ def test_integration_ranks_embeddings_by_what_they_are(scripts):
     assert not outside, "chance lies at 0, so that noise falls a little below"
     assert good[("bio", "nmi")] > 0.95 > 0.2 > nothing[("bio", "nmi")]
     assert good[("mixing", "ilisi")] > 0.8 > 0.2 > split[("mixing", "ilisi")]
-
-
-# ---- tables of every shape -----------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_ranking_and_leaderboard_take_tables_of_every_shape(shape, draw, project):
-    table = metrics(("a", "s", "random", "default", 0, 0.01, 0.5), *SHAPES[shape])
-    draw("ranking", table, "metrics")
-    names = ("leaderboard", "organisers", "rebenchmarks")
-    references = [str(project / f"config/reference/{name}.tsv") for name in names]
-    there = table.replace({"dataset": {"a": "bmmc_cite"}, "split": {"s": "site4"}})
-    board = draw("leaderboard", there, "metrics", "--published", *references)
-    assert (board["origin"] == "published").sum() > 8

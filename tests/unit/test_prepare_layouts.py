@@ -224,15 +224,6 @@ def test_faults_of_the_bucket(written, file, change, message):
     assert message in line and ("differ between" in line or folder.name in line)
 
 
-@pytest.mark.parametrize("keep", [0.01, 0.3, 0.99])
-def test_a_truncated_file_of_geo_is_one_line_and_leaves_nothing(written, keep):
-    spec, folder = written("bmmc_cite", "geo")
-    [path] = folder.glob("*.gz")
-    cut(path, keep)
-    assert f"{path}: cannot be read" in fault("bmmc_cite", spec, folder)
-    assert {entry.name for entry in folder.iterdir()} <= {path.name, "source.json", ".lock"}
-
-
 def test_geo_without_held_out_cells_is_another_file(written):
     spec, folder = written("bmmc_cite", "geo")
     spec["prepare"]["drop_cells"]["values"] = ["holdout"]
@@ -315,11 +306,19 @@ def test_faults_of_share_seq(written, file, change, message):
     assert message in fault("share_skin", spec, folder)
 
 
-@pytest.mark.parametrize("file", [RNA, ATAC, BARCODES, CELL_TYPES, "GSM4156597_skin.late.anagen.peaks.bed.gz"])
-def test_truncated_files_of_share_seq(written, file):
-    spec, folder = written("share_skin", "geo")
-    cut(folder / file)
-    assert f"{folder / file}: cannot be read" in fault("share_skin", spec, folder)
+@pytest.mark.parametrize(
+    ("name", "file", "keep"),
+    [
+        *(("bmmc_cite", "GSE*.gz", keep) for keep in (0.01, 0.3, 0.99)),
+        *(("share_skin", file, 0.5) for file in (RNA, ATAC, BARCODES, CELL_TYPES, "*.peaks.bed.gz")),
+    ],
+)
+def test_a_truncated_file_is_one_line_and_leaves_nothing(written, name, file, keep):
+    spec, folder = written(name, "geo")
+    [path] = folder.glob(file)
+    cut(path, keep)
+    assert f"{path}: cannot be read" in fault(name, spec, folder)
+    assert {entry.name for entry in folder.iterdir()} <= {*spec["source"]["files"], "source.json", ".lock"}
 
 
 def test_glue_rows_that_are_not_the_same_cell_are_refused(written):
@@ -465,6 +464,15 @@ def own(tiny_mdata, tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 class TestOwn:
+    @staticmethod
+    def in_two_files(spec, mdata, folder):
+        """Write a file per modality and return the data set that reads them."""
+        for modality, adata in mdata.mod.items():
+            adata.write_h5ad(folder / f"{modality}.h5ad")
+        files = {modality: f"{modality}.h5ad" for modality in mdata.mod}
+        prepare = {"kind": "own", "files": files}
+        return spec | {"source": spec["source"] | {"files": list(files.values())}, "prepare": prepare}
+
     def test_h5mu(self, own, tmp_path, capsys):
         spec, simulated = own
         mdata = prepare("mine", spec, tmp_path)
@@ -475,12 +483,7 @@ class TestOwn:
             assert list(adata.obs["batch"]) == list(there.obs["batch"]) and set(adata.obs["cell_type"]) == {"T cell"}
 
     def test_h5ad_files(self, own, tmp_path):
-        spec, simulated = own
-        for modality, adata in simulated.mod.items():
-            adata.write_h5ad(tmp_path / f"{modality}.h5ad")
-        spec["source"]["files"] = ["rna.h5ad", "adt.h5ad"]
-        spec["prepare"] = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}}
-        mdata = prepare("mine", spec, tmp_path)
+        mdata = prepare("mine", self.in_two_files(*own, tmp_path), tmp_path)
         assert mdata.n_obs == 60 and set(mdata.mod["rna"].obs["batch"]) == {"all"}
         assert "cell_type" not in mdata.mod["rna"].obs
 
@@ -508,12 +511,8 @@ class TestOwn:
             prepare("mine", spec, tmp_path)
 
     def test_files_without_a_common_cell_and_truncated_ones(self, own, tmp_path):
-        spec, simulated = own
-        simulated.mod["adt"].obs_names = "x" + simulated.mod["adt"].obs_names
-        for modality, adata in simulated.mod.items():
-            adata.write_h5ad(tmp_path / f"{modality}.h5ad")
-        spec["source"]["files"] = ["rna.h5ad", "adt.h5ad"]
-        spec["prepare"] = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}}
+        own[1].mod["adt"].obs_names = "x" + own[1].mod["adt"].obs_names
+        spec = self.in_two_files(*own, tmp_path)
         message = fault("m", spec, tmp_path)
         assert "rna.h5ad: 60 of 60 cells of rna are not in adt (rna 'cell_000001', adt 'xcell_000001')" in message
         assert "expect" not in message, "no cell is left that could be allowed"

@@ -9,8 +9,8 @@ SCHEMAS = ("config", "dataset", "method", "display")
 
 
 @pytest.fixture(scope="module")
-def program(scripts):
-    return scripts("schemas.py")
+def program(document_programs):
+    return document_programs("schemas.py")
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ LARGEST = 400_000
 
 
 @pytest.fixture(scope="module")
-def program(scripts):
-    return scripts("tutorials.py")
+def program(document_programs):
+    return document_programs("tutorials.py")
 
 
 @pytest.fixture(scope="module")

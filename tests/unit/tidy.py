@@ -1,6 +1,11 @@
-"""Tidy tables of every shape, for the tests of figures."""
+"""Tidy tables of every shape, and what a figure says, for the tests of figures."""
 
+from pathlib import Path
+
+import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
+from PIL import Image
 
 from clue.benchmark.report import tables
 
@@ -46,3 +51,18 @@ SHAPES = {
     "many splits": [(d, "s", "clue", "default", 0, 0.1, 0.1) for d in "abcdefg"],
     "controls only": [],
 }
+
+
+def texts(figure: plt.Figure) -> str:
+    """Return everything that a figure says."""
+    figure.canvas.draw()
+    return "\n".join(text.get_text() for text in figure.findobj(plt.Text) if text.get_text())
+
+
+def check_figure(path: Path) -> None:
+    """Check that a PNG of 300 dpi and a PDF with TrueType fonts are there."""
+    with Image.open(path) as image:
+        assert image.info["dpi"][0] == pytest.approx(300, abs=1)
+        assert image.width > 500
+    pdf = path.with_suffix(".pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/Type3" not in pdf

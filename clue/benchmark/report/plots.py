@@ -3,7 +3,7 @@
 import argparse
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from clue.benchmark.errors import plain
 from clue.benchmark.report import style
+from clue.benchmark.report.tables import rows_of
 from clue.benchmark.scores.stats import summarise
 
 LABELS_WIDTH = 2.2
@@ -138,6 +139,11 @@ def titles(places: Iterable[tuple[str, str]], display: style.Display) -> dict[st
     return {f"{a}/{b}": f"{display.label('datasets', a)}\n{b}" for a, b in places}
 
 
+def split_title(solution, display: style.Display) -> str:
+    """Return the title of a figure about the split of a solution."""
+    return f"{display.label('datasets', str(solution.uns['dataset']))} (split {solution.uns['split']})"
+
+
 def metric_labels(metrics: Iterable[str], display: style.Display) -> dict[str, str]:
     """Return the labels of metrics, which say whether higher or lower is better."""
     entries = {metric: display.entry("metrics", metric) for metric in metrics}
@@ -182,18 +188,67 @@ def draw_seeds(
         errors = _interval_of_mean if interval else None
         look = {"linestyle": "none", "marker": "|", "markersize": 8, "markeredgewidth": 1.5}
         sns.pointplot(**given, **look, errorbar=errors, err_kws={"linewidth": 1.1})
-    drawn = set(points["row"])
-    for row, text in (missing or {}).items():
+    method_rows(axis, methods, missing or {}, drawn=set(points["row"]))
+
+
+def method_rows(axis: Axes, methods: pd.DataFrame, missing: Mapping[str, str], drawn: Collection[str] = ()) -> None:
+    """Label the rows of a panel with its methods, from top to bottom.
+
+    A text of `missing` stands in the middle of its row, or beside the panel where the row is `drawn`.
+    """
+    for row, text in missing.items():
         place = {"x": 1.02, "ha": "left"} if row in drawn else {"x": 0.5, "ha": "center"}
         look = {"va": "center", "style": "italic", "fontsize": 6, "color": style.MUTED}
-        axis.text(y=order.index(row), s=text, transform=axis.get_yaxis_transform(), **place, **look)
+        axis.text(y=methods.index.get_loc(row), s=text, transform=axis.get_yaxis_transform(), **place, **look)
     first = axis.get_subplotspec().is_first_col()
     axis.xaxis.label.set_visible(True)  # hidden by seaborn where panels share an axis
-    axis.set(xlabel="", ylim=(len(order) - 0.5, -0.5), ylabel=axis.get_ylabel() if axis.get_ylabel() != "row" else "")
-    axis.set_yticks(range(len(order)), [shorten(label) if first else "" for label in methods["label"]])
+    label = axis.get_ylabel() if axis.get_ylabel() != "row" else ""
+    axis.set(xlabel="", ylim=(len(methods) - 0.5, -0.5), ylabel=label)
+    axis.set_yticks(range(len(methods)), [shorten(label) if first else "" for label in methods["label"]])
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="y", color="#e8e8e8", linewidth=0.5)
     axis.set_axisbelow(True)
+
+
+def draw_seed_panels(
+    axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str], missing: str, **options
+) -> None:
+    """Draw a row per method in every panel, as `draw_seeds` does, and `missing` where a method has no point.
+
+    Parameters
+    ----------
+    axes, methods
+        From `panels` and `style.Display.methods`.
+    points
+        The columns ``row`` and ``value``, and those of `by`. Rows that are not in `methods` are not drawn.
+    by
+        The columns of `points` that say in which row and column of panels a point is; an empty name where there is
+        one row only.
+    options
+        Further arguments of `draw_seeds`.
+    """
+    for here, axis in _in_panels(axes, points.dropna(subset=["value"]), methods, by):
+        absent = methods.index.difference(here["row"])
+        draw_seeds(axis, here, methods, missing=dict.fromkeys(absent, missing), **options)
+
+
+def draw_method_panels(
+    axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str], kind: Callable, **look
+) -> None:
+    """Draw every panel by `kind`, a function of seaborn, each method in its colour and marker.
+
+    The other arguments are those of `draw_seed_panels`; `look` holds those of `kind`, such as ``x`` and ``y``.
+    """
+    for here, axis in _in_panels(axes, points, methods, by):
+        label = axis.get_ylabel()
+        kind(here, ax=axis, **method_look(methods) | look)
+        axis.set_ylabel(label)
+
+
+def _in_panels(axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str]) -> Iterator:
+    points = points[points["row"].isin(methods.index)]
+    for key, axis in axes.items():
+        yield rows_of(points, **{column: value for column, value in zip(by, key, strict=True) if column}), axis
 
 
 def _interval_of_mean(values: pd.Series) -> tuple[float, float]:

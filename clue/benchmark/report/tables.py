@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
 
+from clue.benchmark.config import MODALITIES
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.scores.stats import relative_changes
@@ -76,10 +78,32 @@ def read_cells(folder: str | Path, *job: str) -> pd.DataFrame | None:
         raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
 
 
+def read_facts(path: str | Path) -> dict:
+    """Return shapes of modalities, the number of cells, and ``uns`` as text of a file, without reading counts."""
+    try:
+        with h5py.File(path) as file:
+            counts = {name: part["X"] for name, part in file.get("mod", {}).items()}
+            shapes = {name: counts[name].attrs.get("shape", ()) for name in MODALITIES if name in counts}
+            found = {"shapes": shapes, "n_cells": len(file["obs"][file["obs"].attrs["_index"]])}
+            entries = {key: entry for key, entry in file.get("uns", {}).items() if isinstance(entry, h5py.Dataset)}
+            return found | {key: ", ".join(map(str, np.atleast_1d(_decoded(entry)))) for key, entry in entries.items()}
+    except (OSError, KeyError) as error:
+        raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
+
+
+def _decoded(entry: h5py.Dataset) -> np.ndarray:
+    return (entry.asstr() if h5py.check_string_dtype(entry.dtype) else entry)[()]
+
+
 def write_table(table: pd.DataFrame, path: str | Path, digits: int | None = None) -> None:
-    """Write tab-separated text; missing values are empty, and `digits` rounds to so many significant ones."""
+    """Write tab-separated text; missing values are empty, and `digits` rounds to so many significant ones.
+
+    A path that ends in ``.gz`` is compressed; the same table gives the same bytes.
+    """
+    compression = {"method": "gzip", "mtime": 1} if Path(path).suffix == ".gz" else None
+    digits_format = f"%.{digits}g" if digits else None
     with atomic(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, float_format=f"%.{digits}g" if digits else None)
+        table.to_csv(temporary, sep="\t", index=False, float_format=digits_format, compression=compression)
 
 
 # ---- looking up ----------------------------------------------------------------------------------

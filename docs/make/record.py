@@ -1,0 +1,141 @@
+"""Record a finished run in docs/results, from where the tables and pictures of the documents are made."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.config import ORACLE, Benchmark, Job, read_yaml
+from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.report import tables
+from clue.benchmark.running.cost import TIMES, Planned, planned
+from clue.benchmark.scores.stats import summarise
+
+RESULTS = Path("docs", "results")
+METRICS = tables.MAIN_METRICS
+PROBED = ["dataset", "method", "variant", "input_modality", "factor_kind"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the program in the project folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="the configuration of the run")
+    for path in record(parser.parse_args(argv).config):
+        print(f"recorded {path}")
+
+
+def record(config: Path) -> list[Path]:
+    """Write what a run has found and return the files written. Rows of jobs that it did not run stay as they are."""
+    benchmark = Benchmark(read_yaml(config), where=str(config))
+    folder, command = Path("results", benchmark.config["run"]), f"make run CONFIG={config}"
+    metrics, resources = tables.read_metrics(folder / "metrics.tsv"), tables.read_resources(folder / "resources.tsv")
+    begun = {tuple(vars(job)[key] for key in tables.JOB) for job in benchmark.plan() if is_begun(job)}
+    rows = []
+    for key, jobs in metrics.groupby(tables.JOB, sort=False):
+        job = dict(zip(tables.JOB, key, strict=True))
+        row = job | scored(jobs, tables.rows_of(resources, **job), command)
+        if job["method"] != ORACLE and (row["n"] or key in begun):  # the oracle is perfect by construction
+            rows.append(row)
+    if not rows:
+        raise BenchmarkError(f"{folder}: holds no result; `{command}` first")
+    files = [update(RESULTS / f"{folder.name}.tsv", rows, tables.JOB)]
+    probes = folder / "tables" / "factors.tsv"
+    if probes.exists():
+        found = tables.read_table(probes, [*PROBED, "n", "mean", "sd"], numeric=["mean", "sd"])
+        # Where only some data sets are simulated, the run is not about what embeddings keep of known factors.
+        if set(found["dataset"]) == set(metrics["dataset"]):
+            rows = [probed(row, resources, command) for row in found[found["method"] != ORACLE].to_dict("records")]
+            files.append(update(RESULTS / f"{folder.name}_probes.tsv", rows, PROBED))
+    if rows := timed(benchmark, resources, command):
+        files.append(update(TIMES, rows, ["run", "what", "dataset"]))
+    return files
+
+
+def is_begun(job: Job) -> bool:
+    """Tell whether a job was started or cannot be; of any other job there is nothing to record."""
+    return bool(job.reason) or Path(f"{job.log}.log").exists()
+
+
+def scored(jobs: pd.DataFrame, used: pd.DataFrame, command: str) -> dict:
+    """Return the scores of a method's variant on a split over seeds, what they took, and why seeds are missing."""
+    found = {metric: tables.scores(jobs, metric) for metric in METRICS}
+    main = found[METRICS[0]]
+    row = {"n": len(main.values)}
+    for metric in METRICS:
+        summary = summarise(found[metric].values)
+        row |= {metric: summary.mean, f"{metric}_sd": summary.sd}
+    row |= used[["seconds", "peak_memory_mb"]].mean().to_dict()
+    return row | {"status": main.status, "reason": main.reason} | origin(used, command)
+
+
+def probed(row: dict, resources: pd.DataFrame, command: str) -> dict:
+    """Return R² of a kind of factors over seeds."""
+    used = tables.rows_of(resources, **{key: row[key] for key in ("dataset", "method", "variant")})
+    values = {"n": row["n"], "r2": row["mean"], "r2_sd": row["sd"]}
+    return {key: row[key] for key in PROBED} | values | origin(used, command)
+
+
+def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[dict]:
+    """Return what the first job of each rule on each data set took, as Snakemake measured it, and what it left."""
+    rows: dict[tuple, dict] = {}
+    for job in planned(benchmark):
+        measured = Path(job.step.log.removesuffix(".log") + ".benchmark.tsv")
+        if (job.what, job.dataset) in rows or not job.work or not measured.exists():
+            continue
+        used = tables.rows_of(resources, dataset=job.dataset)
+        if job.what in benchmark.methods:
+            used = tables.rows_of(used, method=job.what)
+        took = pd.read_table(measured, na_values="-").iloc[-1]
+        # On a core, CPU time: other jobs on the machine lengthen what the clock shows. Very short jobs have none.
+        seconds = took["s"] if job.gpus or pd.isna(took["cpu_time"]) else took["cpu_time"]
+        row = {"run": benchmark.config["run"], "what": job.what, "dataset": job.dataset, "modalities": job.modalities}
+        row |= {name: str(number) for name, number in vars(job.work).items()}
+        row |= {"steps": steps_done(Path(job.step.output)) or job.work.steps}
+        row |= {"seconds": float(seconds), "setup_seconds": "", "memory_mb": float(took["max_rss"])}
+        row |= {"disk_mb": left_mb(job), "device": "cuda" if job.gpus else "cpu", "machine": ""}
+        rows[job.what, job.dataset] = row | origin(used, command)
+    return list(rows.values())
+
+
+def steps_done(output: Path) -> int:
+    """Return the steps that a method says it took, since it may stop early; 0 where it says nothing."""
+    path = output.with_name("run.json")
+    info = json.loads(path.read_text()).get("info", {}) if path.exists() else {}
+    stages = [info, info.get("training", {}), info.get("fine_tuning", {})]
+    return int(sum(np.sum(stage.get("steps", 0)) for stage in stages))
+
+
+def left_mb(job: Planned) -> float:
+    """Return the size of what a job has left. What scoring leaves in the folder of a method's job is part of that."""
+    output = Path(job.step.output)
+    pattern = {"prepare": output.name, "task": "*", "score": "metrics.tsv"}.get(job.what, "**/*")
+    return sum(file.stat().st_size for file in output.parent.glob(pattern) if file.is_file()) / 1e6
+
+
+def origin(used: pd.DataFrame, command: str) -> dict[str, str]:
+    """Return what made some jobs: the command, the commits that they ran at, and the last day."""
+    commits = dict.fromkeys(used["commit"][used["commit"] != ""])
+    return {"command": command, "commit": " ".join(commits), "date": max(used["date"], default="")}
+
+
+def update(path: Path, rows: list[dict], key: list[str]) -> Path:
+    """Replace the rows of a file that have the same key, in their places, and add the others; four digits."""
+    new = [{name: as_text(value) for name, value in row.items()} for row in rows]
+    old = tables.read_table(path, key).to_dict("records") if path.exists() else []
+    merged = {tuple(row[name] for name in key): row for row in [*old, *new]}
+    tables.write_table(pd.DataFrame(merged.values()), path)
+    return path
+
+
+def as_text(value: object) -> str:
+    """Return a value as text: of a float four significant digits, or nothing where it is NaN."""
+    if isinstance(value, float):
+        return "" if np.isnan(value) else f"{value:.4g}"
+    return str(value)
+
+
+if __name__ == "__main__":
+    run_program(main)
