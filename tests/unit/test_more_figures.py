@@ -15,6 +15,7 @@ from matplotlib.text import Text
 from tidy import NAN, metrics, resources
 
 from clue.benchmark import contracts
+from clue.benchmark.report import style
 from clue.benchmark.scores import probe
 
 pytestmark = pytest.mark.usefixtures("figure_style")
