@@ -21,15 +21,11 @@ def ablations(table: pd.DataFrame, reference: pd.DataFrame, display: style.Displ
 
     A method that reproduces a published one has all ablations of that one, whether they were run or not.
     """
-    pairs = table[["method", "variant"]]
-    methods = set(pairs["method"][pairs["variant"].map(display.is_ablation)])
-    published = [
-        pd.DataFrame({"method": method, "variant": variants})
-        for method in methods
-        if len(variants := tables.rows_of(reference, method=display.reproduced.get(method, ""))["variant"])
-    ]
-    found = display.methods(pd.concat([pairs[pairs["method"].isin(methods)], *published]), ablations=True)
-    return found[found["variant"].map(display.is_ablation).astype(bool)]
+    run = table[table["variant"].map(display.is_ablation)][["method", "variant"]]
+    reproduced = {method: name for method, name in display.reproduced.items() if method in set(run["method"])}
+    published = pd.DataFrame(reproduced.items(), columns=["ours", "method"]).merge(reference[["method", "variant"]])
+    published = published[["ours", "variant"]].rename(columns={"ours": "method"})
+    return display.methods(pd.concat([run, published]), ablations=True)
 
 
 def published_change(reference: pd.DataFrame, method: str, variant: str, metric: str, display: style.Display) -> float:

@@ -44,22 +44,16 @@ def read_published(paths: Iterable[str | Path]) -> pd.DataFrame:
     BenchmarkError
         If columns are missing or unknown, a number is none, or a row lacks its source or evidence.
     """
-    found = []
-    for path in map(Path, paths):
-        table = _read(path, SCORES, "value")
-        _check_unique(table, KEY, path)
-        found.append(table.assign(file=path.name))
+    found = [_read(path, SCORES, "value", KEY).assign(file=path.name) for path in map(Path, paths)]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*SCORES, "file"])
 
 
 def read_drops(path: str | Path) -> pd.DataFrame:
     """Return the published ablation: how much a score drops, in percent, without a part of the method."""
-    table = _read(Path(path), DROPS, "drop_percent")
-    _check_unique(table, ["method", "metric", "variant"], Path(path))
-    return table
+    return _read(Path(path), DROPS, "drop_percent", ["method", "metric", "variant"])
 
 
-def _read(path: Path, columns: list[str], number: str) -> pd.DataFrame:
+def _read(path: Path, columns: list[str], number: str, key: list[str]) -> pd.DataFrame:
     table = read_table(path, columns, numeric=[number])
     unknown = [column for column in table if column not in columns]
     if unknown:
@@ -69,6 +63,7 @@ def _read(path: Path, columns: list[str], number: str) -> pd.DataFrame:
             _check(table[column] != "", f"{column} is empty", path)
     _check(np.isfinite(table[number]), f"{number} is not a number", path)
     _check(table["evidence"].isin(EVIDENCE), f"evidence is not one of {', '.join(EVIDENCE)}", path)
+    _check(~table.duplicated(key), f"{', '.join(key)} are those of an earlier line", path)
     return table
 
 
@@ -76,10 +71,6 @@ def _check(good: pd.Series, fault: str, path: Path) -> None:
     bad = np.flatnonzero(~good.to_numpy())
     if len(bad):
         raise BenchmarkError(f"{path}: line {bad[0] + 2}: {fault}")  # line 1 is the header
-
-
-def _check_unique(table: pd.DataFrame, key: list[str], path: Path) -> None:
-    _check(~table.duplicated(key), f"{', '.join(key)} are those of an earlier line", path)
 
 
 def competition_scores(metrics: pd.DataFrame, metric: str = "match_score") -> dict[str, pd.DataFrame]:
