@@ -67,7 +67,7 @@ def draw(found: pd.DataFrame, published: pd.DataFrame, display: style.Display) -
         best = known.max() if metric == "pearson_cell" else known.min()
         draw_level(axis, tables.rows_of(here, kind="predict", method="random")["value"].mean(), "dashed")
         draw_level(axis, best, "dotted")
-        axis.xaxis.set_major_locator(MaxNLocator(3))
+        axis.xaxis.set_major_locator(MaxNLocator(2))
     plots.add_notes(figure, NOTES)
     return figure
 
