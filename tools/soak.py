@@ -72,7 +72,10 @@ def soak(seed: int, folder: Path) -> str:
         copy(PROJECT / "config" / part, folder / "config" / part)
     rng = np.random.default_rng(seed)
     cells = draw(rng)
-    spec = write(cells, folder / "mine", rng) | {"splits": {"drawn": draw_split(cells, rng)}}
+    spec = write(cells, folder / "mine", rng)
+    spec["splits"] = {"drawn": draw_split(cells, spec["prepare"]["kind"] == "own", rng)}
+    if rng.random() < 0.5 and (shared := shared_names(cells)):
+        spec["expect"] = {"n_cells": len(shared)}  # allows any loss
     (folder / "config" / "datasets" / f"{NAME}.yaml").write_text(yaml.safe_dump(spec, allow_unicode=True), "utf-8")
     for stage in (download, prepare, split, *(method(name, rng) for name in ("random", rng.choice(["cca", "ridge"])))):
         if reason := attempt(lambda stage=stage: stage(folder, cells)):
@@ -157,17 +160,25 @@ def write_folder(cells: dict[str, ad.AnnData], folder: Path) -> None:
     (folder / "barcodes.tsv").write_text("\n".join(shared), "utf-8")
 
 
-def draw_split(cells: dict[str, ad.AnnData], rng: np.random.Generator) -> dict:
-    """Return the settings of a split."""
+def draw_split(cells: dict[str, ad.AnnData], is_annotated: bool, rng: np.random.Generator) -> dict:
+    """Return the settings of a split; some need annotations of cells."""
+    obs = next(iter(cells.values())).obs
+    value = str(rng.choice(obs["sample"]))
     settings = [
         {"kind": "random", "fraction": float(rng.choice([0.1, 0.3, 0.9]))},
-        {"kind": "random", "n_test": int(rng.integers(1, 40))},
+        {"kind": "random", "n_test": int(rng.integers(1, len(obs) + 2))},
         {"kind": "donors", "fraction": 0.3},
-        {"kind": "batches", "batches": [NAMES[0]]},
-        {"kind": "predefined", "column": "batch", "test": NAMES[0]},
+        {"kind": "batches", "batches": [value]},
+        {"kind": "predefined", "column": "batch", "test": value},
     ]
     paired = {"paired_fraction": float(rng.choice([0.05, 0.3]))} if rng.random() < 0.3 else {}
-    return {**settings[rng.choice(len(settings), p=[0.4, 0.3, 0.1, 0.1, 0.1])], **paired, "seed": 0}
+    return {**settings[rng.integers(5 if is_annotated else 2)], **paired, "seed": 0}
+
+
+def shared_names(cells: dict[str, ad.AnnData]) -> set[str]:
+    """Return the names of the cells that have both modalities."""
+    first, second = cells.values()
+    return set(first.obs_names) & set(second.obs_names)
 
 
 # ---- stages --------------------------------------------------------------------------------------
@@ -195,10 +206,9 @@ def download(folder: Path, cells: dict[str, ad.AnnData]) -> None:
 def prepare(folder: Path, cells: dict[str, ad.AnnData]) -> None:
     """Prepare them; all cells of both modalities must be there, with all their counts."""
     call("prepare", dataset=NAME, raw=folder / "raw", output=folder / "all.h5mu", project=folder)
-    mdata, (first, second) = read_dataset(folder / "all.h5mu"), cells.values()
-    shared = set(first.obs_names) & set(second.obs_names)
+    mdata, shared = read_dataset(folder / "all.h5mu"), shared_names(cells)
     check(set(mdata.obs_names) == shared, f"{mdata.n_obs} cells prepared of {len(shared)}")
-    was_lost = len(shared) < max(first.n_obs, second.n_obs)
+    was_lost = len(shared) < max(adata.n_obs for adata in cells.values())
     check(bool(mdata.uns["dropped"]) == was_lost, f"dropped: {mdata.uns['dropped']!r}")
     for modality, adata in cells.items():
         there = mdata.mod[modality]
