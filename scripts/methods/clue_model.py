@@ -9,7 +9,7 @@ import numpy as np
 
 from clue import CLUE
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.methods.prediction import Scale, measured, paired_names, share_in, training_mean
+from clue.benchmark.methods.prediction import fit_scale, share_in, training_mean
 
 
 def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -45,8 +45,7 @@ def predict(model: CLUE, task: Task, source: str, target: str, seed: int) -> np.
         counts = model.predict(cells, target, source=source, features=chosen.names, library_size=size).X
         return chosen.of_expected(counts, total)
 
-    names = paired_names(task, source, target, seed)
-    scale = Scale(expected(task.train.mod[source][names]), measured(task, target, names)[:, decoded])
+    scale = fit_scale(task, source, target, decoded, lambda names: expected(task.train.mod[source][names]), seed)
     predictions[:, decoded] = scale(expected(task.test[source]))
     return predictions
 

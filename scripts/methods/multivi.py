@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.methods.prediction import Scale, measured, paired_names, training_mean
+from clue.benchmark.methods.prediction import fit_scale, training_mean
 from clue.benchmark.methods.validation import choose_metric
 
 ROLES = {"rna": "rna_layer", "atac": "atac_layer", "adt": "protein_layer"}
@@ -68,21 +68,25 @@ def predict(model, cells: md.MuData, task: Task, source: str, target: str, seed:
     targets = task.targets[target]
     kept = (target + ":" + targets.names).isin(cells.mod[target].var_names)
     predictions = np.tile(training_mean(task, target), (task.test[source].n_obs, 1))
-    names = paired_names(task, source, target, seed)
-    decoded = DECODED[target](model, seen_in(source, cells, names.append(task.test[source].obs_names)))
-    decoded = decoded[:, cells.mod[target].var_names.get_indexer(target + ":" + targets.names[kept])]
-    if target == "rna":
-        decoded = targets.of_expected(decoded, 1.0)
-    scale = Scale(decoded[: len(names)], measured(task, target, names)[:, kept])
-    predictions[:, kept] = scale(decoded[len(names) :])
+
+    def decoded(names: pd.Index) -> np.ndarray:
+        values = decode(model, seen_in(source, cells, names), target, target + ":" + targets.names[kept])
+        return targets.of_expected(values, 1.0) if target == "rna" else values
+
+    scale = fit_scale(task, source, target, kept, decoded, seed)
+    predictions[:, kept] = scale(decoded(task.test[source].obs_names))
     return predictions
 
 
-DECODED = {
-    "rna": lambda model, cells: model.get_normalized_expression(cells, return_numpy=True),
-    "atac": lambda model, cells: model.get_normalized_accessibility(cells, return_numpy=True),
-    "adt": lambda model, cells: model.get_protein_foreground_probability(cells, return_numpy=True),
-}
+def decode(model, cells: md.MuData, modality: str, features: pd.Index) -> np.ndarray:
+    """Return what upstream decodes of some features, in the order of the model's."""
+    chosen = set(features)  # upstream looks each feature of the model up in it
+    if modality == "rna":
+        return model.get_normalized_expression(cells, gene_list=chosen, return_numpy=True)
+    if modality == "atac":
+        return model.get_normalized_accessibility(cells, region_list=chosen, return_numpy=True)
+    foreground = model.get_protein_foreground_probability(cells, return_numpy=True)
+    return foreground[:, cells.mod[modality].var_names.isin(chosen)]
 
 
 def seen_in(modality: str, cells: md.MuData, names: pd.Index) -> md.MuData:

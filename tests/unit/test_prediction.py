@@ -3,6 +3,7 @@
 import json
 
 import anndata as ad
+import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,7 +15,7 @@ from clue.benchmark import contracts, targets
 from clue.benchmark.contracts import ContractError
 from clue.benchmark.data.task import make_task
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.methods.prediction import Scale, paired_names, training_mean
+from clue.benchmark.methods.prediction import Scale, fit_scale, paired_names, training_mean
 from clue.benchmark.report import style, tables
 from clue.benchmark.scores.prediction import METRICS, prediction_scores
 from clue.benchmark.scores.scoring import score
@@ -144,6 +145,24 @@ def test_a_straight_line_brings_expectations_to_scale():
     expected = np.array([[0.0, 1.0, 3.0], [1.0, 2.0, 3.0], [2.0, 3.0, 3.0]])
     scale = Scale(expected, np.array([[1.0, 3.0, 7.0], [3.0, 2.0, 8.0], [5.0, 1.0, 9.0]]))
     np.testing.assert_allclose(scale(np.array([[3.0, 9.0, 4.0]])), [[7.0, 2.0, 8.0]])
+
+
+def test_without_paired_cells_the_means_are_brought_together(simulated):
+    parts = make_task(simulated, "tiny", "s", SPLIT)
+    apart = md.MuData({"rna": parts.train["rna"][:40].copy(), "adt": parts.train["adt"][40:].copy()})
+    given = Task(apart, parts.tests, "cpu", 1, None)
+    chosen = np.arange(len(given.targets["adt"].names)) > 2
+    asked = []
+
+    def expected(names):
+        asked.extend(names)
+        return np.full((len(names), chosen.sum()), 5.0)
+
+    scale = fit_scale(given, "rna", "adt", chosen, expected, seed=0)
+    assert set(asked) == set(apart["rna"].obs_names)
+    np.testing.assert_allclose(
+        scale(np.full((1, chosen.sum()), 6.0))[0], 1 + training_mean(given, "adt")[chosen], rtol=1e-5
+    )
 
 
 def test_cells_to_learn_the_scale_from_are_paired_training_cells(simulated):
