@@ -163,7 +163,7 @@ def write_folder(cells: dict[str, ad.AnnData], folder: Path) -> None:
 def draw_split(cells: dict[str, ad.AnnData], is_annotated: bool, rng: np.random.Generator) -> dict:
     """Return the settings of a split; some need annotations of cells."""
     obs = next(iter(cells.values())).obs
-    value = str(rng.choice(obs["sample"]))
+    value = str(rng.choice([*obs["sample"], NAMES[0]]))
     settings = [
         {"kind": "random", "fraction": float(rng.choice([0.1, 0.3, 0.9]))},
         {"kind": "random", "n_test": int(rng.integers(1, len(obs) + 2))},
