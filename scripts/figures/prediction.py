@@ -13,8 +13,8 @@ from clue.benchmark.report.reference import read_published
 from clue.benchmark.scores.prediction import METRICS
 from clue.benchmark.scores.stats import summarise
 
-KINDS = {"predict": "Predicted", "neighbours": "Of neighbours"}
-DRAWN = {"pearson_cell": "Pearson per cell\n(higher is better)", "rmse": "RMSE\n(lower is better)"}
+KINDS = ("predict", "neighbours")
+DRAWN = ("pearson_cell", "rmse")
 NOTES = (
     "Predicted: values that the method returns; of neighbours: mean of the nearest test cells of the other modality in "
     "its embedding, without the cell's own partner. Point: one seed; bar: mean; line: 95 % t-interval from 3 seeds on.",
@@ -56,9 +56,11 @@ def draw(found: pd.DataFrame, published: pd.DataFrame, display: style.Display) -
         dataset, split, direction = place
         arrow = " → ".join(display.label("modalities", name) for name in direction.split("2"))
         columns[place] = f"{display.label('datasets', dataset)}\n{split}\n{arrow}"
-    rows = {(kind, metric): f"{KINDS[kind]}:\n{label}" for metric, label in DRAWN.items() for kind in KINDS}
+    rows = plots.metric_labels([f"{kind}_{metric}" for metric in DRAWN for kind in KINDS], display)
+    rows = {name: label.replace(", ", ",\n") for name, label in rows.items()}
     figure, axes = plots.panels(rows, columns, plots.rows_height(methods))
-    for ((kind, metric), (dataset, split, direction)), axis in axes.items():
+    for (name, (dataset, split, direction)), axis in axes.items():
+        kind, _, metric = name.partition("_")
         here = tables.rows_of(found, dataset=dataset, split=split, direction=direction, metric=metric)
         points = tables.rows_of(here, kind=kind)
         missing = dict.fromkeys(methods.index.difference(points["row"]), "none" if kind == "predict" else "no result")
