@@ -54,6 +54,23 @@ def test_a_tutorial_is_small(folder):
 
 
 @pytest.mark.slow
+def test_mosaic_runs_on_few_cells(program, folder, tmp_path):
+    text = (folder / "mosaic.py").read_text()
+    for whole, part in {
+        "3600": "360",
+        "max_steps=1000": "max_steps=3",
+        "1000": "80",
+        "3000": "120",
+        "60}": "20}",
+    }.items():
+        assert whole in text
+        text = text.replace(whole, part)
+    (tmp_path / "mosaic.py").write_text(text)
+    blocks = list(program.run(tmp_path / "mosaic.py"))
+    assert shape("\n\n".join(blocks)) == shape((folder / "mosaic.md").read_text())
+
+
+@pytest.mark.slow
 def test_own_data_runs_on_few_cells(program, source, tmp_path, monkeypatch):
     data = simulate(300, {"rna": 80, "adt": 20}, n_types=4, n_donors=4, seed=0)
     cells = ad.concat(data.mod, axis="var", merge="same")

@@ -1,0 +1,26 @@
+"""The tutorial on adding a method, on one small data set."""
+
+import sys
+
+from conftest import ROOT
+
+
+def test_a_method_is_added_as_the_tutorial_says(fresh):
+    text = (ROOT / "docs/tutorials/add_method.py").read_text()
+    smaller = {
+        'shell("make check-method NAME=pls", 1)\n': "",
+        "make run CONFIG=config/pls.yaml": f"{sys.executable} scripts/run.py --config config/pls.yaml --cores 2",
+        "pbmc_multiome/random30, ": "",
+        "pls/more, cca/default, ": "",
+        "[0, 1, 2]": "[0]",
+    }
+    for whole, part in smaller.items():
+        assert whole in text
+        text = text.replace(whole, part)
+    fresh.path("tutorial.py").write_text(text)
+    fresh.environment["MPLBACKEND"] = "Agg"
+    status, output = fresh.call("tutorial.py")
+    assert status == 0, output
+    scores = {line.split()[1]: float(line.split()[2]) for line in output.splitlines() if line.startswith(" Simulated")}
+    assert scores["PLS"] > 10 * scores["Random"], "the table names the methods with their scores"
+    assert not fresh.path("config/methods/pls.yaml").exists()
