@@ -17,7 +17,7 @@ import yaml
 
 LONGEST_README = 120
 FOLDERS = "benchmarks clue config docs envs profiles rules scripts tests tools".split()
-MADE_UP = ("my_method", "my_data", "SHA256SUMS", ".sif")  # what a reader is to write, and what commands write
+MADE_UP = ("my_method", "my_data", "pls", "SHA256SUMS", ".sif")  # what a reader is to write, and what commands write
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The tutorial on adding a method, on one small data set."""
 
+import re
 import sys
 
 from conftest import ROOT
@@ -9,7 +10,8 @@ def test_a_method_is_added_as_the_tutorial_says(fresh):
     text = (ROOT / "docs/tutorials/add_method.py").read_text()
     smaller = {
         'shell("make check-method NAME=pls", 1)\n': "",
-        "make run CONFIG=config/pls.yaml": f"{sys.executable} scripts/run.py --config config/pls.yaml --cores 2",
+        "make run CONFIG=config/pls.yaml": f"{sys.executable} -m snakemake --configfile config/pls.yaml --cores 2"
+        " results/pls/figures/comparison.png",
         "pbmc_multiome/random30, ": "",
         "pls/more, cca/default, ": "",
         "[0, 1, 2]": "[0]",
@@ -21,6 +23,6 @@ def test_a_method_is_added_as_the_tutorial_says(fresh):
     fresh.environment["MPLBACKEND"] = "Agg"
     status, output = fresh.call("tutorial.py")
     assert status == 0, output
-    scores = {line.split()[1]: float(line.split()[2]) for line in output.splitlines() if line.startswith(" Simulated")}
+    scores = {name: float(score) for name, score in re.findall(r"Simulated +(\w+) +([\d.]+) ", output)}
     assert scores["PLS"] > 10 * scores["Random"], "the table names the methods with their scores"
     assert not fresh.path("config/methods/pls.yaml").exists()
