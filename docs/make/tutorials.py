@@ -64,6 +64,7 @@ def cells(text: str) -> Iterator[tuple[str, str]]:
 
 def run(source: Path) -> Iterator[str]:
     """Run a tutorial; yield its cells as Markdown, each with what it printed and drew."""
+    plt.close("all")  # what others have left open is no picture of the tutorial
     names: dict = {"__name__": source.stem}
     n_pictures = 0
     for i, (kind, body) in enumerate(cells(source.read_text()), start=1):

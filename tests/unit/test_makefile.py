@@ -27,7 +27,8 @@ def make(tmp_path):
         shutil.copy(PROJECT / name, tmp_path)
 
     def call(*words, **environment):
-        environment = {key: value for key, value in os.environ.items() if key != "MAKEFLAGS"} | environment
+        of_make_test = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")
+        environment = {key: value for key, value in os.environ.items() if key not in of_make_test} | environment
         ran = subprocess.run(["make", *words], cwd=tmp_path, env=environment, capture_output=True, text=True)
         return ran.returncode, ran.stdout + ran.stderr
 
