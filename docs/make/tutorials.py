@@ -6,9 +6,7 @@ comment. Many editors run it as a notebook.
 
 import argparse
 import io
-import os
 import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -41,14 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def write(source: Path) -> None:
     """Run a tutorial and write its page and its pictures beside it."""
-    begin = time.monotonic()
     blocks = list(run(source))
     for picture in source.parent.glob(f"{source.stem}-*.png"):
         if not any(f"]({picture.name})" in block for block in blocks):
             picture.unlink()  # of an earlier version of the tutorial
-    minutes = max(1, round((time.monotonic() - begin) / 60))
-    made = f"`make tutorials` ran [{source.name}]({source.name}) in {minutes} min on {os.cpu_count()} cores"
-    blocks.append(f"*{made}, at commit {commit() or 'unknown'}.*")
+    made = f"`make tutorials` ran [{source.name}]({source.name})"
+    blocks.append(f"*{made} at commit {commit() or 'unknown'}.*")
     with atomic(source.with_suffix(".md")) as temporary:
         temporary.write_text("\n\n".join(blocks) + "\n")
 
