@@ -23,7 +23,7 @@ ORACLE = "oracle"
 """The one method that reads the solution; a metrics rule writes it, no method does."""
 MODALITIES = ("rna", "atac", "adt")
 """In the order in which every file and every YAML has them."""
-MODALITY_SETS = [list(chosen) for n in range(2, len(MODALITIES) + 1) for chosen in combinations(MODALITIES, n)]
+ALL_SETS = [list(chosen) for n in range(2, len(MODALITIES) + 1) for chosen in combinations(MODALITIES, n)]
 """What a method takes whose YAML says ``modalities: any``."""
 RULES = frozenset(
     "all download downloaded prepare prepared embeddings table oracle collect probes figures html_report datasets"
@@ -165,7 +165,7 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
         raise ConfigError(f"unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
     spec = check(read_yaml(path), _schema(root, kind[:-1]), str(path))
     if kind == "methods" and spec["modalities"] == "any":
-        spec["modalities"] = copy.deepcopy(MODALITY_SETS)
+        spec["modalities"] = copy.deepcopy(ALL_SETS)
     for modalities in [spec["modalities"]] if kind == "datasets" else spec["modalities"]:
         if modalities != sorted(modalities, key=MODALITIES.index):
             raise ConfigError(f"{path}: modalities: {', '.join(modalities)}: the order is {', '.join(MODALITIES)}")

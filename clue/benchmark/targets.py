@@ -1,4 +1,4 @@
-"""What a prediction is of: which features of a modality, and on which scale.
+"""What is predicted: which features of a modality, and on which scale.
 
 The scales are those of openproblems' task "predict modality":
 

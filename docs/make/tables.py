@@ -51,6 +51,7 @@ PUBLISHED = {
     "rebenchmarks": View(
         ("label",), ("dataset", "direction"), (*METRICS, "match_score_ot"), {"split": reference.SPLIT}
     ),
+    "predict_modality": View(("label",), ("direction",), ("predict_pearson_cell", "predict_pearson", "predict_rmse")),
     "ace": View(("label",), ("dataset", "direction"), METRICS, {"split": "ace"}, "rebenchmarks"),
 }
 for _dataset in ("bmmc_cite", "bmmc_multiome", "share_skin"):  # one table would be too wide

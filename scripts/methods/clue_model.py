@@ -9,7 +9,8 @@ import numpy as np
 
 from clue import CLUE
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.methods.prediction import fit_scale, share_in, training_mean
+from clue.benchmark.methods.prediction import fit_scale, training_mean
+from clue.sparse import column_sums, row_sums
 
 
 def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -30,10 +31,12 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
 def predict(model: CLUE, task: Task, source: str, target: str, seed: int) -> np.ndarray:
     """Return the predicted targets of the test cells of `source`; those that are not decoded, at their mean."""
     prepared, targets = model.preprocessors[target], task.targets[target]
-    decoded = targets.names.isin(prepared.features[prepared.selected])
+    modelled = prepared.features[prepared.selected]
+    decoded = targets.names.isin(modelled)
     train = task.train.mod[target]
-    total = float(np.median(np.asarray(train.X.sum(axis=1))))
-    size = total * share_in(prepared.features[prepared.selected], train)
+    total = float(np.median(row_sums(train.X)))
+    counts = column_sums(train.X)
+    size = total * counts[train.var_names.isin(modelled)].sum() / counts.sum()
     predictions = np.tile(training_mean(task, target), (task.test[source].n_obs, 1))
     if not decoded.any():
         return predictions

@@ -16,7 +16,7 @@ import pytest
 import scipy.sparse as sp
 import yaml
 
-from clue.benchmark.config import MODALITY_SETS, Benchmark, read_yaml
+from clue.benchmark.config import ALL_SETS, Benchmark, read_yaml
 from clue.benchmark.contracts import read_embedding, read_predictions, write_test, write_train
 from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
@@ -40,7 +40,7 @@ if "CHECK_METHOD" in os.environ:
 def sets_of(method):
     """Return the sets of modalities that a method's YAML names."""
     named = read_yaml(ROOT / "config" / "methods" / f"{method}.yaml").get("modalities", [])
-    return MODALITY_SETS if named == "any" else named
+    return ALL_SETS if named == "any" else named
 
 
 CASES = [

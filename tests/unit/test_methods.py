@@ -293,7 +293,7 @@ def names_other_cells(task, params, seed):
         (lambda *_: {"rna": np.zeros((5, 2))}, "returned ['rna'] for the modalities ['rna', 'adt']"),
         (lambda task, *_: {name: np.zeros(x.n_obs) for name, x in task.test.items()}, "1-d float64 for rna"),
         (lambda task, *_: {name: np.full((x.n_obs, 2), 1e300) for name, x in task.test.items()}, "not finite"),
-        (lambda task, *_: {name: [[1], [1, 2]] for name in task.test}, "for rna what is no array: setting an array"),
+        (lambda task, *_: {name: [[1], [1, 2]] for name in task.test}, "something that is no array: setting an array"),
         (lambda task, *_: {name: np.zeros((x.n_obs, 0)) for name, x in task.test.items()}, "0 columns"),
         (lambda task, params, seed: params["n_layers"], "parameter 'n_layers' missing"),
         (filters_in_place, "my_method has filtered, reordered or renamed the cells of task.test['adt']"),

@@ -207,6 +207,14 @@ def test_partly_paired_training_cells(dataset):
     assert fully.solution.obs.equals(task.solution.obs)
 
 
+@pytest.mark.parametrize(
+    "mosaic", [{"rna": 0.5, "atac": 0.3, "adt": 0.2}, {"rna+atac": 0.001, "rna": 0.9, "adt": 0.099}]
+)
+def test_a_mosaic_without_a_pair_is_refused(dataset, mosaic):
+    with pytest.raises(TaskError, match=r"mosaic: leaves none of \d+ training cells paired"):
+        make_task(dataset, "tiny", "s", RANDOM | {"mosaic": mosaic})
+
+
 def test_a_mosaic_of_training_cells(dataset):
     mosaic = {"rna+atac+adt": 0.2, "rna+atac": 0.3, "atac+adt": 0.4, "rna": 0.1}
     task = make_task(dataset, "tiny", "s", RANDOM | {"mosaic": mosaic})

@@ -284,7 +284,10 @@ def _seen_in(modalities: list[str], n_cells: int, split: Split, where: str) -> d
     if "mosaic" in split:
         ends = np.round(np.cumsum(list(split["mosaic"].values())) * n_cells).astype(int)
         parts = np.split(order, ends[:-1])
-        return {tuple(subset.split("+")): part for subset, part in zip(split["mosaic"], parts, strict=True)}
+        seen = {tuple(subset.split("+")): part for subset, part in zip(split["mosaic"], parts, strict=True)}
+        if not any(len(subset) > 1 and len(cells) for subset, cells in seen.items()):
+            raise TaskError(f"{where}.mosaic: leaves none of {n_cells} training cells paired; add a subset of two")
+        return seen
     n_paired = round(split.get("paired_fraction", 1.0) * n_cells)
     if n_paired == 0:
         raise TaskError(f"{where}.paired_fraction: leaves none of {n_cells} training cells paired; make it larger")

@@ -1,8 +1,7 @@
-"""What methods that predict share: training cells to learn from, and a line from expected to measured values."""
+"""What predicting methods share: training cells to learn from, and a line from expected to measured values."""
 
 from collections.abc import Callable
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 
@@ -77,9 +76,3 @@ def fit_scale(
 def measured(task: Task, target: str, names: pd.Index) -> np.ndarray:
     """Return the values of the targets in some training cells, shape (cells, targets)."""
     return task.targets[target].values(task.train.mod[target][names]).toarray()
-
-
-def share_in(features: pd.Index, cells: ad.AnnData) -> float:
-    """Return the share of the counts of cells that lies in some features."""
-    counts = np.asarray(cells.X.sum(axis=0), dtype=float).ravel()
-    return float(counts[cells.var_names.isin(features)].sum() / counts.sum())

@@ -56,7 +56,7 @@ from clue.matching import Metric
 from clue.sparse import column_sums
 
 NOTED_EVERY = 5.0
-"""Seconds after which a method's run time is noted, for the case that it is killed."""
+"""Seconds between notes of a method's run time, in case it is killed."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 REPORTED_PACKAGES = ("clue-bench", "numpy", "scipy", "pandas", "anndata", "mudata")
 REPORTED_IF_IMPORTED = {
@@ -236,7 +236,7 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
 
 @contextmanager
 def _timed(path: Path, is_noted: bool) -> Iterator[Callable[[], float]]:
-    """Count seconds, with those of attempts that were cut short: also a killed process leaves what it had counted."""
+    """Count seconds, including those of attempts that were cut short. Even a killed process leaves its count."""
     before = float(path.read_text()) if path.exists() else 0.0
     start, ended = time.perf_counter(), threading.Event()
     end = None
@@ -267,7 +267,7 @@ def _timed(path: Path, is_noted: bool) -> Iterator[Callable[[], float]]:
 
 
 def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
-    """Return what `_embed` does for all pairs that have training cells in common; leave out others, with the reason."""
+    """Run `_embed` for each pair that has training cells in common; leave out the others, with the reason."""
     parts: dict[str, ad.AnnData] = {}
     predictions: dict[str, np.ndarray] = {}
     left_out = {}
@@ -366,7 +366,7 @@ def _check_learnable(train: md.MuData, modalities: list[str], path: Path) -> Non
     """Refuse training cells from which no method can learn, before each would fail in words of its own."""
     for modality in modalities:
         counts = train.mod[modality].X
-        # Of n equal numbers, and of no others, n times the sum of squares is the square of the sum.
+        # n times the sum of squares equals the square of the sum only where all n numbers are equal.
         varies = counts.shape[0] * column_sums(counts, np.square) > column_sums(counts) ** 2
         if varies.sum() < 2:
             raise BenchmarkError(
@@ -473,7 +473,7 @@ def _array(values: Any, where: str, modality: str) -> np.ndarray:
     try:
         return values.toarray() if sp.issparse(values) else np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ContractError(f"{where} for {modality} what is no array: {error}") from error
+        raise ContractError(f"{where} for {modality} something that is no array: {error}") from error
 
 
 def _in_order(values: Any, cells: pd.Index, where: str) -> Any:

@@ -26,14 +26,14 @@ Modalities = dict[str, ad.AnnData]
 
 CHUNK = 1 << 22
 TOLERATED_LOSS = 0.05
-"""Share of a modality's cells that may lack another modality without a word in the YAML."""
+"""Share of a modality's cells that may lack another modality although the YAML does not allow it."""
 DIFFERENCES: dict[str, Callable[[str], str]] = {
     "upper and lower case": str.casefold,
     "their signs (- . _ :)": lambda name: re.sub(r"[-._:#]", "-", name),
     "an ending (such as -1)": lambda name: re.sub(r"[-._:#][^-._:#]*$", "", name),
     "a beginning (such as sample_)": lambda name: re.sub(r"^[^-._:#]*[-._:#]", "", name),
 }
-"""In what names of one cell often differ between two files, with what makes them equal."""
+"""How names of one cell often differ between two files, each with a function that removes the difference."""
 UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError)
 UNREADABLE += (RuntimeError, ad._io.utils.AnnDataReadError, ad._io.specs.registry.IORegistryError)
 """What readers raise at a truncated or foreign file."""
@@ -69,8 +69,8 @@ def reading(path: Path) -> Iterator[None]:
 def opened(path: Path) -> Iterator[h5py.File]:
     """Open an HDF5 file, or what a ``.gz`` of one holds.
 
-    HDF5 is read here and there, which gzip cannot do: it is unpacked into a file without a name, which vanishes with
-    the process, on the disk of the raw file, since /tmp may be small where data are large.
+    HDF5 readers jump about in a file, which gzip does not allow: it is unpacked into a file without a name, which
+    vanishes with the process, on the disk of the raw file, since /tmp may be small where data are large.
     """
     with reading(path):
         if path.suffix != ".gz":
