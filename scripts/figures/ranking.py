@@ -12,18 +12,19 @@ from clue.benchmark.report.tables import MAIN_METRICS
 
 KEY = ["metric", "dataset", "split"]
 NOTE = (
-    "Point: rank on one split by the mean over seeds; bar: mean rank; in brackets: splits with a result. "
+    "Point: rank on one split by the mean over seeds; bar: mean rank; 2/3: splits with a result, where one lacks. "
     "So few splits carry no claim of significance, and splits of one data set are not independent."
 )
 
 
 def ranks(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
-    """Return the rank of each method's default variant on each split; 1 is best, equal means share a rank.
+    """Return the rank of each method on each split; 1 is best, equal means share a rank.
 
-    A method is ranked among those that have a result on the split, without the controls.
+    Ranked are the variants that have a result on the split, without ablations and controls.
     """
-    scores = tables.rows_of(tables.values_of(table, MAIN_METRICS), variant="default")
-    scores = scores[~scores["method"].map(display.is_control).astype(bool)]
+    scores = tables.values_of(table, MAIN_METRICS)
+    left_out = scores["method"].map(display.is_control) | scores["variant"].map(display.is_ablation)
+    scores = scores[~left_out.astype(bool)]
     means = scores.groupby([*KEY, "method", "variant"], sort=False)["value"].mean().rename("mean").reset_index()
     higher = means["metric"].map(lambda metric: display.entry("metrics", metric)["better"] == "higher").astype(bool)
     groups = means.assign(best_first=means["mean"].where(~higher, -means["mean"])).groupby(KEY)
@@ -31,11 +32,11 @@ def ranks(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
 
 
 def mean_ranks(found: pd.DataFrame, display: style.Display) -> pd.DataFrame:
-    """Return per metric and method the mean rank and on how many splits it has one, best first."""
-    groups = found.groupby(["metric", "method"], sort=False)["rank"]
+    """Return per metric and method's variant the mean rank and on how many splits it has one, best first."""
+    groups = found.groupby(["metric", "method", "variant"], sort=False)["rank"]
     table = groups.agg(mean_rank="mean", best="min", worst="max", splits="count").reset_index()
     table["of_splits"] = len(found[["dataset", "split"]].drop_duplicates())
-    table.insert(2, "label", [display.label("methods", name) for name in table["method"]])
+    table.insert(3, "label", [display.name(*row) for row in zip(table["method"], table["variant"], strict=True)])
     return table.sort_values(["metric", "mean_rank"], ascending=[False, True], kind="stable", ignore_index=True)
 
 
@@ -44,10 +45,10 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
     if found.empty:
         raise plots.NothingToDraw("No method has scores to rank.")
     methods, n_splits = display.methods(found), len(found[["dataset", "split"]].drop_duplicates())
-    counts = found.drop_duplicates(["dataset", "split", "method"])["method"].value_counts()
-    methods["label"] += [f" ({counts[name]}/{n_splits})" for name in methods["method"]]
-    columns = {metric: display.label("metrics", metric) for metric in MAIN_METRICS}
     points = tables.keyed(found).assign(value=found["rank"])
+    counts = points.drop_duplicates(["panel", "row"])["row"].value_counts()
+    methods["label"] += [f" ({counts[row]}/{n_splits})" if counts[row] < n_splits else "" for row in methods.index]
+    columns = {metric: display.label("metrics", metric) for metric in MAIN_METRICS}
     figure, axes = plots.panels({"": ""}, columns, plots.rows_height(methods))
     plots.draw_seed_panels(axes, points, methods, ("", "metric"), "no result", interval=False)
     for axis in axes.values():

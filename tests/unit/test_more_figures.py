@@ -25,21 +25,29 @@ pytestmark = pytest.mark.usefixtures("figure_style")
 
 
 def test_ranks_have_known_answers(scripts, display):
-    """On split a CLUE is best in match score and worst in FOSCTTM; on b it is alone; the control has no rank."""
+    """On a CLUE is best in match score and worst but one in FOSCTTM, on b alone; controls and ablations have no rank."""
     table = metrics(
         ("a", "s", "clue", "default", 0, 0.3, 0.2),
         ("a", "s", "cca", "default", 0, 0.2, 0.1),
         ("a", "s", "ridge", "default", 0, 0.2, 0.1),
         ("a", "s", "random", "default", 0, 0.9, 0.0),
+        ("a", "s", "clue", "no_mse", 0, 0.8, 0.0),
+        ("a", "s", "clue", "aligned", 0, 0.1, 0.4),
         ("b", "s", "clue", "default", 0, 0.1, 0.3),
         ("b", "s", "cca", "default", 0, "failed", "memory"),
     )
     program = scripts("figures/ranking.py")
-    means = program.mean_ranks(program.ranks(table, display), display).set_index(["metric", "method"])
-    assert means.loc[("match_score", "clue"), ["mean_rank", "splits"]].tolist() == [1, 2]
-    assert means.loc[("foscttm", "clue"), ["mean_rank", "worst"]].tolist() == [2, 3]
-    assert means.loc[("match_score", "cca"), ["mean_rank", "splits"]].tolist() == [2.5, 1], "equal means share a rank"
-    assert "random" not in means.index.get_level_values("method")
+    means = program.mean_ranks(program.ranks(table, display), display)
+    means = means.set_index(["metric", means["method"] + "/" + means["variant"]])
+    assert means.loc[("match_score", "clue/default"), ["mean_rank", "splits"]].tolist() == [1, 2]
+    assert means.loc[("foscttm", "clue/default"), ["mean_rank", "worst"]].tolist() == [2, 3]
+    assert means.loc[("match_score", "cca/default"), ["mean_rank", "splits"]].tolist() == [2.5, 1], "equal means share"
+    assert set(means["method"] + "/" + means["variant"]) == {
+        "clue/default",
+        "clue/aligned",
+        "cca/default",
+        "ridge/default",
+    }
 
 
 # ---- paired fraction -----------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def apply() -> None:
 def save(figure: Figure, path: str | Path) -> None:
     """Write `path` (PNG, 300 dpi) and the PDF of the same name, then close the figure."""
     path = Path(path)
-    for target, metadata in ((path.with_suffix(".pdf"), {"CreationDate": None}), (path, {})):
+    for target, metadata in ((path, {}), (path.with_suffix(".pdf"), {"CreationDate": None})):
         with atomic(target) as temporary:
             figure.savefig(temporary, metadata=metadata)
         figure.set_layout_engine("none")  # the second file has the layout of the first, which takes the most time
