@@ -17,6 +17,15 @@ from clue.benchmark.scores.stats import summarise
 RESULTS = Path("docs", "results")
 METRICS = tables.MAIN_METRICS
 PROBED = ["dataset", "method", "variant", "input_modality", "factor_kind"]
+BY_DIRECTION = {
+    "pairs": (r"\w+\+\w+", METRICS),
+    "predictions": (
+        r"\w+2\w+",
+        [f"{kind}_{score}" for kind in ("predict", "neighbours") for score in ("pearson_cell", "rmse")],
+    ),
+}
+"""Files beside that of a run, each with the directions and the metrics that it holds: pairs of three modalities, both
+directions of a pair together, and predictions."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -49,6 +58,9 @@ def record(config: Path) -> list[Path]:
         if set(found["dataset"]) == set(metrics["dataset"]):
             rows = [probed(row, resources, command) for row in found[found["method"] != ORACLE].to_dict("records")]
             files.append(update(RESULTS / f"{folder.name}_probes.tsv", rows, PROBED))
+    for name, (directions, wanted) in BY_DIRECTION.items():
+        if rows := by_direction(metrics[metrics["direction"].str.fullmatch(directions)], wanted, resources, command):
+            files.append(update(RESULTS / f"{folder.name}_{name}.tsv", rows, [*tables.JOB, "direction"]))
     if rows := timed(benchmark, resources, command):
         files.append(update(TIMES, rows, ["run", "what", "dataset"]))
     return files
@@ -76,6 +88,19 @@ def probed(row: dict, resources: pd.DataFrame, command: str) -> dict:
     used = tables.rows_of(resources, **{key: row[key] for key in ("dataset", "method", "variant")})
     values = {"n": row["n"], "r2": row["mean"], "r2_sd": row["sd"]}
     return {key: row[key] for key in PROBED} | values | origin(used, command)
+
+
+def by_direction(metrics: pd.DataFrame, wanted: Sequence[str], resources: pd.DataFrame, command: str) -> list[dict]:
+    """Return scores of single directions over seeds, of jobs that have one of those wanted."""
+    found = metrics[metrics["metric"].isin(wanted) & (metrics["method"] != ORACLE) & metrics["value"].notna()]
+    rows = []
+    for key, jobs in found.groupby([*tables.JOB, "direction"], sort=False):
+        row = dict(zip([*tables.JOB, "direction"], key, strict=True)) | {"n": jobs["seed"].nunique()}
+        for metric in wanted:
+            summary = summarise(tables.rows_of(jobs, metric=metric)["value"])
+            row |= {metric: summary.mean, f"{metric}_sd": summary.sd}
+        rows.append(row | origin(tables.rows_of(resources, **{name: row[name] for name in tables.JOB}), command))
+    return rows
 
 
 def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[dict]:

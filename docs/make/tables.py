@@ -40,7 +40,11 @@ class View:
     """The file, where the table is not named after it."""
 
 
+PREDICTED = ("predict_pearson_cell", "neighbours_pearson_cell")
 VIEWS = {
+    "quick_predictions": View(columns=("dataset", "direction"), values=PREDICTED),
+    "baselines_predictions": View(columns=("dataset", "direction"), values=PREDICTED),
+    "three_pairs": View(columns=("split", "direction")),
     "factors_probes": View(columns=("input_modality", "factor_kind"), values=("r2",)),
     "times": View(("what",), ("dataset",), ("seconds", "memory_mb", "steps"), {"run": "rehearsal"}),
 }
@@ -170,8 +174,15 @@ def recorded(path: Path, display: Display) -> str:
 def labels(table: pd.DataFrame, columns: Sequence[str], display: Display) -> list[str]:
     """Return how places are called, as in figures; what has no label there is called as in the file."""
     kinds = {"dataset": "datasets", "input_modality": "modalities"}
-    parts = [[display.label(kinds[key], name) if key in kinds else name for name in table[key]] for key in columns]
-    return [", ".join(place) for place in zip(*parts, strict=True)]
+
+    def label(key: str, name: str) -> str:
+        if key == "direction":
+            return re.sub(r"[a-z]+", lambda found: display.label("modalities", found[0]), name).replace("2", " → ")
+        return display.label(kinds[key], name) if key in kinds else name
+
+    return [
+        ", ".join(label(*part) for part in zip(columns, place, strict=True)) for place in table[[*columns]].to_numpy()
+    ]
 
 
 def cell(row: pd.Series, values: Sequence[str], most: str) -> str:

@@ -105,11 +105,11 @@ def run(workplace, project, document_programs):
     shutil.copytree(project / "scripts" / "methods", workplace / "scripts" / "methods")
     recorder = document_programs("record.py")
 
-    def leave(*jobs, used=(), seeds=2, methods=("cca", "multivi/default", "random"), begun=True):
+    def leave(*jobs, used=(), more=(), seeds=2, methods=("cca", "multivi/default", "random"), begun=True):
         config = {"run": "test", "datasets": ["simulated_factors"], "methods": list(methods), "seeds": [*range(seeds)]}
         (workplace / "config" / "test.yaml").write_text(yaml.safe_dump(config))
         folder = workplace / "results" / "test"
-        tables.write_table(metrics(*jobs), folder / "metrics.tsv")
+        tables.write_table(pd.concat([metrics(*jobs), *more]), folder / "metrics.tsv")
         table = resources(*used)
         table["commit"], table["date"] = ["abc1234", "def5678"][: len(table)], "2026-01-02"
         tables.write_table(table, folder / "resources.tsv")
@@ -173,6 +173,17 @@ def test_probes_are_recorded_where_all_data_have_known_factors(run, workplace):
     (workplace / "docs/results/test_probes.tsv").unlink()
     run(job("cca", 0, 0.1), ("pbmc_cite", "donors", "cca", "default", 0, 0.1, 0.2), seeds=1)
     assert not (workplace / "docs/results/test_probes.tsv").exists()
+
+
+def test_scores_of_pairs_and_predictions_are_recorded_by_direction(run):
+    scored = metrics(job("cca", 0, 0.1))[:1]
+    more = [("rna2adt", "predict_rmse", 0.5), ("rna+atac", "match_score", 0.2), ("both", "predict_rmse", 9.0)]
+    more = [scored.assign(direction=place, metric=metric, value=value) for place, metric, value in more]
+    run(job("cca", 0, 0.1), job("oracle", 0, 1.0, 0.0), more=more, seeds=1)
+    (pair,) = tables.read_table("docs/results/test_pairs.tsv", ["command", "commit"]).to_dict("records")
+    assert (pair["method"], pair["direction"], pair["n"], pair["match_score"]) == ("cca", "rna+atac", "1", "0.2")
+    (found,) = tables.read_table("docs/results/test_predictions.tsv", ["command", "commit"]).to_dict("records")
+    assert (found["direction"], found["predict_rmse"], found["predict_pearson_cell"]) == ("rna2adt", "0.5", "")
 
 
 def test_what_jobs_took_is_recorded_for_estimates(run, workplace):

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("figure_style")
 
 
 def test_ranks_have_known_answers(scripts, display):
-    """On a CLUE is best in match score and worst but one in FOSCTTM, on b alone; controls and ablations have no rank."""
+    """On a CLUE is best in match score, worst but one in FOSCTTM; on b alone. Controls and ablations have no rank."""
     table = metrics(
         ("a", "s", "clue", "default", 0, 0.3, 0.2),
         ("a", "s", "cca", "default", 0, 0.2, 0.1),
