@@ -11,10 +11,11 @@ export CONFIG CORES PROFILE EMBEDDING SOLUTION
 # All text files are UTF-8, whatever the locale of the machine.
 export PYTHONUTF8 := 1
 
+LOCKS := requirements.lock torch.lock
 VENV := .venv
 BIN := $(VENV)/bin
 # Named by what it was made from: a change of the lock, or an interrupted installation, makes it anew.
-INSTALLED := $(VENV)/installed-$(shell cat requirements.lock pyproject.toml | cksum | tr ' ' '-')
+INSTALLED := $(VENV)/installed-$(shell cat $(LOCKS) pyproject.toml | cksum | tr ' ' '-')
 # What an earlier installation has made may go; nothing else, and nothing behind a link.
 OURS := $(if $(shell test -L $(VENV) && ls -A $(VENV)/),,$(wildcard $(VENV)/installed-*))
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
@@ -47,7 +48,7 @@ help:
 
 install: $(INSTALLED)
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(INSTALLED): $(LOCKS) pyproject.toml
 	@$(PYTHON) -c "import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))" 2> /dev/null || \
 		{ echo "error: $(PYTHON): Python 3.11 or 3.12 is needed; name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	@[ -n "$(OURS)" ] || [ -z "$$(ls -A $(VENV)/ 2> /dev/null)" ] || \
@@ -55,7 +56,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 	mkdir -p $(VENV) && touch $(VENV)/installed-by-make
 	find $(VENV)/ -mindepth 1 ! -name installed-by-make -delete
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --requirement torch.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 

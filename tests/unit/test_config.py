@@ -335,14 +335,21 @@ def test_every_run_of_the_project_is_valid(name):
 
 
 def pins():
-    """Return the versions of the lock."""
-    lines = (ROOT / "requirements.lock").read_text().lower().splitlines()
-    return dict(line.split("==") for line in lines if not line.startswith("#"))
+    """Return the versions of the locks."""
+    text = "".join((ROOT / name).read_text().lower() for name in ("requirements.lock", "torch.lock"))
+    return dict(re.findall(r"^([^#\s]+)==(\S+)", text, re.MULTILINE))
 
 
 def test_lock_holds_versions_that_every_index_has():
     for name, version in pins().items():
         assert re.fullmatch(r"[a-z0-9._-]+", name) and re.fullmatch(r"[0-9]+(\.[a-z0-9]+)*", version)
+
+
+def test_all_that_is_installed_but_torch_has_a_checksum():
+    entries = (ROOT / "requirements.lock").read_text().replace("\\\n", " ").splitlines()
+    packages = [entry for entry in entries if not entry.startswith("#")]
+    assert len(packages) == len(pins()) - 1 and all("--hash=sha256:" in package for package in packages)
+    assert "--require-hashes --requirement requirements.lock" in (ROOT / "Makefile").read_text()
 
 
 def test_lock_holds_every_dependency():

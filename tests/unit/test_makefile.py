@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PROJECT = Path(__file__).parents[2]
-FILES = ("Makefile", "requirements.lock", "pyproject.toml")
+FILES = ("Makefile", "requirements.lock", "torch.lock", "pyproject.toml")
 ECHO = '#!/bin/sh\nfor word in "$@"; do echo "[$word]"; done\n'
 
 
@@ -39,7 +39,7 @@ def make(tmp_path):
 def installed(tmp_path):
     """An environment that is up to date, whose Python prints its words."""
     program(tmp_path / ".venv/bin/python")
-    stamp = "cat requirements.lock pyproject.toml | cksum | tr ' ' '-'"
+    stamp = "cat requirements.lock torch.lock pyproject.toml | cksum | tr ' ' '-'"
     name = subprocess.run(stamp, shell=True, cwd=tmp_path, capture_output=True, text=True).stdout.strip()
     (tmp_path / f".venv/installed-{name}").touch()
 
