@@ -343,6 +343,17 @@ def test_cells_that_lose_their_partner_are_named_with_the_reason(tmp_path, conve
     assert mdata.n_obs == 4 and mdata.uns["dropped"].startswith("rna: 20 of 24 cells lack another modality")
 
 
+def test_cells_without_a_partner_are_kept_where_the_yaml_says_so(tmp_path):
+    write_h5ads(tmp_path, renamed(lambda name: f"x{name}", 20))
+    assert "keep them for training with prepare: {keep_unpaired: true}" in fault(tmp_path, OWN)
+    mdata = prepared(tmp_path, OWN | {"keep_unpaired": True})
+    assert mdata.n_obs == 44 and mdata.uns["dropped"] == ""
+    names = {modality: list(adata.obs_names) for modality, adata in mdata.mod.items()}
+    assert names["rna"][:4] == names["adt"][:4] and not set(names["rna"][4:]) & set(names["adt"][4:])
+    write_h5ads(tmp_path, renamed(lambda name: f"x{name}", N_CELLS))
+    assert "24 of 24 cells of rna are not in adt" in fault(tmp_path, OWN | {"keep_unpaired": True})
+
+
 def test_a_few_lost_cells_are_no_error(tmp_path):
     write_h5ads(tmp_path, renamed(lambda name: f"x{name}", 1))
     assert prepared(tmp_path, OWN).n_obs == N_CELLS - 1

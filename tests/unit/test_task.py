@@ -230,6 +230,44 @@ def test_a_mosaic_of_training_cells(dataset):
     assert make_task(dataset, "tiny", "s", RANDOM).solution.obs.equals(task.solution.obs), "the same test cells"
 
 
+@pytest.fixture
+def mosaic(dataset):
+    """The data set without RNA of its first 20 cells, without accessibility of the next 20, all others first."""
+    order = [*range(40, 120), *range(40)]
+    seen = {"rna": order[:80] + order[100:], "atac": order[:100], "adt": order}
+    with md.set_options(pull_on_update=False):
+        return md.MuData({modality: dataset.mod[modality][rows].copy() for modality, rows in seen.items()})
+
+
+@pytest.mark.parametrize(
+    "split",
+    [
+        RANDOM,
+        {"kind": "donors", "fraction": 0.3, "seed": 5},
+        {"kind": "batches", "batches": ["batch1"], "seed": 0},
+        RANDOM | {"paired_fraction": 0.5},
+    ],
+)
+def test_cells_that_lack_a_modality_train_and_are_no_test_cells(dataset, mosaic, split):
+    task = make_task(mosaic, "tiny", "s", split)
+    partial = set(dataset.obs_names[:40])
+    assert len(task.solution) and not partial & set(task.solution.obs_names)
+    for modality, cells in task.tests.items():
+        original, names = row_of_cell(dataset, modality), task.solution.obs.reset_index().set_index(modality)["index"]
+        for name, row in zip(cells.obs_names, rows(cells), strict=True):
+            assert original[names[name]] == row
+    tested = dataset["rna"].obs.loc[task.solution.obs_names, "batch"]
+    for modality, cells in task.train.mod.items():
+        original = row_of_cell(dataset, modality)
+        stems = [name.removesuffix(f"-{modality}") for name in cells.obs_names]
+        assert [original[name] for name in stems] == rows(cells)
+        kept = partial & set(mosaic[modality].obs_names)
+        if split["kind"] == "batches":
+            kept = {name for name in kept if dataset["rna"].obs.loc[name, "batch"] not in set(tested)}
+        if split["kind"] != "donors":
+            assert kept == partial & set(stems)
+
+
 @pytest.mark.parametrize(
     ("split", "message"),
     [

@@ -76,19 +76,36 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split, max_cells
         If a column, batch or value that the split names is not there, or no cell is left on one side.
     """
     where = f"{dataset}: splits.{name}"
-    train_rows, test_rows = split_cells(next(iter(mdata.mod.values())).obs, split, where, max_cells)
+    obs, places = all_cells(mdata.mod)
+    train_rows, test_rows = split_cells(obs, split, where, max_cells, (places >= 0).all(axis=1))
     origin = {"dataset": dataset, "split": name}
-    train = _training_cells(mdata, train_rows, split, where)
+    train = _training_cells(mdata, places[train_rows], split, where)
     train.uns = dict(origin)
     for modality, cells in train.mod.items():
         choose(cells, modality)
-    orders = {modality: _stream(split["seed"], f"test {modality}").permutation(test_rows) for modality in mdata.mod}
-    tests = {modality: _censored(mdata.mod[modality], rows, modality, origin) for modality, rows in orders.items()}
-    return TaskFiles(train, tests, _solution(mdata, test_rows, orders, train, origin, where))
+    rows = dict(zip(mdata.mod, places[test_rows].T, strict=True))
+    orders = {name: _stream(split["seed"], f"test {name}").permutation(len(test_rows)) for name in mdata.mod}
+    tests = {name: _censored(mdata.mod[name], rows[name][order], name, origin) for name, order in orders.items()}
+    return TaskFiles(train, tests, _solution(mdata, obs.iloc[test_rows], rows, orders, train, origin, where))
+
+
+def all_cells(modalities: Mapping[str, ad.AnnData]) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return the annotation of the cells of all modalities, and where each modality has them.
+
+    Returns
+    -------
+    obs
+        A row per cell, those of the first modality first.
+    places
+        The row of each cell in each modality, -1 where it is not seen; shape (n_cells, n_modalities).
+    """
+    obs = pd.concat([adata.obs for adata in modalities.values()])
+    obs = obs[~obs.index.duplicated()]
+    return obs, np.column_stack([adata.obs_names.get_indexer(obs.index) for adata in modalities.values()])
 
 
 def split_cells(
-    obs: pd.DataFrame, split: Split, where: str, max_cells: int | None = None
+    obs: pd.DataFrame, split: Split, where: str, max_cells: int | None = None, is_complete: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the training and of the test cells.
 
@@ -103,13 +120,17 @@ def split_cells(
     max_cells
         Keep so many cells at most, in the split's proportion of training and test cells. The split comes first: a
         subsample never moves a cell to the other side, and a smaller one lies within a larger one.
+    is_complete
+        Whether each cell is seen in every modality, as all are by default. Other cells are never test cells; they train
+        unless they are of a batch or donor that is tested.
 
     Raises
     ------
     TaskError
         If a column, batch or value that the split names is not there, or no cell is left on one side.
     """
-    rows = [np.flatnonzero(part) for part in _parts(obs, split, where)]
+    is_complete = np.ones(len(obs), dtype=bool) if is_complete is None else is_complete
+    rows = [np.flatnonzero(part) for part in _parts(obs, is_complete, split, where)]
     n_cells = sum(map(len, rows))
     if max_cells is not None and max_cells < n_cells:
         n_test = round(max_cells * len(rows[1]) / n_cells)
@@ -141,14 +162,17 @@ def _column(obs: pd.DataFrame, column: str, where: str) -> pd.Series:
 # ---- which cells are test ------------------------------------------------------------------------
 
 
-def _parts(obs: pd.DataFrame, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
+Parts = tuple[np.ndarray, np.ndarray]
+
+
+def _parts(obs: pd.DataFrame, is_complete: np.ndarray, split: Split, where: str) -> Parts:
     """Return which cells are training and which are test; both of shape (n_cells,)."""
     kept = _kept_cells(obs, split.get("drop"), where)
     for outer in split.get("within", []):
-        outer_train, _ = _parts(obs, outer, f"{where}.within")
+        outer_train, _ = _parts(obs, is_complete, outer, f"{where}.within")
         kept &= outer_train
-    is_train, is_test = SPLITTERS[split["kind"]](obs, kept, split, where)
-    return is_train & kept, is_test & kept
+    is_train, is_test = SPLITTERS[split["kind"]](obs, kept, kept & is_complete, split, where)
+    return is_train & kept, is_test & kept & is_complete
 
 
 def _kept_cells(obs: pd.DataFrame, drop: Mapping[str, Any] | None, where: str) -> np.ndarray:
@@ -162,12 +186,15 @@ def _kept_cells(obs: pd.DataFrame, drop: Mapping[str, Any] | None, where: str) -
     return ~column.isin(values).to_numpy()
 
 
-def _split_random(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
-    rows = np.flatnonzero(kept)
+def _split_random(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, split: Split, where: str) -> Parts:
+    rows, n_cells = np.flatnonzero(testable), int(kept.sum())
     n_test = split.get("n_test") or round(split["fraction"] * len(rows))
-    n_train = split.get("n_train") or max(len(rows) - n_test, 0)
-    if n_test + n_train > len(rows):
-        raise TaskError(f"{where}: n_train {n_train} and n_test {n_test} are more than the {len(rows)} cells there are")
+    n_train = split.get("n_train") or max(n_cells - n_test, 0)
+    if n_test > len(rows) or n_test + n_train > n_cells:
+        alone = f", {n_cells - len(rows)} of them without a modality" if n_cells > len(rows) else ""
+        raise TaskError(
+            f"{where}: n_train {n_train} and n_test {n_test} are more than the {n_cells} cells there are{alone}"
+        )
     is_test = np.zeros(len(obs), dtype=bool)
     is_test[_stream(split["seed"], "split").choice(rows, n_test, replace=False)] = True
     is_train = np.zeros(len(obs), dtype=bool)
@@ -175,13 +202,13 @@ def _split_random(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str)
     return is_train, is_test
 
 
-def _split_donors(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _split_donors(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, split: Split, where: str) -> Parts:
     donors = _column(obs, "donor", where)
     strata = pd.Series("", index=obs.index)
     for column in STRATA:
         if column in obs:
             strata += obs[column].astype(str) + " "
-    cells = pd.crosstab(donors[kept], strata[kept])
+    cells = pd.crosstab(donors[testable], strata[testable])
     chosen = balanced_donors(cells.to_numpy(), split["fraction"], _stream(split["seed"], "split"))
     is_test = donors.isin(cells.index[chosen]).to_numpy()
     return ~is_test, is_test
@@ -228,7 +255,7 @@ def _imbalance(cells: np.ndarray, chosen: np.ndarray, totals: np.ndarray, fracti
     return float((totals * (cells[chosen].sum(axis=0) / totals - fraction) ** 2).sum())
 
 
-def _split_batches(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _split_batches(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, split: Split, where: str) -> Parts:
     batches = _column(obs, "batch", where)
     for key in ("batches", "train"):
         absent = sorted(set(split.get(key, [])) - set(batches[kept]))
@@ -242,7 +269,7 @@ def _split_batches(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str
     return is_train, is_test
 
 
-def _split_predefined(obs: pd.DataFrame, kept: np.ndarray, split: Split, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _split_predefined(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, split: Split, where: str) -> Parts:
     is_test = (_column(obs, split["column"], where) == str(split["test"])).to_numpy()
     return ~is_test, is_test
 
@@ -265,34 +292,43 @@ def _bare(adata: ad.AnnData, rows: np.ndarray, columns: tuple[str, ...]) -> ad.A
     return ad.AnnData(adata.X[rows], obs=obs, var=var)
 
 
-def _training_cells(mdata: md.MuData, rows: np.ndarray, split: Split, where: str) -> md.MuData:
-    seen = _seen_in(list(mdata.mod), len(rows), split, where)
+def _training_cells(mdata: md.MuData, places: np.ndarray, split: Split, where: str) -> md.MuData:
+    """Return training cells; `places` as in `all_cells`."""
+    seen = _seen_in(places >= 0, list(mdata.mod), split, where)
     modalities = {}
-    for modality, adata in mdata.mod.items():
-        here = np.sort(np.concatenate([cells for subset, cells in seen.items() if modality in subset]))
-        cells = _bare(adata, rows[here], TRAIN_COLUMNS)
-        alone = np.isin(here, seen.get((modality,), []))
+    for k, (modality, adata) in enumerate(mdata.mod.items()):
+        here = np.flatnonzero(seen[:, k])
+        cells = _bare(adata, places[here, k], TRAIN_COLUMNS)
+        alone = seen[here].sum(axis=1) == 1
         cells.obs_names = np.where(alone, cells.obs_names + f"-{modality}", cells.obs_names)
         modalities[modality] = cells
     with md.set_options(pull_on_update=False):
         return md.MuData(modalities)
 
 
-def _seen_in(modalities: list[str], n_cells: int, split: Split, where: str) -> dict[tuple[str, ...], np.ndarray]:
-    """Return which training cells are seen in which subset of the modalities, all of them and no other."""
-    order = _stream(split["seed"], "pairs").permutation(n_cells)
-    if "mosaic" in split:
-        ends = np.round(np.cumsum(list(split["mosaic"].values())) * n_cells).astype(int)
+def _seen_in(is_there: np.ndarray, modalities: list[str], split: Split, where: str) -> np.ndarray:
+    """Return in which modalities a method sees each training cell.
+
+    The split says so for cells that are there in every modality; others are seen wherever they are. Both arrays are of
+    shape (n_cells, n_modalities).
+    """
+    seen = is_there.copy()
+    complete = np.flatnonzero(seen.all(axis=1))
+    order = _stream(split["seed"], "pairs").permutation(len(complete))
+    if mosaic := split.get("mosaic"):
+        ends = np.round(np.cumsum(list(mosaic.values())) * len(complete)).astype(int)
+        subsets = [subset.split("+") for subset in mosaic]
         parts = np.split(order, ends[:-1])
-        seen = {tuple(subset.split("+")): part for subset, part in zip(split["mosaic"], parts, strict=True)}
-        if not any(len(subset) > 1 and len(cells) for subset, cells in seen.items()):
-            raise TaskError(f"{where}.mosaic: leaves none of {n_cells} training cells paired; add a subset of two")
-        return seen
-    n_paired = round(split.get("paired_fraction", 1.0) * n_cells)
-    if n_paired == 0:
-        raise TaskError(f"{where}.paired_fraction: leaves none of {n_cells} training cells paired; make it larger")
-    alone = np.array_split(order[n_paired:], len(modalities))
-    return {tuple(modalities): order[:n_paired]} | {(name,): part for name, part in zip(modalities, alone, strict=True)}
+    else:
+        n_paired = round(split.get("paired_fraction", 1.0) * len(complete))
+        subsets = [modalities, *([name] for name in modalities)]
+        parts = [order[:n_paired], *np.array_split(order[n_paired:], len(modalities))]
+    for subset, part in zip(subsets, parts, strict=True):
+        seen[complete[part]] = np.isin(modalities, subset)
+    if not (seen.sum(axis=1) > 1).any():
+        key, fix = ("mosaic", "add a subset of two") if mosaic else ("paired_fraction", "make it larger")
+        raise TaskError(f"{where}.{key}: leaves none of {len(seen)} training cells paired; {fix}")
+    return seen
 
 
 def _censored(adata: ad.AnnData, rows: np.ndarray, modality: str, origin: Mapping[str, str]) -> ad.AnnData:
@@ -307,29 +343,37 @@ def _censored(adata: ad.AnnData, rows: np.ndarray, modality: str, origin: Mappin
 
 def _solution(
     mdata: md.MuData,
-    rows: np.ndarray,
+    cells: pd.DataFrame,
+    rows: Mapping[str, np.ndarray],
     orders: Mapping[str, np.ndarray],
     train: md.MuData,
     origin: Mapping[str, str],
     where: str,
 ) -> ad.AnnData:
-    first = next(iter(mdata.mod.values()))
-    obs = pd.DataFrame({"batch": first.obs["batch"].iloc[rows].astype(str)}, index=first.obs_names[rows])
-    if "cell_type" in first.obs:
-        obs["cell_type"], labels = first.obs["cell_type"].iloc[rows].astype(str), "published"
+    """Return the solution of test cells.
+
+    Parameters
+    ----------
+    cells
+        Their annotation.
+    rows, orders
+        Their rows in each modality, and the order in which each modality's test file has them.
+    """
+    obs = pd.DataFrame({"batch": cells["batch"].astype(str)}, index=cells.index)
+    if "cell_type" in cells:
+        obs["cell_type"], labels = cells["cell_type"].astype(str), "published"
     elif "rna" in mdata.mod:
-        obs["cell_type"], labels = derive_cell_types(train.mod["rna"].X, mdata.mod["rna"].X[rows])
+        obs["cell_type"], labels = derive_cell_types(train.mod["rna"].X, mdata.mod["rna"].X[rows["rna"]])
     else:
         raise TaskError(f"{where}: the data set has neither cell types nor RNA to derive them from")
     for modality, order in orders.items():
-        names = pd.Series(names_of_test_cells(modality, len(order)), index=order)
-        obs[modality] = names.loc[rows].to_numpy()
+        obs[modality] = np.array(names_of_test_cells(modality, len(order)))[np.argsort(order)]
     for column in ("batch", "cell_type"):
         obs[column] = obs[column].astype("category")
-    solution = ad.AnnData(sp.csr_matrix((len(rows), 0), dtype=np.float32), obs=obs)
-    n_train = len(set().union(*(cells.obs_names for cells in train.mod.values())))
+    solution = ad.AnnData(sp.csr_matrix((len(obs), 0), dtype=np.float32), obs=obs)
+    n_train = len(set().union(*(adata.obs_names for adata in train.mod.values())))
     for modality, targets in targets_of(train.mod).items():
-        solution.obsm[modality] = targets.values(_bare(mdata.mod[modality], rows, ()))
+        solution.obsm[modality] = targets.values(_bare(mdata.mod[modality], rows[modality], ()))
     solution.uns = {"modalities": list(orders), "labels": labels, "n_train": n_train, **origin}
     return solution
 

@@ -49,7 +49,7 @@ PREPARERS: dict[str, Callable[[Spec, Path], Modalities]] = {
 
 
 def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
-    """Return the prepared data set: raw counts, every cell in every modality, in the same order.
+    """Return the prepared data set: raw counts, the cells of every modality in one order.
 
     Parameters
     ----------

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
-from clue.benchmark.data.task import split_cells
+from clue.benchmark.data.task import all_cells, split_cells
 
 
 def check_expected(name: str, spec: Spec, modalities: Modalities) -> None:
@@ -25,7 +25,7 @@ def check_expected(name: str, spec: Spec, modalities: Modalities) -> None:
         At the first number that differs; the message has both numbers.
     """
     expect = spec.get("expect", {})
-    obs = next(iter(modalities.values())).obs
+    obs, places = all_cells(modalities)
     found = {"n_cells": len(obs)} | {f"n_features.{modality}": adata.n_vars for modality, adata in modalities.items()}
     wanted = {"n_cells": expect["n_cells"]} if "n_cells" in expect else {}
     wanted |= {f"n_features.{modality}": number for modality, number in expect.get("n_features", {}).items()}
@@ -33,7 +33,8 @@ def check_expected(name: str, spec: Spec, modalities: Modalities) -> None:
     for split, numbers in expect.get("splits", {}).items():
         if split not in spec["splits"]:
             raise PrepareError(f"{name}: expect.splits: no split {split!r}; splits: {', '.join(spec['splits'])}")
-        train, test = split_cells(obs, spec["splits"][split], f"{name}: splits.{split}")
+        where, is_complete = f"{name}: splits.{split}", (places >= 0).all(axis=1)
+        train, test = split_cells(obs, spec["splits"][split], where, is_complete=is_complete)
         wanted = {key: number for key, number in numbers.items() if key != "test_cell_types"}
         found = {"n_train": len(train), "n_test": len(test)}
         if "test_cell_types" in numbers and "cell_type" in obs:

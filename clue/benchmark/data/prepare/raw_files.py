@@ -221,11 +221,7 @@ def same_cells(modalities: Modalities, where: Mapping[str, Path], declared: bool
     PrepareError
         If a name occurs twice, no cell is in every modality, or too many are not.
     """
-    names = {modality: adata.obs_names for modality, adata in modalities.items()}
-    for modality, cells in names.items():
-        check_unique(cells, f"cell name of {modality}", where[modality])
-    first = next(iter(names.values()))
-    shared = first[np.logical_and.reduce([first.isin(cells) for cells in names.values()])]
+    names, shared = _names_and_shared(modalities, where)
     lost = []
     for modality, cells in names.items():
         n_lost = len(cells) - len(shared)
@@ -235,6 +231,33 @@ def same_cells(modalities: Modalities, where: Mapping[str, Path], declared: bool
             lost.append(f"{modality}: {n_lost} of {len(cells)} cells lack another modality and are dropped")
             print(lost[-1])
     return {modality: adata[shared].copy() for modality, adata in modalities.items()}, "; ".join(lost)
+
+
+def all_of_mosaic(modalities: Modalities, where: Mapping[str, Path]) -> Modalities:
+    """Return all cells, those that every modality has first and in one order.
+
+    Raises
+    ------
+    PrepareError
+        If a name occurs twice, or no cell is in every modality.
+    """
+    names, shared = _names_and_shared(modalities, where)
+    if not len(shared):
+        modality = next(iter(names))
+        raise PrepareError(f"{where[modality]}: {_why_lost(modality, names, shared)}")
+    order = {modality: shared.append(cells.difference(shared, sort=False)) for modality, cells in names.items()}
+    alone = [f"{len(cells) - len(shared)} of {len(cells)} cells of {modality}" for modality, cells in names.items()]
+    print(f"{', '.join(alone)} lack another modality and are for training alone")
+    return {modality: adata[order[modality]].copy() for modality, adata in modalities.items()}
+
+
+def _names_and_shared(modalities: Modalities, where: Mapping[str, Path]) -> tuple[dict[str, pd.Index], pd.Index]:
+    """Return the names of each modality's cells, and those that all have, in the order of the first."""
+    names = {modality: adata.obs_names for modality, adata in modalities.items()}
+    for modality, cells in names.items():
+        check_unique(cells, f"cell name of {modality}", where[modality])
+    first = next(iter(names.values()))
+    return names, first[np.logical_and.reduce([first.isin(cells) for cells in names.values()])]
 
 
 def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) -> str:
@@ -249,7 +272,8 @@ def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) ->
         if len({*mine, *map(plain, mine)} & {*theirs, *map(plain, theirs)}) >= enough
     ]
     example = theirs[0] if len(theirs) else names[other][0]
-    allowed = f", or allow it with expect: {{n_cells: {len(shared)}}}" if len(shared) else ""
+    keep = "keep them for training with prepare: {keep_unpaired: true}"
+    allowed = f", drop them with expect: {{n_cells: {len(shared)}}}, or {keep}" if len(shared) else ""
     return (
         f"{len(mine)} of {len(names[modality])} cells of {modality} are not in {other} ({modality} {mine[0]!r}, {other}"
         f" {example!r}); {[*reasons, 'cells are paired by name'][0]}: make names equal{allowed}"

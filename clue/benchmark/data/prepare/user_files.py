@@ -1,8 +1,9 @@
 """A user's own data: one ``.h5mu`` file, or one ``.h5ad`` file per modality, with raw counts.
 
-Cells are paired by name. Cells that lack a modality are dropped: a split may take pairs apart, but scoring needs them.
+Cells are paired by name. Cells that lack a modality are dropped, or kept for training: scoring needs pairs.
 """
 
+import itertools
 from pathlib import Path
 
 import anndata as ad
@@ -13,6 +14,7 @@ from clue.benchmark.data.prepare.raw_files import (
     Modalities,
     PrepareError,
     Spec,
+    all_of_mosaic,
     check_unique,
     column_of,
     counts_of,
@@ -38,17 +40,20 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
     else:
         paths = {modality: folder / file for modality, file in settings["files"].items()}
         read = {modality: read_h5ad(path, layers.get(modality)) for modality, path in paths.items()}
-    read, lost = same_cells(read, paths, "n_cells" in spec.get("expect", {}))
+    if settings.get("keep_unpaired"):
+        read, lost = all_of_mosaic(read, paths), ""
+    else:
+        read, lost = same_cells(read, paths, "n_cells" in spec.get("expect", {}))
     columns = {column: settings[column] for column in ("batch", "cell_type", "donor") if column in settings}
-    obs = pd.DataFrame(index=next(iter(read.values())).obs_names)
+    obs = pd.DataFrame(index=pd.Index(np.concatenate([adata.obs_names for adata in read.values()])).unique())
     obs["batch"] = ONE_BATCH
     for ours, theirs in columns.items():
-        obs[ours] = _column(read, theirs, f"prepare.{ours}", paths).to_numpy()
+        obs[ours] = _column(read, theirs, f"prepare.{ours}", paths).reindex(obs.index).to_numpy()
     modalities = {}
     for modality, adata in read.items():
         counts = counts_of(adata.X, f"{paths[modality]} [{modality}]")
         var = adata.var[[column for column in ("feature_types", "gene_ids") if column in adata.var]]
-        modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var, uns={"dropped": lost})
+        modalities[modality] = ad.AnnData(counts, obs=obs.loc[adata.obs_names], var=var, uns={"dropped": lost})
     return modalities
 
 
@@ -73,20 +78,24 @@ def _read_h5mu(path: Path, wanted: list[str], layers: dict[str, str | None]) -> 
 
 
 def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> pd.Series:
-    """Return a column of the cells; modalities that have it must agree."""
+    """Return a column of the cells of all modalities that have it; these must agree."""
     found = {modality: adata.obs[column] for modality, adata in read.items() if column in adata.obs}
     if not found:
         modality, adata = next(iter(read.items()))
         return column_of(adata.obs, column, f"obs ({key})", paths[modality])
-    (first, values), *others = found.items()
-    for modality, other in others:
-        differ = _as_text(values) != _as_text(other)
+    for (first, values), (modality, other) in itertools.combinations(found.items(), 2):
+        shared = values.index.intersection(other.index, sort=False)
+        differ = _as_text(values[shared]) != _as_text(other[shared])
         if differ.any():
-            cell = values.index[differ][0]
+            cell = shared[differ][0]
             raise PrepareError(
                 f"{paths[modality]}: {key}: obs[{column!r}] of cell {cell!r} is {other[cell]!r} in {modality}, but"
                 f" {values[cell]!r} in {first}; make them equal, or give them different names"
             )
+    values, *others = found.values()
+    for other in others:
+        if len(more := other.index.difference(values.index, sort=False)):
+            values = pd.concat([values, other[more]])
     return values
 
 
