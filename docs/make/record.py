@@ -56,7 +56,9 @@ def record(config: Path) -> list[Path]:
         found = tables.read_table(probes, [*PROBED, "n", "mean", "sd"], numeric=["mean", "sd"])
         # Where only some data sets are simulated, the run is not about what embeddings keep of known factors.
         if set(found["dataset"]) == set(metrics["dataset"]):
-            rows = [probed(row, resources, command) for row in found[found["method"] != ORACLE].to_dict("records")]
+            # Of factors that the modality does not show nothing can be known.
+            found = found[(found["method"] != ORACLE) & (found["factor_kind"] != "other")]
+            rows = [probed(row, resources, command) for row in found.to_dict("records")]
             files.append(update(RESULTS / f"{folder.name}_probes.tsv", rows, PROBED))
     for name, (directions, wanted) in BY_DIRECTION.items():
         if rows := by_direction(metrics[metrics["direction"].str.fullmatch(directions)], wanted, resources, command):
