@@ -176,6 +176,8 @@ class Decoder(nn.Module):
             )
             width = n_hidden
         self.loc = nn.Linear(width + n_batches, n_features)
+        # One hidden unit after the other in memory: processors compute its gradient almost twice as fast then.
+        self.loc.weight.data = self.loc.weight.data.T.contiguous().T
         self.scale = nn.Parameter(torch.zeros(n_batches, n_features))
         self.bias = nn.Parameter(torch.zeros(n_batches, n_features))
         self.log_theta = nn.Parameter(torch.zeros(n_batches, n_features))

@@ -43,18 +43,21 @@ def reference(dense, batch, hidden, weight, offset, scale, bias, log_theta, libr
     return of_entries.sum(-1).mean(-1)
 
 
-def at_once(batch, counts, n_passes, n_batches):
-    """The single block that a GPU works on."""
-    yield slice(0, n_batches), slice(0, len(batch)), slice(0, len(counts.cell))
+@pytest.fixture
+def threads():
+    """Set the number of threads; afterwards it is what it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("block_entries", [2**17, 2 * 2 * N_FEATURES, 1, "at once"])
+@pytest.mark.parametrize("way", ["whole tensors", 1, 3, 2 * N_CELLS])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
-def test_value_and_gradients(dtype, tolerance, block_entries, monkeypatch):
-    if block_entries == "at once":
-        monkeypatch.setattr(likelihood, "_blocks", at_once)
+def test_value_and_gradients(dtype, tolerance, way, monkeypatch, threads):
+    if way == "whole tensors":
+        monkeypatch.setattr(likelihood, "_compiled", likelihood._operations)
     else:
-        monkeypatch.setattr(likelihood, "BLOCK_ENTRIES", block_entries)
+        threads(way)
     dense, counts, batch, parameters = example(dtype)
     expected = reference(dense, batch, *parameters)
     found = decoded_log_likelihood(*parameters, batch, counts)

@@ -1,0 +1,303 @@
+"""The likelihood of decoded counts and its derivatives in single precision, compiled for the processor.
+
+A decoded row (one pass, one cell) of 30,000 features takes 120 kB. Operations on whole tensors make some 25 passes over
+such rows. Here there are five, each over one row while it is in the processor's cache, and `exp` and `log` are short
+polynomials that the compiler turns into vector instructions. `clue.likelihood` has the formulas and their notation, and
+the same computation for GPUs and for double precision.
+
+The compiler may reorder sums, but it may not assume that numbers are finite: a training that diverges must show it.
+"""
+
+import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numba import njit
+from numpy import float32, int32
+
+EPSILON = 1e-7
+"""Added to the mean, as the authors' code does, so that a mean of zero keeps a finite logarithm."""
+
+_EXACT = ("contract",)
+_SUMS = ("contract", "reassoc", "nsz")
+_LARGEST = ("contract", "nnan", "nsz")
+"""LLVM's fast-math flags: where the order of operations matters; for sums; for the largest number of a row."""
+
+
+def _compiled(*flags: str, cache: bool = False) -> Callable[[Callable], Callable]:
+    """Return a decorator that compiles a function at its first call; with `cache` the result is kept on disk."""
+    options = {"fastmath": set(flags), "error_model": "numpy", "nogil": True}
+
+    def decorate(function: Callable) -> Callable:
+        try:
+            return njit(cache=cache, **options)(function)
+        except RuntimeError:
+            # Neither the package's folder nor the user's can be written to: every process compiles, for seconds.
+            return njit(**options)(function)
+
+    return decorate
+
+
+# ---- exponential and logarithm -------------------------------------------------------------------
+
+ZERO, HALF, ONE = float32(0), float32(0.5), float32(1)
+LOG2_E = float32(1 / math.log(2))
+LN2 = float32(0.693359375)
+LN2_REST = float32(math.log(2) - 0.693359375)
+"""log 2 in two parts. The first has few digits, so that its product with an exponent is exact."""
+
+EXP = tuple(float32(c) for c in (0.49999993, 0.16666515, 0.041668456, 0.0083694107, 0.0013813161))
+"""(eʳ − 1 − r) / r² for |r| ≤ 0.35 in ascending powers of r; its largest relative error in eʳ is the least."""
+
+LOG = tuple(
+    float32(c)
+    for c in (0.33333331, -0.25000855, 0.2000136, -0.16622167, 0.14197604, -0.13168193, 0.12796738, -0.0765777)
+)
+"""(log(1 + f) − f + f² / 2) / f³ for √½ ≤ 1 + f ≤ √2, likewise."""
+
+LEAST, MOST = float32(-150), float32(150)
+"""Where eˣ is 0 and infinite, so that the exponent of 2 stays an exponent."""
+
+SQRT_HALF = int(float32(0.5**0.5).view(int32))
+"""The bits of √½. Those of y less these, without the 23 of the mantissa, are the exponent of 2 nearest to y."""
+
+
+@_compiled(*_EXACT)
+def _power_of_2(k):
+    """Return 2ᵏ for −127 < k < 128."""
+    return int32((k + 127) << 23).view(float32)
+
+
+@_compiled(*_EXACT)
+def _polynomial(coefficients, x):
+    total = coefficients[-1]
+    for i in range(2, len(coefficients) + 1):
+        total = total * x + coefficients[-i]
+    return total
+
+
+@_compiled(*_EXACT)
+def exp(x):
+    """Return eˣ = 2ᵏ eʳ, with the integer k nearest to x / log 2."""
+    x = LEAST if x < LEAST else x
+    x = MOST if x > MOST else x
+    exponent = np.rint(x * LOG2_E)
+    r = (x - exponent * LN2) - exponent * LN2_REST
+    k = int32(exponent)
+    # in two factors, since 2ᵏ alone may be too small or too large for a number
+    return ((_polynomial(EXP, r) * r) * r + r + ONE) * _power_of_2(k >> 1) * _power_of_2(k - (k >> 1))
+
+
+@_compiled(*_EXACT)
+def log_of_sum(c, x):
+    """Return log(c + x) = k log 2 + log(1 + f) for c of 0 or 1 and a positive sum; log(1 + x) keeps the digits of x."""
+    k = int32(float32(c + x).view(int32) - SQRT_HALF >> 23)
+    a, b = _power_of_2(-(k >> 1)), _power_of_2((k >> 1) - k)
+    # for k = 0, f is x itself
+    f = (x * a) * b + ((c * a) * b - ONE)
+    square, exponent = f * f, float32(k)
+    rest = (_polynomial(LOG, f) * f) * square + exponent * LN2_REST - HALF * square
+    return (f + rest) + exponent * LN2
+
+
+# ---- what a count adds ---------------------------------------------------------------------------
+
+FEW = 16
+"""Counts up to this one have their gamma functions as a product."""
+
+
+@_compiled()
+def _digamma(x):
+    """Return the derivative of lgamma by its asymptotic series."""
+    total = 0.0
+    while x < 8:
+        total -= 1 / x
+        x += 1
+    s = 1 / (x * x)
+    return total + math.log(x) - 0.5 / x - s * (1 / 12 - s * (1 / 120 - s * (1 / 252 - s * (1 / 240 - s / 132))))
+
+
+@_compiled()
+def gamma_difference(x, theta):
+    """Return lgamma(x + θ) − lgamma(θ) − x log θ, and θ times its derivative by θ, in double precision.
+
+    For a whole number x they are log Π (1 + i / θ) and −Σ i / (θ + i) over 0 < i < x.
+    """
+    if x <= FEW and x == math.floor(x) and theta > 1e-15:
+        product, slope = 1.0, 0.0
+        for i in range(1, int(x)):
+            product *= 1 + i / theta
+            slope -= i / (theta + i)
+        return math.log(product), slope
+    value = math.lgamma(x + theta) - math.lgamma(theta) - x * math.log(theta)
+    return value, theta * (_digamma(x + theta) - _digamma(theta)) - x
+
+
+@_compiled()
+def _gammas(feature, value, theta, gamma, digamma):
+    """Write `gamma_difference` of a cell's counts."""
+    for i in range(len(value)):
+        if value[i] == ONE:
+            gamma[i] = digamma[i] = ZERO
+        else:
+            gamma[i], digamma[i] = gamma_difference(float(value[i]), float(theta[feature[i]]))
+
+
+# ---- passes over a row ---------------------------------------------------------------------------
+
+
+@_compiled(*_LARGEST)
+def _largest(loc, scale, shift):
+    largest = float32(-np.inf)
+    for i in range(len(loc)):
+        largest = max(largest, loc[i] * scale[i] + shift[i])
+    return largest
+
+
+@_compiled(*_SUMS)
+def _exponentials(loc, scale, shift, largest, weight):
+    """Write exp(scale · loc + shift − largest), the softmax but for its divisor; return their sum."""
+    total = ZERO
+    for i in range(len(loc)):
+        weight[i] = exp(loc[i] * scale[i] + shift[i] - largest)
+        total += weight[i]
+    return total
+
+
+@_compiled(*_SUMS)
+def _zeros(weight, per_weight, theta, inverse_theta, inverse, grad_log_theta):
+    """What the features add to the log-likelihood as if all counts were zero, and to its gradient by log θ.
+
+    Write 1 / (1 + q) to `inverse`. Return the sum, and Σ weight / (1 + q), the slope of the library size but for a
+    factor.
+    """
+    value = slope = ZERO
+    for i in range(len(weight)):
+        q = (weight[i] * per_weight + float32(EPSILON)) * inverse_theta[i]
+        inverse[i] = ONE / (ONE + q)
+        log1p_q = log_of_sum(ONE, q)
+        value -= theta[i] * log1p_q
+        slope += weight[i] * inverse[i]
+        # subtracted before they are summed: both are nearly q where θ is large
+        grad_log_theta[i] -= theta[i] * (log1p_q - q * inverse[i])
+    return value, slope
+
+
+@_compiled(*_SUMS)
+def _nonzeros(feature, value, gamma, weight, per_weight, inverse, slopes):
+    """What the non-zero counts add to the two sums of `_zeros`; write to `slopes` what they take from `inverse`."""
+    total = slope = ZERO
+    for i in range(len(value)):
+        f = feature[i]
+        mean = weight[f] * per_weight + float32(EPSILON)
+        slopes[i] = value[i] * inverse[f] / mean
+        # log m − log(1 + q)
+        total += value[i] * log_of_sum(ZERO, mean * inverse[f]) + gamma[i]
+        slope -= weight[f] * slopes[i]
+    return total, slope
+
+
+@_compiled(*_EXACT)
+def _add_nonzeros(feature, value, digamma, slopes, weight, per_weight, inverse_theta, inverse, grad_log_theta):
+    """Add the derivatives of `_nonzeros` where they belong, once every `inverse` is read: a feature may come twice."""
+    for i in range(len(value)):
+        f = feature[i]
+        q = (weight[f] * per_weight + float32(EPSILON)) * inverse_theta[f]
+        grad_log_theta[f] += value[i] * q / (ONE + q) + digamma[i]
+        inverse[f] -= slopes[i]
+
+
+@_compiled(*_SUMS)
+def _gradients(loc, weight, inverse, factor, mean_slope, scale, grad_scale, grad_shift):
+    """Add the gradients of scale and shift, and write that of `loc` in its place."""
+    # in two loops, for which the compiler can check at run time that no array overlaps another
+    for i in range(len(loc)):
+        inverse[i] = factor * weight[i] * (inverse[i] - mean_slope)
+        grad_shift[i] += inverse[i]
+    for i in range(len(loc)):
+        grad_scale[i] += inverse[i] * loc[i]
+        loc[i] = inverse[i] * scale[i]
+
+
+@_compiled(cache=True)
+def _sweep(loc, library, batch, parameters, start, feature, value, run, likelihood, grad_library, gradients, derive):
+    """Do `sweep` for the cells of neighbouring runs, cells `run[i]` to `run[i + 1]` each."""
+    longest = 0
+    for cell in range(run[0], run[-1]):
+        longest = max(longest, start[cell + 1] - start[cell])
+    # arrays of their own, not parts of one: so the compiler knows that they do not overlap
+    gamma, digamma, slopes = np.empty(longest, float32), np.empty(longest, float32), np.empty(longest, float32)
+    weight, inverse = np.empty(loc.shape[2], float32), np.empty(loc.shape[2], float32)
+    for i in range(len(run) - 1):
+        own = parameters[batch[run[i]]]
+        scale, shift, theta, inverse_theta = own[0], own[1], own[2], own[3]
+        for cell in range(run[i], run[i + 1]):
+            f, x = feature[start[cell] : start[cell + 1]], value[start[cell] : start[cell + 1]]
+            _gammas(f, x, theta, gamma, digamma)
+            for p in range(len(loc)):
+                row, gradient = loc[p, cell], gradients[i, p]
+                total = _exponentials(row, scale, shift, _largest(row, scale, shift), weight)
+                per_weight = library[p, cell] / total
+                value_0, slope_0 = _zeros(weight, per_weight, theta, inverse_theta, inverse, gradient[2])
+                value_x, slope_x = _nonzeros(f, x, gamma, weight, per_weight, inverse, slopes)
+                likelihood[p, cell] = value_0 + value_x
+                if derive:
+                    _add_nonzeros(f, x, digamma, slopes, weight, per_weight, inverse_theta, inverse, gradient[2])
+                    mean_slope = (slope_0 + slope_x) / total
+                    grad_library[p, cell] = -mean_slope
+                    _gradients(row, weight, inverse, -per_weight, mean_slope, scale, gradient[0], gradient[1])
+
+
+def sweep(
+    loc: np.ndarray,
+    library: np.ndarray,
+    batch: np.ndarray,
+    parameters: np.ndarray,
+    start: np.ndarray,
+    feature: np.ndarray,
+    value: np.ndarray,
+    derive: bool,
+    n_threads: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Compute the log-likelihood of each pass and cell; if `derive`, write the gradient of `loc` in its place.
+
+    Parameters
+    ----------
+    loc
+        What the last layer's product gives, float32, shape (n_passes, n_cells, n_features).
+    library
+        Library size of each pass and cell, float32, shape (n_passes, n_cells).
+    batch
+        Batch of each cell, shape (n_cells,).
+    parameters
+        Scale, shift, θ and 1 / θ of each batch, float32, shape (n_batches, 4, n_features). The softmax reads
+        scale · loc + shift.
+    start, feature, value
+        The cells' non-zero counts as the three arrays of a compressed sparse row matrix; counts are float32.
+    n_threads
+        Threads that share the cells. The sums over cells depend on it by rounding.
+
+    Returns
+    -------
+    Log-likelihoods and the gradient of `library`, each of shape (n_passes, n_cells); the gradients of scale, shift and
+    log θ, summed over each run of neighbouring cells of one batch, shape (n_runs, n_passes, 3, n_features); and the
+    batch of each run, shape (n_runs,).
+    """
+    n_passes, n_cells, n_features = loc.shape
+    shares = np.linspace(0, n_cells, min(n_threads, n_cells) + 1).astype(np.int64)
+    run = np.unique(np.concatenate([shares, np.flatnonzero(np.diff(batch)) + 1]))
+    gradients = np.zeros((len(run) - 1, n_passes, 3, n_features), float32)
+    likelihood, grad_library = np.empty((2, n_passes, n_cells), float32)
+
+    def work(first: int, last: int) -> None:
+        arrays = (loc, library, batch, parameters, start, feature, value)
+        _sweep(*arrays, run[first : last + 1], likelihood, grad_library, gradients[first:last], derive)
+
+    ends = np.searchsorted(run, shares)
+    if len(ends) == 2:
+        work(*ends)
+    else:
+        with ThreadPoolExecutor(len(ends) - 1) as threads:
+            list(threads.map(work, ends[:-1], ends[1:]))
+    return likelihood, grad_library, gradients, batch[run[:-1]]
