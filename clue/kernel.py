@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numba import njit
-from numpy import float32, int32
+from numpy import float32, float64, int32
 
 EPSILON = 1e-7
 """Added to the mean, as the authors' code does, so that a mean of zero keeps a finite logarithm."""
@@ -141,7 +141,7 @@ def _gammas(feature, value, theta, gamma, digamma):
         if value[i] == ONE:
             gamma[i] = digamma[i] = ZERO
         else:
-            gamma[i], digamma[i] = gamma_difference(float(value[i]), float(theta[feature[i]]))
+            gamma[i], digamma[i] = gamma_difference(float64(value[i]), float64(theta[feature[i]]))
 
 
 # ---- passes over a row ---------------------------------------------------------------------------

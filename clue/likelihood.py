@@ -75,28 +75,30 @@ def sparse_counts(dense: torch.Tensor) -> SparseCounts:
 class _DecodedLikelihood(torch.autograd.Function):
     """Mean log-likelihood of each pass, without the constant log(count!).
 
-    With loc = hidden · weightᵀ, p = softmax(scale · (loc + offset) + bias), m = library · p + ε and q = m / θ,
+    With loc = hidden · weight, p = softmax(scale · loc + shift), m = library · p + ε and q = m / θ,
 
         ll = Σ_nonzero x (log m − log(1 + q)) + lgamma(x + θ) − lgamma(θ) − x log θ  −  Σ_features θ log(1 + q).
 
     Where θ is large, log(1 + q) is small and keeps its digits, unlike the difference of log θ and log(m + θ).
 
     The forward pass computes the gradients as well, so that nothing is computed twice. The gradient of `loc` takes the
-    place of `loc`, the only dense matrix that is kept; the backward pass has but two matrix products left.
+    place of `loc`, the only dense matrix that is kept; the backward pass has but two matrix products left. What depends
+    on the batch alone, the offset and the batch's rows of `weight`, is in shift = bias + scale · offset, not in the
+    products.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, offset, scale, bias, log_theta, library, batch, counts, dtype, derive):
-        kind, hidden, weight = hidden.dtype, hidden.to(dtype), weight.to(dtype)
-        loc = F.linear(hidden, weight)
+        of_hidden, of_batch = weight.split([hidden.shape[-1], len(scale)])
+        offset = of_batch + offset
+        factors = hidden.to(dtype), of_hidden.to(dtype)
+        loc = torch.matmul(*factors)
         parameters = (scale, torch.addcmul(bias, scale, offset), log_theta.exp())
-        compiled = loc.device.type == "cpu" and kind == torch.float32
-        values_and_gradients = _compiled if compiled else _operations
-        likelihood, grad_loc, grad_library, gradients, batches = values_and_gradients(
-            loc.to(kind), parameters, library, batch, counts, derive
-        )
-        ctx.save_for_backward(hidden, weight, grad_loc.to(dtype), offset, scale, grad_library, gradients, batches)
-        ctx.kind = kind
+        compiled = loc.device.type == "cpu" and hidden.dtype == torch.float32
+        compute = _compiled if compiled else _operations
+        found = compute(loc.to(hidden.dtype), parameters, library, batch, counts, derive)
+        likelihood, grad_loc, *gradients = found
+        ctx.save_for_backward(*factors, grad_loc.to(dtype), offset, scale, *gradients)
         return likelihood.mean(1)
 
     @staticmethod
@@ -104,24 +106,33 @@ class _DecodedLikelihood(torch.autograd.Function):
     def backward(ctx, grad):
         hidden, weight, grad_loc, offset, scale, grad_library, gradients, batches = ctx.saved_tensors
         grad = grad / grad_library.shape[1]
+        of_batches = scale.new_zeros(len(scale), 3 * scale.shape[1])
+        of_batches.index_add_(0, batches, torch.matmul(grad, gradients.flatten(2)))
+        grad_scale, grad_shift, grad_log_theta = of_batches.unflatten(1, (3, -1)).unbind(1)
+        grad_offset = grad_shift * scale
         per_pass = grad.view(-1, 1, 1)
         weighted = (hidden * per_pass).to(hidden.dtype)
-        # in the layout of `clue.nn.Decoder`'s weight
-        grad_weight = (weighted.flatten(0, 1).T @ grad_loc.flatten(0, 1)).T
-        grad_hidden = (grad_loc @ weight).to(ctx.kind) * per_pass
-        weighted = (gradients * per_pass).sum(1)
-        of_batches = scale.new_zeros(len(scale), *weighted.shape[1:]).index_add_(0, batches, weighted)
-        grad_scale, grad_shift, grad_log_theta = of_batches.unbind(1)
+        grad_weight = scale.new_empty(len(weight) + len(scale), weight.shape[1])
+        grad_weight[len(weight) :] = grad_offset
+        _product(weighted.flatten(0, 1).T, grad_loc.flatten(0, 1), grad_weight[: len(weight)])
         return (
-            grad_hidden,
-            grad_weight.to(ctx.kind),
-            (grad_shift * scale).sum(0),
+            torch.matmul(grad_loc, weight.T).to(scale.dtype) * per_pass,
+            grad_weight,
+            grad_offset.sum(0),
             torch.addcmul(grad_scale, grad_shift, offset),
             grad_shift,
             grad_log_theta,
             grad_library * grad.unsqueeze(1),
             *[None] * 4,
         )
+
+
+def _product(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
+    """Write x · y to `out`, which may have another type."""
+    if x.dtype == out.dtype:
+        torch.mm(x, y, out=out)
+    else:
+        out.copy_(x @ y)
 
 
 def _compiled(loc, parameters, library, batch, counts: SparseCounts, derive: bool) -> tuple[torch.Tensor, ...]:
@@ -255,7 +266,8 @@ def decoded_log_likelihood(
         Input of the decoder's last layer, shape (n_passes, n_cells, n_hidden); each pass decodes another
         latent code.
     weight, offset
-        The last layer, shapes (n_features, n_hidden) and (n_features,): ``loc = hidden @ weight.T + offset``.
+        The last layer, shapes (n_hidden + n_batches, n_features) and (n_features,): ``loc = x @ weight + offset``, where
+        x is `hidden` and behind it the batch, one-hot.
     scale, bias, log_theta
         Parameters of each batch, shape (n_batches, n_features): the softmax reads
         ``scale · loc + bias`` and ``exp(log_theta)`` is the inverse dispersion.

@@ -175,20 +175,20 @@ class Decoder(nn.Module):
                 )
             )
             width = n_hidden
-        self.loc = nn.Linear(width + n_batches, n_features)
-        # One hidden unit after the other in memory: processors compute its gradient almost twice as fast then.
-        self.loc.weight.data = self.loc.weight.data.T.contiguous().T
+        loc = nn.Linear(width + n_batches, n_features)
+        # Features lie side by side, unlike in a linear layer: its gradient takes a CPU almost half the time then.
+        self.weight = nn.Parameter(loc.weight.detach().T.contiguous())
+        self.offset = nn.Parameter(loc.bias.detach())
         self.scale = nn.Parameter(torch.zeros(n_batches, n_features))
         self.bias = nn.Parameter(torch.zeros(n_batches, n_features))
         self.log_theta = nn.Parameter(torch.zeros(n_batches, n_features))
 
     def hidden(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        """Return the input of the last layer, shape (n_cells, n_hidden + n_batches)."""
+        """Return the input of the last layer but for the batch, shape (n_cells, n_hidden)."""
         batch = one_hot(batch, self.n_batches, z)
-        x = torch.cat([z, batch], dim=1)
         for layer in self.layers:
-            x = torch.cat([layer(x), batch], dim=1)
-        return x
+            z = layer(torch.cat([z, batch], dim=1))
+        return z
 
     def log_likelihood(
         self,
@@ -208,8 +208,8 @@ class Decoder(nn.Module):
         """
         return decoded_log_likelihood(
             torch.stack([self.hidden(z, batch) for z in codes]),
-            self.loc.weight,
-            self.loc.bias,
+            self.weight,
+            self.offset,
             F.softplus(self.scale),
             self.bias,
             self.log_theta,
@@ -221,7 +221,8 @@ class Decoder(nn.Module):
 
     def expected(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Return the expected share of each feature in the library, shape (n_cells, n_features)."""
-        loc = self.loc(self.hidden(z, batch))
+        x = torch.cat([self.hidden(z, batch), one_hot(batch, self.n_batches, z)], dim=1)
+        loc = torch.addmm(self.offset, x, self.weight)
         return (F.softplus(self.scale)[batch] * loc + self.bias[batch]).softmax(dim=1)
 
 

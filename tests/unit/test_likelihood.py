@@ -24,7 +24,7 @@ def example(dtype: torch.dtype):
     batch = torch.randint(0, N_BATCHES - 1, (N_CELLS,), generator=generator)
     parameters = [
         normal(N_PASSES, N_CELLS, N_HIDDEN),
-        normal(N_FEATURES, N_HIDDEN) / N_HIDDEN**0.5,
+        normal(N_HIDDEN + N_BATCHES, N_FEATURES) / N_HIDDEN**0.5,
         normal(N_FEATURES),
         normal(N_BATCHES, N_FEATURES).abs(),
         normal(N_BATCHES, N_FEATURES),
@@ -36,7 +36,7 @@ def example(dtype: torch.dtype):
 
 
 def reference(dense, batch, hidden, weight, offset, scale, bias, log_theta, library):
-    loc = hidden @ weight.T + offset
+    loc = hidden @ weight[:N_HIDDEN] + weight[N_HIDDEN:][batch] + offset
     mean = (scale[batch] * loc + bias[batch]).softmax(-1) * library.unsqueeze(-1)
     logits = (mean + EPSILON).log() - log_theta[batch]
     of_entries = torch.distributions.NegativeBinomial(log_theta[batch].exp(), logits=logits).log_prob(dense)
@@ -106,7 +106,7 @@ def test_without_gradients_the_value_is_the_same():
 def test_gradcheck():
     dense, _, batch, parameters = example(torch.float64)
     hidden, weight, offset, scale, bias, log_theta, library = (p.detach() for p in parameters)
-    few = [hidden, weight[:6], offset[:6], scale[:, :6], bias[:, :6], log_theta[:, :6], library.clamp(min=1)]
+    few = [hidden, weight[:, :6], offset[:6], scale[:, :6], bias[:, :6], log_theta[:, :6], library.clamp(min=1)]
     counts = sparse_counts(dense[:, :6])
     inputs = [p.clone().requires_grad_() for p in few]
     assert torch.autograd.gradcheck(lambda *p: decoded_log_likelihood(*p, batch, counts), inputs, atol=1e-5)
