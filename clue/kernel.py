@@ -16,13 +16,14 @@ import numpy as np
 from numba import njit
 from numpy import float32, float64, int32
 
-EPSILON = 1e-7
+EPSILON = float32(1e-7)
 """Added to the mean, as the authors' code does, so that a mean of zero keeps a finite logarithm."""
+
+ZERO, HALF, ONE = float32(0), float32(0.5), float32(1)
 
 _EXACT = ("contract",)
 _SUMS = ("contract", "reassoc", "nsz")
-_LARGEST = ("contract", "nnan", "nsz")
-"""LLVM's fast-math flags: where the order of operations matters; for sums; for the largest number of a row."""
+"""LLVM's fast-math flags where the order of operations matters, and for sums."""
 
 
 def _compiled(*flags: str, cache: bool = False) -> Callable[[Callable], Callable]:
@@ -39,9 +40,31 @@ def _compiled(*flags: str, cache: bool = False) -> Callable[[Callable], Callable
     return decorate
 
 
+# ---- sparse products -----------------------------------------------------------------------------
+
+
+@_compiled(*_SUMS, cache=True)
+def rows_by_weight(start, feature, value, weight, product):
+    """Write the product of a compressed sparse row matrix and the transpose of `weight`, (n_outputs, n_features)."""
+    for cell in range(len(product)):
+        for k in range(len(weight)):
+            total = ZERO
+            for i in range(start[cell], start[cell + 1]):
+                total += value[i] * weight[k, feature[i]]
+            product[cell, k] = total
+
+
+@_compiled(*_EXACT, cache=True)
+def slopes_by_rows(start, feature, value, slope, product):
+    """Add the product of the transpose of `slope`, (n_cells, n_outputs), and a compressed sparse row matrix."""
+    for cell in range(len(slope)):
+        for k in range(len(product)):
+            for i in range(start[cell], start[cell + 1]):
+                product[k, feature[i]] += slope[cell, k] * value[i]
+
+
 # ---- exponential and logarithm -------------------------------------------------------------------
 
-ZERO, HALF, ONE = float32(0), float32(0.5), float32(1)
 LOG2_E = float32(1 / math.log(2))
 LN2 = float32(0.693359375)
 LN2_REST = float32(math.log(2) - 0.693359375)
@@ -135,46 +158,56 @@ def gamma_difference(x, theta):
 
 
 @_compiled()
-def _gammas(feature, value, theta, gamma, digamma):
-    """Write `gamma_difference` of a cell's counts."""
+def _at_counts(feature, value, theta, gamma, digamma, theta_x):
+    """Write `gamma_difference` of a cell's counts, and θ at their features; both are the same in every pass."""
     for i in range(len(value)):
+        theta_x[i] = theta[feature[i]]
         if value[i] == ONE:
             gamma[i] = digamma[i] = ZERO
         else:
-            gamma[i], digamma[i] = gamma_difference(float64(value[i]), float64(theta[feature[i]]))
+            gamma[i], digamma[i] = gamma_difference(float64(value[i]), float64(theta_x[i]))
 
 
 # ---- passes over a row ---------------------------------------------------------------------------
 
 
-@_compiled(*_LARGEST)
-def _largest(loc, scale, shift):
-    largest = float32(-np.inf)
+@_compiled(*_EXACT)
+def _in_order(bits):
+    """Return the bits of a number as an integer that is larger for larger numbers, or such an integer's bits again."""
+    return int32(bits ^ ((bits >> 31) & 0x7FFFFFFF))
+
+
+@_compiled(*_EXACT)
+def _logits(loc, scale, shift, logit):
+    """Write scale · loc + shift; return the largest."""
+    # Integers, since the compiler makes no vector instructions of the largest of floating-point numbers.
+    largest = int32(-(2**31))
     for i in range(len(loc)):
-        largest = max(largest, loc[i] * scale[i] + shift[i])
-    return largest
+        logit[i] = loc[i] * scale[i] + shift[i]
+        position = _in_order(float32(logit[i]).view(int32))
+        largest = position if position > largest else largest
+    return int32(_in_order(largest)).view(float32)
 
 
 @_compiled(*_SUMS)
-def _exponentials(loc, scale, shift, largest, weight):
-    """Write exp(scale · loc + shift − largest), the softmax but for its divisor; return their sum."""
+def _exponentials(logit, largest):
+    """Replace logits by exp(logit − largest), the softmax but for its divisor; return their sum, the divisor."""
     total = ZERO
-    for i in range(len(loc)):
-        weight[i] = exp(loc[i] * scale[i] + shift[i] - largest)
-        total += weight[i]
+    for i in range(len(logit)):
+        logit[i] = exp(logit[i] - largest)
+        total += logit[i]
     return total
 
 
 @_compiled(*_SUMS)
 def _zeros(weight, per_weight, theta, inverse_theta, inverse, grad_log_theta):
-    """What the features add to the log-likelihood as if all counts were zero, and to its gradient by log θ.
+    """Add up the log-likelihood as if all counts were zero, −Σ θ log(1 + q), and add its derivatives by log θ.
 
-    Write 1 / (1 + q) to `inverse`. Return the sum, and Σ weight / (1 + q), the slope of the library size but for a
-    factor.
+    Write 1 / (1 + q) to `inverse`. Return the sum, and Σ weight / (1 + q), which `_sweep` needs for the softmax.
     """
     value = slope = ZERO
     for i in range(len(weight)):
-        q = (weight[i] * per_weight + float32(EPSILON)) * inverse_theta[i]
+        q = (weight[i] * per_weight + EPSILON) * inverse_theta[i]
         inverse[i] = ONE / (ONE + q)
         log1p_q = log_of_sum(ONE, q)
         value -= theta[i] * log1p_q
@@ -185,27 +218,33 @@ def _zeros(weight, per_weight, theta, inverse_theta, inverse, grad_log_theta):
 
 
 @_compiled(*_SUMS)
-def _nonzeros(feature, value, gamma, weight, per_weight, inverse, slopes):
-    """What the non-zero counts add to the two sums of `_zeros`; write to `slopes` what they take from `inverse`."""
+def _nonzeros(feature, value, gamma, digamma, theta_x, weight, per_weight, slope_x, grad_x):
+    """Add up what the non-zero counts add to the two sums of `_zeros`.
+
+    Write to `slope_x` what each takes from `inverse`, and to `grad_x` its derivative by log θ.
+    """
     total = slope = ZERO
     for i in range(len(value)):
-        f = feature[i]
-        mean = weight[f] * per_weight + float32(EPSILON)
-        slopes[i] = value[i] * inverse[f] / mean
+        slope_x[i] = weight[feature[i]]
+    # no look-ups from here on, so that these are vector instructions too
+    for i in range(len(value)):
+        mean = slope_x[i] * per_weight + EPSILON
+        both = ONE / (theta_x[i] + mean)
+        grad_x[i] = value[i] * mean * both + digamma[i]
         # log m − log(1 + q)
-        total += value[i] * log_of_sum(ZERO, mean * inverse[f]) + gamma[i]
-        slope -= weight[f] * slopes[i]
+        total += value[i] * log_of_sum(ZERO, mean * theta_x[i] * both) + gamma[i]
+        ratio = value[i] * theta_x[i] * both / mean
+        slope -= slope_x[i] * ratio
+        slope_x[i] = ratio
     return total, slope
 
 
 @_compiled(*_EXACT)
-def _add_nonzeros(feature, value, digamma, slopes, weight, per_weight, inverse_theta, inverse, grad_log_theta):
-    """Add the derivatives of `_nonzeros` where they belong, once every `inverse` is read: a feature may come twice."""
-    for i in range(len(value)):
-        f = feature[i]
-        q = (weight[f] * per_weight + float32(EPSILON)) * inverse_theta[f]
-        grad_log_theta[f] += value[i] * q / (ONE + q) + digamma[i]
-        inverse[f] -= slopes[i]
+def _add_nonzeros(feature, slope_x, grad_x, inverse, grad_log_theta):
+    """Add the derivatives of `_nonzeros` where they belong; a feature may come twice."""
+    for i in range(len(feature)):
+        inverse[feature[i]] -= slope_x[i]
+        grad_log_theta[feature[i]] += grad_x[i]
 
 
 @_compiled(*_SUMS)
@@ -223,28 +262,29 @@ def _gradients(loc, weight, inverse, factor, mean_slope, scale, grad_scale, grad
 @_compiled(cache=True)
 def _sweep(loc, library, batch, parameters, start, feature, value, run, likelihood, grad_library, gradients, derive):
     """Do `sweep` for the cells of neighbouring runs, cells `run[i]` to `run[i + 1]` each."""
-    longest = 0
+    n = 0
     for cell in range(run[0], run[-1]):
-        longest = max(longest, start[cell + 1] - start[cell])
+        n = max(n, start[cell + 1] - start[cell])
     # arrays of their own, not parts of one: so the compiler knows that they do not overlap
-    gamma, digamma, slopes = np.empty(longest, float32), np.empty(longest, float32), np.empty(longest, float32)
+    gamma, digamma, theta_x = np.empty(n, float32), np.empty(n, float32), np.empty(n, float32)
+    slope_x, grad_x = np.empty(n, float32), np.empty(n, float32)
     weight, inverse = np.empty(loc.shape[2], float32), np.empty(loc.shape[2], float32)
     for i in range(len(run) - 1):
         own = parameters[batch[run[i]]]
         scale, shift, theta, inverse_theta = own[0], own[1], own[2], own[3]
         for cell in range(run[i], run[i + 1]):
             f, x = feature[start[cell] : start[cell + 1]], value[start[cell] : start[cell + 1]]
-            _gammas(f, x, theta, gamma, digamma)
+            _at_counts(f, x, theta, gamma, digamma, theta_x)
             for p in range(len(loc)):
                 row, gradient = loc[p, cell], gradients[i, p]
-                total = _exponentials(row, scale, shift, _largest(row, scale, shift), weight)
+                total = _exponentials(weight, _logits(row, scale, shift, weight))
                 per_weight = library[p, cell] / total
                 value_0, slope_0 = _zeros(weight, per_weight, theta, inverse_theta, inverse, gradient[2])
-                value_x, slope_x = _nonzeros(f, x, gamma, weight, per_weight, inverse, slopes)
+                value_x, sum_x = _nonzeros(f, x, gamma, digamma, theta_x, weight, per_weight, slope_x, grad_x)
                 likelihood[p, cell] = value_0 + value_x
                 if derive:
-                    _add_nonzeros(f, x, digamma, slopes, weight, per_weight, inverse_theta, inverse, gradient[2])
-                    mean_slope = (slope_0 + slope_x) / total
+                    _add_nonzeros(f, slope_x, grad_x, inverse, gradient[2])
+                    mean_slope = (slope_0 + sum_x) / total
                     grad_library[p, cell] = -mean_slope
                     _gradients(row, weight, inverse, -per_weight, mean_slope, scale, gradient[0], gradient[1])
 

@@ -8,6 +8,7 @@ the dense (cells × features) passes are few: for a CPU in `clue.kernel`, for a 
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
@@ -49,6 +50,11 @@ class SparseCounts:
     def flat(self) -> torch.Tensor:
         """Return the position of each count in the flattened (cells × features) matrix."""
         return self.cell * self.n_features + self.feature
+
+    def compressed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the three arrays of a compressed sparse row matrix: where each cell starts, features and values."""
+        start = torch.searchsorted(self.cell, torch.arange(len(self.total) + 1))
+        return start.numpy(), self.feature.numpy(), self.value.numpy()
 
     def dense(self) -> torch.Tensor:
         """Return the (cells × features) matrix."""
@@ -142,9 +148,8 @@ def _compiled(loc, parameters, library, batch, counts: SparseCounts, derive: boo
 
     scale, shift, theta = parameters
     own = torch.stack([scale, shift, theta, theta.reciprocal()], 1)
-    start = torch.searchsorted(counts.cell, torch.arange(len(batch) + 1))
-    arrays = [t.detach().contiguous().numpy() for t in (loc, library, batch, own, start, counts.feature, counts.value)]
-    found = sweep(*arrays, derive, torch.get_num_threads())
+    arrays = [t.detach().contiguous().numpy() for t in (loc, library, batch, own)]
+    found = sweep(*arrays, *counts.compressed(), derive, torch.get_num_threads())
     likelihood, grad_library, gradients, batches = map(torch.from_numpy, found)
     return likelihood, loc, grad_library, gradients, batches
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
+from clue import kernel
 from clue.likelihood import EPSILON, SparseCounts, decoded_log_likelihood
 
 
@@ -116,6 +118,24 @@ class ModalityEncoder(nn.Module):
         return torch.cat([encoder.hidden(x) for encoder in self.subspaces], dim=1)
 
 
+class _SparseProduct(torch.autograd.Function):
+    """The product of sparse counts and the transpose of a weight, (n_outputs, n_features), on a CPU."""
+
+    @staticmethod
+    def forward(ctx, weight, counts: SparseCounts):
+        ctx.counts, ctx.shape = counts.compressed(), weight.shape
+        product = weight.new_empty(len(counts.total), len(weight))
+        kernel.rows_by_weight(*ctx.counts, weight.detach().numpy(), product.numpy())
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        grad = slope.new_zeros(ctx.shape)
+        kernel.slopes_by_rows(*ctx.counts, slope.contiguous().numpy(), grad.numpy())
+        return grad, None
+
+
 class LearnedLibrary(nn.Module):
     """Library size as the authors' code has it: one non-negative linear read-out of the counts per subspace."""
 
@@ -127,9 +147,7 @@ class LearnedLibrary(nn.Module):
         """Return library sizes, shape (n_cells, n_modalities)."""
         if counts.value.is_cuda:
             return F.relu(self.linear(counts.dense()))
-        contributions = self.linear.weight.T[counts.feature] * counts.value.unsqueeze(1)
-        zeros = contributions.new_zeros(counts.shape[0], contributions.shape[1])
-        return F.relu(zeros.index_add(0, counts.cell, contributions) + self.linear.bias)
+        return F.relu(_SparseProduct.apply(self.linear.weight, counts) + self.linear.bias)
 
 
 class ObservedLibrary(nn.Module):
