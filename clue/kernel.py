@@ -1,7 +1,7 @@
 """The likelihood of decoded counts and its derivatives in single precision, compiled for the processor.
 
 A decoded row (one pass, one cell) of 30,000 features takes 120 kB. Operations on whole tensors make some 25 passes over
-such rows. Here there are five, each over one row while it is in the processor's cache, and `exp` and `log` are short
+such rows. Here there are four, each over one row while it is in the processor's cache, and `exp` and `log` are short
 polynomials that the compiler turns into vector instructions. `clue.likelihood` has the formulas and their notation, and
 the same computation for GPUs and for double precision.
 
@@ -16,7 +16,7 @@ import numpy as np
 from numba import njit
 from numpy import float32, float64, int32
 
-EPSILON = float32(1e-7)
+EPSILON = 1e-7
 """Added to the mean, as the authors' code does, so that a mean of zero keeps a finite logarithm."""
 
 ZERO, HALF, ONE = float32(0), float32(0.5), float32(1)
@@ -207,7 +207,7 @@ def _zeros(weight, per_weight, theta, inverse_theta, inverse, grad_log_theta):
     """
     value = slope = ZERO
     for i in range(len(weight)):
-        q = (weight[i] * per_weight + EPSILON) * inverse_theta[i]
+        q = (weight[i] * per_weight + float32(EPSILON)) * inverse_theta[i]
         inverse[i] = ONE / (ONE + q)
         log1p_q = log_of_sum(ONE, q)
         value -= theta[i] * log1p_q
@@ -228,7 +228,7 @@ def _nonzeros(feature, value, gamma, digamma, theta_x, weight, per_weight, slope
         slope_x[i] = weight[feature[i]]
     # no look-ups from here on, so that these are vector instructions too
     for i in range(len(value)):
-        mean = slope_x[i] * per_weight + EPSILON
+        mean = slope_x[i] * per_weight + float32(EPSILON)
         both = ONE / (theta_x[i] + mean)
         grad_x[i] = value[i] * mean * both + digamma[i]
         # log m − log(1 + q)
@@ -260,7 +260,9 @@ def _gradients(loc, weight, inverse, factor, mean_slope, scale, grad_scale, grad
 
 
 @_compiled(cache=True)
-def _sweep(loc, library, batch, parameters, start, feature, value, run, likelihood, grad_library, gradients, derive):
+def _sweep(
+    loc, library, batch, parameters, start, feature, value, run, likelihood, grad_library, gradients, differentiate
+):
     """Do `sweep` for the cells of neighbouring runs, cells `run[i]` to `run[i + 1]` each."""
     n = 0
     for cell in range(run[0], run[-1]):
@@ -282,7 +284,7 @@ def _sweep(loc, library, batch, parameters, start, feature, value, run, likeliho
                 value_0, slope_0 = _zeros(weight, per_weight, theta, inverse_theta, inverse, gradient[2])
                 value_x, sum_x = _nonzeros(f, x, gamma, digamma, theta_x, weight, per_weight, slope_x, grad_x)
                 likelihood[p, cell] = value_0 + value_x
-                if derive:
+                if differentiate:
                     _add_nonzeros(f, slope_x, grad_x, inverse, gradient[2])
                     mean_slope = (slope_0 + sum_x) / total
                     grad_library[p, cell] = -mean_slope
@@ -297,10 +299,10 @@ def sweep(
     start: np.ndarray,
     feature: np.ndarray,
     value: np.ndarray,
-    derive: bool,
+    differentiate: bool,
     n_threads: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Compute the log-likelihood of each pass and cell; if `derive`, write the gradient of `loc` in its place.
+    """Compute the log-likelihood of each pass and cell and its gradients, that of `loc` in its place.
 
     Parameters
     ----------
@@ -315,8 +317,10 @@ def sweep(
         scale · loc + shift.
     start, feature, value
         The cells' non-zero counts as the three arrays of a compressed sparse row matrix; counts are float32.
+    differentiate
+        Whether gradients are wanted; without, they mean nothing and `loc` keeps its values.
     n_threads
-        Threads that share the cells. The sums over cells depend on it by rounding.
+        Threads that share the cells; sums over cells depend on it by rounding.
 
     Returns
     -------
@@ -328,11 +332,11 @@ def sweep(
     shares = np.linspace(0, n_cells, min(n_threads, n_cells) + 1).astype(np.int64)
     run = np.unique(np.concatenate([shares, np.flatnonzero(np.diff(batch)) + 1]))
     gradients = np.zeros((len(run) - 1, n_passes, 3, n_features), float32)
-    likelihood, grad_library = np.empty((2, n_passes, n_cells), float32)
+    likelihood, grad_library = np.zeros((2, n_passes, n_cells), float32)
 
     def work(first: int, last: int) -> None:
         arrays = (loc, library, batch, parameters, start, feature, value)
-        _sweep(*arrays, run[first : last + 1], likelihood, grad_library, gradients[first:last], derive)
+        _sweep(*arrays, run[first : last + 1], likelihood, grad_library, gradients[first:last], differentiate)
 
     ends = np.searchsorted(run, shares)
     if len(ends) == 2:

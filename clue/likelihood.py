@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-EPSILON = 1e-7
-"""Added to the mean, as the authors' code does, so that a mean of zero keeps a finite logarithm."""
+from clue.kernel import EPSILON, sweep
 
 
 @dataclass
@@ -54,7 +53,7 @@ class SparseCounts:
     def compressed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return the three arrays of a compressed sparse row matrix: where each cell starts, features and values."""
         start = torch.searchsorted(self.cell, torch.arange(len(self.total) + 1))
-        return start.numpy(), self.feature.numpy(), self.value.numpy()
+        return start.numpy(), self.feature.contiguous().numpy(), self.value.numpy()
 
     def dense(self) -> torch.Tensor:
         """Return the (cells × features) matrix."""
@@ -94,16 +93,17 @@ class _DecodedLikelihood(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, offset, scale, bias, log_theta, library, batch, counts, dtype, derive):
+    def forward(ctx, hidden, weight, offset, scale, bias, log_theta, library, batch, counts, dtype, differentiate):
         of_hidden, of_batch = weight.split([hidden.shape[-1], len(scale)])
         offset = of_batch + offset
         factors = hidden.to(dtype), of_hidden.to(dtype)
         loc = torch.matmul(*factors)
         parameters = (scale, torch.addcmul(bias, scale, offset), log_theta.exp())
-        compiled = loc.device.type == "cpu" and hidden.dtype == torch.float32
-        compute = _compiled if compiled else _operations
-        found = compute(loc.to(hidden.dtype), parameters, library, batch, counts, derive)
-        likelihood, grad_loc, *gradients = found
+        on_cpu = loc.device.type == "cpu" and hidden.dtype == torch.float32
+        compute = _row_by_row if on_cpu else _all_at_once
+        likelihood, grad_loc, *gradients = compute(
+            loc.to(hidden.dtype), parameters, library, batch, counts, differentiate
+        )
         ctx.save_for_backward(*factors, grad_loc.to(dtype), offset, scale, *gradients)
         return likelihood.mean(1)
 
@@ -141,20 +141,17 @@ def _product(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(x @ y)
 
 
-def _compiled(loc, parameters, library, batch, counts: SparseCounts, derive: bool) -> tuple[torch.Tensor, ...]:
-    """Do what `_operations` does with `clue.kernel`; where neighbouring cells are of one batch, sum over them."""
-    # only here: a GPU does not need the compiler, which takes a third of a second to import
-    from clue.kernel import sweep
-
+def _row_by_row(loc, parameters, library, batch, counts: SparseCounts, differentiate: bool) -> tuple[torch.Tensor, ...]:
+    """Do what `_all_at_once` does, with the compiled functions of `clue.kernel`."""
     scale, shift, theta = parameters
     own = torch.stack([scale, shift, theta, theta.reciprocal()], 1)
     arrays = [t.detach().contiguous().numpy() for t in (loc, library, batch, own)]
-    found = sweep(*arrays, *counts.compressed(), derive, torch.get_num_threads())
+    found = sweep(*arrays, *counts.compressed(), differentiate, torch.get_num_threads())
     likelihood, grad_library, gradients, batches = map(torch.from_numpy, found)
     return likelihood, loc, grad_library, gradients, batches
 
 
-def _operations(loc, parameters, library, batch, counts: SparseCounts, derive: bool) -> tuple[torch.Tensor, ...]:
+def _all_at_once(loc, parameters, library, batch, counts: SparseCounts, differentiate: bool) -> tuple[torch.Tensor, ...]:
     """Compute the likelihood and its derivatives with whole-tensor operations, on a GPU or in double precision.
 
     Parameters
@@ -163,7 +160,7 @@ def _operations(loc, parameters, library, batch, counts: SparseCounts, derive: b
         Shape (n_passes, n_cells, n_features).
     parameters
         Scale, shift and θ, each of shape (n_batches, n_features). The softmax reads scale · loc + shift.
-    derive
+    differentiate
         Whether gradients are wanted; they are zeros otherwise.
 
     Returns
@@ -174,7 +171,7 @@ def _operations(loc, parameters, library, batch, counts: SparseCounts, derive: b
     rows = _Rows(loc, parameters, library, batch, counts)
     likelihood = rows.log_likelihood()
     n_batches, n_features = parameters[0].shape
-    if derive:
+    if differentiate:
         grad_loc, grad_library, gradients = rows.differentiate()
     else:
         grad_loc, grad_library = loc, torch.zeros_like(library)

@@ -55,7 +55,7 @@ def threads():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
 def test_value_and_gradients(dtype, tolerance, way, monkeypatch, threads):
     if way == "whole tensors":
-        monkeypatch.setattr(likelihood, "_compiled", likelihood._operations)
+        monkeypatch.setattr(likelihood, "_row_by_row", likelihood._all_at_once)
     else:
         threads(way)
     dense, counts, batch, parameters = example(dtype)
@@ -85,6 +85,34 @@ def test_float32_keeps_its_digits_whatever_the_dispersion(log_theta):
         torch.autograd.grad(found.sum(), parameters), torch.autograd.grad(expected.sum(), exact), strict=True
     ):
         assert (ours - theirs).norm() <= 2e-5 * theirs.norm()
+
+
+def test_a_feature_given_twice_counts_twice():
+    """Padding for a GPU is one feature or another with a count of zero."""
+    dense, counts, batch, parameters = example(torch.float32)
+    again = sparse_counts(dense)
+    entry = torch.arange(len(again.cell)).repeat_interleave(2)
+    again.cell, again.feature, again.value = again.cell[entry], again.feature[entry], again.value[entry]
+    again.value[1::2] = 0
+    found, expected = (decoded_log_likelihood(*parameters, batch, c) for c in (again, counts))
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.sum(), parameters), torch.autograd.grad(expected.sum(), parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", range(7))
+def test_what_is_not_finite_shows(which, broken):
+    """Training stops where the loss is not a number: no parameter may hide it."""
+    _, counts, batch, parameters = example(torch.float32)
+    with torch.no_grad():
+        parameters[which].view(-1)[0] = broken
+        # of a batch that has cells
+        assert batch.eq(0).any()
+        value = decoded_log_likelihood(*parameters, batch, counts)
+    assert not value[0].isfinite()
 
 
 def test_every_cell_alone():
