@@ -11,6 +11,7 @@ The compiler may reorder sums, but it may not assume that numbers are finite: a 
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -28,7 +29,7 @@ _SUMS = ("contract", "reassoc", "nsz")
 
 def _compiled(*flags: str, cache: bool = False) -> Callable[[Callable], Callable]:
     """Return a decorator that compiles a function at its first call; with `cache` the result is kept on disk."""
-    options = {"fastmath": set(flags), "error_model": "numpy", "nogil": True}
+    options: dict[str, Any] = {"fastmath": set(flags), "error_model": "numpy", "nogil": True}
 
     def decorate(function: Callable) -> Callable:
         try:
@@ -299,6 +300,7 @@ def sweep(
     start: np.ndarray,
     feature: np.ndarray,
     value: np.ndarray,
+    *,
     differentiate: bool,
     n_threads: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

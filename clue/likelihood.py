@@ -141,17 +141,17 @@ def _product(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
         out.copy_(x @ y)
 
 
-def _row_by_row(loc, parameters, library, batch, counts: SparseCounts, differentiate: bool) -> tuple[torch.Tensor, ...]:
+def _row_by_row(loc, parameters, library, batch, counts, differentiate: bool) -> tuple[torch.Tensor, ...]:
     """Do what `_all_at_once` does, with the compiled functions of `clue.kernel`."""
     scale, shift, theta = parameters
     own = torch.stack([scale, shift, theta, theta.reciprocal()], 1)
-    arrays = [t.detach().contiguous().numpy() for t in (loc, library, batch, own)]
-    found = sweep(*arrays, *counts.compressed(), differentiate, torch.get_num_threads())
+    arrays = [t.detach().contiguous().numpy() for t in (loc, library, batch, own)] + list(counts.compressed())
+    found = sweep(*arrays, differentiate=differentiate, n_threads=torch.get_num_threads())
     likelihood, grad_library, gradients, batches = map(torch.from_numpy, found)
     return likelihood, loc, grad_library, gradients, batches
 
 
-def _all_at_once(loc, parameters, library, batch, counts: SparseCounts, differentiate: bool) -> tuple[torch.Tensor, ...]:
+def _all_at_once(loc, parameters, library, batch, counts, differentiate: bool) -> tuple[torch.Tensor, ...]:
     """Compute the likelihood and its derivatives with whole-tensor operations, on a GPU or in double precision.
 
     Parameters
@@ -268,8 +268,8 @@ def decoded_log_likelihood(
         Input of the decoder's last layer, shape (n_passes, n_cells, n_hidden); each pass decodes another
         latent code.
     weight, offset
-        The last layer, shapes (n_hidden + n_batches, n_features) and (n_features,): ``loc = x @ weight + offset``, where
-        x is `hidden` and behind it the batch, one-hot.
+        The last layer, shapes (n_hidden + n_batches, n_features) and (n_features,): ``loc = x @ weight + offset``,
+        where x is `hidden` and behind it the batch, one-hot.
     scale, bias, log_theta
         Parameters of each batch, shape (n_batches, n_features): the softmax reads
         ``scale · loc + bias`` and ``exp(log_theta)`` is the inverse dispersion.
