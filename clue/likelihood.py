@@ -146,9 +146,8 @@ def _row_by_row(loc, parameters, library, batch, counts, differentiate: bool) ->
     scale, shift, theta = parameters
     own = torch.stack([scale, shift, theta, theta.reciprocal()], 1)
     arrays = [t.detach().contiguous().numpy() for t in (loc, library, batch, own)] + list(counts.compressed())
-    found = sweep(*arrays, differentiate=differentiate, n_threads=torch.get_num_threads())
-    likelihood, grad_library, gradients, batches = map(torch.from_numpy, found)
-    return likelihood, loc, grad_library, gradients, batches
+    likelihood, *gradients = sweep(*arrays, differentiate=differentiate, n_threads=torch.get_num_threads())
+    return likelihood, loc, *gradients
 
 
 def _all_at_once(loc, parameters, library, batch, counts, differentiate: bool) -> tuple[torch.Tensor, ...]:
