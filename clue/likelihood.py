@@ -2,19 +2,18 @@
 
 Most counts of a single-cell matrix are zero, and a zero needs neither `lgamma` nor its
 derivative: only the non-zero counts pay for them. Value and gradients are written by hand so that
-the dense (cells × features) passes are few; `tests/unit/test_likelihood.py` compares both with
-`torch.distributions` in float64.
+the dense (cells × features) passes are few: for a CPU in `clue.kernel`, for a GPU and in double precision here.
+`tests/unit/test_likelihood.py` compares both with `torch.distributions` in float64.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-EPSILON = 1e-7
-"""Added to the mean, as the authors' code does, so that a mean of zero keeps a finite logarithm."""
+from clue.kernel import EPSILON, sweep
 
 
 @dataclass
@@ -51,6 +50,11 @@ class SparseCounts:
         """Return the position of each count in the flattened (cells × features) matrix."""
         return self.cell * self.n_features + self.feature
 
+    def compressed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the three arrays of a compressed sparse row matrix: where each cell starts, features and values."""
+        start = torch.searchsorted(self.cell, torch.arange(len(self.total) + 1))
+        return start.numpy(), self.feature.contiguous().numpy(), self.value.numpy()
+
     def dense(self) -> torch.Tensor:
         """Return the (cells × features) matrix."""
         dense = self.value.new_zeros(self.shape)
@@ -73,194 +77,174 @@ def sparse_counts(dense: torch.Tensor) -> SparseCounts:
     return SparseCounts(cell, feature, dense[cell, feature], dense.sum(1), log_factorial, dense.shape[1])
 
 
-BLOCK_ENTRIES = 2**17
-"""Entries of the dense (passes × cells × features) matrices that a CPU works on at a time: half a megabyte each."""
-
-
 class _DecodedLikelihood(torch.autograd.Function):
     """Mean log-likelihood of each pass, without the constant log(count!).
 
-    With loc = hidden · weightᵀ + offset, p = softmax(scale · loc + bias), m = library · p + ε and q = m / θ,
+    With loc = hidden · weight, p = softmax(scale · loc + shift), m = library · p + ε and q = m / θ,
 
         ll = Σ_nonzero x (log m − log(1 + q)) + lgamma(x + θ) − lgamma(θ) − x log θ  −  Σ_features θ log(1 + q).
 
     Where θ is large, log(1 + q) is small and keeps its digits, unlike the difference of log θ and log(m + θ).
 
     The forward pass computes the gradients as well, so that nothing is computed twice. The gradient of `loc` takes the
-    place of `loc`, the only dense matrix that is kept; the backward pass has but two matrix products left. A CPU works
-    on a few cells of one batch at a time, so that the dense rows stay in its cache. A GPU, where each operation costs
-    a launch, works on all cells at once.
+    place of `loc`, the only dense matrix that is kept; the backward pass has but two matrix products left. What depends
+    on the batch alone, the offset and the batch's rows of `weight`, is in shift = bias + scale · offset, not in the
+    products.
     """
 
     @staticmethod
     def forward(ctx, hidden, weight, offset, scale, bias, log_theta, library, batch, counts, dtype, differentiate):
-        kind, hidden, weight = hidden.dtype, hidden.to(dtype), weight.to(dtype)
-        loc = F.linear(hidden, weight, offset.to(dtype))
-        n_passes, n_cells, n_features = loc.shape
-        theta = log_theta.exp()
-        likelihood = scale.new_zeros(n_passes)
-        gradients = [scale.new_zeros(n_passes, *scale.shape) for _ in range(3)] if differentiate else []
-        grad_library = torch.zeros_like(library)
-        theta_x = theta.view(-1).index_select(0, batch.index_select(0, counts.cell) * n_features + counts.feature)
-        gamma_x, digamma_x = _gamma_differences(counts.value, theta_x, differentiate)
-        for batches, cells, entries in _blocks(batch, counts, n_passes, len(scale)):
-            labels = batch[cells] - batches.start
-            parameters = [p[batches] for p in (scale, bias, theta)]
-            block = _Block(loc[:, cells].to(kind), parameters, labels, library[:, cells], counts, cells, entries)
-            likelihood += block.log_likelihood(gamma_x[entries]).sum(1)
-            if differentiate:
-                into = [gradient[:, batches] for gradient in gradients]
-                loc[:, cells], grad_library[:, cells] = block.differentiate(digamma_x[entries], *into)
-        ctx.save_for_backward(hidden, weight, loc, scale, *gradients, grad_library)
-        ctx.kind = kind
-        return likelihood / n_cells
+        of_hidden, of_batch = weight.split([hidden.shape[-1], len(scale)])
+        offset = of_batch + offset
+        factors = hidden.to(dtype), of_hidden.to(dtype)
+        loc = torch.matmul(*factors)
+        parameters = (scale, torch.addcmul(bias, scale, offset), log_theta.exp())
+        on_cpu = loc.device.type == "cpu" and hidden.dtype == torch.float32
+        compute = _row_by_row if on_cpu else _all_at_once
+        likelihood, grad_loc, *gradients = compute(
+            loc.to(hidden.dtype), parameters, library, batch, counts, differentiate
+        )
+        ctx.save_for_backward(*factors, grad_loc.to(dtype), offset, scale, *gradients)
+        return likelihood.mean(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        hidden, weight, grad_loc, scale, grad_scale, grad_bias, grad_log_theta, grad_library = ctx.saved_tensors
+        hidden, weight, grad_loc, offset, scale, grad_library, gradients, batches = ctx.saved_tensors
         grad = grad / grad_library.shape[1]
+        of_batches = scale.new_zeros(len(scale), 3 * scale.shape[1])
+        of_batches.index_add_(0, batches, torch.matmul(grad, gradients.flatten(2)))
+        grad_scale, grad_shift, grad_log_theta = of_batches.unflatten(1, (3, -1)).unbind(1)
+        grad_offset = grad_shift * scale
         per_pass = grad.view(-1, 1, 1)
         weighted = (hidden * per_pass).to(hidden.dtype)
-        grad_weight = grad_loc.flatten(0, 1).T @ weighted.flatten(0, 1)
-        grad_hidden = (grad_loc @ weight).to(ctx.kind) * per_pass
-        grad_scale, grad_bias, grad_log_theta = ((g * per_pass).sum(0) for g in (grad_scale, grad_bias, grad_log_theta))
-        # the offset is added to loc, which the softmax reads times the batch's scale
-        grad_offset = (grad_bias * scale).sum(0)
+        grad_weight = scale.new_empty(len(weight) + len(scale), weight.shape[1])
+        grad_weight[len(weight) :] = grad_offset
+        _product(weighted.flatten(0, 1).T, grad_loc.flatten(0, 1), grad_weight[: len(weight)])
         return (
-            grad_hidden,
-            grad_weight.to(ctx.kind),
-            grad_offset,
-            grad_scale,
-            grad_bias,
+            torch.matmul(grad_loc, weight.T).to(scale.dtype) * per_pass,
+            grad_weight,
+            grad_offset.sum(0),
+            torch.addcmul(grad_scale, grad_shift, offset),
+            grad_shift,
             grad_log_theta,
             grad_library * grad.unsqueeze(1),
             *[None] * 4,
         )
 
 
-LARGE_THETA = 10.0
-"""Inverse dispersion above which differences of `lgamma` and `digamma` need float64."""
+def _product(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
+    """Write x · y to `out`, which may have another type."""
+    if x.dtype == out.dtype:
+        torch.mm(x, y, out=out)
+    else:
+        out.copy_(x @ y)
 
 
-def _gamma_differences(x: torch.Tensor, theta: torch.Tensor, derivative: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return lgamma(x + θ) − lgamma(θ) − x log θ, and θ times its derivative by θ.
-
-    Both are 0 for a count of 1, the most frequent.
-    """
-    if x.is_cuda:
-        # float64 for all: choosing entries would wait for the GPU
-        n, r = x.double(), theta.double()
-        value = torch.lgamma(n + r) - torch.lgamma(r) - n * r.log()
-        slope = r * (torch.digamma(n + r) - torch.digamma(r)) - n if derivative else torch.zeros_like(r)
-        return value.to(theta.dtype), slope.to(theta.dtype)
-    difference, slope = torch.zeros_like(theta), torch.zeros_like(theta)
-    more, large = x != 1, theta > LARGE_THETA
-    for mask, dtype in ((more & ~large, theta.dtype), (more & large, torch.float64)):
-        entry = torch.nonzero(mask).squeeze(1)
-        n, r = x.index_select(0, entry).to(dtype), theta.index_select(0, entry).to(dtype)
-        value = torch.lgamma(n + r) - torch.lgamma(r) - n * r.log()
-        difference.index_copy_(0, entry, value.to(theta.dtype))
-        if derivative:
-            value = r * (torch.digamma(n + r) - torch.digamma(r)) - n
-            slope.index_copy_(0, entry, value.to(theta.dtype))
-    return difference, slope
+def _row_by_row(loc, parameters, library, batch, counts, differentiate: bool) -> tuple[torch.Tensor, ...]:
+    """Do what `_all_at_once` does, with the compiled functions of `clue.kernel`."""
+    scale, shift, theta = parameters
+    own = torch.stack([scale, shift, theta, theta.reciprocal()], 1)
+    arrays = [t.detach().contiguous().numpy() for t in (loc, library, batch, own)] + list(counts.compressed())
+    likelihood, *gradients = sweep(*arrays, differentiate=differentiate, n_threads=torch.get_num_threads())
+    return likelihood, loc, *gradients
 
 
-def _blocks(
-    batch: torch.Tensor, counts: SparseCounts, n_passes: int, n_batches: int
-) -> Iterator[tuple[slice, slice, slice]]:
-    """Yield batches, neighbouring cells of them, and their non-zero counts.
-
-    On a GPU all at once; on a CPU a few cells of one batch at a time, so that sorted cells make few blocks.
-    """
-    if batch.is_cuda:
-        yield slice(0, n_batches), slice(0, len(batch)), slice(0, len(counts.cell))
-        return
-    labels = batch.tolist()
-    step = max(1, BLOCK_ENTRIES // (n_passes * counts.n_features))
-    starts = [0]
-    for i in range(1, len(labels)):
-        if labels[i] != labels[i - 1] or i - starts[-1] == step:
-            starts.append(i)
-    starts.append(len(labels))
-    entries = torch.searchsorted(counts.cell, counts.cell.new_tensor(starts)).tolist()
-    for i in range(len(starts) - 1):
-        label = labels[starts[i]]
-        yield slice(label, label + 1), slice(starts[i], starts[i + 1]), slice(entries[i], entries[i + 1])
-
-
-class _Block:
-    """The likelihood of some cells of some batches, and its derivatives; the notation is `_DecodedLikelihood`'s.
+def _all_at_once(loc, parameters, library, batch, counts, differentiate: bool) -> tuple[torch.Tensor, ...]:
+    """Compute the likelihood and its derivatives with whole-tensor operations, on a GPU or in double precision.
 
     Parameters
     ----------
+    loc
+        Shape (n_passes, n_cells, n_features).
     parameters
-        scale, bias and θ of the batches, each of shape (n_batches, n_features).
-    labels
-        Which of these batches each cell is of, shape (n_cells,).
-    """
+        Scale, shift and θ, each of shape (n_batches, n_features). The softmax reads scale · loc + shift.
+    differentiate
+        Whether gradients are wanted; they are zeros otherwise.
 
-    def __init__(self, loc, parameters, labels, library, counts: SparseCounts, cells: slice, entries: slice):
-        self.loc, self.library, self.labels = loc, library, labels
-        self.n_batches, self.theta_of_batches = len(parameters[0]), parameters[2]
-        # one row that all cells share, or a row for each cell
-        rows = parameters if self.n_batches == 1 else [p.index_select(0, labels) for p in parameters]
-        self.scale, self.bias, self.theta = rows
-        self.x, self.feature, self.cell = counts.value[entries], counts.feature[entries], counts.cell[entries]
-        self.cell = self.cell - cells.start
+    Returns
+    -------
+    Log-likelihoods, shape (n_passes, n_cells); the gradients of `loc` and `library`; those of scale, shift and log θ,
+    summed over the cells of some batch, shape (n_sums, n_passes, 3, n_features); and that batch, shape (n_sums,).
+    """
+    rows = _Rows(loc, parameters, library, batch, counts)
+    likelihood = rows.log_likelihood()
+    n_batches, n_features = parameters[0].shape
+    if differentiate:
+        grad_loc, grad_library, gradients = rows.differentiate()
+    else:
+        grad_loc, grad_library = loc, torch.zeros_like(library)
+        gradients = loc.new_zeros(len(loc), n_batches, 3, n_features)
+    return likelihood, grad_loc, grad_library, gradients.transpose(0, 1), torch.arange(n_batches, device=loc.device)
+
+
+class _Rows:
+    """The likelihood of the rows of `loc`, and its derivatives; the notation is `_DecodedLikelihood`'s."""
+
+    def __init__(self, loc, parameters, library, batch, counts: SparseCounts):
+        self.loc, self.library, self.batch, self.counts = loc, library, batch, counts
+        self.theta_of_batches = parameters[2]
+        self.scale, self.shift, self.theta = (p.index_select(0, batch) for p in parameters)
         # several times faster than indexing by cell and feature
-        self.flat = self.cell * counts.n_features + self.feature
+        self.flat = counts.flat()
 
     def at_counts(self, dense: torch.Tensor) -> torch.Tensor:
         """Return the entries at non-zero counts, shape (n_passes, n_nonzero)."""
         return dense.view(len(dense), -1).index_select(1, self.flat)
 
-    def log_likelihood(self, gamma_x: torch.Tensor) -> torch.Tensor:
+    def log_likelihood(self) -> torch.Tensor:
         """Return the log-likelihood of each pass and cell."""
-        logit = torch.addcmul(self.bias, self.loc, self.scale)
+        logit = torch.addcmul(self.shift, self.loc, self.scale)
         self.weight = logit.sub_(logit.amax(-1, keepdim=True)).exp_()
         self.total = self.weight.sum(-1)
         per_weight = self.library / self.total
         self.q = torch.addcmul(EPSILON / self.theta, self.weight / self.theta, per_weight.unsqueeze(-1))
         self.log1p_q = self.q.log1p()
         self.weight_x = self.at_counts(self.weight)
-        self.mean_x = self.weight_x * per_weight.index_select(1, self.cell) + EPSILON
-        per_count = self.x * (self.mean_x.log() - self.at_counts(self.log1p_q)) + gamma_x
-        if self.n_batches == 1:
-            return (self.log1p_q @ -self.theta[0]).index_add_(1, self.cell, per_count)
+        self.mean_x = self.weight_x * per_weight.index_select(1, self.counts.cell) + EPSILON
+        gamma_x, self.digamma_x = _gamma_differences(self.counts.value, self.at_counts(self.theta.unsqueeze(0)))
         # added where they are, not to their cell's sum: on a GPU thousands would wait for each other there
         of_entries = self.log1p_q * -self.theta
+        per_count = self.counts.value * (self.mean_x.log() - self.at_counts(self.log1p_q)) + gamma_x
         of_entries.view(len(of_entries), -1).index_add_(1, self.flat, per_count)
         return of_entries.sum(-1)
 
-    def differentiate(self, digamma_x, grad_scale, grad_bias, grad_log_theta) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the gradients of loc and library; add those of the batches' parameters, of shape (n_passes, …)."""
+    def differentiate(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the gradients of loc and library, and those of the batches' parameters by pass and batch."""
+        n_batches, n_features = self.theta_of_batches.shape
+        # which cells are of a batch: a product with it sums over them
+        members = torch.eye(n_batches, dtype=self.loc.dtype, device=self.loc.device)[:, self.batch]
         inverse = (self.q + 1).reciprocal_()
         inverse_x = self.at_counts(inverse)
         # subtracted before they are summed: both are nearly q where θ is large
         of_cells = self.log1p_q.addcmul_(self.q, inverse, value=-1)
-        members: torch.Tensor | float = 1
-        if self.n_batches == 1:
-            of_batches, at = of_cells.sum(1, keepdim=True), self.feature
-        else:
-            # which cells are of a batch: a product with it sums over them
-            members = torch.eye(self.n_batches, dtype=of_cells.dtype, device=of_cells.device)[:, self.labels]
-            of_batches = torch.matmul(members, of_cells)
-            at = self.labels.index_select(0, self.cell) * self.loc.shape[-1] + self.feature
-        grad_theta = of_batches.mul_(-self.theta_of_batches)
-        per_count = self.x * self.at_counts(self.q) * inverse_x + digamma_x
-        grad_log_theta += grad_theta.flatten(1).index_add_(1, at, per_count).view_as(grad_theta)
+        grad_log_theta = torch.matmul(members, of_cells).mul_(-self.theta_of_batches)
+        at = self.batch.index_select(0, self.counts.cell) * n_features + self.counts.feature
+        per_count = self.counts.value * self.at_counts(self.q) * inverse_x + self.digamma_x
+        grad_log_theta.flatten(1).index_add_(1, at, per_count)
 
         # −weight · d ll / d m: zeros everywhere first, then what the non-zero counts add
         slope = inverse.mul_(self.weight)
-        slope.view(len(slope), -1).index_add_(1, self.flat, self.weight_x * self.x * inverse_x / -self.mean_x)
+        per_count = self.weight_x * self.counts.value * inverse_x / -self.mean_x
+        slope.view(len(slope), -1).index_add_(1, self.flat, per_count)
         mean_slope = slope.sum(-1) / self.total
         slope.addcmul_(self.weight, mean_slope.unsqueeze(-1), value=-1)
         factor = (-self.library / self.total).unsqueeze(1)
-        grad_bias += torch.bmm(factor * members, slope)
-        grad_scale += torch.bmm(factor * members, slope * self.loc)
-        return slope.mul_(self.scale).mul_(factor.transpose(1, 2)), -mean_slope
+        grad_shift = torch.bmm(factor * members, slope)
+        grad_scale = torch.bmm(factor * members, slope * self.loc)
+        grad_loc = slope.mul_(self.scale).mul_(factor.transpose(1, 2))
+        return grad_loc, -mean_slope, torch.stack([grad_scale, grad_shift, grad_log_theta], 2)
+
+
+def _gamma_differences(x: torch.Tensor, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return lgamma(x + θ) − lgamma(θ) − x log θ, and θ times its derivative by θ.
+
+    In double precision: they are small differences of large numbers where θ is large.
+    """
+    n, r = x.double(), theta.double()
+    value = torch.lgamma(n + r) - torch.lgamma(r) - n * r.log()
+    slope = r * (torch.digamma(n + r) - torch.digamma(r)) - n
+    return value.to(theta.dtype), slope.to(theta.dtype)
 
 
 def decoded_log_likelihood(
@@ -283,7 +267,8 @@ def decoded_log_likelihood(
         Input of the decoder's last layer, shape (n_passes, n_cells, n_hidden); each pass decodes another
         latent code.
     weight, offset
-        The last layer, shapes (n_features, n_hidden) and (n_features,): ``loc = hidden @ weight.T + offset``.
+        The last layer, shapes (n_hidden + n_batches, n_features) and (n_features,): ``loc = x @ weight + offset``,
+        where x is `hidden` and behind it the batch, one-hot.
     scale, bias, log_theta
         Parameters of each batch, shape (n_batches, n_features): the softmax reads
         ``scale · loc + bias`` and ``exp(log_theta)`` is the inverse dispersion.

@@ -35,7 +35,7 @@ MAX_CHOOSING = 10_000
 MOST_COMPONENTS, LEAST_COMPONENTS, CELLS_PER_COMPONENT = 400, 25, 10
 """Between which numbers of components the model chooses; with fewer cells for each, later ones are noise."""
 
-_FORMAT = 2
+_FORMAT = 3
 """Of the files that `CLUE.save` writes."""
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
+from clue import kernel
 from clue.likelihood import EPSILON, SparseCounts, decoded_log_likelihood
 
 
@@ -116,6 +118,24 @@ class ModalityEncoder(nn.Module):
         return torch.cat([encoder.hidden(x) for encoder in self.subspaces], dim=1)
 
 
+class _SparseProduct(torch.autograd.Function):
+    """The product of sparse counts and the transpose of a weight, (n_outputs, n_features), on a CPU."""
+
+    @staticmethod
+    def forward(ctx, weight, counts: SparseCounts):
+        ctx.counts, ctx.shape = counts.compressed(), weight.shape
+        product = weight.new_empty(len(counts.total), len(weight))
+        kernel.rows_by_weight(*ctx.counts, weight.detach().numpy(), product.numpy())
+        return product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, slope):
+        grad = slope.new_zeros(ctx.shape)
+        kernel.slopes_by_rows(*ctx.counts, slope.contiguous().numpy(), grad.numpy())
+        return grad, None
+
+
 class LearnedLibrary(nn.Module):
     """Library size as the authors' code has it: one non-negative linear read-out of the counts per subspace."""
 
@@ -127,9 +147,7 @@ class LearnedLibrary(nn.Module):
         """Return library sizes, shape (n_cells, n_modalities)."""
         if counts.value.is_cuda:
             return F.relu(self.linear(counts.dense()))
-        contributions = self.linear.weight.T[counts.feature] * counts.value.unsqueeze(1)
-        zeros = contributions.new_zeros(counts.shape[0], contributions.shape[1])
-        return F.relu(zeros.index_add(0, counts.cell, contributions) + self.linear.bias)
+        return F.relu(_SparseProduct.apply(self.linear.weight, counts) + self.linear.bias)
 
 
 class ObservedLibrary(nn.Module):
@@ -175,18 +193,20 @@ class Decoder(nn.Module):
                 )
             )
             width = n_hidden
-        self.loc = nn.Linear(width + n_batches, n_features)
+        loc = nn.Linear(width + n_batches, n_features)
+        # Features lie side by side, unlike in a linear layer: its gradient takes a CPU almost half the time then.
+        self.weight = nn.Parameter(loc.weight.detach().T.contiguous())
+        self.offset = nn.Parameter(loc.bias.detach())
         self.scale = nn.Parameter(torch.zeros(n_batches, n_features))
         self.bias = nn.Parameter(torch.zeros(n_batches, n_features))
         self.log_theta = nn.Parameter(torch.zeros(n_batches, n_features))
 
     def hidden(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        """Return the input of the last layer, shape (n_cells, n_hidden + n_batches)."""
+        """Return the input of the last layer but for the batch, shape (n_cells, n_hidden)."""
         batch = one_hot(batch, self.n_batches, z)
-        x = torch.cat([z, batch], dim=1)
         for layer in self.layers:
-            x = torch.cat([layer(x), batch], dim=1)
-        return x
+            z = layer(torch.cat([z, batch], dim=1))
+        return z
 
     def log_likelihood(
         self,
@@ -206,8 +226,8 @@ class Decoder(nn.Module):
         """
         return decoded_log_likelihood(
             torch.stack([self.hidden(z, batch) for z in codes]),
-            self.loc.weight,
-            self.loc.bias,
+            self.weight,
+            self.offset,
             F.softplus(self.scale),
             self.bias,
             self.log_theta,
@@ -219,7 +239,8 @@ class Decoder(nn.Module):
 
     def expected(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
         """Return the expected share of each feature in the library, shape (n_cells, n_features)."""
-        loc = self.loc(self.hidden(z, batch))
+        x = torch.cat([self.hidden(z, batch), one_hot(batch, self.n_batches, z)], dim=1)
+        loc = torch.addmm(self.offset, x, self.weight)
         return (F.softplus(self.scale)[batch] * loc + self.bias[batch]).softmax(dim=1)
 
 

@@ -35,7 +35,7 @@ from clue.saved import save_atomically
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 6
+_FORMAT = 7
 """Changes when checkpoints of earlier code must not be loaded: what they hold, or what a step computes, is new."""
 
 _LEAST_VALIDATIONS = 8

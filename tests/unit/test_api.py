@@ -217,7 +217,7 @@ def test_loading_executes_nothing(tmp_path):
         def __reduce__(self):
             return (open, (str(tmp_path / "executed"), "w"))
 
-    torch.save({"format": 2, "settings": Evil()}, tmp_path / "evil.pt")
+    torch.save({"format": 3, "settings": Evil()}, tmp_path / "evil.pt")
     with pytest.raises(ValueError, match="evil.pt: holds no model that CLUE.save wrote"):
         clue.CLUE.load(tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()

@@ -85,7 +85,8 @@ def counterparts(net, network):
         for layer in range(2):
             yield from _pairs(f"{m} decoder", getattr(theirs, f"linear_{layer}"), ours.layers[layer][0])
             yield from _pairs(f"{m} decoder", getattr(theirs, f"bn_{layer}"), ours.layers[layer][2])
-        yield from _pairs(f"{m} loc", theirs.loc, ours.loc)
+        yield f"{m} loc weight", theirs.loc.weight, ours.weight, True
+        yield f"{m} loc bias", theirs.loc.bias, ours.offset, False
         for name, own in (("scale_lin", "scale"), ("bias", "bias"), ("log_theta", "log_theta")):
             yield f"{m} {own}", getattr(theirs, name), getattr(ours, own), True
     linears = [layer for layer in network.discriminator.net if isinstance(layer, torch.nn.Linear)]

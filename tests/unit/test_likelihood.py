@@ -24,7 +24,7 @@ def example(dtype: torch.dtype):
     batch = torch.randint(0, N_BATCHES - 1, (N_CELLS,), generator=generator)
     parameters = [
         normal(N_PASSES, N_CELLS, N_HIDDEN),
-        normal(N_FEATURES, N_HIDDEN) / N_HIDDEN**0.5,
+        normal(N_HIDDEN + N_BATCHES, N_FEATURES) / N_HIDDEN**0.5,
         normal(N_FEATURES),
         normal(N_BATCHES, N_FEATURES).abs(),
         normal(N_BATCHES, N_FEATURES),
@@ -36,25 +36,28 @@ def example(dtype: torch.dtype):
 
 
 def reference(dense, batch, hidden, weight, offset, scale, bias, log_theta, library):
-    loc = hidden @ weight.T + offset
+    loc = hidden @ weight[:N_HIDDEN] + weight[N_HIDDEN:][batch] + offset
     mean = (scale[batch] * loc + bias[batch]).softmax(-1) * library.unsqueeze(-1)
     logits = (mean + EPSILON).log() - log_theta[batch]
     of_entries = torch.distributions.NegativeBinomial(log_theta[batch].exp(), logits=logits).log_prob(dense)
     return of_entries.sum(-1).mean(-1)
 
 
-def at_once(batch, counts, n_passes, n_batches):
-    """The single block that a GPU works on."""
-    yield slice(0, n_batches), slice(0, len(batch)), slice(0, len(counts.cell))
+@pytest.fixture
+def threads():
+    """Set the number of threads; afterwards it is what it was."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("block_entries", [2**17, 2 * 2 * N_FEATURES, 1, "at once"])
+@pytest.mark.parametrize("way", ["whole tensors", 1, 3, 2 * N_CELLS])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 2e-5)])
-def test_value_and_gradients(dtype, tolerance, block_entries, monkeypatch):
-    if block_entries == "at once":
-        monkeypatch.setattr(likelihood, "_blocks", at_once)
+def test_value_and_gradients(dtype, tolerance, way, monkeypatch, threads):
+    if way == "whole tensors":
+        monkeypatch.setattr(likelihood, "_row_by_row", likelihood._all_at_once)
     else:
-        monkeypatch.setattr(likelihood, "BLOCK_ENTRIES", block_entries)
+        threads(way)
     dense, counts, batch, parameters = example(dtype)
     expected = reference(dense, batch, *parameters)
     found = decoded_log_likelihood(*parameters, batch, counts)
@@ -84,6 +87,34 @@ def test_float32_keeps_its_digits_whatever_the_dispersion(log_theta):
         assert (ours - theirs).norm() <= 2e-5 * theirs.norm()
 
 
+def test_a_feature_given_twice_counts_twice():
+    """Padding for a GPU is one feature or another with a count of zero."""
+    dense, counts, batch, parameters = example(torch.float32)
+    again = sparse_counts(dense)
+    entry = torch.arange(len(again.cell)).repeat_interleave(2)
+    again.cell, again.feature, again.value = again.cell[entry], again.feature[entry], again.value[entry]
+    again.value[1::2] = 0
+    found, expected = (decoded_log_likelihood(*parameters, batch, c) for c in (again, counts))
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(found.sum(), parameters), torch.autograd.grad(expected.sum(), parameters), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+@pytest.mark.parametrize("which", range(7))
+def test_what_is_not_finite_shows(which, broken):
+    """Training stops where the loss is not a number: no parameter may hide it."""
+    _, counts, batch, parameters = example(torch.float32)
+    with torch.no_grad():
+        parameters[which].view(-1)[0] = broken
+        # of a batch that has cells
+        assert batch.eq(0).any()
+        value = decoded_log_likelihood(*parameters, batch, counts)
+    assert not value[0].isfinite()
+
+
 def test_every_cell_alone():
     dense, _, batch, parameters = example(torch.float64)
     for i in range(N_CELLS):
@@ -103,7 +134,7 @@ def test_without_gradients_the_value_is_the_same():
 def test_gradcheck():
     dense, _, batch, parameters = example(torch.float64)
     hidden, weight, offset, scale, bias, log_theta, library = (p.detach() for p in parameters)
-    few = [hidden, weight[:6], offset[:6], scale[:, :6], bias[:, :6], log_theta[:, :6], library.clamp(min=1)]
+    few = [hidden, weight[:, :6], offset[:6], scale[:, :6], bias[:, :6], log_theta[:, :6], library.clamp(min=1)]
     counts = sparse_counts(dense[:, :6])
     inputs = [p.clone().requires_grad_() for p in few]
     assert torch.autograd.gradcheck(lambda *p: decoded_log_likelihood(*p, batch, counts), inputs, atol=1e-5)

@@ -1,0 +1,106 @@
+"""The compiled exponential, logarithm and gamma functions keep their digits, and sparse products are products."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mpmath import mp
+from numba import njit
+
+from clue import kernel
+from clue.likelihood import sparse_counts
+from clue.nn import LearnedLibrary
+
+exp, log_of_sum = kernel.exp, kernel.log_of_sum
+
+
+@njit
+def exps(x):
+    return np.array([exp(x[i]) for i in range(len(x))])
+
+
+@njit
+def logs(c, x):
+    return np.array([log_of_sum(c, x[i]) for i in range(len(x))])
+
+
+def units(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest error in units of the last place of single precision."""
+    assert found.dtype == np.float32
+    return np.max(np.abs(found - expected) / np.spacing(np.abs(expected).astype(np.float32)))
+
+
+def spread(low: float, high: float) -> np.ndarray:
+    """Return numbers of every size between two positive ones."""
+    return np.geomspace(low, high, 200_001).astype(np.float32)
+
+
+def test_exp():
+    x = np.concatenate([-spread(1e-30, 87), [0], spread(1e-30, 88.7), np.linspace(-87, 88.7, 200_001)])
+    x = x.astype(np.float32)
+    assert units(exps(x), np.exp(x.astype(float))) < 1.5
+
+
+def test_exp_beyond_the_range_of_numbers():
+    x = np.array([-np.inf, -1e30, -104, -95, 89, 1e30, np.inf, np.nan], dtype=np.float32)
+    with np.errstate(over="ignore"):
+        np.testing.assert_allclose(exps(x), np.exp(x), atol=1e-44)
+
+
+@pytest.mark.parametrize(
+    ("c", "x", "expected"),
+    [
+        (1, np.append(spread(1e-44, 3e38), 0), np.log1p),
+        (1, np.linspace(0, 10, 200_001), np.log1p),
+        (0, spread(1.2e-38, 3e38), np.log),
+        (0, np.linspace(0.5, 2, 200_001), np.log),
+    ],
+)
+def test_logarithms(c, x, expected):
+    x = x.astype(np.float32)
+    assert units(logs(np.float32(c), x), expected(x.astype(float))) < 2
+
+
+def test_what_is_not_finite_has_no_finite_logarithm():
+    x = np.array([np.inf, np.nan], dtype=np.float32)
+    assert not np.isfinite(logs(np.float32(1), x)).any()
+
+
+@pytest.mark.parametrize("theta", [1e-20, 1e-6, 0.3, 7.0, 3e3, 2e6])
+@pytest.mark.parametrize("x", [1.0, 2.0, 16.0, 17.0, 2.5, 40.5, 5000.0])
+def test_gamma_difference(x, theta):
+    with mp.workdps(50):
+        n, r = mp.mpf(x), mp.mpf(theta)
+        value = mp.loggamma(n + r) - mp.loggamma(r) - n * mp.log(r)
+        slope = r * (mp.digamma(n + r) - mp.digamma(r)) - n
+        value, slope = float(value), float(slope)
+    # log(1 + x) of products near 1 and differences of large numbers lose digits that single precision has not
+    np.testing.assert_allclose(kernel.gamma_difference(x, theta), [value, slope], rtol=1e-5, atol=1e-8)
+
+
+def test_learned_library_is_a_linear_layer():
+    generator = torch.Generator().manual_seed(0)
+    dense = torch.poisson(torch.rand(7, 30, generator=generator))
+    dense[3] = 0
+    library, counts = LearnedLibrary(30, 3), sparse_counts(dense)
+    slope = torch.randn(7, 3, generator=generator)
+    found, expected = library(counts), library.linear(dense).relu()
+    torch.testing.assert_close(found, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad((found * slope).sum(), list(library.parameters())),
+        torch.autograd.grad((expected * slope).sum(), list(library.parameters())),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_without_a_folder_to_write_to():
+    code = "from clue import kernel; print(float(kernel.exp(kernel.ONE)))"
+    # of numba's places for compiled functions, the one that serves notebooks alone
+    environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "_IPythonCacheLocator"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(np.e, rel=1e-6)
