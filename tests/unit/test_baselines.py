@@ -1,5 +1,6 @@
 """The baselines compute what they say: ridge's left-out predictions, the contrastive loss, upstream's CLUE."""
 
+import importlib
 import importlib.util
 import math
 from pathlib import Path
@@ -326,3 +327,72 @@ def test_multivi_without_features_says_so(tmp_path):
     task = Task(cells.train, cells.tests, device="cpu", threads=1, checkpoints=tmp_path)
     with pytest.raises(BenchmarkError, match="rna: no feature is detected in 200% of 60 cells"):
         program("multivi").all_cells(task, min_cell_fraction=2)
+
+
+# ---- UniVI ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["adt", "atac"])
+def test_univi_is_what_upstream_gives_when_called_directly(second, tmp_path):
+    univi = pytest.importorskip("univi", reason="univi, the authors' package, is not installed")
+    weights = {"adt": {"beta": 1.5, "gamma": 5}, "atac": {"beta": 1.25, "gamma": 4.35, "align_anneal_end": 2}}[second]
+    model_settings = {"latent_dim": 4, "encoder_dropout": 0.1, **weights}
+    training = {"n_epochs": 3, "batch_size": 32, "lr": 1e-3, "weight_decay": 1e-4, "early_stopping": True}
+    params = {
+        "validation_share": 0.1,
+        "preprocessing": {
+            "rna": {"n_hvg": 2000, "scale": True},
+            "atac": {"n_components": 101, "drop_first": True},
+            "adt": {"scale": True},
+        },
+        "hidden": {"rna": [16], second: [24, 16]},
+        "model": model_settings,
+        "objective": {"loss_mode": "v1", "v1_recon": "avg"},
+        "training": training,
+    }
+    split = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
+    task = make_task(simulate(160, {"rna": 50, second: 40}, seed=2), "tiny", "random25", split)
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    found = program("univi_model").embed(own, params, seed=3)
+
+    # Upstream's calls as in its tutorials, nothing of ours: 96 paired cells, 10 of which say when to stop.
+    names = [name for name in task.train["rna"].obs_names if name in set(task.train[second].obs_names)]
+    order = np.random.default_rng(3).permutation(len(names))
+    assert len(names) == 96
+    importlib.import_module("univi.utils.seed").set_seed(3)
+    kinds = {
+        "rna": lambda: univi.RNAPreprocessor(n_hvg=2000, scale=True, layer=None),
+        "adt": lambda: univi.ADTPreprocessor(scale=True, layer=None),
+        "atac": lambda: univi.ATACPreprocessor(n_components=39, drop_first=True, layer=None, random_state=3),
+    }
+    fit_on, held_out = (np.array(names)[np.sort(rows)] for rows in (order[10:], order[:10]))
+    prepared = {name: kinds[name]().fit(task.train[name][fit_on]) for name in ("rna", second)}
+    train, validation = (
+        {name: prepared[name].transform(task.train[name][cells]) for name in prepared} for cells in (fit_on, held_out)
+    )
+    modalities = [
+        univi.ModalityConfig("rna", train["rna"].n_vars, [16], [16], likelihood="gaussian"),
+        univi.ModalityConfig(second, train[second].n_vars, [24, 16], [16, 24], likelihood="gaussian"),
+    ]
+    model = univi.UniVIMultiModalVAE(univi.UniVIConfig(modalities=modalities, **model_settings), loss_mode="v1")
+    univi.UniVITrainer(
+        model,
+        train_loader=univi.make_loader(train, batch_size=32, shuffle=True, drop_last=True, seed=3),
+        val_loader=univi.make_loader(validation, batch_size=1024),
+        train_cfg=univi.TrainingConfig(**training),
+    ).fit()
+    for name, test in task.tests.items():
+        expected = univi.encode_adata(model, prepared[name].transform(test), modality=name, latent="modality_mean")
+        np.testing.assert_array_equal(found[name], expected)
+    assert own.info["epochs"] == 3 and own.info["univi"] == univi.__version__
+    best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
+    assert own.metric == best["metric"]
+
+
+def test_univi_with_too_few_paired_cells_says_so():
+    paired = dict(simulate(2, {"rna": 5, "adt": 5}, seed=1).mod)
+    with pytest.raises(
+        BenchmarkError, match="^2 training cells are seen in both modalities, and UniVI needs at least 3"
+    ):
+        program("univi_model").split(paired, 0.1, seed=0)

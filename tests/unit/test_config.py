@@ -360,7 +360,7 @@ ON_CONDA = {
     "py-xgboost-cpu": "xgboost-cpu",
 }
 """What conda-forge calls otherwise than the package index does."""
-ON_NO_CHANNEL = {"scglue", "scib-metrics", "cobolt", "python-igraph"}
+ON_NO_CHANNEL = {"scglue", "scib-metrics", "univi", "cobolt", "python-igraph"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)
