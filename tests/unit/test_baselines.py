@@ -396,3 +396,74 @@ def test_univi_with_too_few_paired_cells_says_so():
         BenchmarkError, match="^2 training cells are seen in both modalities, and UniVI needs at least 3"
     ):
         program("univi_model").split(paired, 0.1, seed=0)
+
+
+# ---- MIDAS ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["adt", "atac"])
+def test_midas_is_what_upstream_gives_when_called_directly(second, tmp_path):
+    scmidas = pytest.importorskip("scmidas", reason="scmidas, which holds MIDAS, is not installed")
+    lightning = pytest.importorskip("lightning", reason="lightning, which scmidas trains with, is not installed")
+    cells = simulate(160, {"rna": 30, second: 20}, seed=2)
+    # Peaks of two chromosomes by turns: upstream wants those of one side by side.
+    peaks = {f"peak{i}": f"chr{1 + i % 2}:{100 * i}-{100 * i + 50}" for i in range(20)}
+    if second == "atac":
+        cells["atac"].var_names = list(peaks.values())
+        cells.update_var()
+    split = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
+    task = make_task(cells, "tiny", "random25", split)
+    model_settings = {"dim_c": 4, "dims_shared_enc": [16], "dims_shared_dec": [16], "dims_dsc": [8]}
+    model_settings |= {"dims_before_enc_atac": [8, 4], "dims_after_dec_atac": [4, 8]}
+    params = {"n_features": {"rna": 4000}, "model": model_settings, "training": {"batch_size": 32, "max_epochs": 2}}
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    found = program("midas").embed(own, params, seed=3)
+
+    # Upstream's calls, nothing of ours: batches by what was measured, cells in the same order in both modalities.
+    tables = {name: pd.concat([a.to_df() for a in (task.train[name], task.tests[name])]).sort_index() for name in found}
+    batch = pd.concat([a.obs["batch"].astype(str) for a in (*task.train.mod.values(), *task.tests.values())])
+    measured = {
+        cell: "+".join([name for name in tables if cell in tables[name].index])
+        + f"+{batch[~batch.index.duplicated()][cell]}"
+        for cell in batch.index
+    }
+    if second == "atac":
+        tables["atac"] = tables["atac"][sorted(peaks.values(), key=lambda peak: peak.split(":")[0])]
+    modalities = {
+        name: ad.AnnData(
+            sp.csr_matrix(table.to_numpy(np.float32)),
+            obs=pd.DataFrame({"batch": [measured[cell] for cell in table.index]}, index=table.index),
+            var=pd.DataFrame(index=name + table.columns),
+        )
+        for name, table in tables.items()
+    }
+    lightning.seed_everything(3)
+    mdata = md.MuData(modalities)
+    scmidas.MIDAS.setup_mudata(
+        mdata, batch_key="batch", dims_x={"rna": [30], "atac": [10, 10]} if second == "atac" else None
+    )
+    configs = {**scmidas.config.load_config(), **model_settings, "num_workers": 0, "persistent_workers": False}
+    model = scmidas.MIDAS(mdata, configs=configs, batch_size=32, save_model_path=str(tmp_path))
+    model.train(max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    expected = pd.DataFrame(model.get_latent_representation(kind="c"), index=mdata.obs_names)
+    for name, test in task.tests.items():
+        np.testing.assert_array_equal(found[name], expected.loc[test.obs_names])
+    assert own.info["epochs"] == 2 and own.info["batches"] == len(set(measured.values())) == 6
+    best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
+    assert own.metric == best["metric"]
+
+
+def test_midas_takes_the_genes_that_vary_and_the_peaks_that_are_seen():
+    selected = program("midas").selected
+    cells = simulate(80, {"rna": 40, "atac": 30}, seed=1)
+    np.testing.assert_array_equal(selected("rna", cells["rna"], None), np.arange(40))
+    seen = cells["atac"].X.getnnz(axis=0)
+    chosen = selected("atac", cells["atac"], 10)
+    assert len(chosen) == 10 and list(chosen) == sorted(chosen)
+    assert seen[chosen].min() >= np.delete(seen, chosen).max()
+    constant = cells["rna"].X.tolil()
+    constant[:, :20] = 1
+    cells["rna"].X = constant.tocsr()
+    genes = selected("rna", cells["rna"], 15)
+    assert len(genes) == 15 and (genes >= 20).all()
