@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import math
+from itertools import product
 from pathlib import Path
 
 import anndata as ad
@@ -168,8 +169,7 @@ def test_ridge_gives_measured_and_predicted_components_one_scale():
 
 
 def test_contrastive_loss_of_two_cells():
-    encoders = program("contrastive").Encoders([2, 2], 2, depth=1, width=4, dropout=0.0, temperature=0.5)
-    encoders.encoders = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+    encoders = program("contrastive").Encoders([torch.nn.Identity(), torch.nn.Identity()], temperature=0.5)
     x = torch.eye(2)
     # Of each cell: similarity 1 with itself, 0 with the other, divided by the temperature.
     assert encoders.loss([x, 3 * x]).item() == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + 1)))
@@ -467,3 +467,100 @@ def test_midas_takes_the_genes_that_vary_and_the_peaks_that_are_seen():
     cells["rna"].X = constant.tocsr()
     genes = selected("rna", cells["rna"], 15)
     assert len(genes) == 15 and (genes >= 20).all()
+
+
+# ---- MatchCLOT -----------------------------------------------------------------------------------
+
+
+def test_matchclot_indexes_cells_by_its_formula():
+    """Against a dense decomposition, whose signs are free: one choice of them is the one found."""
+    counts = np.random.default_rng(0).poisson(1.0, size=(30, 8)).astype(float)
+    counts[:, 3] = 0
+    found = program("matchclot").lsi(sp.csr_matrix(counts), 2, seed=0)
+    seen = np.delete(counts, 3, axis=1)
+    weights = seen / seen.sum(axis=1, keepdims=True) * (30 / seen.sum(axis=0))
+    u, s, _ = np.linalg.svd(np.log1p(1e4 * weights / weights.sum(axis=1, keepdims=True)), full_matrices=False)
+    apart = []
+    for signs in product((-1, 1), repeat=3):
+        scores = u[:, :3] * s[:3] * signs
+        scores = (scores - scores.mean(axis=1, keepdims=True)) / scores.std(axis=1, ddof=1, keepdims=True)
+        apart.append(np.abs(found - scores[:, 1:]).max())
+    assert found.shape == (30, 2) and min(apart) < 1e-6
+
+
+def test_matchclot_has_a_width_and_a_dropout_for_each_layer():
+    layers = program("matchclot").perceptron([5, 7, 3], [0.3, 0.6], n_latent=2)
+    assert [(layer.in_features, layer.out_features) for layer in layers if isinstance(layer, torch.nn.Linear)] == [
+        (5, 7),
+        (7, 3),
+        (3, 2),
+    ]
+    assert [layer.p for layer in layers if isinstance(layer, torch.nn.Dropout)] == [0.3, 0.6]
+    with pytest.raises(ValueError, match="shorter|longer"):
+        program("matchclot").perceptron([5, 7, 3], [0.3], n_latent=2)
+
+
+def test_matchclot_stops_by_the_cells_that_find_their_partner():
+    x = np.eye(4)
+    misses = program("matchclot").held_out_misses
+    assert misses(x, x) == 0
+    assert misses(x, x[[1, 0, 2, 3]]) == 0.5
+
+
+def test_matchclot_reads_what_the_competition_gave(tmp_path):
+    """Peaks count as detected or not, depth of RNA does not matter, proteins are centred; test cells have rows."""
+    cells = simulate(60, {"rna": 30, "atac": 25, "adt": 10}, seed=1)
+    task = make_task(cells, "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0})
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    features = program("matchclot").features
+    before = {name: features(own, name, 5, seed=0) for name in cells.mod}
+    # The largest cell stays above the median, to which depths are scaled.
+    largest = np.argmax(task.train["rna"].X.sum(axis=1))
+    task.train["rna"].X = sp.diags(np.where(np.arange(30) == largest, 3.0, 1.0)) @ task.train["rna"].X
+    assert task.train["rna"].X[largest].sum() > task.tests["rna"].X.sum(axis=1).max()
+    task.tests["atac"].X = task.tests["atac"].X * 3
+    for name in ("rna", "atac"):
+        pd.testing.assert_frame_equal(features(own, name, 5, seed=0), before[name], atol=1e-3)
+    assert np.abs(before["adt"].mean(axis=1)).max() < 1e-5
+    assert set(before["adt"].index) == {*task.train["adt"].obs_names, *task.tests["adt"].obs_names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["adt", "atac"])
+def test_matchclot_computes_what_the_authors_classes_do(second, tmp_path):
+    reason = "matchclot, the authors' package, is not installed with what it imports"
+    upstream = pytest.importorskip("matchclot.embedding.models", reason=reason)
+    preprocess = pytest.importorskip("matchclot.preprocessing.preprocess", reason=reason)
+    matchclot = program("matchclot")
+    cells = simulate(60, {"rna": 30, second: 25}, seed=1)
+    task = make_task(cells, "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0})
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    tables = {name: matchclot.features(own, name, 5, seed=777) for name in ("rna", second)}
+
+    # Of the values that the competition gave: logarithms of normalised expression, detected peaks.
+    together = {name: ad.concat([task.train[name], task.tests[name]]) for name in tables}
+    total = np.asarray(together["rna"].X.sum(axis=1)).ravel()
+    together["rna"].X = sp.csr_matrix(np.log1p(together["rna"].X.toarray() * np.median(total) / total[:, None]))
+    if second == "atac":
+        together["atac"].X = together["atac"].X.sign()
+    for name in {"rna", second} - {"adt"}:
+        expected = preprocess.lsiTransformer(n_components=5, drop_first=True).fit_transform(together[name])
+        np.testing.assert_allclose(tables[name], expected.loc[tables[name].index], rtol=1e-3, atol=1e-3)
+
+    # The same weights, without dropout: the same embeddings and the same loss.
+    widths, rates = ([8, 6], [4]), ([0.3, 0.1], [0.6])
+    inputs = [torch.from_numpy(table.to_numpy()) for table in tables.values()]
+    dims = [x.shape[1] for x in inputs]
+    theirs = upstream.Modality_CLIP(upstream.Encoder, widths, rates, *dims, output_dim=3, T=2.74).eval()
+    perceptrons = [matchclot.perceptron([n, *w], r, 3) for n, w, r in zip(dims, widths, rates, strict=True)]
+    ours = matchclot.Encoders(perceptrons, math.exp(-2.74)).eval()
+    of_theirs = [v for k, v in theirs.state_dict().items() if k != "logit_scale"]
+    of_ours = {k: v for k, v in ours.state_dict().items() if k != "log_scale"}
+    ours.load_state_dict(dict(zip(of_ours, of_theirs, strict=True)) | {"log_scale": theirs.logit_scale})
+    logits, *embedded = theirs(*inputs)
+    for x, y in zip(ours(inputs), embedded, strict=True):
+        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(ours.loss(inputs), upstream.symmetric_npair_loss(logits, torch.arange(60)))
+    assert [layer.p for layer in perceptrons[0] if isinstance(layer, torch.nn.Dropout)] == [
+        layer.p for layer in theirs.encoder_modality1.dropout_list
+    ]
