@@ -58,9 +58,9 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 
 
 def mosaic(task: Task, n_features: dict[str, int]) -> tuple[md.MuData, dict[str, list[int]]]:
-    """Return the counts of all cells, and how many features each chunk of a modality has: peaks are by chromosome.
+    """Return the counts of all cells, and how many features each chunk of a modality has; chunks are chromosomes.
 
-    Upstream holds dense counts of the features that it is given: the most variable genes, the peaks seen most often.
+    At most `n_features` of a modality are kept (`selected`), since upstream holds counts as a dense table.
     """
     parts = {name: ad.concat([task.train.mod[name], test]) for name, test in task.test.items()}
     measured = pd.Series("", index=pd.Index(np.unique(np.concatenate([part.obs_names for part in parts.values()]))))
@@ -71,10 +71,12 @@ def mosaic(task: Task, n_features: dict[str, int]) -> tuple[md.MuData, dict[str,
         # Upstream pairs the cells of a batch by their place in each modality.
         part = part[part.obs_names.sort_values()]
         part = part[:, selected(name, part, n_features.get(name))]
-        # One group, in the order of the file, where names are no coordinates.
-        group = part.var_names.str.extract(COORDINATES if name == "atac" else "^()", expand=False).fillna("")
-        part = part[:, np.argsort(group, kind="stable")]
-        chunks[name] = np.unique(group, return_counts=True)[1].tolist()
+        # One chunk, in the order of the file, where names are no coordinates.
+        chunk = (
+            part.var_names.str.extract(COORDINATES, expand=False).fillna("") if name == "atac" else [""] * part.n_vars
+        )
+        part = part[:, np.argsort(chunk, kind="stable")]
+        chunks[name] = np.unique(chunk, return_counts=True)[1].tolist()
         batch = measured[part.obs_names] + part.obs["batch"].astype(str)
         parts[name] = ad.AnnData(part.X, obs=batch.to_frame(BATCH), var=pd.DataFrame(index=name + ":" + part.var_names))
     with md.set_options(pull_on_update=False):
