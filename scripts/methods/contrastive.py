@@ -5,6 +5,7 @@ Trained on paired training cells, against the other cells of the mini-batch; sto
 """
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from clue.preprocess import preprocessor
 
 
 class Encoders(nn.Module):
-    """A multi-layer perceptron per modality, and the temperature that both share."""
+    """An encoder per modality, and the temperature that both share."""
 
-    def __init__(self, n_inputs: list[int], n_latent: int, depth: int, width: int, dropout: float, temperature: float):
+    def __init__(self, encoders: list[nn.Module], temperature: float):
         super().__init__()
-        self.encoders = nn.ModuleList(perceptron(n, n_latent, depth, width, dropout) for n in n_inputs)
+        self.encoders = nn.ModuleList(encoders)
         self.log_scale = nn.Parameter(-torch.log(torch.tensor(float(temperature))))
 
     def forward(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -58,32 +59,41 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
         return [torch.from_numpy(prepared[k].transform(a)).to(task.device) for k, a in cells.items()]
 
     torch.manual_seed(seed)
-    encoders = Encoders([p.width for p in prepared.values()], **params["model"]).to(task.device)
-    task.info.update(train(encoders, inputs(fit_on), inputs(held_out), **params["training"]))
+    perceptrons = [perceptron(p.width, **params["model"]) for p in prepared.values()]
+    encoders = Encoders(perceptrons, params["temperature"]).to(task.device)
+    task.info.update(train(encoders, inputs(fit_on), inputs(held_out), held_out_foscttm, **params["training"]))
     return dict(zip(task.test, encode(encoders, inputs(task.test)), strict=True))
+
+
+def held_out_foscttm(x: np.ndarray, y: np.ndarray) -> float:
+    """Return the FOSCTTM of held-out cells, mean of both directions."""
+    return float(np.mean(foscttm(x, y)))
 
 
 def train(
     encoders: Encoders,
     inputs: list[torch.Tensor],
     held_out: list[torch.Tensor],
+    error: Callable[[np.ndarray, np.ndarray], float],
     *,
     max_steps: int,
     check_steps: int,
     patience_steps: int,
     batch_size: int,
+    optimizer: str,
     learning_rate: float,
     weight_decay: float,
 ) -> dict[str, float]:
     """Train in place and leave the weights that match held-out cells best; return what to report.
 
     Held-out cells are matched every `check_steps` steps; training ends after `patience_steps` steps without a
-    better match, or after `max_steps`.
+    smaller `error` of their embeddings, or after `max_steps`. `optimizer` is one of `torch.optim`.
     """
-    optimizer = torch.optim.AdamW(encoders.parameters(), lr=learning_rate, weight_decay=weight_decay)
+    stepper = getattr(torch.optim, optimizer)(encoders.parameters(), lr=learning_rate, weight_decay=weight_decay)
     n_cells = len(inputs[0])
     batch_size = min(batch_size, n_cells)
-    best = {"held_out_foscttm": float("inf"), "best_step": 0}
+    measure = error.__name__
+    best = {measure: float("inf"), "best_step": 0}
     weights, order, step = None, torch.empty(0, dtype=torch.long), 0
     while step < max_steps and step - best["best_step"] < patience_steps:
         encoders.train()
@@ -91,15 +101,15 @@ def train(
             if len(order) < batch_size:
                 order = torch.randperm(n_cells)
             rows, order = order[:batch_size].to(inputs[0].device), order[batch_size:]
-            optimizer.zero_grad(set_to_none=True)
+            stepper.zero_grad(set_to_none=True)
             encoders.loss([x[rows] for x in inputs]).backward()
-            optimizer.step()
+            stepper.step()
             step += 1
-        score = float(np.mean(foscttm(*encode(encoders, held_out))))
-        if score < best["held_out_foscttm"]:
-            best = {"held_out_foscttm": score, "best_step": step}
+        score = error(*encode(encoders, held_out))
+        if score < best[measure]:
+            best = {measure: score, "best_step": step}
             weights = copy.deepcopy(encoders.state_dict())
-        print(f"step {step}: held-out FOSCTTM {score:.4f}", flush=True)
+        print(f"step {step}: {measure} {score:.4f}", flush=True)
     if weights is None:
         raise FloatingPointError(f"training diverged within {step} steps; lower the learning rate")
     encoders.load_state_dict(weights)

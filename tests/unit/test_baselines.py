@@ -1,7 +1,9 @@
 """The baselines compute what they say: ridge's left-out predictions, the contrastive loss, upstream's CLUE."""
 
+import importlib
 import importlib.util
 import math
+from itertools import product
 from pathlib import Path
 
 import anndata as ad
@@ -167,8 +169,7 @@ def test_ridge_gives_measured_and_predicted_components_one_scale():
 
 
 def test_contrastive_loss_of_two_cells():
-    encoders = program("contrastive").Encoders([2, 2], 2, depth=1, width=4, dropout=0.0, temperature=0.5)
-    encoders.encoders = torch.nn.ModuleList([torch.nn.Identity(), torch.nn.Identity()])
+    encoders = program("contrastive").Encoders([torch.nn.Identity(), torch.nn.Identity()], temperature=0.5)
     x = torch.eye(2)
     # Of each cell: similarity 1 with itself, 0 with the other, divided by the temperature.
     assert encoders.loss([x, 3 * x]).item() == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + 1)))
@@ -326,3 +327,240 @@ def test_multivi_without_features_says_so(tmp_path):
     task = Task(cells.train, cells.tests, device="cpu", threads=1, checkpoints=tmp_path)
     with pytest.raises(BenchmarkError, match="rna: no feature is detected in 200% of 60 cells"):
         program("multivi").all_cells(task, min_cell_fraction=2)
+
+
+# ---- UniVI ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["adt", "atac"])
+def test_univi_is_what_upstream_gives_when_called_directly(second, tmp_path):
+    univi = pytest.importorskip("univi", reason="univi, the authors' package, is not installed")
+    weights = {"adt": {"beta": 1.5, "gamma": 5}, "atac": {"beta": 1.25, "gamma": 4.35, "align_anneal_end": 2}}[second]
+    model_settings = {"latent_dim": 4, "encoder_dropout": 0.1, **weights}
+    training = {"n_epochs": 3, "batch_size": 32, "lr": 1e-3, "weight_decay": 1e-4, "early_stopping": True}
+    params = {
+        "validation_share": 0.1,
+        "preprocessing": {
+            "rna": {"n_hvg": 2000, "scale": True},
+            "atac": {"n_components": 101, "drop_first": True},
+            "adt": {"scale": True},
+        },
+        "hidden": {"rna": [16], second: [24, 16]},
+        "model": model_settings,
+        "objective": {"loss_mode": "v1", "v1_recon": "avg"},
+        "training": training,
+    }
+    split = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
+    task = make_task(simulate(160, {"rna": 50, second: 40}, seed=2), "tiny", "random25", split)
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    found = program("univi_model").embed(own, params, seed=3)
+
+    # Upstream's calls as in its tutorials, nothing of ours: 96 paired cells, 10 of which say when to stop.
+    names = [name for name in task.train["rna"].obs_names if name in set(task.train[second].obs_names)]
+    order = np.random.default_rng(3).permutation(len(names))
+    assert len(names) == 96
+    importlib.import_module("univi.utils.seed").set_seed(3)
+    kinds = {
+        "rna": lambda: univi.RNAPreprocessor(n_hvg=2000, scale=True, layer=None),
+        "adt": lambda: univi.ADTPreprocessor(scale=True, layer=None),
+        "atac": lambda: univi.ATACPreprocessor(n_components=39, drop_first=True, layer=None, random_state=3),
+    }
+    fit_on, held_out = (np.array(names)[np.sort(rows)] for rows in (order[10:], order[:10]))
+    prepared = {name: kinds[name]().fit(task.train[name][fit_on]) for name in ("rna", second)}
+    train, validation = (
+        {name: prepared[name].transform(task.train[name][cells]) for name in prepared} for cells in (fit_on, held_out)
+    )
+    modalities = [
+        univi.ModalityConfig("rna", train["rna"].n_vars, [16], [16], likelihood="gaussian"),
+        univi.ModalityConfig(second, train[second].n_vars, [24, 16], [16, 24], likelihood="gaussian"),
+    ]
+    model = univi.UniVIMultiModalVAE(univi.UniVIConfig(modalities=modalities, **model_settings), loss_mode="v1")
+    univi.UniVITrainer(
+        model,
+        train_loader=univi.make_loader(train, batch_size=32, shuffle=True, drop_last=True, seed=3),
+        val_loader=univi.make_loader(validation, batch_size=1024),
+        train_cfg=univi.TrainingConfig(**training),
+    ).fit()
+    for name, test in task.tests.items():
+        expected = univi.encode_adata(model, prepared[name].transform(test), modality=name, latent="modality_mean")
+        np.testing.assert_array_equal(found[name], expected)
+    assert own.info["epochs"] == 3 and own.info["univi"] == univi.__version__
+    best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
+    assert own.metric == best["metric"]
+
+
+def test_univi_with_too_few_paired_cells_says_so():
+    paired = dict(simulate(2, {"rna": 5, "adt": 5}, seed=1).mod)
+    with pytest.raises(
+        BenchmarkError, match="^2 training cells are seen in both modalities, and UniVI needs at least 3"
+    ):
+        program("univi_model").split(paired, 0.1, seed=0)
+
+
+# ---- MIDAS ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["adt", "atac"])
+def test_midas_is_what_upstream_gives_when_called_directly(second, tmp_path):
+    scmidas = pytest.importorskip("scmidas", reason="scmidas, which holds MIDAS, is not installed")
+    lightning = pytest.importorskip("lightning", reason="lightning, which scmidas trains with, is not installed")
+    cells = simulate(160, {"rna": 30, second: 20}, seed=2)
+    # Peaks of two chromosomes by turns: upstream wants those of one side by side.
+    peaks = {f"peak{i}": f"chr{1 + i % 2}:{100 * i}-{100 * i + 50}" for i in range(20)}
+    if second == "atac":
+        cells["atac"].var_names = list(peaks.values())
+        cells.update_var()
+    split = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
+    task = make_task(cells, "tiny", "random25", split)
+    model_settings = {"dim_c": 4, "dims_shared_enc": [16], "dims_shared_dec": [16], "dims_dsc": [8]}
+    model_settings |= {"dims_before_enc_atac": [8, 4], "dims_after_dec_atac": [4, 8]}
+    params = {"n_features": {"rna": 4000}, "model": model_settings, "training": {"batch_size": 32, "max_epochs": 2}}
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    found = program("midas").embed(own, params, seed=3)
+
+    # Upstream's calls, nothing of ours: batches by what was measured, cells in the same order in both modalities.
+    tables = {name: pd.concat([a.to_df() for a in (task.train[name], task.tests[name])]).sort_index() for name in found}
+    batch = pd.concat([a.obs["batch"].astype(str) for a in (*task.train.mod.values(), *task.tests.values())])
+    measured = {
+        cell: "+".join([name for name in tables if cell in tables[name].index])
+        + f"+{batch[~batch.index.duplicated()][cell]}"
+        for cell in batch.index
+    }
+    if second == "atac":
+        tables["atac"] = tables["atac"][sorted(peaks.values(), key=lambda peak: peak.split(":")[0])]
+    modalities = {
+        name: ad.AnnData(
+            sp.csr_matrix(table.to_numpy(np.float32)),
+            obs=pd.DataFrame({"batch": [measured[cell] for cell in table.index]}, index=table.index),
+            var=pd.DataFrame(index=name + table.columns),
+        )
+        for name, table in tables.items()
+    }
+    lightning.seed_everything(3)
+    mdata = md.MuData(modalities)
+    scmidas.MIDAS.setup_mudata(
+        mdata, batch_key="batch", dims_x={"rna": [30], "atac": [10, 10]} if second == "atac" else None
+    )
+    configs = {**scmidas.config.load_config(), **model_settings, "num_workers": 0, "persistent_workers": False}
+    model = scmidas.MIDAS(mdata, configs=configs, batch_size=32, save_model_path=str(tmp_path))
+    model.train(max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    expected = pd.DataFrame(model.get_latent_representation(kind="c"), index=mdata.obs_names)
+    for name, test in task.tests.items():
+        np.testing.assert_array_equal(found[name], expected.loc[test.obs_names])
+    assert own.info["epochs"] == 2 and own.info["batches"] == len(set(measured.values())) == 6
+    best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
+    assert own.metric == best["metric"]
+
+
+def test_midas_takes_the_genes_that_vary_and_the_peaks_that_are_seen():
+    selected = program("midas").selected
+    cells = simulate(80, {"rna": 40, "atac": 30}, seed=1)
+    np.testing.assert_array_equal(selected("rna", cells["rna"], None), np.arange(40))
+    seen = cells["atac"].X.getnnz(axis=0)
+    chosen = selected("atac", cells["atac"], 10)
+    assert len(chosen) == 10 and list(chosen) == sorted(chosen)
+    assert seen[chosen].min() >= np.delete(seen, chosen).max()
+    constant = cells["rna"].X.tolil()
+    constant[:, :20] = 1
+    cells["rna"].X = constant.tocsr()
+    genes = selected("rna", cells["rna"], 15)
+    assert len(genes) == 15 and (genes >= 20).all()
+
+
+# ---- MatchCLOT -----------------------------------------------------------------------------------
+
+
+def test_matchclot_indexes_cells_by_its_formula():
+    """Against a dense decomposition, whose signs are free: one choice of them is the one found."""
+    counts = np.random.default_rng(0).poisson(1.0, size=(30, 8)).astype(float)
+    counts[:, 3] = 0
+    found = program("matchclot").lsi(sp.csr_matrix(counts), 2, seed=0)
+    seen = np.delete(counts, 3, axis=1)
+    weights = seen / seen.sum(axis=1, keepdims=True) * (30 / seen.sum(axis=0))
+    u, s, _ = np.linalg.svd(np.log1p(1e4 * weights / weights.sum(axis=1, keepdims=True)), full_matrices=False)
+    apart = []
+    for signs in product((-1, 1), repeat=3):
+        scores = u[:, :3] * s[:3] * signs
+        scores = (scores - scores.mean(axis=1, keepdims=True)) / scores.std(axis=1, ddof=1, keepdims=True)
+        apart.append(np.abs(found - scores[:, 1:]).max())
+    assert found.shape == (30, 2) and min(apart) < 1e-6
+
+
+def test_matchclot_has_a_width_and_a_dropout_for_each_layer():
+    layers = program("matchclot").perceptron([5, 7, 3], [0.3, 0.6], n_latent=2)
+    assert [(layer.in_features, layer.out_features) for layer in layers if isinstance(layer, torch.nn.Linear)] == [
+        (5, 7),
+        (7, 3),
+        (3, 2),
+    ]
+    assert [layer.p for layer in layers if isinstance(layer, torch.nn.Dropout)] == [0.3, 0.6]
+    with pytest.raises(ValueError, match="shorter|longer"):
+        program("matchclot").perceptron([5, 7, 3], [0.3], n_latent=2)
+
+
+def test_matchclot_stops_by_the_cells_that_find_their_partner():
+    x = np.eye(4)
+    misses = program("matchclot").held_out_misses
+    assert misses(x, x) == 0
+    assert misses(x, x[[1, 0, 2, 3]]) == 0.5
+
+
+def test_matchclot_reads_what_the_competition_gave(tmp_path):
+    """Peaks count as detected or not, depth of RNA does not matter, proteins are centred; test cells have rows."""
+    cells = simulate(60, {"rna": 30, "atac": 25, "adt": 10}, seed=1)
+    task = make_task(cells, "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0})
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    features = program("matchclot").features
+    before = {name: features(own, name, 5, seed=0) for name in cells.mod}
+    # The largest cell stays above the median, to which depths are scaled.
+    largest = np.argmax(task.train["rna"].X.sum(axis=1))
+    task.train["rna"].X = sp.diags(np.where(np.arange(30) == largest, 3.0, 1.0)) @ task.train["rna"].X
+    assert task.train["rna"].X[largest].sum() > task.tests["rna"].X.sum(axis=1).max()
+    task.tests["atac"].X = task.tests["atac"].X * 3
+    for name in ("rna", "atac"):
+        pd.testing.assert_frame_equal(features(own, name, 5, seed=0), before[name], atol=1e-3)
+    assert np.abs(before["adt"].mean(axis=1)).max() < 1e-5
+    assert set(before["adt"].index) == {*task.train["adt"].obs_names, *task.tests["adt"].obs_names}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", ["adt", "atac"])
+def test_matchclot_computes_what_the_authors_classes_do(second, tmp_path):
+    reason = "matchclot, the authors' package, is not installed with what it imports"
+    upstream = pytest.importorskip("matchclot.embedding.models", reason=reason)
+    preprocess = pytest.importorskip("matchclot.preprocessing.preprocess", reason=reason)
+    matchclot = program("matchclot")
+    cells = simulate(60, {"rna": 30, second: 25}, seed=1)
+    task = make_task(cells, "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0})
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    tables = {name: matchclot.features(own, name, 5, seed=777) for name in ("rna", second)}
+
+    # Of the values that the competition gave: logarithms of normalised expression, detected peaks.
+    together = {name: ad.concat([task.train[name], task.tests[name]]) for name in tables}
+    total = np.asarray(together["rna"].X.sum(axis=1)).ravel()
+    together["rna"].X = sp.csr_matrix(np.log1p(together["rna"].X.toarray() * np.median(total) / total[:, None]))
+    if second == "atac":
+        together["atac"].X = together["atac"].X.sign()
+    for name in {"rna", second} - {"adt"}:
+        expected = preprocess.lsiTransformer(n_components=5, drop_first=True).fit_transform(together[name])
+        np.testing.assert_allclose(tables[name], expected.loc[tables[name].index], rtol=1e-3, atol=1e-3)
+
+    # The same weights, without dropout: the same embeddings and the same loss.
+    widths, rates = ([8, 6], [4]), ([0.3, 0.1], [0.6])
+    inputs = [torch.from_numpy(table.to_numpy()) for table in tables.values()]
+    dims = [x.shape[1] for x in inputs]
+    theirs = upstream.Modality_CLIP(upstream.Encoder, widths, rates, *dims, output_dim=3, T=2.74).eval()
+    perceptrons = [matchclot.perceptron([n, *w], r, 3) for n, w, r in zip(dims, widths, rates, strict=True)]
+    ours = matchclot.Encoders(perceptrons, math.exp(-2.74)).eval()
+    of_theirs = [v for k, v in theirs.state_dict().items() if k != "logit_scale"]
+    of_ours = {k: v for k, v in ours.state_dict().items() if k != "log_scale"}
+    ours.load_state_dict(dict(zip(of_ours, of_theirs, strict=True)) | {"log_scale": theirs.logit_scale})
+    logits, *embedded = theirs(*inputs)
+    for x, y in zip(ours(inputs), embedded, strict=True):
+        torch.testing.assert_close(x, y)
+    torch.testing.assert_close(ours.loss(inputs), upstream.symmetric_npair_loss(logits, torch.arange(60)))
+    assert [layer.p for layer in perceptrons[0] if isinstance(layer, torch.nn.Dropout)] == [
+        layer.p for layer in theirs.encoder_modality1.dropout_list
+    ]

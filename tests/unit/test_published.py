@@ -130,7 +130,9 @@ def test_paper_table_holds_what_this_run_can_be_held_against(scripts, display, p
     assert set(zip(rows["dataset"], rows["split"], strict=True)) == {
         ("bmmc_cite", "site4"), ("bmmc_multiome", "site4"), ("all", "site4"),
     }  # fmt: skip
-    assert set(rows["method"]) == {"clue", "cobolt"} and set(rows["method_here"].dropna()) == {"clue_competition"}
+    assert set(rows["method"]) == {"clue", "cobolt", "matchclot"} and set(rows["method_here"].dropna()) == {
+        "clue_competition"
+    }
     of = rows[rows["file"] == "leaderboard.tsv"].set_index(["method", "direction"])
     assert of.loc[("clue", "rna2adt"), "verdict"] == "better" and of.loc[("clue", "adt2rna"), "verdict"] == "better"
     assert of.loc[("clue", "rna2atac"), "difference"] == pytest.approx(0.015 - 0.0560)
