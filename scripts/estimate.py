@@ -1,14 +1,12 @@
 """Print what a run will cost: jobs, hours and disk, told from its configuration and docs/results/times.tsv alone."""
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from clue.benchmark.config import Benchmark, read_yaml
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.running.cost import TIMES, Cost, costs, raw_gb, read_times
 
 HEAD = {
@@ -25,14 +23,11 @@ of what trains by no steps, cells take their place. Training that stops early ta
 that a job with a GPU takes. Reserved: cores or GPUs x the time that the YAMLs ask for."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(config: Path) -> None:
     """Run the program in the project folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="for instance config/config.yaml")
-    arguments = parser.parse_args(argv)
-    benchmark = Benchmark(read_yaml(arguments.config), where=str(arguments.config))
+    benchmark = Benchmark(read_yaml(config), where=str(config))
     found, used = costs(benchmark, read_times(Path()))
-    print(f"run {benchmark.config['run']} ({arguments.config}), device {benchmark.config['device']}\n")
+    print(f"run {benchmark.config['run']} ({config}), device {benchmark.config['device']}\n")
     print("\n".join([table(found), "", *notes(benchmark, found, used), "", f"Measured ({TIMES}):", *origins(used)]))
 
 
