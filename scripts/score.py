@@ -7,7 +7,7 @@ import pandas as pd
 from clue.benchmark.contracts import read_embedding, read_predictions, read_solution
 from clue.benchmark.program import run_program
 from clue.benchmark.report.tables import write_table
-from clue.benchmark.scores.scoring import score, write_cells, write_matches
+from clue.benchmark.scores.scoring import score, write_matches
 
 
 def main(
@@ -39,7 +39,7 @@ def main(
     for matrix, path in zip(scores.matches.values(), matches, strict=False):
         write_matches(matrix, path)
     if cells:
-        write_cells(scores.cells, cells)
+        write_table(scores.cells, cells, digits=6)
     if metrics:
         write_table(scores.metrics, metrics)
     print(summary(scores.metrics))

@@ -98,8 +98,7 @@ def test_failed_scoring_points_to_its_own_log(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
-    [("", "cannot be read"), ("a\tb\n1\t2\n", "other columns"), ("\x00\x01", "columns")],
+    ("content", "reason"), [("", "cannot be read"), ("a\tb\n1\t2\n", "other columns"), ("\x00\x01", "columns")]
 )
 def test_an_odd_file_is_a_failed_job_and_hides_no_other(tmp_path, content, reason):
     folder = finish(tmp_path, job(0))

@@ -253,7 +253,7 @@ def test_the_table_has_predictions_beside_published_ones(draw, project):
         ("clue", "predict"), ("clue", "neighbours"), ("random", "predict")
     }  # fmt: skip
     best = table[(table["method"] == "openproblems_guanlab_dengkw_pm") & (table["direction"] == "rna2adt")]
-    assert best["pearson"].tolist() == [0.7518] and set(table["dataset"]) == {"bmmc_cite"}
+    assert best["pearson"].tolist() == ["0.7518"] and set(table["dataset"]) == {"bmmc_cite"}
 
 
 def test_a_run_without_predictions_is_a_picture_that_says_so(scripts, display):

@@ -331,12 +331,7 @@ def test_glue_rows_that_are_not_the_same_cell_are_refused(written):
 
 @pytest.mark.parametrize(
     ("text", "cells", "values"),
-    [
-        (b"0\t0\t0", [], []),
-        (b"0\t3\t0\t12\t1000", [1, 3, 4], [3, 12, 1000]),
-        (b"7", [0], [7]),
-        (b"00\t010", [1], [10]),
-    ],
+    [(b"0\t0\t0", [], []), (b"0\t3\t0\t12\t1000", [1, 3, 4], [3, 12, 1000]), (b"7", [0], [7]), (b"00\t010", [1], [10])],
 )
 def test_numbers_of_a_line(text, cells, values):
     found = nonzero_numbers(text)

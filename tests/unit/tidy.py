@@ -35,10 +35,7 @@ def resources(*jobs: tuple) -> pd.DataFrame:
     )
 
 
-CONTROLS = (
-    ("a", "s", "random", "default", 0, 0.01, 0.5),
-    ("a", "s", "oracle", "default", 0, 1.0, 0.0),
-)
+CONTROLS = (("a", "s", "random", "default", 0, 0.01, 0.5), ("a", "s", "oracle", "default", 0, 1.0, 0.0))
 SHAPES = {
     "usual": [("a", "s", m, "default", i, 0.1 + 0.01 * i, 0.05) for m in ("clue", "cca") for i in range(3)],
     "one seed": [("a", "s", "clue", "default", 0, 0.1, 0.05), ("a", "s", "clue", "no_mse", 0, 0.08, 0.07)],

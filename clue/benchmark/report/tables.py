@@ -33,8 +33,7 @@ def read_table(path: str | Path, columns: Sequence[str], numeric: Sequence[str] 
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise BenchmarkError(f"{path}: not a table ({error}); delete it and run again") from error
-    missing = [column for column in columns if column not in table]
-    if missing:
+    if missing := [column for column in columns if column not in table]:
         raise BenchmarkError(f"{path}: lacks the column {', '.join(missing)}; delete it and run again")
     for column in numeric:
         try:

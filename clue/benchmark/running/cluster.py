@@ -164,8 +164,7 @@ def cancel(folder: Path) -> int:
     BenchmarkError
         If one is still there after some minutes, as on a node that does not answer.
     """
-    jobs = slurm_jobs(folder)
-    if jobs:
+    if jobs := slurm_jobs(folder):
         subprocess.run(["scancel", *(job.number for job in jobs)], check=True)
     end = time.monotonic() + CANCEL_SECONDS
     while left := slurm_jobs(folder):

@@ -58,7 +58,6 @@ def _kept_cells(obs: pd.DataFrame, drop: Spec | None, path: Path) -> np.ndarray:
 
 
 def _wanted_features(names: pd.Index, unwanted: list[str], path: Path) -> np.ndarray:
-    absent = sorted(set(unwanted) - set(names))
-    if absent:
+    if absent := sorted(set(unwanted) - set(names)):
         raise PrepareError(f"{path}: prepare.drop_features: no feature {', '.join(absent)}")
     return ~names.isin(unwanted)

@@ -57,8 +57,7 @@ def _read_h5mu(path: Path, wanted: list[str], layers: dict[str, str | None]) -> 
     with opened(path) as file:
         if "mod" not in file:
             raise PrepareError(f"{path}: has no modalities; is it an .h5mu file? prepare.files takes .h5ad files")
-        absent = [name for name in wanted if name not in file["mod"]]
-        if absent:
+        if absent := [name for name in wanted if name not in file["mod"]]:
             known = ", ".join(file["mod"])
             raise PrepareError(
                 f"{path}: has no modality {', '.join(absent)} (it has {known}); rename or correct the YAML"
