@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from clue.benchmark.config import ConfigError, Job
-from clue.benchmark.scores.collect import FAILURES_COLUMNS, RESOURCES_COLUMNS, collect, summary
-from clue.benchmark.scores.scoring import METRICS_COLUMNS
+from clue.benchmark.scores import FAILURES_COLUMNS, METRICS_COLUMNS, RESOURCES_COLUMNS
+from clue.benchmark.scores.collect import collect, summary
 from scripts import collect as program
 
 

@@ -15,10 +15,10 @@ from clue.benchmark import contracts
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.report import plots, style, tables, umap
 from clue.benchmark.report.reference import read_drops
-from clue.benchmark.scores.scoring import write_cells
 from clue.benchmark.scores.stats import summarise
 
 pytestmark = pytest.mark.usefixtures("figure_style")
+HEADER = "\t".join(tables.METRICS_COLUMNS)
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -84,8 +84,8 @@ def test_a_value_that_is_not_a_number_is_said():
         (None, "no such file"),
         ("", "not a table"),
         ("run\tdataset\n", "lacks the column split"),
-        ("\t".join(tables.METRICS) + "\n", "has no rows"),
-        ("\t".join(tables.METRICS) + "\n" + "\t".join(["x"] * len(tables.METRICS)) + "\n", "column value"),
+        (HEADER + "\n", "has no rows"),
+        (f"{HEADER}\n" + "\t".join(["x"] * len(tables.METRICS_COLUMNS)) + "\n", "column value"),
     ],
 )
 def test_a_wrong_table_is_one_clear_line(tmp_path, text, message):
@@ -268,7 +268,7 @@ def test_comparison_reads_the_scores_of_cells(scripts, display, tmp_path):
     ).assign(foscttm=0.2)
     folder = tmp_path / "a" / "s" / "cca" / "default" / "seed-0"
     folder.mkdir(parents=True)
-    write_cells(cells, folder / "cells.tsv.gz")
+    tables.write_table(cells, folder / "cells.tsv.gz")
     program = scripts("figures/comparison.py")
     found = program.bootstrap_table(table, str(tmp_path))
     assert found[["seed", "metric", "n_cells"]].to_numpy().tolist() == [

@@ -10,8 +10,7 @@ import yaml
 from clue.benchmark.config import load
 from clue.benchmark.data.task import split_cells
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.scores.collect import FAILURES_COLUMNS
-from clue.benchmark.scores.scoring import METRICS_COLUMNS
+from clue.benchmark.scores import FAILURES_COLUMNS, METRICS_COLUMNS
 from tools import paper_files, rehearse
 
 SCORES = {"match_score": 0.1, "foscttm": 0.4}

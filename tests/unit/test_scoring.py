@@ -11,8 +11,8 @@ import scipy.sparse as sp
 
 from clue.benchmark import contracts
 from clue.benchmark.contracts import ContractError
-from clue.benchmark.scores import scoring
-from clue.benchmark.scores.scoring import METRICS_COLUMNS, score
+from clue.benchmark.scores import METRICS_COLUMNS, scoring
+from clue.benchmark.scores.scoring import score
 from clue.matching import match_snn
 from clue.metrics import foscttm
 from scripts import oracle as oracle_program

@@ -25,12 +25,11 @@ from clue.benchmark.contracts import (
     of_pair,
 )
 from clue.benchmark.files import atomic
+from clue.benchmark.scores import METRICS_COLUMNS
 from clue.benchmark.scores.prediction import prediction_scores
 from clue.matching import BatchTooLarge, Metric, as_points, match_gaussian, match_ot, match_snn, nearest
 from clue.metrics import cell_type_match, count_closer, foscttm_within_batch, label_transfer_accuracy, true_weights
 
-IDENTITY_COLUMNS = ["run", "dataset", "split", "method", "variant", "seed"]
-METRICS_COLUMNS = [*IDENTITY_COLUMNS, "transductive", "direction", "metric", "value", "status", "reason"]
 NEIGHBOURS = 30
 """How many cells of the other modality the metrics ``neighbours_*`` average over."""
 CELL_COLUMNS = ["pair", "direction", "match_score", "foscttm"]
