@@ -1,6 +1,12 @@
 """Errors that a user can fix: each is one line that names the file, the key and the fix."""
 
+import io
 import re
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 class BenchmarkError(Exception):
@@ -16,3 +22,14 @@ def plain(text: str) -> str:
 def one_line(text: str) -> str:
     """Return plain text on one line."""
     return " ".join(plain(text).split())
+
+
+def exit_on_error(function: Callable[[], Result]) -> Result:
+    """Return what a function does; a `BenchmarkError` becomes one line on stderr and exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a locale may lack letters of names
+    try:
+        return function()
+    except BenchmarkError as error:
+        sys.exit(f"error: {error}")

@@ -2,14 +2,12 @@
 
 import argparse
 import inspect
-import io
 import re
-import sys
 from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
-from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.errors import exit_on_error
 
 Result = TypeVar("Result")
 
@@ -30,7 +28,7 @@ OPTIONS = {
 
 
 def run_program(main: Callable[..., Result], argv: Sequence[str] | None = None) -> Result:
-    """Call `main` with what a command line says; a `BenchmarkError` becomes one line on stderr and exit status 1.
+    """Call `main` with what a command line says; a `BenchmarkError` ends the process (`exit_on_error`).
 
     Parameters
     ----------
@@ -39,13 +37,7 @@ def run_program(main: Callable[..., Result], argv: Sequence[str] | None = None) 
     argv
         The command line; None takes that of the process.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a locale may lack letters of names
-    try:
-        return main(**vars(command_line(main).parse_args(argv)))
-    except BenchmarkError as error:
-        sys.exit(f"error: {error}")
+    return exit_on_error(lambda: main(**vars(command_line(main).parse_args(argv))))
 
 
 def command_line(main: Callable) -> argparse.ArgumentParser:
