@@ -9,19 +9,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from clue.benchmark.data.prepare.raw_files import (
-    Modalities,
-    PrepareError,
-    Spec,
-    check_unique,
-    column_of,
-    counts_of,
-    elements,
-    opened,
-    read_h5ad,
-    read_table,
-    same_cells,
-)
+from clue.benchmark.data.prepare import raw_files
+from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
 ONE_BATCH = "all"
 
@@ -37,8 +26,8 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
         paths = dict.fromkeys(read, path)
     else:
         paths = {modality: folder / file for modality, file in settings["files"].items()}
-        read = {modality: read_h5ad(path, layers.get(modality)) for modality, path in paths.items()}
-    read, lost = same_cells(read, paths, "n_cells" in spec.get("expect", {}))
+        read = {modality: raw_files.read_h5ad(path, layers.get(modality)) for modality, path in paths.items()}
+    read, lost = raw_files.same_cells(read, paths, "n_cells" in spec.get("expect", {}))
     columns = {column: settings[column] for column in ("batch", "cell_type", "donor") if column in settings}
     obs = pd.DataFrame(index=next(iter(read.values())).obs_names)
     obs["batch"] = ONE_BATCH
@@ -46,7 +35,7 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
         obs[ours] = _column(read, theirs, f"prepare.{ours}", paths).to_numpy()
     modalities = {}
     for modality, adata in read.items():
-        counts = counts_of(adata.X, f"{paths[modality]} [{modality}]")
+        counts = raw_files.counts_of(adata.X, f"{paths[modality]} [{modality}]")
         var = adata.var[[column for column in ("feature_types", "gene_ids") if column in adata.var]]
         modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var, uns={"dropped": lost})
     return modalities
@@ -54,7 +43,7 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
 
 def _read_h5mu(path: Path, wanted: list[str], layers: dict[str, str | None]) -> Modalities:
     """Return the wanted modalities; columns of the MuData's own ``obs`` are added to theirs."""
-    with opened(path) as file:
+    with raw_files.opened(path) as file:
         if "mod" not in file:
             raise PrepareError(f"{path}: has no modalities; is it an .h5mu file? prepare.files takes .h5ad files")
         if absent := [name for name in wanted if name not in file["mod"]]:
@@ -62,9 +51,9 @@ def _read_h5mu(path: Path, wanted: list[str], layers: dict[str, str | None]) -> 
             raise PrepareError(
                 f"{path}: has no modality {', '.join(absent)} (it has {known}); rename or correct the YAML"
             )
-        modalities = {name: elements(file["mod"][name], path, layers.get(name)) for name in wanted}
-        shared = read_table(file, "obs")
-    check_unique(shared.index, "cell name", path)
+        modalities = {name: raw_files.elements(file["mod"][name], path, layers.get(name)) for name in wanted}
+        shared = raw_files.read_table(file, "obs")
+    raw_files.check_unique(shared.index, "cell name", path)
     for adata in modalities.values():
         for column in shared.columns.difference(adata.obs.columns):
             adata.obs[column] = shared[column].reindex(adata.obs_names).to_numpy()
@@ -76,7 +65,7 @@ def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> 
     found = {modality: adata.obs[column] for modality, adata in read.items() if column in adata.obs}
     if not found:
         modality, adata = next(iter(read.items()))
-        return column_of(adata.obs, column, f"obs ({key})", paths[modality])
+        return raw_files.column_of(adata.obs, column, f"obs ({key})", paths[modality])
     (first, values), *others = found.items()
     for modality, other in others:
         differ = _as_text(values) != _as_text(other)
