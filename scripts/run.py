@@ -53,7 +53,8 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
     status = run(words, log, progress)
     jobs = "some files could not be downloaded; see logs/download, and run again"
     if not download:
-        print_results(Path("results", name))
+        if not status or progress.n_failed:  # else nothing was started, and the results are of another run
+            print_results(Path("results", name))
         jobs = f"some jobs failed; see results/{name}/failures.tsv and {log}"
     for line in progress.last:
         print(line, flush=True)

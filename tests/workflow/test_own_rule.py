@@ -13,10 +13,9 @@ def write_table(project, seed=0, cells=80):
     table.iloc[::-1].to_csv(path)
 
 
-def test_rows_of_a_precomputed_embedding(finished):
+def test_rows_of_a_precomputed_embedding(unscored):
     """An embedding that was made elsewhere, with its rows in another order."""
-    project = finished
-    project.drop_figures()
+    project = unscored
     project.configure(methods=["precomputed", "random"])
     status, output = project.snakemake("--dry-run")
     assert status == 1 and "embeddings/simulated/random20/seed-0.csv" in output, output
