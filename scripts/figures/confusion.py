@@ -65,6 +65,8 @@ def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display)
     rows = {row.method: plots.shorten(row.label, 30) for row in methods.itertuples()}
     figure, axes = plots.panels(rows, columns, side, sharex=True, sharey=True)
     figure.set_size_inches(side * len(columns) + 1.9, (side + 0.25) * len(rows) + 1.6)
+    layout = figure.get_layout_engine()
+    figure.set_layout_engine("none")  # seaborn draws the figure with each heatmap
     for (method, direction), axis in axes.items():
         here = tables.rows_of(found, method=method, direction=direction)
         table, label = here.pivot(index="from_type", columns="to_type", values="fraction"), axis.get_ylabel()
@@ -74,6 +76,7 @@ def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display)
         sns.heatmap(table, xticklabels=labels, yticklabels=labels, ax=axis, **look)
         axis.set(xlabel="", ylabel=label)
         axis.tick_params(length=0, labelsize=5.5)
+    figure.set_layout_engine(layout)
     bar = figure.colorbar(axis.collections[0], ax=list(axes.values()), shrink=0.6, aspect=30)
     bar.set_label("Fraction of the row's match weight")
     figure.suptitle(plots.shorten(title, int(11 * figure.get_figwidth())), fontsize=8.5)
