@@ -56,6 +56,7 @@ def test_no_cores_are_one_line(fresh, cores):
 
 def test_no_slurm_is_one_line(bare, project):
     shutil.copytree(project / "profiles", bare.path("profiles"))
+    bare.configure(methods=["clue/default"])
     status, output = bare.call("scripts/run.py", "--config", "config/test.yaml", "--profile", "profiles/slurm")
     assert status == 1 and output.startswith(f"error: {NO_SLURM}") and len(output.splitlines()) == 1
     words = ["--configfile", "config/test.yaml", "--profile", "profiles/slurm"]
