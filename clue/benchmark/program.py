@@ -68,4 +68,4 @@ def command_line(main: Callable) -> argparse.ArgumentParser:
 def _meanings(text: str) -> dict[str, str]:
     """Return what a docstring says of each parameter."""
     found = re.findall(r"^(\w+(?:, \w+)*)\n((?: {4}.+\n?)+)", text, re.MULTILINE)
-    return {name: " ".join(meaning.split()) for names, meaning in found for name in names.split(", ")}
+    return {name: " ".join(meaning.split()).rstrip(".") for names, meaning in found for name in names.split(", ")}

@@ -36,7 +36,7 @@ def test_parameters_are_options(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Command lines are made" in shown and "What there is to say." in shown and "config/quick.yaml" in shown
+    assert "Command lines are made" in shown and "What there is to say" in shown and "config/quick.yaml" in shown
 
 
 @pytest.mark.parametrize("folder", PROGRAMS)

@@ -59,12 +59,15 @@ class Project:
         """Replace top-level keys of a YAML file."""
         self.write(path, yaml.safe_load(self.path(path).read_text()) | changes)
 
-    def drop_figures(self, but_report=False):
-        """Leave the figures out, where they are not the matter: drawing takes longer than all else."""
+    def drop_figures(self):
+        """Leave figures and report out, where they are not the matter: drawing takes longer than all else."""
+        self.path("rules/figures.smk").write_text("FIGURES = []\nTABLES = []\nREPORT = []\n")
+
+    def draw_only(self, *names):
+        """Leave out all figures but these; there is a report of what is drawn."""
         rules = self.path("rules/figures.smk")
-        end = 'if FINISHING == "report":\n'
-        none, rest = "FIGURES, TABLES = [], []\n", rules.read_text().partition(end)
-        rules.write_text(rest[0] + none + end + rest[2] if but_report else f"{none}REPORT = []\n")
+        before, end, after = rules.read_text().partition('if FINISHING == "report":\n')
+        rules.write_text(f"{before}FIGURES, TABLES = expand(FIGURE, name={list(names)}), []\n{end}{after}")
 
     def add_method(self, name, body="pass", modalities=("rna", "atac")):
         """Add a method as the README says: a YAML file and a program with one function."""

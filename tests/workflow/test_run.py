@@ -82,7 +82,7 @@ def test_another_seed_adds_its_jobs_only(finished):
 
 def test_added_broken_and_unsupported_methods(finished):
     """Adding a method takes a YAML and a program; what fails is a row with its reason, and the rest goes on."""
-    finished.drop_figures(but_report=True)
+    finished.draw_only()
     finished.add_method("added")
     finished.add_method("broken", body='raise ValueError("no luck")')
     finished.add_method("elsewhere", modalities=("rna", "adt"))
