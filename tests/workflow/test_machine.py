@@ -48,10 +48,15 @@ def test_odd_surroundings_are_no_fault(unscored):
     assert unscored.path(".snakemake/cache/snakemake").is_dir()
 
 
-@pytest.mark.parametrize("cores", ["0", "-1"])
-def test_no_cores_are_one_line(fresh, cores):
-    status, output = fresh.call("scripts/run.py", "--config", "config/test.yaml", "--cores", cores)
-    assert status == 1 and output == f"error: --cores: {cores} run nothing; give at least 1 (make run CORES=2)\n"
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--cores", "0"], "--cores: 0 run nothing; give at least 1 (make run CORES=2)"),
+        ([], "give --cores, to run on this machine, or --profile, to run on a cluster"),
+    ],
+)
+def test_where_to_run_must_be_said(fresh, words, line):
+    assert fresh.call("scripts/run.py", "--config", "config/test.yaml", *words) == (1, f"error: {line}\n")
 
 
 def test_no_slurm_is_one_line(bare, project):

@@ -113,12 +113,6 @@ def test_added_broken_and_unsupported_methods(finished):
     assert set(finished.table().set_index("method").loc["broken", "status"]) == {"ok"}
 
 
-def test_run_json_names_the_task(finished_run):
-    project = finished_run[0]
-    report = json.loads(project.path("results/test/simulated/random20/random/default/seed-0/run.json").read_text())
-    assert (report["dataset"], report["split"], report["device"]) == ("simulated", "random20", "cpu")
-
-
 def test_a_method_of_several_processes_beside_one_of_one(finished):
     finished.drop_figures()
     finished.add_method("both")
