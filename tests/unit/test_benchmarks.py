@@ -80,8 +80,9 @@ def test_preprocess_scale(project, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("check", "said"), [("losses", "relative difference"), ("time", "a step, ms")])
-def test_gpu_check_tried_on_the_cpu(load_program, monkeypatch, capsys, check, said):
+def test_gpu_check_tried_on_the_cpu(load_program, project, monkeypatch, capsys, check, said):
     """In this process: what it sets in the library is set back."""
+    monkeypatch.syspath_prepend(project / "benchmarks")
     monkeypatch.setattr(network, "_noise_like", network._noise_like)
     shape = "--device cpu --cells 300 --genes 40 --peaks 60 --check"
     load_program("benchmarks/gpu_check.py").main([*shape.split(), check])
