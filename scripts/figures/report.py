@@ -22,6 +22,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
+from plotly.offline import get_plotlyjs
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
@@ -245,15 +246,8 @@ def render(
         captions={name: caption(captions, name) for name in ("summary", "paper")},
         configfiles=configfiles,
         config=yaml.safe_dump(config, sort_keys=False),
-        plotly=packed(plotly_source()) if any(split["umap"] for data in datasets for split in data["splits"]) else "",
+        plotly=packed(get_plotlyjs()) if any(split["umap"] for data in datasets for split in data["splits"]) else "",
     )
-
-
-def plotly_source() -> str:
-    """Return the JavaScript of Plotly, which the page carries so as to work from disk."""
-    from plotly.offline import get_plotlyjs
-
-    return get_plotlyjs()
 
 
 def main(

@@ -205,9 +205,12 @@ def draw_method_panels(
 
     The other arguments are those of `draw_seed_panels`; `look` holds those of `kind`, such as ``x`` and ``y``.
     """
+    rows = list(methods.index)
+    given = {"hue": "row", "style": "row", "hue_order": rows, "style_order": rows, "legend": False}
+    given |= {"palette": methods["color"].to_dict(), "markers": methods["marker"].to_dict()}
     for here, axis in _in_panels(axes, points, methods, by):
         label = axis.get_ylabel()
-        kind(here, ax=axis, **method_look(methods) | look)
+        kind(here, ax=axis, **given | look)
         axis.set_ylabel(label)
 
 
@@ -220,12 +223,6 @@ def _in_panels(axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: S
 def _interval_of_mean(values: pd.Series) -> tuple[float, float]:
     summary = summarise(values)
     return summary.low, summary.high
-
-
-def method_look(methods: pd.DataFrame) -> dict:
-    """Return the arguments of seaborn that give each method its colour and its marker; legends are `add_legend`'s."""
-    look = {"hue": "row", "style": "row", "hue_order": list(methods.index), "style_order": list(methods.index)}
-    return look | {"palette": methods["color"].to_dict(), "markers": methods["marker"].to_dict(), "legend": False}
 
 
 def add_legend(figure: Figure, entries: pd.DataFrame, rows: int = 20, **look) -> None:
