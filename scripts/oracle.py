@@ -77,9 +77,6 @@ def _write_report(embedding: ad.AnnData, path: Path, seconds: float) -> None:
         "threads": 1,
         "seconds": round(seconds, 3),
         "peak_memory_mb": round(peak_memory_mb(), 1),
-        "gpu_memory_mb": None,
-        "versions": {},
-        "info": {},
     }
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n")
