@@ -107,7 +107,7 @@ docs: $(INSTALLED)
 	@echo "site: build/docs/index.html"
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses "$$CORES" --dist loadfile
+	$(BIN)/python -m pytest --numprocesses "$$CORES" --dist loadfile --no-loadscope-reorder
 
 gpu-check: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu_check.py
