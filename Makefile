@@ -108,8 +108,9 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "site: build/docs/index.html"
 
+# The longest files first, as testpaths has them: by default those with few tests, such as whole runs, come last.
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses "$$CORES" --dist loadfile
+	$(BIN)/python -m pytest --numprocesses "$$CORES" --dist loadfile --no-loadscope-reorder
 
 gpu-check: $(INSTALLED)
 	$(BIN)/python benchmarks/gpu_check.py

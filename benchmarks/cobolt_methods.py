@@ -5,37 +5,41 @@ Their code is a Git repository (github.com/boyinggong/cobolt); with a checkout o
     PYTHONPATH=<checkout> python benchmarks/cobolt_methods.py --task results/quick/pbmc_multiome/random30 --seeds 0 1 2
 """
 
-import argparse
 import importlib.util
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 from clue.benchmark.config import Benchmark
 from clue.benchmark.contracts import MODALITIES, read_solution, read_test, read_train
-from clue.benchmark.errors import run_program
 from clue.benchmark.methods import Task
 from clue.benchmark.methods.validation import quality
+from clue.benchmark.program import run_program
 from clue.benchmark.scores.stats import summarise
 
 ROOT = Path(__file__).parents[1]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", type=Path, required=True, help="folder of train.h5mu, test files and solution.h5ad")
-    parser.add_argument("--seeds", type=int, nargs="+", required=True)
-    parser.add_argument("--methods", nargs="+", default=["cobolt_native", "cobolt"])
-    parser.add_argument("--budget", default="", help="budget of their YAML")
-    arguments = parser.parse_args(argv)
+def main(
+    task: Path, seeds: list[int], methods: tuple[str, ...] = ("cobolt_native", "cobolt"), budget: str = ""
+) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    task
+        Folder of train.h5mu, test files and solution.h5ad.
+    seeds, methods
+        To run.
+    budget
+        Of their YAML.
+    """
     torch.set_num_threads(1)
     print("method\tseed\tmatch_score\tfoscttm\tmetric\tcpu_seconds\tlearning_rate", flush=True)
-    for method in arguments.methods:
-        rows = [run(arguments.task, method, seed, arguments.budget) for seed in arguments.seeds]
+    for method in methods:
+        rows = [run(task, method, seed, budget) for seed in seeds]
         for name, values in zip(("match_score", "foscttm"), zip(*rows, strict=True), strict=True):
             summary = summarise(values)
             spread = f" ± {summary.sd:.4f}" if summary.n > 1 else ""

@@ -1,38 +1,44 @@
 """Collect the results of a run: one row per planned job at least, failures included."""
 
-import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from clue.benchmark.config import Benchmark, ConfigError, read_yaml
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report.tables import write_table
 from clue.benchmark.scores.collect import collect, summary
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True, help="the run's configuration: a file, or JSON as it is")
-    parser.add_argument("--project", type=Path, default=".", help="the project folder, which holds config/")
-    parser.add_argument("--root", type=Path, required=True, help="the folder that holds results/ and logs/")
-    parser.add_argument(
-        "--unavailable", type=json.loads, default={}, help="methods that cannot run, with reasons: JSON"
-    )
-    parser.add_argument("--metrics", type=Path, required=True, help="table of scores to write")
-    parser.add_argument("--resources", type=Path, required=True, help="table of times and memory to write")
-    parser.add_argument("--failures", type=Path, required=True, help="table of jobs without scores to write")
-    arguments = parser.parse_args(argv)
+def main(
+    config: str,
+    root: Path,
+    metrics: Path,
+    resources: Path,
+    failures: Path,
+    project: Path = Path(),
+    unavailable: str = "{}",
+) -> None:
+    """Run the program.
 
-    benchmark = Benchmark(_read_config(arguments.config), arguments.project)
-    benchmark.unavailable = arguments.unavailable
+    Parameters
+    ----------
+    config
+        The run's configuration: a file, or JSON as it is.
+    root
+        The folder that holds results/ and logs/.
+    metrics, resources, failures
+        Table to write: of scores, of times and memory, of jobs without scores.
+    unavailable
+        Methods that cannot run, with reasons: JSON.
+    """
+    benchmark = Benchmark(_read_config(config), project)
+    benchmark.unavailable = json.loads(unavailable)
     jobs = benchmark.plan()
-    tables = collect(jobs, arguments.root)
-    write_table(tables.resources, arguments.resources)
-    write_table(tables.failures, arguments.failures)
-    write_table(tables.metrics, arguments.metrics)
+    tables = collect(jobs, root)
+    write_table(tables.resources, resources)
+    write_table(tables.failures, failures)
+    write_table(tables.metrics, metrics)
     print("\n".join(summary(tables, len(jobs))))
 
 

@@ -1,15 +1,13 @@
 """Print what a run will cost: jobs, hours and disk, told from its configuration and docs/results/times.tsv alone."""
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from clue.benchmark.config import Benchmark, read_yaml
-from clue.benchmark.errors import run_program
-from clue.benchmark.running.cost import TIMES, Cost, costs, raw_gb, read_times
+from clue.benchmark.program import run_program
+from clue.benchmark.running.cost import TIMES, costs, raw_gb, read_times
 
 HEAD = {
     "jobs": "jobs",
@@ -25,20 +23,17 @@ of what trains by no steps, cells take their place. Training that stops early ta
 that a job with a GPU takes. Reserved: cores or GPUs x the time that the YAMLs ask for."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(config: Path) -> None:
     """Run the program in the project folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="for instance config/config.yaml")
-    arguments = parser.parse_args(argv)
-    benchmark = Benchmark(read_yaml(arguments.config), where=str(arguments.config))
+    benchmark = Benchmark(read_yaml(config), where=str(config))
     found, used = costs(benchmark, read_times(Path()))
-    print(f"run {benchmark.config['run']} ({arguments.config}), device {benchmark.config['device']}\n")
+    print(f"run {benchmark.config['run']} ({config}), device {benchmark.config['device']}\n")
     print("\n".join([table(found), "", *notes(benchmark, found, used), "", f"Measured ({TIMES}):", *origins(used)]))
 
 
-def table(found: dict[str, Cost]) -> str:
+def table(found: pd.DataFrame) -> str:
     """Return a line per rule, and their sums; ``?`` marks jobs of which nothing can be told."""
-    rows = pd.DataFrame({what: vars(cost) for what, cost in found.items()}).T
+    rows = found.rename_axis(None)
     rows.loc["all"] = rows.sum()
     shown = rows[list(HEAD)].map("{:,.1f}".format)
     shown["jobs"] = rows["jobs"].map("{:,.0f}".format)
@@ -49,7 +44,7 @@ def table(found: dict[str, Cost]) -> str:
     return shown.set_axis(HEAD.values(), axis=1).to_string()
 
 
-def notes(benchmark: Benchmark, found: dict[str, Cost], used: dict[str, list[Any]]) -> list[str]:
+def notes(benchmark: Benchmark, found: pd.DataFrame, used: dict[str, list[Any]]) -> list[str]:
     """Return what the numbers mean, and what is not in them."""
     raw = {name: raw_gb(spec) for name, spec in benchmark.datasets.items()}
     untold = ", ".join(name for name, size in raw.items() if size is None)
@@ -57,7 +52,7 @@ def notes(benchmark: Benchmark, found: dict[str, Cost], used: dict[str, list[Any
         f"Raw files, besides: {sum(filter(None, raw.values())):.1f} GB{f' + ? ({untold})' if untold else ''}",
         MODEL,
     ]
-    if unknown := [what for what, cost in found.items() if cost.unknown]:
+    if unknown := list(found.index[found["unknown"] > 0]):
         lines.append(f"?: never measured, or of a data set whose YAML gives no numbers: {', '.join(unknown)}.")
     if benchmark.config["device"] == "cuda" and not any(row.device == "cuda" for row in used):
         lines.append("No time was measured on a GPU: GPU hours are the hours of one CPU core, a bound from above.")

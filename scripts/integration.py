@@ -3,9 +3,8 @@
 Neighbours are computed once per embedding and serve every metric that needs them.
 """
 
-import argparse
 import warnings
-from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,8 @@ from sklearn.neighbors import NearestNeighbors
 from tqdm import tqdm
 
 from clue.benchmark.contracts import metric_of, read_embedding, read_solution
-from clue.benchmark.errors import run_program
-from clue.benchmark.report import tables
-from clue.benchmark.report.umap import points, sample_cells
+from clue.benchmark.program import run_program
+from clue.benchmark.report import tables, umap
 from clue.matching import as_points
 
 NEIGHBOURS = 90
@@ -57,30 +55,33 @@ def scores(vectors: np.ndarray, types: np.ndarray, modalities: np.ndarray, seed:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--solution", required=True, help="solution.h5ad of a split")
-    parser.add_argument("--embeddings", nargs="+", required=True, help="embedding.h5ad of each method")
-    parser.add_argument("--points", type=int, required=True, help="take a sample where there are more points")
-    parser.add_argument("--seed", type=int, required=True, help="of the sample and of k-means")
-    parser.add_argument("--table", required=True, help="table to write")
-    args = parser.parse_args(argv)
-    solution = read_solution(args.solution)
-    cells = sample_cells(solution, args.points, args.seed)
+def main(solution: Path, embeddings: list[Path], points: int, seed: int, table: Path) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    embeddings
+        embedding.h5ad of each method.
+    points
+        Take a sample where there are more points.
+    seed
+        Of the sample and of k-means.
+    """
+    sealed = read_solution(solution)
+    cells = umap.sample_cells(sealed, points, seed)
     rows = []
-    for path in tqdm(args.embeddings, desc="integration", unit="embedding", mininterval=1):
-        embedding = points(read_embedding(path), cells, list(solution.uns["modalities"]), path)
-        job = [str(solution.uns["dataset"]), str(solution.uns["split"])]
+    for path in tqdm(embeddings, desc="integration", unit="embedding", mininterval=1):
+        embedding = umap.points(read_embedding(path), cells, list(sealed.uns["modalities"]), str(path))
+        job = [str(sealed.uns["dataset"]), str(sealed.uns["split"])]
         job += [str(embedding.uns[key]) for key in ("method", "variant", "seed")]
         types, modalities = (embedding.obs[key].astype(str).to_numpy() for key in ("cell_type", "modality"))
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning)
             (vectors,) = as_points(embedding.X, metric=metric_of(embedding))
-            found = scores(vectors, types, modalities, args.seed)
+            found = scores(vectors, types, modalities, seed)
         for (group, metric), value in found.items():
-            rows.append([*job, group, metric, float(value), embedding.n_obs, str(solution.uns["labels"])])
-    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table, digits=6)
+            rows.append([*job, group, metric, float(value), embedding.n_obs, str(sealed.uns["labels"])])
+    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), table, digits=6)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Split one data set: training cells, censored test cells of each modality, and the sealed solution."""
 
-import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,32 +7,37 @@ import pandas as pd
 from clue.benchmark.config import load
 from clue.benchmark.contracts import read_dataset, write_solution, write_test, write_train
 from clue.benchmark.data.task import TaskFiles, make_task
-from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.program import run_program
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset-file", type=Path, required=True, help="the prepared data set (<dataset>.h5mu)")
-    parser.add_argument("--dataset", required=True, help="a name of config/datasets")
-    parser.add_argument("--split", required=True, help="a name of the data set's splits")
-    parser.add_argument("--max-cells", type=int, help="keep so many cells at most")
-    parser.add_argument("--folder", type=Path, required=True, help="where the files go")
-    parser.add_argument("--project", type=Path, default=".", help="the project folder, which holds config/")
-    arguments = parser.parse_args(argv)
-    spec = load("datasets", arguments.dataset, arguments.project)
-    splits = spec["splits"]
-    if arguments.split not in splits:
-        known = ", ".join(splits)
-        raise BenchmarkError(f"config/datasets/{arguments.dataset}.yaml: no split {arguments.split!r}; splits: {known}")
-    data = read_dataset(arguments.dataset_file)
+def main(
+    dataset_file: Path, dataset: str, split: str, folder: Path, max_cells: int | None = None, project: Path = Path()
+) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    dataset_file
+        The prepared data set (<dataset>.h5mu).
+    split
+        A name of the data set's splits.
+    folder
+        Where the files go.
+    max_cells
+        Keep so many cells at most.
+    """
+    spec, where = load("datasets", dataset, project), f"config/datasets/{dataset}.yaml"
+    if split not in spec["splits"]:
+        raise BenchmarkError(f"{where}: no split {split!r}; splits: {', '.join(spec['splits'])}")
+    data = read_dataset(dataset_file)
     if list(data.mod) != spec["modalities"]:
         raise BenchmarkError(
-            f"{arguments.dataset_file}: holds {list(data.mod)}, but config/datasets/{arguments.dataset}.yaml says"
-            f" modalities: {spec['modalities']}; correct the YAML or delete the file and run again"
+            f"{dataset_file}: holds {list(data.mod)}, but {where} says modalities: {spec['modalities']}; correct the"
+            " YAML or delete the file and run again"
         )
-    task = make_task(data, arguments.dataset, arguments.split, splits[arguments.split], arguments.max_cells)
-    write(task, arguments.folder)
+    task = make_task(data, dataset, split, spec["splits"][split], max_cells)
+    write(task, folder)
     describe(task)
 
 

@@ -3,10 +3,8 @@
 True pairs coincide; cells of one type lie around one direction, so that labels can be transferred.
 """
 
-import argparse
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import anndata as ad
@@ -15,29 +13,31 @@ import pandas as pd
 
 from clue.benchmark.config import ORACLE
 from clue.benchmark.contracts import ContractError, check_embedding_fits, read_solution, read_test, write_embedding
-from clue.benchmark.errors import run_program
 from clue.benchmark.files import atomic
 from clue.benchmark.methods import peak_memory_mb
+from clue.benchmark.program import run_program
 from clue.matching import l2_normalise
 
 N_DIMENSIONS = 64
 SPREAD = 0.5  # of a type's cells around its direction, in units of that direction's length
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--tests", type=Path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
-    parser.add_argument("--solution", type=Path, required=True, help="who is who (solution.h5ad)")
-    parser.add_argument("--embedding", type=Path, required=True, help="the embedding to write (embedding.h5ad)")
-    arguments = parser.parse_args(argv)
+def main(tests: list[Path], solution: Path, embedding: Path) -> None:
+    """Run the program.
 
+    Parameters
+    ----------
+    tests
+        Test cells (test_<modality>.h5ad).
+    embedding
+        The embedding to write (embedding.h5ad).
+    """
     start = time.perf_counter()
-    tests = {str(test.uns["modality"]): test for test in map(read_test, arguments.tests)}
-    embedding = oracle(tests, read_solution(arguments.solution), str(arguments.solution))
-    check_embedding_fits(embedding, {name: test.obs_names for name, test in tests.items()}, str(arguments.embedding))
-    _write_report(embedding, arguments.embedding.with_name("run.json"), time.perf_counter() - start)
-    write_embedding(embedding, arguments.embedding)
+    cells = {str(test.uns["modality"]): test for test in map(read_test, tests)}
+    embedded = oracle(cells, read_solution(solution), str(solution))
+    check_embedding_fits(embedded, {name: test.obs_names for name, test in cells.items()}, str(embedding))
+    _write_report(embedded, embedding.with_name("run.json"), time.perf_counter() - start)
+    write_embedding(embedded, embedding)
 
 
 def oracle(tests: dict[str, ad.AnnData], solution: ad.AnnData, where: str) -> ad.AnnData:
@@ -77,9 +77,6 @@ def _write_report(embedding: ad.AnnData, path: Path, seconds: float) -> None:
         "threads": 1,
         "seconds": round(seconds, 3),
         "peak_memory_mb": round(peak_memory_mb(), 1),
-        "gpu_memory_mb": None,
-        "versions": {},
-        "info": {},
     }
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n")

@@ -5,69 +5,61 @@ has left is cleared, with the jobs that it left at work or in the queue. While i
 ``logs/<run>/snakemake.log``, and a person sees a bar and the jobs in words.
 """
 
-import argparse
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from clue.benchmark.config import Benchmark, read_yaml
-from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.program import run_program
 from clue.benchmark.running.machine import writable_caches
 from clue.benchmark.running.progress import Progress
 from clue.benchmark.running.recovery import clear_killed_run, end, processes_at_work
 
 PROJECT = Path(__file__).resolve().parents[1]
+HERE = ["--scheduler", "greedy", "--resources", "gpu=1", "--show-failed-logs"]
+"""On this machine: the greedy scheduler needs no solver, and one GPU runs one job at a time."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    parser = argparse.ArgumentParser(description="Run the benchmark and make its report.")
-    parser.add_argument("--config", type=Path, required=True, help="for instance config/quick.yaml")
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--cores", type=int, help="on this machine: how many jobs of one thread run at a time")
-    where.add_argument("--profile", help="on a cluster: a Snakemake profile, for instance slurm")
-    parser.add_argument("--download", action="store_true", help="only fetch the raw files")
-    arguments = parser.parse_args(argv)
-    if arguments.cores is not None and arguments.cores < 1:
-        raise BenchmarkError(f"--cores: {arguments.cores} run nothing; give at least 1 (make run CORES=2)")
-    benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
+def main(config: Path, cores: int | None = None, profile: str = "", download: bool = False) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    cores
+        On this machine: how many jobs of one thread run at a time.
+    profile
+        On a cluster: a Snakemake profile, for instance slurm.
+    download
+        Only fetch the raw files.
+    """
+    if (cores is None) == (not profile):
+        raise BenchmarkError("give --cores, to run on this machine, or --profile, to run on a cluster")
+    if cores is not None and cores < 1:
+        raise BenchmarkError(f"--cores: {cores} run nothing; give at least 1 (make run CORES=2)")
+    benchmark = Benchmark(read_yaml(config), PROJECT, str(config))
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
-    progress = Progress(benchmark, sys.stderr.isatty())
-    target = "downloaded" if arguments.download else "all"
-    log = Path("logs", benchmark.config["run"], "snakemake.log")
-    status = run(command(arguments, target), log, progress)
-    if not arguments.download:
-        print_results(Path("results", benchmark.config["run"]))
+    progress, name = Progress(benchmark, sys.stderr.isatty()), benchmark.config["run"]
+    log = Path("logs", name, "snakemake.log")
+    words = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--configfile", str(config)]
+    words += ["--profile", profile] if profile else [*HERE, "--cores", str(cores)]
+    words += ["--keep-going", "--rerun-incomplete", "--", "downloaded" if download else "all"]
+    status = run(words, log, progress)
+    jobs = "some files could not be downloaded; see logs/download, and run again"
+    if not download:
+        if not status or progress.n_failed:  # else nothing was started, and the results are of another run
+            print_results(Path("results", name))
+        jobs = f"some jobs failed; see results/{name}/failures.tsv and {log}"
     for line in progress.last:
         print(line, flush=True)
-    if status < 0:
-        sys.exit(f"error: Snakemake was ended by {signal.Signals(-status).name}; start the same command again")
-    if status and not progress.n_failed:
-        sys.exit(f"error: {reason(progress.wrong) or f'Snakemake has failed; see {log}'}")
-    if status and arguments.download:
-        sys.exit("error: some files could not be downloaded; see logs/download, and run again")
     if status:
-        sys.exit(f"error: some jobs failed; see results/{benchmark.config['run']}/failures.tsv and {log}")
-
-
-def command(arguments: argparse.Namespace, target: str) -> list[str]:
-    """Return the command line of Snakemake."""
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
-    words += ["--configfile", str(arguments.config), "--keep-going", "--rerun-incomplete"]
-    if arguments.profile:
-        words += ["--profile", arguments.profile]
-    else:
-        # The greedy scheduler needs no solver, and one GPU runs one job at a time.
-        words += ["--cores", str(arguments.cores), "--scheduler", "greedy", "--resources", "gpu=1"]
-        words += ["--show-failed-logs"]
-    return [*words, "--", target]
+        sys.exit(f"error: {reason(status, progress, log, jobs)}")
 
 
 def run(words: list[str], log: Path, progress: Progress) -> int:
@@ -113,11 +105,14 @@ def follow(process: subprocess.Popen, log: Path, progress: Progress) -> None:
             time.sleep(0.2)
 
 
-def reason(lines: Sequence[str]) -> str:
-    """Return as one text what Snakemake said was wrong, without the lines that say in which file."""
-    return "\n".join(
-        line.removeprefix("error: ") for line in lines if line and not line.endswith(":") and line[0] != " "
-    )
+def reason(status: int, progress: Progress, log: Path, jobs: str) -> str:
+    """Return why Snakemake has failed: a signal, what it said itself without the files of it, or its `jobs`."""
+    if status < 0:
+        return f"Snakemake was ended by {signal.Signals(-status).name}; start the same command again"
+    if progress.n_failed:
+        return jobs
+    said = [line for line in progress.wrong if line and not line.endswith(":") and line[0] != " "]
+    return "\n".join(line.removeprefix("error: ") for line in said) or f"Snakemake has failed; see {log}"
 
 
 def print_results(folder: Path) -> None:

@@ -1,12 +1,10 @@
 """Show where a run stands: what `make status` does. It may be called at any time, also while the run is at work."""
 
-import argparse
 import socket
-from collections.abc import Sequence
 from pathlib import Path
 
 from clue.benchmark.config import Benchmark, read_yaml
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.running.cluster import SLURM_LOGS
 from clue.benchmark.running.machine import unavailable
 from clue.benchmark.running.recovery import host, snakemakes
@@ -15,12 +13,9 @@ from clue.benchmark.running.status import report, standings
 PROJECT = Path(__file__).resolve().parents[1]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(config: Path) -> None:
     """Run the program."""
-    parser = argparse.ArgumentParser(description="Show where a run stands.")
-    parser.add_argument("--config", type=Path, required=True, help="for instance config/quick.yaml")
-    arguments = parser.parse_args(argv)
-    benchmark = Benchmark(read_yaml(arguments.config), PROJECT, str(arguments.config))
+    benchmark = Benchmark(read_yaml(config), PROJECT, str(config))
     if not Path(SLURM_LOGS).exists():
         benchmark.unavailable = unavailable(benchmark.methods)
     print(f"run {benchmark.config['run']}: {_at_work(Path.cwd())}")

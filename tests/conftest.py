@@ -12,7 +12,7 @@ import mudata as md
 import pytest
 import yaml
 
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.simulate import simulate
 
 # Data are small, and several processes test at a time: threads that wait for each other would take most of the time.
@@ -65,6 +65,12 @@ def add_dataset(workplace: Path) -> Callable[[str, dict], None]:
     return add
 
 
+@pytest.fixture(scope="session", name="load_program")
+def _load_program() -> Callable[[str], ModuleType]:
+    """A function that imports a program of the project by its path."""
+    return load_program
+
+
 @pytest.fixture(scope="session")
 def scripts() -> Callable[[str], ModuleType]:
     """A function that imports a program of ``scripts/``."""
@@ -92,7 +98,7 @@ def run_script(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, s
     def run(name: str, *arguments: str | Path) -> tuple[int, str]:
         module = load_program(f"scripts/{name}.py")
         try:
-            run_program(lambda: module.main([str(argument) for argument in arguments]))
+            run_program(module.main, [str(argument) for argument in arguments])
         except SystemExit as end:
             # What Python itself does at the end of a process: a text is printed, and the status is 1.
             if isinstance(end.code, str):

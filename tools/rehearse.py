@@ -5,20 +5,19 @@ the run's settings, the numbers to expect, and the numbers of cells in splits. T
 which goes before the real addresses.
 """
 
-import argparse
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 import yaml
 
 from clue.benchmark.config import ORACLE, load, read_yaml
-from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.program import run_program
 from tools import paper_files
 
 PARTS = ("Snakefile", "rules", "config", "envs", "scripts", "clue")
@@ -28,22 +27,41 @@ RUN = "rehearsal"
 SERVED = {"bmmc_cite": "bucket", "bmmc_multiome": "geo", "share_skin": "geo"}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program in the project folder."""
-    parser = argparse.ArgumentParser(description="Rehearse a run of the paper's data sets on simulated files.")
-    parser.add_argument("--config", type=Path, default="config/config.yaml", help="the run to rehearse")
-    parser.add_argument("--factor", type=float, required=True, help="size of the data sets, 1 is full size")
-    parser.add_argument("--folder", type=Path, required=True, help="where the copy of the project goes; emptied first")
-    parser.add_argument("--cores", type=int, required=True, help="how many jobs of one thread run at a time")
-    parser.add_argument("--methods", nargs="*", help="in place of the default variants of the run's methods")
-    parser.add_argument("--datasets", nargs="*", help="in place of those of the run")
-    parser.add_argument("--budget", default="test", help="the budget of each method")
-    arguments = parser.parse_args(argv)
-    copy = copy_project(Path.cwd(), arguments.folder)
-    config = configure(copy, arguments)
-    for name in dataset_names(config):
-        write_dataset(copy, name, arguments.factor)
-    command = [sys.executable, "-P", "scripts/run.py", "--config", str(CONFIG), "--cores", str(arguments.cores)]
+def main(
+    factor: float,
+    folder: Path,
+    cores: int,
+    config: Path = Path("config/config.yaml"),
+    methods: tuple[str, ...] = (),
+    datasets: tuple[str, ...] = (),
+    budget: str = "test",
+) -> None:
+    """Run the program in the project folder.
+
+    Parameters
+    ----------
+    factor
+        Size of the data sets, 1 is full size.
+    folder
+        Where the copy of the project goes; emptied first.
+    cores
+        How many jobs of one thread run at a time.
+    config
+        The run to rehearse.
+    methods
+        In place of the default variants of the run's methods.
+    datasets
+        In place of those of the run.
+    budget
+        The budget of each method.
+    """
+    copy = copy_project(Path.cwd(), folder)
+    changes = {"methods": list(methods), "datasets": list(datasets), "budget": budget}
+    rehearsed = configure(copy, config, {key: value for key, value in changes.items() if value})
+    print(f"factor {factor}", flush=True)
+    for name in dataset_names(rehearsed):
+        write_dataset(copy, name, factor)
+    command = [sys.executable, "-P", "scripts/run.py", "--config", str(CONFIG), "--cores", str(cores)]
     subprocess.run(command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, check=False)
     report_stages(copy / "logs")
     check(copy)
@@ -69,19 +87,18 @@ def copy_project(project: Path, folder: Path) -> Path:
     return folder.resolve()
 
 
-def configure(copy: Path, arguments: argparse.Namespace) -> dict:
-    """Write the settings: those of the run, but for a small budget, one seed, default variants and no GPU."""
-    config = read_yaml(arguments.config)
+def configure(copy: Path, path: Path, changes: dict) -> dict:
+    """Write the settings: those of a run, but for one seed, default variants, no GPU, and what `changes` holds."""
+    config = read_yaml(path)
     # Ablations are other settings of the same programs.
     defaults = dict.fromkeys(f"{name.partition('/')[0]}/default" for name in config["methods"])
-    changes = {"run": RUN, "methods": arguments.methods or list(defaults), "seeds": [0], "budget": arguments.budget}
-    changes |= {"device": "cpu", "datasets": arguments.datasets or config["datasets"]}
+    changes = {"run": RUN, "methods": list(defaults), "seeds": [0], "device": "cpu"} | changes
     config |= {**changes, "data_mirror": (copy / "served").as_uri()}
     for name in dataset_names(config):
         if name not in SERVED:
             known = ", ".join(SERVED)
-            raise BenchmarkError(f"{arguments.config}: datasets: no simulated files of {name!r}; known: {known}")
-    print(f"rehearsal of {arguments.config} with {changes}, factor {arguments.factor}", flush=True)
+            raise BenchmarkError(f"{path}: datasets: no simulated files of {name!r}; known: {known}")
+    print(f"rehearsal of {path} with {changes}", flush=True)
     (copy / CONFIG).write_text(yaml.safe_dump(config))
     return config
 

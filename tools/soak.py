@@ -4,7 +4,6 @@ Sizes, counts, names, layouts of files and splits are drawn. A stage may refuse 
 not raise anything else, nor lose a cell without a word.
 """
 
-import argparse
 import contextlib
 import importlib.util
 import io
@@ -14,7 +13,7 @@ import shutil
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
@@ -28,8 +27,10 @@ from tqdm import tqdm
 
 from clue.benchmark.config import load
 from clue.benchmark.contracts import read_dataset, read_solution, read_train
-from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import run_method
+from clue.benchmark.program import run_program
+from clue.benchmark.report.style import Display
 
 PROJECT = Path(__file__).resolve().parents[1]
 NAME = "soak"
@@ -42,25 +43,30 @@ class Fault(Exception):
     """Something that must not happen: a traceback, or a cell that is lost."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program in the project folder."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--number", type=int, default=200, help="of data sets")
-    parser.add_argument("--first", type=int, default=0, help="the seed of the first; the next has the next seed")
-    parser.add_argument("--folder", type=Path, default=Path("build/soak"), help="where files go; faulty ones stay")
-    arguments = parser.parse_args(argv)
+def main(number: int = 200, first: int = 0, folder: Path = Path("build/soak")) -> None:
+    """Run the program in the project folder.
+
+    Parameters
+    ----------
+    number
+        Of data sets.
+    first
+        The seed of the first; the next has the next seed.
+    folder
+        Where files go; faulty ones stay.
+    """
     ends: Counter[str] = Counter()
-    for seed in tqdm(range(arguments.first, arguments.first + arguments.number), mininterval=5):
+    for seed in tqdm(range(first, first + number), mininterval=5):
         try:
             with warnings.catch_warnings(action="ignore"):
-                ends[soak(seed, arguments.folder / str(seed))] += 1
-            shutil.rmtree(arguments.folder / str(seed))
+                ends[soak(seed, folder / str(seed))] += 1
+            shutil.rmtree(folder / str(seed))
         except Fault as fault:
             ends["fault"] += 1
             print(f"seed {seed}: {fault}", flush=True)
-    print(*(f"{number:4d}  {end}" for end, number in ends.most_common()), sep="\n")
+    print(*(f"{n:4d}  {end}" for end, n in ends.most_common()), sep="\n")
     if ends["fault"]:
-        raise BenchmarkError(f"{ends['fault']} of {arguments.number} data sets end in a fault; see {arguments.folder}")
+        raise BenchmarkError(f"{ends['fault']} of {number} data sets end in a fault; see {folder}")
 
 
 def soak(seed: int, folder: Path) -> str:
@@ -88,12 +94,12 @@ def attempt(call: Callable[[], None]) -> str:
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            run_program(call)
+            call()
         return ""
-    except SystemExit as end:
-        if isinstance(end.code, str) and "\n" not in end.code:
-            return re.sub("[0-9]+", "n", end.code.rpartition("/")[2])
-        raise Fault(f"exit status {end.code}: {printed.getvalue()[-1500:]}") from end
+    except (BenchmarkError, SystemExit) as end:  # a method ends by itself
+        if "\n" not in (line := str(end)) and not line.isdigit():
+            return re.sub("[0-9]+", "n", line.rpartition("/")[2])
+        raise Fault(f"exit status {line}: {printed.getvalue()[-1500:]}") from end
     except Fault:
         raise
     except Exception as error:  # whatever it is, it is what this program looks for
@@ -184,28 +190,22 @@ def shared_names(cells: dict[str, ad.AnnData]) -> set[str]:
 # ---- stages --------------------------------------------------------------------------------------
 
 
-def program(name: str) -> Callable[[Sequence[str]], None]:
-    """Return the main function of a program of ``scripts/``."""
+def program(name: str) -> Callable:
+    """Return the function of a program of ``scripts/``."""
     spec = importlib.util.spec_from_file_location(Path(name).stem, PROJECT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, "main", getattr(module, "embed", None))
 
 
-def call(name: str, **options: Path | str | Sequence[Path]) -> None:
-    """Call a program with options; a list becomes several words."""
-    words = [[f"--{key}", *(value if isinstance(value, list) else [value])] for key, value in options.items()]
-    program(name)([str(word).replace("dataset_file", "dataset-file") for option in words for word in option])
-
-
 def download(folder: Path, cells: dict[str, ad.AnnData]) -> None:
     """Link the raw files."""
-    call("download", dataset=NAME, folder=folder / "raw", project=folder)
+    program("download")(dataset=NAME, folder=folder / "raw", project=folder)
 
 
 def prepare(folder: Path, cells: dict[str, ad.AnnData]) -> None:
     """Prepare them; all cells of both modalities must be there, with all their counts."""
-    call("prepare", dataset=NAME, raw=folder / "raw", output=folder / "all.h5mu", project=folder)
+    program("prepare")(dataset=NAME, raw=folder / "raw", output=folder / "all.h5mu", project=folder)
     mdata, shared = read_dataset(folder / "all.h5mu"), shared_names(cells)
     check(set(mdata.obs_names) == shared, f"{mdata.n_obs} cells prepared of {len(shared)}")
     was_lost = len(shared) < max(adata.n_obs for adata in cells.values())
@@ -217,7 +217,7 @@ def prepare(folder: Path, cells: dict[str, ad.AnnData]) -> None:
 
 def split(folder: Path, cells: dict[str, ad.AnnData]) -> None:
     """Split them; each cell must be training or test."""
-    call("make_task", dataset_file=folder / "all.h5mu", dataset=NAME, split="drawn", folder=folder, project=folder)
+    program("make_task")(folder / "all.h5mu", NAME, "drawn", folder, project=folder)
     train, n_test = read_train(folder / "train.h5mu"), read_solution(folder / "solution.h5ad").n_obs
     n_train = len(set().union(*(adata.obs_names for adata in train.mod.values())))
     n_cells = read_dataset(folder / "all.h5mu").n_obs
@@ -239,12 +239,12 @@ def method(name: str, rng: np.random.Generator) -> Callable[[Path, dict[str, ad.
         matches = [job / f"match_{first}2{second}.npz", job / f"match_{second}2{first}.npz"]
         tables = {"metrics": job / "metrics.tsv", "cells": job / "cells.tsv.gz"}
         solution = folder / "solution.h5ad"
-        call("score", embedding=job / "embedding.h5ad", solution=solution, matches=matches, **tables)
+        program("score")(job / "embedding.h5ad", solution, matches, **tables)
         scored, n_test = pd.read_csv(tables["cells"], sep="\t"), read_solution(solution).n_obs
         check(len(scored) == 2 * n_test, f"{len(scored)} rows of cells for {n_test} test cells in two directions")
         drawn = {"table": job / "confusion.tsv", "figure": job / "confusion.png"}
-        display = folder / "config" / "display.yaml"
-        call("figures/confusion", matches=matches, solution=solution, display=display, **drawn)
+        display = Display(folder / "config" / "display.yaml")
+        program("figures/confusion")(solution, matches, display, **drawn)
 
     stage.__name__ = name
     return stage

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -324,16 +325,12 @@ class Benchmark:
         self.unavailable: dict[str, str] = {}
         """Why methods cannot run for want of software, by name; set from `running.machine.unavailable`."""
 
-    def load(self, kind: str, name: str) -> dict[str, Any]:
-        """Return the checked ``config/<kind>/<name>.yaml``; `kind` is ``datasets`` or ``methods``."""
-        return load(kind, name, self.root)
-
     def _select(self, kind: str, parts: str, where: str) -> dict[str, dict[str, Any]]:
         """Load what a list like ``[clue, cca/default]`` names, with only the parts it names."""
         chosen: dict[str, dict[str, Any]] = {}
         for entry in self.config[kind]:
             name, _, part = entry.partition("/")
-            spec = self.load(kind, name)
+            spec = load(kind, name, self.root)
             if part and part not in spec[parts]:
                 raise ConfigError(
                     f"{where}: {kind}: {name!r} has no {parts[:-1]} {part!r}{_suggest(part, sorted(spec[parts]))}"
@@ -372,15 +369,8 @@ class Benchmark:
     def params(self, method: str, variant: str, modalities: list[str]) -> dict[str, Any]:
         """Return the hyper-parameters: params < preset < budget < variant, maps merged key by key."""
         spec = self.methods[method]
-        layers = (
-            spec["presets"].get("+".join(modalities), {}),
-            spec["budgets"].get(self.config["budget"], {}),
-            spec["variants"][variant],
-        )
-        params = spec["params"]
-        for layer in layers:
-            params = _merge(params, layer)
-        return params
+        preset, budget = spec["presets"].get("+".join(modalities), {}), spec["budgets"].get(self.config["budget"], {})
+        return reduce(_merge, (preset, budget, spec["variants"][variant]), spec["params"])
 
     def gpus(self, method: str) -> int:
         """Return the number of GPUs that a job of a method asks for."""

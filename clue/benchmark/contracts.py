@@ -20,6 +20,7 @@ Cells of one name in two modalities of a MuData are one cell. Annotations live i
 
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import anndata as ad
@@ -51,11 +52,9 @@ def _check_counts(adata: ad.AnnData, where: str) -> None:
     counts = adata.X
     if not sp.issparse(counts) or counts.format != "csr" or counts.dtype != np.float32:
         raise ContractError(f"{where}: X must be a float32 CSR matrix of raw counts")
-    if not np.isfinite(counts.data).all():
-        bad = int((~np.isfinite(counts.data)).sum())
+    if bad := int((~np.isfinite(counts.data)).sum()):
         raise ContractError(f"{where}: X holds {bad} counts that are NaN or infinite; give raw counts")
-    if (counts.data < 0).any():
-        bad = int((counts.data < 0).sum())
+    if bad := int((counts.data < 0).sum()):
         raise ContractError(f"{where}: X holds {bad} negative counts; give raw counts")
     if (counts.data != np.round(counts.data)).any():
         raise ContractError(f"{where}: X holds counts that are not whole numbers; give raw counts")
@@ -71,8 +70,7 @@ def _check_names(adata: ad.AnnData, where: str) -> None:
 
 
 def _check_obs(adata: ad.AnnData, columns: Sequence[str], where: str) -> None:
-    missing = [column for column in columns if column not in adata.obs]
-    if missing:
+    if missing := [column for column in columns if column not in adata.obs]:
         raise ContractError(f"{where}: obs lacks {missing}; add the column")
     for column in columns:
         if adata.obs[column].isna().any():
@@ -86,12 +84,6 @@ def check_modality(adata: ad.AnnData, where: str, columns: Sequence[str] = ("bat
     _check_names(adata, where)
     _check_obs(adata, columns, where)
     _check_counts(adata, where)
-
-
-def _check_sealed(adata: ad.AnnData, where: str) -> None:
-    sealed = [column for column in adata.obs if column in SEALED_COLUMNS]
-    if sealed:
-        raise ContractError(f"{where}: obs holds {sealed}, which no method may see")
 
 
 def _check_modality_names(mdata: md.MuData, where: str) -> None:
@@ -126,9 +118,9 @@ def check_train(mdata: md.MuData, where: str) -> None:
     _check_modality_names(mdata, where)
     for name, adata in mdata.mod.items():
         check_modality(adata, f"{where}[{name}]")
-        _check_sealed(adata, f"{where}[{name}]")
-    seen = pd.Index(np.concatenate([adata.obs_names for adata in mdata.mod.values()]))
-    if not seen.duplicated().any():
+        if sealed := [column for column in adata.obs if column in SEALED_COLUMNS]:
+            raise ContractError(f"{where}[{name}]: obs holds {sealed}, which no method may see")
+    if not pd.Index(np.concatenate([adata.obs_names for adata in mdata.mod.values()])).has_duplicates:
         raise ContractError(f"{where}: no cell is seen in two modalities; training needs paired cells")
 
 
@@ -164,17 +156,14 @@ def check_embedding(adata: ad.AnnData, where: str) -> None:
     _check_obs(adata, ["cell", "modality", "batch"], where)
     if not isinstance(adata.X, np.ndarray) or adata.X.dtype != np.float32:
         raise ContractError(f"{where}: X must be a dense float32 array")
-    bad = int((~np.isfinite(adata.X)).any(axis=1).sum())
-    if bad:
+    if bad := int((~np.isfinite(adata.X)).any(axis=1).sum()):
         run = " ".join(f"{key} {adata.uns[key]}" for key in ("method", "variant", "seed") if key in adata.uns)
         raise ContractError(f"{where}: {bad} of {adata.n_obs} rows are not finite ({run})")
-    missing = [key for key in ("method", "variant", "seed", "params") if key not in adata.uns]
-    if missing:
+    if missing := [key for key in ("method", "variant", "seed", "params") if key not in adata.uns]:
         raise ContractError(f"{where}: uns lacks {missing}")
-    if is_by_pairs(adata):
-        lacking = [key for key in ("metric", "width") if set(adata.uns.get(key, ())) != set(adata.obs["pair"])]
-        if lacking:
-            raise ContractError(f"{where}: uns[{lacking[0]!r}] must have an entry for each pair of obs['pair']")
+    for key in ("metric", "width") if is_by_pairs(adata) else ():
+        if set(adata.uns.get(key, ())) != set(adata.obs["pair"]):
+            raise ContractError(f"{where}: uns[{key!r}] must have an entry for each pair of obs['pair']")
     for metric in metric_of(adata).values() if is_by_pairs(adata) else [metric_of(adata)]:
         if metric not in METRICS:
             raise ContractError(f"{where}: uns['metric'] is {metric!r}; it must be one of {list(METRICS)}")
@@ -235,8 +224,7 @@ def check_embedding_fits(adata: ad.AnnData, tests: Mapping[str, pd.Index], where
             raise ContractError(f"{where}: {len(rows)} rows of {modality} for {len(names)} test cells")
         if not rows.equals(pd.Index(names)):
             raise ContractError(f"{where}: rows of {modality} are not the test cells in file order")
-    extra = set(adata.obs["modality"]) - set(tests)
-    if extra:
+    if extra := set(adata.obs["modality"]) - set(tests):
         raise ContractError(f"{where}: modality {sorted(extra)} is not part of this task")
 
 
@@ -265,8 +253,7 @@ def _check_keys(path: Path) -> None:
             raise ContractError(f"{path}: lacks 'mod'; delete it and run again")
         groups = list(file["mod"].values()) if path.suffix == ".h5mu" else [file]
         for group in groups:
-            missing = [key for key in ("X", "obs", "var") if key not in group]
-            if missing:
+            if missing := [key for key in ("X", "obs", "var") if key not in group]:
                 raise ContractError(f"{path}: {group.name} lacks {missing}; delete it and run again")
 
 
@@ -290,54 +277,16 @@ def _write(data: ad.AnnData | md.MuData, path: str | Path, check: Callable[..., 
         data.write(temporary)
 
 
-def read_dataset(path: str | Path) -> md.MuData:
-    """Read and check ``<dataset>.h5mu``."""
-    return _read(path, md.read_h5mu, check_dataset)
+def _file(reader: Callable, check: Callable[..., None]) -> tuple[Callable, Callable]:
+    """Return the functions that read one kind of file, by its path, and write it: data, then path. Both check it."""
+    return partial(_read, reader=reader, check=check), partial(_write, check=check)
 
 
-def write_dataset(mdata: md.MuData, path: str | Path) -> None:
-    """Check and write ``<dataset>.h5mu``."""
-    _write(mdata, path, check_dataset)
-
-
-def read_train(path: str | Path) -> md.MuData:
-    """Read and check ``train.h5mu``."""
-    return _read(path, md.read_h5mu, check_train)
-
-
-def write_train(mdata: md.MuData, path: str | Path) -> None:
-    """Check and write ``train.h5mu``."""
-    _write(mdata, path, check_train)
-
-
-def read_test(path: str | Path) -> ad.AnnData:
-    """Read and check ``test_<modality>.h5ad``."""
-    return _read(path, ad.read_h5ad, check_test)
-
-
-def write_test(adata: ad.AnnData, path: str | Path) -> None:
-    """Check and write ``test_<modality>.h5ad``."""
-    _write(adata, path, check_test)
-
-
-def read_solution(path: str | Path) -> ad.AnnData:
-    """Read and check ``solution.h5ad``."""
-    return _read(path, ad.read_h5ad, check_solution)
-
-
-def write_solution(adata: ad.AnnData, path: str | Path) -> None:
-    """Check and write ``solution.h5ad``."""
-    _write(adata, path, check_solution)
-
-
-def read_embedding(path: str | Path) -> ad.AnnData:
-    """Read and check ``embedding.h5ad``."""
-    return _read(path, ad.read_h5ad, check_embedding)
-
-
-def write_embedding(adata: ad.AnnData, path: str | Path) -> None:
-    """Check and write ``embedding.h5ad``."""
-    _write(adata, path, check_embedding)
+read_dataset, write_dataset = _file(md.read_h5mu, check_dataset)
+read_train, write_train = _file(md.read_h5mu, check_train)
+read_test, write_test = _file(ad.read_h5ad, check_test)
+read_solution, write_solution = _file(ad.read_h5ad, check_solution)
+read_embedding, write_embedding = _file(ad.read_h5ad, check_embedding)
 
 
 def read_predictions(path: str | Path) -> dict[str, np.ndarray]:

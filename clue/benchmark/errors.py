@@ -24,12 +24,12 @@ def one_line(text: str) -> str:
     return " ".join(plain(text).split())
 
 
-def run_program(main: Callable[[], Result]) -> Result:
-    """Return what a command-line program does; a `BenchmarkError` becomes one line on stderr and exit status 1."""
+def exit_on_error(function: Callable[[], Result]) -> Result:
+    """Return what a function does; a `BenchmarkError` becomes one line on stderr and exit status 1."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale may lack letters of names
     try:
-        return main()
+        return function()
     except BenchmarkError as error:
         sys.exit(f"error: {error}")

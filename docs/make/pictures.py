@@ -5,9 +5,8 @@
 docs/results.md says of which.
 """
 
-import argparse
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -19,8 +18,8 @@ from matplotlib.path import Path as Outline
 from matplotlib.text import Text
 
 from clue.benchmark.config import load
-from clue.benchmark.errors import run_program
 from clue.benchmark.files import atomic
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.style import INK, MUTED
 from clue.benchmark.running.cost import size_of
@@ -38,9 +37,8 @@ DISCRIMINATOR = "#9d4e76"
 DASHED = (0, (2, 1.5))
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run the program in the project folder."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     apply_style()
     display = style.Display(Path("config", "display.yaml"))
     sizes, scores = data_sets(), recorded(display)

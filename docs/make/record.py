@@ -1,15 +1,14 @@
 """Record a finished run in docs/results, from where the tables and pictures of the documents are made."""
 
-import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from clue.benchmark.config import ORACLE, Benchmark, Job, read_yaml
-from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.program import run_program
 from clue.benchmark.report import tables
 from clue.benchmark.running.cost import TIMES, Planned, planned
 from clue.benchmark.scores.stats import summarise
@@ -28,11 +27,9 @@ BY_DIRECTION = {
 directions of a pair together, and predictions."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(config: Path) -> None:
     """Run the program in the project folder."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the configuration of the run")
-    for path in record(parser.parse_args(argv).config):
+    for path in record(config):
         print(f"recorded {path}")
 
 

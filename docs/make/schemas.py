@@ -3,16 +3,15 @@
 A table stands between ``<!-- schema: NAME -->`` and ``<!-- /schema -->`` and shows config/schemas/NAME.schema.yaml.
 """
 
-import argparse
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clue.benchmark.config import read_yaml
-from clue.benchmark.errors import run_program
 from clue.benchmark.files import atomic
+from clue.benchmark.program import run_program
 
 PAGE = Path("config", "README.md")
 WORDS = {"object": "mapping", "array": "list"}
@@ -20,9 +19,8 @@ LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 HEAD = ["| Key | Type | Default | Meaning |", "|---|---|---|---|"]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run the program in the project folder."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     text = PAGE.read_text()
     if (new := filled(text, Path())) != text:
         with atomic(PAGE) as temporary:

@@ -7,7 +7,6 @@ In a document a table stands between the lines ``<!-- table: NAME -->`` and ``<!
 * ``method NAME``: what config/methods/NAME.yaml says, and published numbers of the method beside ours.
 """
 
-import argparse
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from pathlib import Path
 import pandas as pd
 
 from clue.benchmark.config import load
-from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
+from clue.benchmark.program import run_program
 from clue.benchmark.report import reference, tables
 from clue.benchmark.report.style import Display
 
@@ -68,9 +68,8 @@ MOST_REMARKS = 8
 """A file with more of them has a remark on each number."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main() -> None:
     """Run the program in the project folder."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args(argv)
     for path in documents(Path()):
         text = path.read_text()
         if (new := filled(text, str(path))) != text:

@@ -4,10 +4,9 @@ A tutorial is a Python file in cells: ``# %%`` begins code, ``# %% [markdown]`` 
 comment. Many editors run it as a notebook.
 """
 
-import argparse
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -17,22 +16,26 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
-from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.methods import commit
+from clue.benchmark.program import run_program
 
 TUTORIALS = Path("docs", "tutorials")
 DPI = 80
 COLOURS = 128
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program in the project folder."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="tutorials to run; all where none is named")
-    arguments = parser.parse_args(argv)
+def main(only: tuple[str, ...] = ()) -> None:
+    """Run the program in the project folder.
+
+    Parameters
+    ----------
+    only
+        Tutorials to run; all where none is named.
+    """
     for source in sorted(TUTORIALS.glob("*.py")):
-        if not arguments.names or source.stem in arguments.names:
+        if not only or source.stem in only:
             write(source)
             print(f"wrote {source.with_suffix('.md')}")
 

@@ -1,12 +1,12 @@
 """Draw what each ablation changes, relative to the full method with the same seed, beside the published drops."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.reference import read_drops
 from clue.benchmark.report.tables import MAIN_METRICS
@@ -77,20 +77,24 @@ def draw(points: pd.DataFrame, summary: pd.DataFrame, methods: pd.DataFrame, not
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    reference = {"help": "config/reference/ablation.tsv"}
-    args = plots.command_line(__doc__, argv, "metrics", "table", "figure", reference=reference)
-    table, reference = tables.read_metrics(args.metrics), read_drops(args.reference)
-    methods = ablations(table, reference, args.display)
-    points, summary = change_table(table, methods, reference, args.display)
-    tables.write_table(summary, args.table, digits=6)
-    evidence = "; ".join(dict.fromkeys(reference["evidence"] + ", " + reference["note"]))
+def main(metrics: Path, reference: Path, display: style.Display, table: Path, figure: Path) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    reference
+        config/reference/ablation.tsv.
+    """
+    scores, drops = tables.read_metrics(metrics), read_drops(reference)
+    methods = ablations(scores, drops, display)
+    points, summary = change_table(scores, methods, drops, display)
+    tables.write_table(summary, table, digits=6)
+    evidence = "; ".join(dict.fromkeys(drops["evidence"] + ", " + drops["note"]))
     note = (
         "Point: one seed, against the full method with the same seed; bar: mean; line: 95 % t-interval, from 3 seeds "
         f"on. Black diamond: published ({evidence}); methods without one have settings of our own."
     )
-    plots.write_figure(args.figure, draw, points, summary, methods, note, args.display)
+    plots.write_figure(figure, draw, points, summary, methods, note, display)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw match score and FOSCTTM of every method on every data set; write the numbers beside it."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.tables import MAIN_METRICS, write_table
 from clue.benchmark.scores.stats import bootstrap_mean, paired_tests, summarise
@@ -146,27 +146,33 @@ def tests_table(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
     return pd.DataFrame(found, columns=columns)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    args = plots.command_line(
-        __doc__,
-        argv,
-        "metrics",
-        "table",
-        "figure",
-        cells={"help": "results/<run>, whose jobs hold cells.tsv.gz"},
-        summary={"help": "readable table to write"},
-        tests={"help": "table of paired tests to write"},
-        intervals={"help": "table of intervals over cells to write"},
-    )
-    table = tables.read_metrics(args.metrics)
-    intervals = bootstrap_table(table, args.cells)
-    table = tables.with_pairs(table)
-    write_table(summary_table(table), args.table, digits=6)
-    write_table(readable_table(table, args.display), args.summary)
-    write_table(tests_table(table, args.display), args.tests, digits=6)
-    write_table(intervals, args.intervals, digits=6)
-    plots.write_figure(args.figure, draw, table, intervals, args.display)
+def main(
+    metrics: Path,
+    cells: Path,
+    display: style.Display,
+    table: Path,
+    summary: Path,
+    tests: Path,
+    intervals: Path,
+    figure: Path,
+) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    cells
+        results/<run>, whose jobs hold cells.tsv.gz.
+    summary, tests, intervals
+        Table to write: a readable one, paired tests, intervals over cells.
+    """
+    scores = tables.read_metrics(metrics)
+    over_cells = bootstrap_table(scores, cells)
+    scores = tables.with_pairs(scores)
+    write_table(summary_table(scores), table, digits=6)
+    write_table(readable_table(scores, display), summary)
+    write_table(tests_table(scores, display), tests, digits=6)
+    write_table(over_cells, intervals, digits=6)
+    plots.write_figure(figure, draw, scores, over_cells, display)
 
 
 if __name__ == "__main__":

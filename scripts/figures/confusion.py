@@ -1,6 +1,5 @@
 """Draw which cell types the matching confuses: of the weight of each type, how much goes to each type."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from clue.benchmark.contracts import ContractError, names_of_test_cells, read_solution
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 
 COLUMNS = ["method", "variant", "seed", "direction", "from_type", "to_type", "fraction", "cells"]
@@ -66,6 +65,8 @@ def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display)
     rows = {row.method: plots.shorten(row.label, 30) for row in methods.itertuples()}
     figure, axes = plots.panels(rows, columns, side, sharex=True, sharey=True)
     figure.set_size_inches(side * len(columns) + 1.9, (side + 0.25) * len(rows) + 1.6)
+    layout = figure.get_layout_engine()
+    figure.set_layout_engine("none")  # seaborn draws the figure with each heatmap
     for (method, direction), axis in axes.items():
         here = tables.rows_of(found, method=method, direction=direction)
         table, label = here.pivot(index="from_type", columns="to_type", values="fraction"), axis.get_ylabel()
@@ -75,6 +76,7 @@ def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display)
         sns.heatmap(table, xticklabels=labels, yticklabels=labels, ax=axis, **look)
         axis.set(xlabel="", ylabel=label)
         axis.tick_params(length=0, labelsize=5.5)
+    figure.set_layout_engine(layout)
     bar = figure.colorbar(axis.collections[0], ax=list(axes.values()), shrink=0.6, aspect=30)
     bar.set_label("Fraction of the row's match weight")
     figure.suptitle(plots.shorten(title, int(11 * figure.get_figwidth())), fontsize=8.5)
@@ -82,15 +84,19 @@ def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display)
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    matches = {"nargs": "+", "type": Path, "help": "match matrices, two per method"}
-    args = plots.command_line(__doc__, argv, "solution", "table", "figure", matches=matches)
-    solution = read_solution(args.solution)
-    found = pd.concat([read_confusion(path, solution) for path in args.matches], ignore_index=True)
-    tables.write_table(found[found["fraction"] > 0], args.table, digits=6)
-    title = plots.split_title(solution, args.display)
-    plots.write_figure(args.figure, draw, found, title, str(solution.uns["labels"]) != "published", args.display)
+def main(solution: Path, matches: list[Path], display: style.Display, table: Path, figure: Path) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    matches
+        Match matrices, two per method.
+    """
+    sealed = read_solution(solution)
+    found = pd.concat([read_confusion(path, sealed) for path in matches], ignore_index=True)
+    tables.write_table(found[found["fraction"] > 0], table, digits=6)
+    is_derived = str(sealed.uns["labels"]) != "published"
+    plots.write_figure(figure, draw, found, plots.split_title(sealed, display), is_derived, display)
 
 
 if __name__ == "__main__":

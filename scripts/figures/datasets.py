@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from clue.benchmark.config import check, read_yaml
-from clue.benchmark.errors import run_program
-from clue.benchmark.report import plots, tables
+from clue.benchmark.program import run_program
+from clue.benchmark.report import style, tables
 
 COLUMNS = ["Data set", "Cells", "Features", "Splits", "Source", "Licence", "Citation", "Notes", "SHA-256"]
 
@@ -36,18 +36,21 @@ def describe_dataset(path: Path, splits: Sequence[dict], config: Path) -> dict[s
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    args = plots.command_line(
-        __doc__,
-        argv,
-        "table",
-        datasets={"nargs": "*", "type": Path, "help": "results/prepared/<dataset>.h5mu"},
-        solutions={"nargs": "*", "type": Path, "help": "solution.h5ad of each split"},
-    )
-    splits = [tables.read_facts(path) for path in args.solutions]
-    rows = [describe_dataset(path, splits, args.display.folder) for path in args.datasets]
-    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table)
+def main(
+    display: style.Display, table: Path, datasets: tuple[Path, ...] = (), solutions: tuple[Path, ...] = ()
+) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    datasets
+        results/prepared/<dataset>.h5mu.
+    solutions
+        solution.h5ad of each split.
+    """
+    splits = [tables.read_facts(path) for path in solutions]
+    rows = [describe_dataset(path, splits, display.folder) for path in datasets]
+    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), table)
 
 
 if __name__ == "__main__":

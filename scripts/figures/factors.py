@@ -1,11 +1,11 @@
 """Draw how well simulated factors can be read out of each embedding by a linear probe: R² per kind of factor."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.scores.probe import COLUMNS
 from clue.benchmark.scores.stats import summaries
@@ -47,12 +47,17 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    args = plots.command_line(__doc__, argv, "table", "figure", probes={"help": "tidy table of the probes"})
-    found = per_seed(tables.read_table(args.probes, COLUMNS, numeric=["r2"]))
-    tables.write_table(summaries(found, GROUP), args.table, digits=6)
-    plots.write_figure(args.figure, draw, found, args.display)
+def main(probes: Path, display: style.Display, table: Path, figure: Path) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    probes
+        Tidy table of the probes.
+    """
+    found = per_seed(tables.read_table(probes, COLUMNS, numeric=["r2"]))
+    tables.write_table(summaries(found, GROUP), table, digits=6)
+    plots.write_figure(figure, draw, found, display)
 
 
 if __name__ == "__main__":

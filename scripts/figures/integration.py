@@ -1,12 +1,12 @@
 """Draw bio-conservation against mixing of modalities: a panel per split, a point per method."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 
 KEY = ["dataset", "split", "method", "variant", "seed", "n_points", "labels"]
@@ -48,14 +48,18 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    scores = {"nargs": "*", "help": "tables of scripts/integration.py, one per split"}
-    args = plots.command_line(__doc__, argv, "table", "figure", scores=scores)
-    read = [tables.read_table(path, COLUMNS, numeric=["value", "n_points"]) for path in args.scores]
-    table = pd.concat(read, ignore_index=True) if read else pd.DataFrame(columns=COLUMNS)
-    tables.write_table(table, args.table, digits=6)
-    plots.write_figure(args.figure, draw, table, args.display)
+def main(display: style.Display, table: Path, figure: Path, scores: tuple[Path, ...] = ()) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    scores
+        Tables of scripts/integration.py, one per split.
+    """
+    read = [tables.read_table(path, COLUMNS, numeric=["value", "n_points"]) for path in scores]
+    found = pd.concat(read, ignore_index=True) if read else pd.DataFrame(columns=COLUMNS)
+    tables.write_table(found, table, digits=6)
+    plots.write_figure(figure, draw, found, display)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from clue.benchmark.config import ORACLE
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.reference import OVERALL, SPLIT, SUBTASKS, competition_scores, read_published
 
@@ -123,17 +124,16 @@ def draw(boards: dict[str, pd.DataFrame], own: dict[str, dict], missing: Sequenc
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(metrics: Path, published: list[Path], display: style.Display, table: Path, figure: Path) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, "metrics", "published", "table", "figure")
-    metrics, published, own = tables.read_metrics(args.metrics), read_published(args.published), {}
+    scores, theirs, own = tables.read_metrics(metrics), read_published(published), {}
     for metric in METRICS:
-        own[metric] = competition_scores(metrics, metric)
+        own[metric] = competition_scores(scores, metric)
         own[metric].pop(ORACLE, None)
-    found = {metric: leaderboard(published, own[metric], metric, args.display) for metric in METRICS}
-    tables.write_table(pd.concat(found.values()), args.table, digits=6)
+    found = {metric: leaderboard(theirs, own[metric], metric, display) for metric in METRICS}
+    tables.write_table(pd.concat(found.values()), table, digits=6)
     boards = {metric: board for metric, board in found.items() if len(board)}
-    plots.write_figure(args.figure, draw, boards, own, not_run(metrics), args.display)
+    plots.write_figure(figure, draw, boards, own, not_run(scores), display)
 
 
 if __name__ == "__main__":

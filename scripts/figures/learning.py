@@ -1,7 +1,6 @@
 """Draw the losses on held-out training cells while a method learns, from the histories in run.json."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 
 KEYS = [*tables.JOB, "seed", "stage", "step"]
@@ -83,12 +82,11 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(resources: Path, results: Path, display: style.Display, table: Path, figure: Path) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, "resources", "results", "table", "figure")
-    table = read_histories(tables.read_resources(args.resources), args.results)
-    tables.write_table(table[[*KEYS, *[name for name in table if name not in KEYS]]], args.table, digits=6)
-    plots.write_figure(args.figure, draw, table, args.display)
+    found = read_histories(tables.read_resources(resources), results)
+    tables.write_table(found[[*KEYS, *[name for name in found if name not in KEYS]]], table, digits=6)
+    plots.write_figure(figure, draw, found, display)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Draw scores against how many training cells are paired, beside the published ones where there are some."""
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +8,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from clue.benchmark.config import load
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.reference import read_published
 from clue.benchmark.report.tables import MAIN_METRICS
@@ -99,13 +98,12 @@ def draw(scores: pd.DataFrame, published: pd.DataFrame, display: style.Display) 
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(metrics: Path, published: list[Path], display: style.Display, table: Path, figure: Path) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, "metrics", "published", "table", "figure")
-    published = read_published(args.published).query("direction == 'both'")
-    scores = curves(tables.read_metrics(args.metrics), published, args.display, args.display.folder.parent)
-    tables.write_table(summaries(scores, KEY), args.table, digits=6)
-    plots.write_figure(args.figure, draw, scores, published, args.display)
+    known = read_published(published).query("direction == 'both'")
+    scores = curves(tables.read_metrics(metrics), known, display, display.folder.parent)
+    tables.write_table(summaries(scores, KEY), table, digits=6)
+    plots.write_figure(figure, draw, scores, known, display)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Write one table of the published numbers that this run can be held against, beside its own, with a verdict."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from clue.benchmark.errors import run_program
-from clue.benchmark.report import plots, style, tables
+from clue.benchmark.program import run_program
+from clue.benchmark.report import style, tables
 from clue.benchmark.report.reference import OVERALL, SPLIT, SUBTASKS, competition_scores, read_drops, read_published
 from clue.benchmark.scores.stats import summarise
 
@@ -97,15 +98,17 @@ def drop_rows(drops: pd.DataFrame, table: pd.DataFrame, display: style.Display) 
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    args = plots.command_line(
-        __doc__, argv, "metrics", "published", "table", ablation={"help": "config/reference/ablation.tsv"}
-    )
-    table = tables.read_metrics(args.metrics)
-    rows = score_rows(read_published(args.published), table, args.display)
-    rows += drop_rows(read_drops(args.ablation), table, args.display)
-    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), args.table, digits=6)
+def main(metrics: Path, published: list[Path], ablation: Path, display: style.Display, table: Path) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    ablation
+        config/reference/ablation.tsv.
+    """
+    scores = tables.read_metrics(metrics)
+    rows = score_rows(read_published(published), scores, display) + drop_rows(read_drops(ablation), scores, display)
+    tables.write_table(pd.DataFrame(rows, columns=COLUMNS), table, digits=6)
 
 
 if __name__ == "__main__":

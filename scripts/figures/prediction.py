@@ -1,13 +1,13 @@
 """Draw how well the other modality of test cells is predicted, by methods and by neighbours; write the table."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.reference import read_published
 from clue.benchmark.scores.prediction import METRICS
@@ -80,14 +80,13 @@ def draw_level(axis: Axes, level: float, line: str) -> None:
         axis.axvline(level, color=style.MUTED, linestyle=line, linewidth=0.9, zorder=1)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(metrics: Path, published: list[Path], display: style.Display, table: Path, figure: Path) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, "metrics", "published", "table", "figure")
-    published = read_published(args.published)
-    published["metric"] = published["metric"].str.removeprefix("predict_")
-    found = long_table(tables.read_metrics(args.metrics))
-    tables.write_table(summary_table(found, published, args.display), args.table)
-    plots.write_figure(args.figure, draw, found, published, args.display)
+    known = read_published(published)
+    known["metric"] = known["metric"].str.removeprefix("predict_")
+    found = long_table(tables.read_metrics(metrics))
+    tables.write_table(summary_table(found, known, display), table)
+    plots.write_figure(figure, draw, found, known, display)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """Rank the methods on every split and draw the ranks and their mean; no claim of significance."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.tables import MAIN_METRICS
 
@@ -58,12 +58,11 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(metrics: Path, display: style.Display, table: Path, figure: Path) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, "metrics", "table", "figure")
-    found = ranks(tables.read_metrics(args.metrics), args.display)
-    tables.write_table(mean_ranks(found, args.display), args.table, digits=6)
-    plots.write_figure(args.figure, draw, found, args.display)
+    found = ranks(tables.read_metrics(metrics), display)
+    tables.write_table(mean_ranks(found, display), table, digits=6)
+    plots.write_figure(figure, draw, found, display)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ import yaml
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 from PIL import Image
+from plotly.offline import get_plotlyjs
 
-from clue.benchmark.errors import BenchmarkError, run_program
+from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
-from clue.benchmark.report import plots, style, tables
+from clue.benchmark.program import run_program
+from clue.benchmark.report import style, tables
 from clue.benchmark.report.tables import MAIN_METRICS
 from clue.benchmark.scores.stats import summarise
 
@@ -174,9 +176,13 @@ def versions() -> pd.DataFrame:
 # ---- the page ------------------------------------------------------------------------------------
 
 
-def describe_datasets(metrics: pd.DataFrame, figures: dict[str, Path], args) -> list[dict]:
-    """Return per data set where it comes from, and per split its best methods, scores and figures."""
-    display, folder = args.display, args.results / "tables"
+def describe_datasets(
+    metrics: pd.DataFrame, figures: dict[str, Path], folder: Path, captions: Path, display: style.Display
+) -> list[dict]:
+    """Return per data set where it comes from, and per split its best methods, scores and figures.
+
+    `folder` is that of the tables. The figures of splits are taken out of `figures`.
+    """
     facts, scores = (read_if_there(folder / f"{name}.tsv") for name in ("datasets", "summary"))
     found: dict[str, dict] = {}
     for dataset, split in tables.panels(metrics):
@@ -189,7 +195,7 @@ def describe_datasets(metrics: pd.DataFrame, figures: dict[str, Path], args) -> 
         shown["scores"] = show(scores_of(scores, label, split, display), f"scores_{name}")
         for kind, title in OF_A_SPLIT.items():
             if (path := figures.pop(f"{kind}_{name}", None)) is not None:
-                shown["figures"].append(show_figure(path, title, args.captions))
+                shown["figures"].append(show_figure(path, title, captions))
         points = folder / f"umap_{name}.tsv.gz"
         shown["umap"] = {"name": name, "data": umap_points(points, display)} if points.exists() else None
         entry["splits"].append(shown)
@@ -214,56 +220,62 @@ def read_if_there(path: Path) -> pd.DataFrame:
     return tables.read_table(path, columns=()) if path.exists() else pd.DataFrame()
 
 
-def render(args) -> str:
-    """Return the page."""
-    metrics, config = tables.read_metrics(args.results / "metrics.tsv"), json.loads(args.config)
-    figures = {path.stem: path for path in args.figures}
-    datasets = describe_datasets(metrics, figures, args)
+def render(
+    results: Path, drawn: Sequence[Path], captions: Path, config: dict, configfiles: str, display: style.Display
+) -> str:
+    """Return the page; the parameters are those of `main`."""
+    metrics, figures = tables.read_metrics(results / "metrics.tsv"), {path.stem: path for path in drawn}
+    datasets = describe_datasets(metrics, figures, results / "tables", captions, display)
     comparison = figures.pop("comparison", None)
     order = {name: i for i, name in enumerate(TITLES)}
     others = []
     for name in sorted(figures, key=lambda name: (order.get(name, len(order)), name)):
-        item = show_figure(figures[name], TITLES.get(name, name.replace("_", " ")), args.captions)
-        others.append(item | {"table": show(read_if_there(args.results / "tables" / f"{name}.tsv"), name)})
-    paper = read_if_there(args.results / "tables" / "paper.tsv")
+        item = show_figure(figures[name], TITLES.get(name, name.replace("_", " ")), captions)
+        others.append(item | {"table": show(read_if_there(results / "tables" / f"{name}.tsv"), name)})
+    paper = read_if_there(results / "tables" / "paper.tsv")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     return environment.get_template("report.html.j2").render(
         run=config["run"],
         counts=counts(metrics),
         datasets=datasets,
-        comparison=comparison and show_figure(comparison, "Comparison of methods", args.captions),
+        comparison=comparison and show_figure(comparison, "Comparison of methods", captions),
         figures=others,
         paper=show(paper, "paper") if len(paper) else None,
-        failures=show(tables.read_table(args.results / "failures.tsv", columns=()), "failures"),
+        failures=show(tables.read_table(results / "failures.tsv", columns=()), "failures"),
         versions=show(versions(), "versions"),
-        captions={name: caption(args.captions, name) for name in ("summary", "paper")},
-        configfiles=args.configfiles,
+        captions={name: caption(captions, name) for name in ("summary", "paper")},
+        configfiles=configfiles,
         config=yaml.safe_dump(config, sort_keys=False),
-        plotly=packed(plotly_source()) if any(split["umap"] for data in datasets for split in data["splits"]) else "",
+        plotly=packed(get_plotlyjs()) if any(split["umap"] for data in datasets for split in data["splits"]) else "",
     )
 
 
-def plotly_source() -> str:
-    """Return the JavaScript of Plotly, which the page carries so as to work from disk."""
-    from plotly.offline import get_plotlyjs
+def main(
+    results: Path,
+    captions: Path,
+    config: str,
+    configfiles: str,
+    display: style.Display,
+    output: Path,
+    figures: tuple[Path, ...] = (),
+) -> None:
+    """Run the program.
 
-    return get_plotlyjs()
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    args = plots.command_line(
-        __doc__,
-        argv,
-        "results",
-        figures={"nargs": "*", "type": Path, "help": "figures to show (PNG)"},
-        captions={"type": Path, "help": "the folder rules/captions"},
-        config={"help": "the run's configuration (JSON)"},
-        configfiles={"help": "the files that hold it, for the commands"},
-        output={"type": Path, "help": "HTML to write"},
-    )
-    page = render(args)
-    with atomic(args.output) as temporary:
+    Parameters
+    ----------
+    captions
+        The folder rules/captions.
+    config
+        The run's configuration (JSON).
+    configfiles
+        The files that hold it, for the commands.
+    output
+        HTML to write.
+    figures
+        Figures to show (PNG).
+    """
+    page = render(results, list(figures), captions, json.loads(config), configfiles, display)
+    with atomic(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
 
 

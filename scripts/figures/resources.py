@@ -1,12 +1,12 @@
 """Draw run time and peak memory of every method on every data set, on logarithmic axes."""
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from clue.benchmark.config import ORACLE
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.tables import QUANTITIES
 
@@ -40,13 +40,12 @@ def draw(found: pd.DataFrame, resources: pd.DataFrame, display: style.Display) -
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(resources: Path, display: style.Display, table: Path, figure: Path) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, "resources", "table", "figure")
-    resources = tables.read_resources(args.resources)
-    found = measured(resources)
-    tables.write_table(found.drop(columns=["row", "panel"]), args.table, digits=6)
-    plots.write_figure(args.figure, draw, found, resources, args.display)
+    jobs = tables.read_resources(resources)
+    found = measured(jobs)
+    tables.write_table(found.drop(columns=["row", "panel"]), table, digits=6)
+    plots.write_figure(figure, draw, found, jobs, display)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Draw how run time and memory of each method grow with the number of training cells, over the splits of a run."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -8,7 +7,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from clue.benchmark.config import ORACLE
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.tables import QUANTITIES
 
@@ -50,12 +49,11 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
     return figure
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(resources: Path, results: Path, display: style.Display, table: Path, figure: Path) -> None:
     """Run the program."""
-    args = plots.command_line(__doc__, argv, "resources", "results", "table", "figure")
-    table = measured(tables.read_resources(args.resources), args.results)
-    tables.write_table(table[[*tables.JOB, "seed", "training_cells", *QUANTITIES]], args.table, digits=6)
-    plots.write_figure(args.figure, draw, table, args.display)
+    found = measured(tables.read_resources(resources), results)
+    tables.write_table(found[[*tables.JOB, "seed", "training_cells", *QUANTITIES]], table, digits=6)
+    plots.write_figure(figure, draw, found, display)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Its name is not that of the package ``umap``, which a program beside it would hi
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import matplotlib.patheffects as effects
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from clue.benchmark.contracts import metric_of, read_embedding, read_solution
-from clue.benchmark.errors import run_program
+from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.umap import coordinates, points, sample_cells
 
@@ -99,25 +100,27 @@ def describe(n_cells: int, n_drawn: int, seed: str, labels: str) -> list[str]:
     return [line] if labels == "published" else [line, f"Cell types are not published but {labels}."]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the program."""
-    args = plots.command_line(
-        __doc__,
-        argv,
-        "solution",
-        "table",
-        "figure",
-        embeddings={"nargs": "+", "help": "embedding.h5ad of each method"},
-        points={"type": int, "help": "draw a sample where there are more points"},
-        seed={"type": int, "help": "of the sample and of UMAP"},
-    )
-    solution = read_solution(args.solution)
-    frame = embed_in_plane(args.embeddings, solution, args.points, args.seed)
-    tables.write_table(frame, args.table, digits=5)
-    labels, n_drawn = str(solution.uns["labels"]), frame["cell"].nunique() // len(solution.uns["modalities"])
-    notes = describe(solution.n_obs, n_drawn, ", ".join(sorted(set(frame["seed"]))), labels)
-    title = plots.split_title(solution, args.display)
-    plots.write_figure(args.figure, draw, frame, title, labels != "published", notes, args.seed, args.display)
+def main(
+    solution: Path, embeddings: list[Path], points: int, seed: int, display: style.Display, table: Path, figure: Path
+) -> None:
+    """Run the program.
+
+    Parameters
+    ----------
+    embeddings
+        embedding.h5ad of each method.
+    points
+        Draw a sample where there are more points.
+    seed
+        Of the sample and of UMAP.
+    """
+    sealed = read_solution(solution)
+    frame = embed_in_plane(embeddings, sealed, points, seed)
+    tables.write_table(frame, table, digits=5)
+    labels, n_drawn = str(sealed.uns["labels"]), frame["cell"].nunique() // len(sealed.uns["modalities"])
+    notes = describe(sealed.n_obs, n_drawn, ", ".join(sorted(set(frame["seed"]))), labels)
+    title = plots.split_title(sealed, display)
+    plots.write_figure(figure, draw, frame, title, labels != "published", notes, seed, display)
 
 
 if __name__ == "__main__":

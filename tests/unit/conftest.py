@@ -7,6 +7,8 @@ import pandas as pd
 import pytest
 from tidy import check_figure
 
+from clue.benchmark.program import run_program
+
 
 @pytest.fixture(scope="session")
 def display(project):
@@ -53,7 +55,7 @@ def draw(scripts, project, tmp_path) -> Callable[..., pd.DataFrame]:
             tables.write_table(table, tmp_path / f"{option}.tsv")
             given += [f"--{option}", f"{tmp_path}/{option}.tsv"]
         given += ["--figure", f"{tmp_path}/{name}.png", "--table", f"{tmp_path}/{name}_table.tsv"]
-        scripts(f"figures/{name}.py").main(given)
+        run_program(scripts(f"figures/{name}.py").main, given)
         check_figure(tmp_path / f"{name}.png")
         return pd.read_csv(tmp_path / f"{name}_table.tsv", sep="\t", keep_default_na=False, na_values={"overall": [""]})
 

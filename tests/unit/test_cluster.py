@@ -36,11 +36,11 @@ def test_site(tmp_path):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("acount: a", "unknown key 'acount'; known: account, qos, partitions"),
-        ("account: [a, b]", "account: must be one word, not ['a', 'b']"),
-        ("partitions: [cpu]", "partitions: must be a map of names to limits, see profiles/slurm/site.example.yaml"),
-        ("partitions: {cpu: 5}", "partitions: must be a map"),
-        ("partitions: {cpu: {max_runtime: 2d}}", "cpu: max_runtime must be a whole number"),
+        ("acount: a", "unknown key 'acount'; did you mean 'account'?"),
+        ("account: [a, b]", "account: ['a', 'b'] is not of type 'string', 'integer'"),
+        ("partitions: [cpu]", "partitions: ['cpu'] is not of type 'object'"),
+        ("partitions: {cpu: 5}", "partitions.cpu: 5 is not of type 'object'"),
+        ("partitions: {cpu: {max_runtime: 2d}}", "partitions.cpu.max_runtime: '2d' is not of type 'integer'"),
         ("- account", "must hold a map of keys"),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from clue.benchmark.config import ConfigError, Job
-from clue.benchmark.scores.collect import FAILURES_COLUMNS, RESOURCES_COLUMNS, collect, summary
-from clue.benchmark.scores.scoring import METRICS_COLUMNS
+from clue.benchmark.scores import FAILURES_COLUMNS, METRICS_COLUMNS, RESOURCES_COLUMNS
+from clue.benchmark.scores.collect import collect, summary
 from scripts import collect as program
 
 
@@ -98,8 +98,7 @@ def test_failed_scoring_points_to_its_own_log(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
-    [("", "cannot be read"), ("a\tb\n1\t2\n", "other columns"), ("\x00\x01", "columns")],
+    ("content", "reason"), [("", "cannot be read"), ("a\tb\n1\t2\n", "other columns"), ("\x00\x01", "columns")]
 )
 def test_an_odd_file_is_a_failed_job_and_hides_no_other(tmp_path, content, reason):
     folder = finish(tmp_path, job(0))
@@ -128,20 +127,19 @@ def test_no_jobs_left_give_tables_with_columns(tmp_path):
 
 
 @pytest.fixture
-def arguments(tmp_path, monkeypatch) -> list[str]:
+def outputs(tmp_path, monkeypatch):
     monkeypatch.setattr(program.Benchmark, "__init__", lambda self, config, root: setattr(self, "config", config))
     monkeypatch.setattr(program.Benchmark, "plan", lambda self: [job(seed) for seed in self.config["seeds"]])
-    outputs = [f"--{name}={tmp_path}/out/{name}.tsv" for name in ("metrics", "resources", "failures")]
-    return ["--root", str(tmp_path), *outputs]
+    return {name: tmp_path / "out" / f"{name}.tsv" for name in ("metrics", "resources", "failures")}
 
 
-def test_program_takes_a_file_or_json(tmp_path, arguments, capsys):
+def test_program_takes_a_file_or_json(tmp_path, outputs, capsys):
     finish(tmp_path, job(0))
     config = {"seeds": [0, 1]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     printed, tables = [], []
     for given in (str(tmp_path / "config.yaml"), json.dumps(config)):
-        program.main(["--config", given, *arguments])
+        program.main(given, tmp_path, **outputs)
         printed.append(capsys.readouterr().out)
         tables.append((tmp_path / "out/metrics.tsv").read_text())
     assert printed[0] == printed[1] and printed[0].startswith("collected 1 of 2 jobs\nfailed: d/s/m/v/seed-1")
@@ -150,6 +148,6 @@ def test_program_takes_a_file_or_json(tmp_path, arguments, capsys):
     assert pd.read_csv(tmp_path / "out/failures.tsv", sep="\t")["status"].tolist() == ["failed"]
 
 
-def test_program_with_broken_json(arguments):
+def test_program_with_broken_json(tmp_path, outputs):
     with pytest.raises(ConfigError, match="not valid JSON"):
-        program.main(["--config", "{", *arguments])
+        program.main("{", tmp_path, **outputs)

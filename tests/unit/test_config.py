@@ -211,12 +211,7 @@ THREE = ["rna", "atac", "adt"]
 
 @pytest.mark.parametrize(
     ("supported", "sets"),
-    [
-        ("any", [THREE]),
-        ([["rna", "adt"], THREE], [THREE]),
-        (BOTH, BOTH),
-        ([["atac", "adt"]], [["atac", "adt"]]),
-    ],
+    [("any", [THREE]), ([["rna", "adt"], THREE], [THREE]), (BOTH, BOTH), ([["atac", "adt"]], [["atac", "adt"]])],
 )
 def test_a_method_runs_on_all_modalities_at_once_or_on_its_pairs(project, supported, sets):
     write(project / "config/datasets/tiny.yaml", DATASET | {"modalities": THREE})

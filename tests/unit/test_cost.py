@@ -89,30 +89,31 @@ def measured(**changes):
 
 def test_hours_are_in_proportion_to_steps_cells_and_features(project):
     found, used = costs(benchmark(project), measured())
-    assert found["clue"].hours == found["clue"].gpu_hours == pytest.approx(4)  # twice the steps, twice the features
-    assert found["cca"].hours == pytest.approx(0.3) and found["cca"].gpu_hours == 0  # 3 × the cells; 5,000 genes of it
-    assert found["clue"].disk_gb == pytest.approx(1)
+    clue, cca, score = (found.loc[what] for what in ("clue", "cca", "score"))
+    assert clue.hours == clue.gpu_hours == pytest.approx(4)  # twice the steps, twice the features
+    assert cca.hours == pytest.approx(0.3) and cca.gpu_hours == 0  # 3 × the cells; 5,000 genes of it
+    assert clue.disk_gb == pytest.approx(1)
     asked = load("methods", "clue", project)["resources"]
-    assert found["clue"].reserved_gpu_hours == asked["gpu"] * asked["runtime_min"] / 60
-    assert found["score"].unknown == found["score"].jobs == 3 and found["score"].hours == 0
+    assert clue.reserved_gpu_hours == asked["gpu"] * asked["runtime_min"] / 60
+    assert score.unknown == score.jobs == 3 and score.hours == 0
     assert sorted(used.values()) == [["bmmc_cite"], ["bmmc_cite"]]
     more, _ = costs(benchmark(project, seeds=[0, 1, 2]), measured())
-    assert more["clue"].hours == pytest.approx(3 * found["clue"].hours) and more["prepare"].jobs == 1
+    assert more.hours["clue"] == pytest.approx(3 * clue.hours) and more.jobs["prepare"] == 1
     on_cpu, _ = costs(benchmark(project, device="cpu"), measured())
-    assert on_cpu["clue"].hours == found["clue"].hours and on_cpu["clue"].gpu_hours == 0
+    assert on_cpu.hours["clue"] == clue.hours and on_cpu.gpu_hours["clue"] == 0
 
 
 def test_a_time_before_the_first_step_does_not_grow_with_steps(project):
     found, _ = costs(benchmark(project), measured(setup_seconds=3600))
-    assert found["clue"].hours == pytest.approx(2)  # twice the features, no time for a step
+    assert found.hours["clue"] == pytest.approx(2)  # twice the features, no time for a step
 
 
 def test_the_most_similar_measurement_tells(project):
     other = measured(seconds=1e9)
     times = pd.concat([other.assign(dataset="pbmc_cite"), measured(), other.assign(modalities="rna+atac", dataset="x")])
-    assert costs(benchmark(project), times)[0]["clue"].hours == pytest.approx(4)
+    assert costs(benchmark(project), times)[0].hours["clue"] == pytest.approx(4)
     times = pd.concat([measured(seconds=1e9), measured(device="cuda")])
-    assert costs(benchmark(project), times)[0]["clue"].hours == pytest.approx(4)
+    assert costs(benchmark(project), times)[0].hours["clue"] == pytest.approx(4)
 
 
 def test_jobs_are_those_of_the_plan(project):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -117,7 +118,7 @@ def run(workplace, project, document_programs):
             log = workplace.joinpath("logs", "test", *map(str, job[:4]), f"seed-{job[4]}.log")
             log.parent.mkdir(parents=True, exist_ok=True)
             log.touch()
-        recorder.main(["--config", "config/test.yaml"])
+        recorder.main(Path("config/test.yaml"))
         found = tables.read_table("docs/results/test.tsv", tables.JOB)
         return {row["method"]: row for row in found.to_dict("records")}
 

@@ -15,10 +15,10 @@ from clue.benchmark import contracts
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.report import plots, style, tables, umap
 from clue.benchmark.report.reference import read_drops
-from clue.benchmark.scores.scoring import write_cells
 from clue.benchmark.scores.stats import summarise
 
 pytestmark = pytest.mark.usefixtures("figure_style")
+HEADER = "\t".join(tables.METRICS_COLUMNS)
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -84,8 +84,8 @@ def test_a_value_that_is_not_a_number_is_said():
         (None, "no such file"),
         ("", "not a table"),
         ("run\tdataset\n", "lacks the column split"),
-        ("\t".join(tables.METRICS) + "\n", "has no rows"),
-        ("\t".join(tables.METRICS) + "\n" + "\t".join(["x"] * len(tables.METRICS)) + "\n", "column value"),
+        (HEADER + "\n", "has no rows"),
+        (f"{HEADER}\n" + "\t".join(["x"] * len(tables.METRICS_COLUMNS)) + "\n", "column value"),
     ],
 )
 def test_a_wrong_table_is_one_clear_line(tmp_path, text, message):
@@ -268,7 +268,7 @@ def test_comparison_reads_the_scores_of_cells(scripts, display, tmp_path):
     ).assign(foscttm=0.2)
     folder = tmp_path / "a" / "s" / "cca" / "default" / "seed-0"
     folder.mkdir(parents=True)
-    write_cells(cells, folder / "cells.tsv.gz")
+    tables.write_table(cells, folder / "cells.tsv.gz")
     program = scripts("figures/comparison.py")
     found = program.bootstrap_table(table, str(tmp_path))
     assert found[["seed", "metric", "n_cells"]].to_numpy().tolist() == [
@@ -289,7 +289,7 @@ def test_comparison_reads_the_scores_of_cells(scripts, display, tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_programs_take_tables_of_every_shape(shape, draw, project, references, tmp_path):
+def test_programs_take_tables_of_every_shape(shape, draw, project, tmp_path):
     table = metrics(*CONTROLS, *SHAPES[shape])
     written = {name: tmp_path / f"{name}.tsv" for name in ("summary", "tests", "intervals")}
     draw("comparison", "--cells", tmp_path, *(f"--{name}={path}" for name, path in written.items()), metrics=table)
@@ -297,10 +297,14 @@ def test_programs_take_tables_of_every_shape(shape, draw, project, references, t
     assert len(summary) == len(table[tables.JOB].drop_duplicates())
     draw("ablation", "--reference", project / "config/reference/ablation.tsv", metrics=table)
     draw("ranking", metrics=table)
-    there = table.replace({"dataset": {"a": "bmmc_cite"}, "split": {"s": "site4"}})
-    board = draw("leaderboard", "--published", *references.values(), metrics=there)
-    assert (board["origin"] == "published").sum() > 8
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("shape", ["usual", "nan", "failed", "controls only"])
+def test_the_leaderboard_shows_what_is_published_beside_any_table(shape, draw, references):
+    table = metrics(*CONTROLS, *SHAPES[shape]).replace({"dataset": {"a": "bmmc_cite"}, "split": {"s": "site4"}})
+    board = draw("leaderboard", "--published", *references.values(), metrics=table)
+    assert (board["origin"] == "published").sum() > 8
 
 
 @pytest.mark.parametrize(
@@ -377,13 +381,12 @@ def test_coordinates_are_finite_whatever_the_embedding(shape, fill):
     assert found.shape == (shape[0], 2) and np.isfinite(found).all()
 
 
-def test_umap_program_writes_the_same_coordinates_twice(scripts, project, tmp_path):
+def test_umap_program_writes_the_same_coordinates_twice(scripts, display, tmp_path):
     solution, embedding = write_task(tmp_path, labels="derived: clusters of the training RNA")
-    given = ["--solution", str(solution), "--embeddings", str(embedding), "--points", "60", "--seed", "0"]
-    given += ["--display", f"{project}/config/display.yaml", "--figure", f"{tmp_path}/umap.png"]
     written = []
     for _ in range(2):
-        scripts("figures/umaps.py").main([*given, "--table", f"{tmp_path}/umap.tsv.gz"])
+        files = tmp_path / "umap.tsv.gz", tmp_path / "umap.png"
+        scripts("figures/umaps.py").main(Path(solution), [Path(embedding)], 60, 0, display, *files)
         written.append((tmp_path / "umap.tsv.gz").read_bytes())
     assert written[0] == written[1] and len(gzip.decompress(written[0]).splitlines()) == 61
     check_figure(tmp_path / "umap.png")
@@ -398,16 +401,14 @@ def test_umap_says_that_labels_are_derived_and_cells_sampled(scripts):
 # ---- data sets -------------------------------------------------------------------------
 
 
-def test_datasets_table_names_source_and_size(scripts, project, tmp_path, tiny_mdata):
+def test_datasets_table_names_source_and_size(scripts, display, tmp_path, tiny_mdata):
     for adata in tiny_mdata.mod.values():
         adata.uns = {}
     lost = "rna: 2 of 62 cells lack another modality and are dropped"
     tiny_mdata.uns = {"dataset": "pbmc_cite", "source": "a wheel", "sha256": "abc", "dropped": lost}
     tiny_mdata.write(tmp_path / "dataset.h5mu")
     solution, _ = write_task(tmp_path)
-    given = ["--datasets", f"{tmp_path}/dataset.h5mu", "--solutions", str(solution)]
-    given += ["--display", f"{project}/config/display.yaml", "--table", f"{tmp_path}/datasets.tsv"]
-    scripts("figures/datasets.py").main(given)
+    scripts("figures/datasets.py").main(display, tmp_path / "datasets.tsv", [tmp_path / "dataset.h5mu"], [solution])
     row = tables.read_table(tmp_path / "datasets.tsv", ["Source"]).iloc[0]
     assert row["Cells"] == "60" and row["Features"] == "40 rna, 12 adt"
     assert row["Splits"] == "donors: 80 training and 40 test cells, labels published"
@@ -421,9 +422,7 @@ def test_a_broken_data_set_is_one_clear_line(tmp_path):
         tables.read_facts(tmp_path / "dataset.h5mu")
 
 
-def test_datasets_table_without_data_sets_is_a_table(scripts, project, tmp_path):
+def test_datasets_table_without_data_sets_is_a_table(scripts, display, tmp_path):
     """As after a run in which no data set could be prepared."""
-    table = tmp_path / "datasets.tsv"
-    display = ["--display", f"{project}/config/display.yaml"]
-    scripts("figures/datasets.py").main(["--datasets", "--solutions", *display, "--table", str(table)])
-    assert len(pd.read_csv(table, sep="\t")) == 0
+    scripts("figures/datasets.py").main(display, tmp_path / "datasets.tsv")
+    assert len(pd.read_csv(tmp_path / "datasets.tsv", sep="\t")) == 0

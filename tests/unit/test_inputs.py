@@ -55,13 +55,14 @@ def assert_counts(mdata: md.MuData) -> None:
 # ---- Cell Ranger and what writes its formats -----------------------------------------------------
 
 
-def write_mex(folder, packed=(".gz", ".gz", ".gz"), features="features.tsv", columns=3):
+def write_mex(folder, packed=(".gz", ".gz", ".gz"), name="features.tsv", columns=3, prefix="", features=FEATURES):
     """Write the three files, each gzipped or not."""
-    lines = ["\t".join(feature[:columns]) for feature in FEATURES]
-    contents = {f"{features}{packed[1]}": "\n".join(lines), f"barcodes.tsv{packed[2]}": "\n".join(CELLS)}
+    lines = ["\t".join(feature[:columns]) for feature in features]
+    contents = {f"{name}{packed[1]}": "\n".join(lines), f"barcodes.tsv{packed[2]}": "\n".join(CELLS)}
     for name, text in contents.items():
-        (folder / name).write_bytes(gzip.compress(text.encode()) if name.endswith(".gz") else text.encode())
-    with (gzip.open if packed[0] else open)(folder / f"matrix.mtx{packed[0]}", "wb") as file:
+        packed_text = gzip.compress(text.encode()) if name.endswith(".gz") else text.encode()
+        (folder / f"{prefix}{name}").write_bytes(packed_text)
+    with (gzip.open if packed[0] else open)(folder / f"{prefix}matrix.mtx{packed[0]}", "wb") as file:
         mmwrite(file, sp.coo_matrix(COUNTS.T))
 
 
@@ -143,6 +144,30 @@ def test_faults_of_cell_ranger_name_the_file(tmp_path):
     (tmp_path / "barcodes.tsv").unlink()
     (tmp_path / "barcodes.tsv.gz").write_bytes(gzip.compress("\n".join(CELLS[:-1]).encode()))
     assert "24 × 13 counts for 23 barcodes" in fault(tmp_path, {"kind": "tenx", "samples": {"one": ""}})
+
+
+def test_samples_are_batches_and_share_their_features(tmp_path):
+    """A name that two genes have gives way to identifiers; one that a gene and a protein have gets a prefix."""
+    named = [
+        ("ENSG0", "CD0", "Gene Expression"),
+        *((f"ENSG{i}", "G2", "Gene Expression") for i in (1, 2)),
+        *FEATURES[3:],
+    ]
+    for prefix in ("a_", "b_"):
+        write_mex(tmp_path, prefix=prefix, features=named)
+    samples = {"kind": "tenx", "samples": {"a": "a_", "b": "b_"}}
+    mdata = prepared(tmp_path, samples)
+    assert list(mdata.mod["rna"].var_names[:4]) == ["CD0", "ENSG1", "ENSG2", "G3"]
+    assert mdata.mod["adt"].var_names[0] == "adt:CD0"
+    assert list(mdata.mod["rna"].obs["batch"]) == ["a"] * N_CELLS + ["b"] * N_CELLS
+    assert mdata.mod["rna"].obs_names[N_CELLS] == f"b_{CELLS[0]}"
+    assert (mdata.mod["adt"].X.toarray() == np.tile(COUNTS[:, N_GENES:], (2, 1))).all()
+    write_mex(tmp_path, prefix="b_", features=[("ENSG99", *FEATURES[0][1:]), *FEATURES[1:]])
+    assert "features of sample 'b' differ" in fault(tmp_path, samples)
+    assert "c_matrix.mtx.gz: no such file" in fault(tmp_path, {"kind": "tenx", "samples": {"c": "c_"}})
+    path = tmp_path / "a_matrix.mtx.gz"
+    path.write_bytes(path.read_bytes()[:50])
+    assert "a_matrix.mtx.gz: cannot be read" in fault(tmp_path, samples)
 
 
 # ---- anndata of every age ------------------------------------------------------------------------
@@ -426,6 +451,7 @@ def test_a_zarr_store_is_one_line(tmp_path):
     ("change", "message"),
     [
         (with_matrix(lambda x: -x), "negative counts"),
+        (with_matrix(lambda x: x / 2), "counts that are not whole numbers"),
         (with_matrix(lambda x: x * np.nan), "NaN or infinite"),
         (with_matrix(lambda x: x * 0), "all counts are zero"),
         (with_batch(lambda batch: batch.where(batch == "a")), "obs['batch'] has missing values"),

@@ -363,8 +363,7 @@ def interrupted(task, params, seed):
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
-    [({}, True), ({"seed": 4}, False), ({"params": '{"n_latent": 3}'}, False)],
+    ("changes", "found"), [({}, True), ({"seed": 4}, False), ({"params": '{"n_latent": 3}'}, False)]
 )
 def test_checkpoints_survive_a_failure_but_not_a_change(folder, capsys, changes, found):
     fails(folder, interrupted, capsys)

@@ -16,7 +16,6 @@ from clue.benchmark.contracts import ContractError
 from clue.benchmark.data.task import make_task
 from clue.benchmark.methods import Task, run_method
 from clue.benchmark.methods.prediction import Scale, fit_scale, paired_names, training_mean
-from clue.benchmark.report import style, tables
 from clue.benchmark.scores.prediction import METRICS, prediction_scores
 from clue.benchmark.scores.scoring import score
 from clue.simulate import simulate
@@ -244,27 +243,22 @@ def rows(method, kind, shift):
     return table.assign(metric=table["metric"].map(names))
 
 
-def test_the_table_has_predictions_beside_published_ones(scripts, project, tmp_path):
+def test_the_table_has_predictions_beside_published_ones(draw, project):
     parts = [rows("clue", "predict", 0.1), rows("clue", "neighbours", 0), rows("random", "predict", -0.2)]
     other = metrics(("bmmc_cite", "site4", "cca", "default", 0, 0.1, 0.2))
-    tables.write_table(pd.concat([*parts, other], ignore_index=True), tmp_path / "metrics.tsv")
     published = project / "config" / "reference" / "predict_modality.tsv"
-    given = ["--metrics", tmp_path / "metrics.tsv", "--published", published, "--table", tmp_path / "t.tsv"]
-    given += ["--figure", tmp_path / "f.png", "--display", project / "config" / "display.yaml"]
-    scripts("figures/prediction.py").main(list(map(str, given)))
-    table = pd.read_csv(tmp_path / "t.tsv", sep="\t", keep_default_na=False)
+    table = draw("prediction", "--published", published, metrics=pd.concat([*parts, other], ignore_index=True))
     ours = table[table["origin"] == "this run"]
     assert set(zip(ours["method"], ours["kind"], strict=True)) == {
         ("clue", "predict"), ("clue", "neighbours"), ("random", "predict")
     }  # fmt: skip
     best = table[(table["method"] == "openproblems_guanlab_dengkw_pm") & (table["direction"] == "rna2adt")]
     assert best["pearson"].tolist() == ["0.7518"] and set(table["dataset"]) == {"bmmc_cite"}
-    assert (tmp_path / "f.png").exists() and (tmp_path / "f.pdf").exists()
 
 
-def test_a_run_without_predictions_is_a_picture_that_says_so(scripts, project, tmp_path):
+def test_a_run_without_predictions_is_a_picture_that_says_so(scripts, display):
     module = scripts("figures/prediction.py")
     found = module.long_table(metrics(("a", "s", "cca", "default", 0, 0.1, 0.2)))
     assert found.empty
     with pytest.raises(module.plots.NothingToDraw):
-        module.draw(found, pd.DataFrame(), style.Display(project / "config" / "display.yaml"))
+        module.draw(found, pd.DataFrame(), display)

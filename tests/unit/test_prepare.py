@@ -7,7 +7,7 @@ import pytest
 import scipy.sparse as sp
 
 from clue.benchmark.config import load
-from clue.benchmark.contracts import ContractError, read_dataset
+from clue.benchmark.contracts import ContractError
 from clue.benchmark.data.download import download
 from clue.benchmark.data.prepare import PrepareError
 from clue.benchmark.data.prepare import prepare as prepare_downloaded
@@ -95,9 +95,6 @@ class TestH5ad:
         [
             (lambda a: a.obs.pop("Batch"), r"all.h5ad: obs has no column 'Batch' \(it has type, Donor, age\)"),
             (lambda a: a.var.pop("feature_types"), "all.h5ad: var has no column 'feature_types'"),
-            (lambda a: a.X.data.__setitem__(0, np.nan), "1 counts that are NaN"),
-            (lambda a: a.X.data.__setitem__(0, -1), "1 negative counts"),
-            (lambda a: a.X.data.__setitem__(0, 0.5), "not whole numbers"),
             (lambda a: setattr(a, "obs_names", list("1134")), "cell name '1' occurs more than once"),
             (lambda a: a.obs.__setitem__("type", ["T", None, "T", "B"]), r"obs\['cell_type'\] has missing values"),
         ],
@@ -319,13 +316,3 @@ def test_every_data_set_of_the_project_is_valid(project):
         spec = load("datasets", name, project)
         if has_files(spec):
             assert spec["citation"] and spec["licence"], f"{name} states no citation or licence"
-
-
-def test_simulated_data_are_prepared_by_the_program(project, run_script, monkeypatch, tmp_path):
-    monkeypatch.chdir(project)
-    output = tmp_path / "dataset.h5mu"
-    arguments = ["--dataset", "simulated", "--raw", tmp_path, "--output", output]
-    assert run_script("prepare", *arguments)[0] == 0
-    mdata = read_dataset(output)
-    assert mdata.n_obs == 1500 and list(mdata.mod) == ["rna", "atac"]
-    assert set(mdata.mod["rna"].obs) == {"batch", "donor", "cell_type"}

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy.io import mmwrite
@@ -159,6 +159,7 @@ def test_any_matrix_and_labels(tmp_path, values, form, labels, data):
 @examples(40)
 @given(st.integers(1, 5).flatmap(names), st.integers(1, 5).flatmap(names), st.data())
 def test_any_names_in_a_folder_of_cell_ranger(tmp_path, cells, genes, data):
+    assume(not cells[-1].endswith(("\n", "\r")))  # the end of the file, not of a name
     types = data.draw(
         st.lists(st.sampled_from(["Gene Expression", "Antibody Capture"]), min_size=len(genes), max_size=len(genes))
     )

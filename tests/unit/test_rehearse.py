@@ -1,6 +1,5 @@
 """The rehearsal's judgement: what may be missing, what may not, and that it harms no other folder."""
 
-import argparse
 import shutil
 from pathlib import Path
 
@@ -11,8 +10,7 @@ import yaml
 from clue.benchmark.config import load
 from clue.benchmark.data.task import split_cells
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.scores.collect import FAILURES_COLUMNS
-from clue.benchmark.scores.scoring import METRICS_COLUMNS
+from clue.benchmark.scores import FAILURES_COLUMNS, METRICS_COLUMNS
 from tools import paper_files, rehearse
 
 SCORES = {"match_score": 0.1, "foscttm": 0.4}
@@ -95,15 +93,9 @@ def test_a_folder_of_something_else_is_left_alone(project, tmp_path):
 # ---- the copy's settings -------------------------------------------------------------------------
 
 
-def settings(**changes):
-    """Return the arguments of a rehearsal."""
-    given = {"config": Path("config/scmmib.yaml"), "factor": 0.005, "methods": None, "datasets": None, "budget": "test"}
-    return argparse.Namespace(**given | changes)
-
-
 def test_any_run_can_be_rehearsed_and_is_not_changed_itself(copy, project, monkeypatch):
     monkeypatch.chdir(project)
-    config = rehearse.configure(copy, settings())
+    config = rehearse.configure(copy, Path("config/scmmib.yaml"), {})
     assert yaml.safe_load((copy / rehearse.CONFIG).read_text()) == config
     theirs = yaml.safe_load((project / "config/scmmib.yaml").read_text())
     assert config["datasets"] == theirs["datasets"] and set(rehearse.dataset_names(config)) == set(paper_files.SIZES)
@@ -114,7 +106,7 @@ def test_any_run_can_be_rehearsed_and_is_not_changed_itself(copy, project, monke
 def test_a_data_set_without_simulated_files(copy, project, monkeypatch):
     monkeypatch.chdir(project)
     with pytest.raises(BenchmarkError, match="config/quick.yaml: datasets: no simulated files of 'pbmc_cite'"):
-        rehearse.configure(copy, settings(config=Path("config/quick.yaml")))
+        rehearse.configure(copy, Path("config/quick.yaml"), {})
 
 
 @pytest.mark.parametrize("name", paper_files.SIZES)

@@ -52,12 +52,11 @@ def results(tmp_path) -> Path:
 
 
 @pytest.fixture
-def report(results, scripts, project) -> Path:
+def report(results, scripts, project, display) -> Path:
     """The report of those results."""
-    given = ["--results", str(results), "--captions", f"{project}/rules/captions", "--config", json.dumps({"run": "t"})]
-    given += ["--figures", *sorted(map(str, results.glob("figures/*.png"))), "--configfiles", "config/quick.yaml"]
-    given += ["--display", f"{project}/config/display.yaml", "--output", str(results / "report.html")]
-    scripts("figures/report.py").main(given)
+    given = {"figures": sorted(results.glob("figures/*.png")), "display": display, "output": results / "report.html"}
+    given |= {"captions": project / "rules/captions", "config": '{"run": "t"}', "configfiles": "config/quick.yaml"}
+    scripts("figures/report.py").main(results, **given)
     return results / "report.html"
 
 

@@ -11,8 +11,8 @@ import scipy.sparse as sp
 
 from clue.benchmark import contracts
 from clue.benchmark.contracts import ContractError
-from clue.benchmark.scores import scoring
-from clue.benchmark.scores.scoring import METRICS_COLUMNS, score
+from clue.benchmark.scores import METRICS_COLUMNS, scoring
+from clue.benchmark.scores.scoring import score
 from clue.matching import match_snn
 from clue.metrics import foscttm
 from scripts import oracle as oracle_program
@@ -392,10 +392,8 @@ def test_a_modality_of_three_that_is_not_embedded_is_an_error(embedding, solutio
 
 def test_score_program(files, embedding, solution, capsys):
     matches = [files / "match_rna2adt.npz", files / "match_adt2rna.npz"]
-    score_program.main(
-        ["--embedding", str(files / "embedding.h5ad"), "--solution", str(files / "solution.h5ad")]
-        + ["--matches", *map(str, matches), "--metrics", str(files / "metrics.tsv"), "--run", "quick"]
-    )
+    given = {"matches": matches, "metrics": files / "metrics.tsv", "run": "quick"}
+    score_program.main(files / "embedding.h5ad", files / "solution.h5ad", **given)
     expected = score(embedding, solution, "quick")
     written = pd.read_csv(files / "metrics.tsv", sep="\t", keep_default_na=False)
     pd.testing.assert_frame_equal(written, expected.metrics.reset_index(drop=True), check_dtype=False)
@@ -408,7 +406,7 @@ def test_score_program(files, embedding, solution, capsys):
 
 def test_score_program_only_prints_without_outputs(files, capsys):
     before = sorted(files.iterdir())
-    score_program.main(["--embedding", str(files / "embedding.h5ad"), "--solution", str(files / "solution.h5ad")])
+    score_program.main(files / "embedding.h5ad", files / "solution.h5ad")
     assert "foscttm" in capsys.readouterr().out
     assert sorted(files.iterdir()) == before
 
@@ -420,8 +418,7 @@ def test_a_match_matrix_needs_its_suffix(tmp_path):
 
 def test_oracle_program_reaches_every_bound(files, solution):
     out = files / "oracle" / "embedding.h5ad"
-    tests = [str(files / f"test_{modality}.h5ad") for modality in ("rna", "adt")]
-    oracle_program.main(["--tests", *tests, "--solution", str(files / "solution.h5ad"), "--embedding", str(out)])
+    oracle_program.main([files / "test_rna.h5ad", files / "test_adt.h5ad"], files / "solution.h5ad", out)
     embedding = contracts.read_embedding(out)
     metrics = score(embedding, solution).metrics
     distances = metrics["metric"].str.startswith("foscttm")

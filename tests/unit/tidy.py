@@ -24,21 +24,18 @@ def metrics(*jobs: tuple, run: str = "test") -> pd.DataFrame:
         for metric, value in (("match_score", match), ("foscttm", foscttm)):
             ok = {"metric": metric, "value": value, "status": "ok", "reason": ""}
             rows += [{**common, "direction": direction, **ok} for direction in ("rna2adt", "adt2rna", "both")]
-    return pd.DataFrame(rows, columns=tables.METRICS)
+    return pd.DataFrame(rows, columns=tables.METRICS_COLUMNS)
 
 
 def resources(*jobs: tuple) -> pd.DataFrame:
     """Return a table from (dataset, split, method, variant, seed, seconds, MB, GPU MB)."""
     rows = [dict(zip([*JOB_COLUMNS, "seconds", "peak_memory_mb", "gpu_memory_mb"], job, strict=True)) for job in jobs]
     return pd.DataFrame(
-        [{"run": "test", "device": "cpu", "threads": 1, **row} for row in rows], columns=tables.RESOURCES
+        [{"run": "test", "device": "cpu", "threads": 1, **row} for row in rows], columns=tables.RESOURCES_COLUMNS
     )
 
 
-CONTROLS = (
-    ("a", "s", "random", "default", 0, 0.01, 0.5),
-    ("a", "s", "oracle", "default", 0, 1.0, 0.0),
-)
+CONTROLS = (("a", "s", "random", "default", 0, 0.01, 0.5), ("a", "s", "oracle", "default", 0, 1.0, 0.0))
 SHAPES = {
     "usual": [("a", "s", m, "default", i, 0.1 + 0.01 * i, 0.05) for m in ("clue", "cca") for i in range(3)],
     "one seed": [("a", "s", "clue", "default", 0, 0.1, 0.05), ("a", "s", "clue", "no_mse", 0, 0.08, 0.07)],

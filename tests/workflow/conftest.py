@@ -1,5 +1,6 @@
 """Real runs of the workflow in temporary copies of the project, on the data set `simulated`."""
 
+import json
 import os
 import re
 import shutil
@@ -10,14 +11,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["Snakefile", "rules", "config", "envs", "scripts", "clue"]
 RUN = {"run": "test", "datasets": ["simulated/random20"], "methods": ["random", "cca"], "seeds": [0], "max_cells": 400}
-SMALL = {
-    "cca": {"n_pca": 20, "n_input": [20], "ridge": [0.1], "n_components": [10], "power": [0], "n_folds": 2},
-}
+SMALL = {"cca": {"n_pca": 20, "n_input": [20], "ridge": [0.1], "n_components": [10], "power": [0], "n_folds": 2}}
 """Hyper-parameters that make a method quick."""
+FOLDER_OF_RANDOM = "results/test/simulated/random20/random/default/seed-0"
 
 PROGRAM = """
 import numpy as np
@@ -59,8 +60,14 @@ class Project:
         self.write(path, yaml.safe_load(self.path(path).read_text()) | changes)
 
     def drop_figures(self):
-        """Leave the figures out, where they are not the matter: drawing takes longer than all else."""
+        """Leave figures and report out, where they are not the matter: drawing takes longer than all else."""
         self.path("rules/figures.smk").write_text("FIGURES = []\nTABLES = []\nREPORT = []\n")
+
+    def draw_only(self, *names):
+        """Leave out all figures but these; there is a report of what is drawn."""
+        rules = self.path("rules/figures.smk")
+        before, end, after = rules.read_text().partition('if FINISHING == "report":\n')
+        rules.write_text(f"{before}FIGURES, TABLES = expand(FIGURE, name={list(names)}), []\n{end}{after}")
 
     def add_method(self, name, body="pass", modalities=("rna", "atac")):
         """Add a method as the README says: a YAML file and a program with one function."""
@@ -115,9 +122,17 @@ def fresh(tmp_path):
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """A copy in which the run of `RUN` has ended, its exit status and what it printed; not to be changed."""
-    project = copy_project(tmp_path_factory.mktemp("finished") / "project")
-    return project, *project.run()
+    """A copy in which the run of `RUN` has ended, its exit status and what it printed; not to be changed.
+
+    Processes that test at the same time share it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "finished"
+    project, ended = Project(folder / "project"), folder / "ended.json"
+    with FileLock(f"{folder}.lock"):
+        if not ended.exists():
+            ended.write_text(json.dumps(copy_project(project.folder).run()))
+    return project, *json.loads(ended.read_text())
 
 
 @pytest.fixture
@@ -126,6 +141,16 @@ def finished(finished_run, tmp_path):
     project, status, output = finished_run
     assert status == 0, output
     return Project(shutil.copytree(project.folder, tmp_path / "project", symlinks=True))
+
+
+@pytest.fixture
+def unscored(finished):
+    """A project that has run, without figures; the score of `random` and the table are to be made again."""
+    finished.drop_figures()
+    finished.configure(methods=["random"])
+    for path in (f"{FOLDER_OF_RANDOM}/metrics.tsv", "results/test/metrics.tsv"):
+        finished.path(path).unlink()
+    return finished
 
 
 def copy_project(folder):

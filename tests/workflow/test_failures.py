@@ -8,10 +8,10 @@ BROKEN = f"{COUNT}; raise ValueError('no luck')"
 
 
 @pytest.fixture
-def small(fresh):
-    """A fresh project without figures."""
-    fresh.drop_figures()
-    return fresh
+def small(finished):
+    """A project that has run, without figures."""
+    finished.drop_figures()
+    return finished
 
 
 def tries(project, method):
@@ -34,13 +34,14 @@ def test_what_was_killed_is_tried_again_and_an_error_is_not(small):
     assert (tries(small, "killed"), tries(small, "broken")) == (3, 2)
 
 
-def test_a_run_of_which_every_method_fails_says_so_in_one_line(fresh):
-    fresh.add_method("broken", body=BROKEN)
-    fresh.configure(methods=["broken"])
-    status, output = fresh.snakemake()
+def test_a_run_of_which_every_method_fails_says_so_in_one_line(finished):
+    finished.add_method("broken", body=BROKEN)
+    finished.configure(methods=["broken"])
+    finished.path("results/test/report.html").unlink()
+    status, output = finished.snakemake()
     assert status == 1 and output.count("No method has scores: there is nothing to draw.") == 1, output
-    assert fresh.table("failures")["reason"].tolist() == ["ValueError: no luck"]
-    assert not fresh.path("results/test/report.html").exists()
+    assert finished.table("failures")["reason"].tolist() == ["ValueError: no luck"]
+    assert not finished.path("results/test/report.html").exists()
 
 
 def test_a_data_set_that_cannot_be_prepared_takes_no_other_with_it(small):
@@ -71,5 +72,6 @@ def test_a_figure_that_cannot_be_drawn_does_not_take_the_report_with_it(finished
 def test_what_was_not_asked_for_is_not_made(small):
     small.add_method("broken", body=BROKEN)
     small.configure(methods=["broken", "random"])
+    small.path("results/test/metrics.tsv").unlink()
     assert small.snakemake("embeddings")[0] == 1
     assert not small.path("results/test/metrics.tsv").exists()

@@ -13,9 +13,9 @@ NO_GPU = "device: the configuration says cuda, but no GPU is seen on this machin
 
 
 @pytest.fixture
-def bare(fresh, tmp_path):
-    """A project on a machine without Slurm and without a GPU, whatever this one has."""
-    fresh.drop_figures()
+def bare(finished, tmp_path):
+    """A project that has run, on a machine without Slurm and without a GPU, whatever this one has."""
+    finished.drop_figures()
     hidden = ("sbatch", "squeue", "sacct", "sinfo", "srun", "nvidia-smi")
     for folder in os.environ["PATH"].split(os.pathsep):
         for path in os.scandir(folder) if os.path.isdir(folder) else []:
@@ -23,58 +23,50 @@ def bare(fresh, tmp_path):
             link.parent.mkdir(exist_ok=True)
             if path.name not in hidden and not link.is_symlink():
                 link.symlink_to(path.path)
-    fresh.environment |= {"PATH": str(tmp_path / "bin"), "CUDA_VISIBLE_DEVICES": ""}
-    return fresh
+    finished.environment |= {"PATH": str(tmp_path / "bin"), "CUDA_VISIBLE_DEVICES": ""}
+    return finished
 
 
-def test_profile_of_another_workflow_changes_nothing(fresh):
-    fresh.drop_figures()
-    fresh.configure(methods=["random"])
-    fresh.path("other").mkdir()
-    fresh.write("other/config.yaml", {"dry-run": True})
-    fresh.environment["SNAKEMAKE_PROFILE"] = str(fresh.path("other"))
-    status, output = fresh.run()
-    assert status == 0 and fresh.path("results/test/metrics.tsv").exists(), output
+def test_odd_surroundings_are_no_fault(unscored):
+    """A configuration whose path has spaces and quotes, letters beyond ASCII, and a locale that lacks these.
 
-
-def test_a_home_that_cannot_be_written_is_no_fault(fresh):
-    fresh.drop_figures()
-    fresh.configure(methods=["random"])
-    fresh.environment = {**fresh.environment, "HOME": "/dev/null/home"}
-    fresh.environment.pop("XDG_CACHE_HOME", None)
-    status, output = fresh.run()
-    assert status == 0 and "/dev/null/home/.cache: cannot be written" in output, output
-    assert fresh.path(".snakemake/cache/snakemake").is_dir()
-
-
-def test_odd_paths_and_locales_are_no_fault(fresh):
-    """A configuration whose path has spaces and quotes, letters beyond ASCII, and a locale that lacks these."""
-    fresh.drop_figures()
-    fresh.configure(methods=["random"])
-    path = fresh.path("it's my config") / "größe.yaml"
+    Another workflow's profile changes nothing, and caches go elsewhere where the home cannot be written.
+    """
+    path = unscored.path("it's my config") / "größe.yaml"
     path.parent.mkdir()
-    fresh.path("config/test.yaml").rename(path)
+    unscored.path("config/test.yaml").rename(path)
     path.write_text(path.read_text() + "# größer\n", encoding="utf-8")
-    fresh.change("config/datasets/simulated.yaml", label="Größe 细胞")
-    fresh.environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    status, output = fresh.call("scripts/run.py", "--config", "it's my config/größe.yaml", "--cores", "1")
-    assert status == 0 and fresh.path("results/test/metrics.tsv").exists(), output
+    unscored.change("config/datasets/simulated.yaml", label="Größe 细胞")
+    unscored.path("other").mkdir()
+    unscored.write("other/config.yaml", {"dry-run": True})
+    unscored.environment |= {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0", "HOME": "/dev/null/home"}
+    unscored.environment |= {"SNAKEMAKE_PROFILE": str(unscored.path("other"))}
+    unscored.environment.pop("XDG_CACHE_HOME", None)
+    status, output = unscored.call("scripts/run.py", "--config", "it's my config/größe.yaml", "--cores", "1")
+    assert status == 0 and unscored.path("results/test/metrics.tsv").exists(), output
+    assert "/dev/null/home/.cache: cannot be written" in output
+    assert unscored.path(".snakemake/cache/snakemake").is_dir()
 
 
-@pytest.mark.parametrize("cores", ["0", "-1"])
-def test_no_cores_are_one_line(fresh, cores):
-    status, output = fresh.call("scripts/run.py", "--config", "config/test.yaml", "--cores", cores)
-    assert status == 1 and output == f"error: --cores: {cores} run nothing; give at least 1 (make run CORES=2)\n"
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--cores", "0"], "--cores: 0 run nothing; give at least 1 (make run CORES=2)"),
+        ([], "give --cores, to run on this machine, or --profile, to run on a cluster"),
+    ],
+)
+def test_where_to_run_must_be_said(fresh, words, line):
+    assert fresh.call("scripts/run.py", "--config", "config/test.yaml", *words) == (1, f"error: {line}\n")
 
 
 def test_no_slurm_is_one_line(bare, project):
     shutil.copytree(project / "profiles", bare.path("profiles"))
+    bare.configure(methods=["clue/default"])
     status, output = bare.call("scripts/run.py", "--config", "config/test.yaml", "--profile", "profiles/slurm")
     assert status == 1 and output.startswith(f"error: {NO_SLURM}") and len(output.splitlines()) == 1
     words = ["--configfile", "config/test.yaml", "--profile", "profiles/slurm"]
     status, output = bare.call("-m", "snakemake", *words)
     assert status == 1 and output.count(NO_SLURM) == 1 and "Traceback" not in output, output
-    assert not bare.path("results").exists()
 
 
 def test_no_gpu_is_one_line_and_jobs_without_one_need_none(bare):
@@ -84,7 +76,7 @@ def test_no_gpu_is_one_line_and_jobs_without_one_need_none(bare):
     words = ["--configfile", "config/test.yaml", "--cores", "1"]
     status, output = bare.call("-m", "snakemake", *words)
     assert status == 1 and output.count(NO_GPU) == 1 and "Traceback" not in output, output
-    assert not bare.path("results").exists()
+    assert not bare.path("results/test/simulated/random20/clue").exists()
 
     bare.configure(methods=["random"], device="cuda")
     status, output = bare.run()

@@ -2,15 +2,6 @@
 
 import numpy as np
 import pandas as pd
-import pytest
-
-
-@pytest.fixture
-def project(fresh):
-    """A project with an embedding that was made elsewhere, for one of two seeds, and its rows in another order."""
-    fresh.drop_figures()
-    fresh.configure(methods=["precomputed", "random"])
-    return fresh
 
 
 def write_table(project, seed=0, cells=80):
@@ -22,7 +13,10 @@ def write_table(project, seed=0, cells=80):
     table.iloc[::-1].to_csv(path)
 
 
-def test_rows_of_a_precomputed_embedding(project):
+def test_rows_of_a_precomputed_embedding(unscored):
+    """An embedding that was made elsewhere, with its rows in another order."""
+    project = unscored
+    project.configure(methods=["precomputed", "random"])
     status, output = project.snakemake("--dry-run")
     assert status == 1 and "embeddings/simulated/random20/seed-0.csv" in output, output
     write_table(project)

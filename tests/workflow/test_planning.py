@@ -1,5 +1,6 @@
 """The plan of every shipped configuration, made where there is Snakemake and its Slurm plugin and nothing else."""
 
+import functools
 import importlib.metadata
 import subprocess
 import sys
@@ -43,6 +44,7 @@ def needed(*distributions):
     return found
 
 
+@functools.cache
 def absent_modules():
     """Return the top-level modules of all distributions that Snakemake and the Slurm plugin do without."""
     present = needed(*PLANNER)

@@ -180,8 +180,7 @@ def _kept_cells(obs: pd.DataFrame, drop: Mapping[str, Any] | None, where: str) -
         return np.ones(len(obs), dtype=bool)
     column = _column(obs, drop["column"], f"{where}.drop")
     values = [str(value) for value in drop["values"]]
-    absent = sorted(set(values) - set(column))
-    if absent:
+    if absent := sorted(set(values) - set(column)):
         raise TaskError(f"{where}.drop.values: no cell has {', '.join(absent)} in obs[{drop['column']!r}]")
     return ~column.isin(values).to_numpy()
 
@@ -258,8 +257,7 @@ def _imbalance(cells: np.ndarray, chosen: np.ndarray, totals: np.ndarray, fracti
 def _split_batches(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, split: Split, where: str) -> Parts:
     batches = _column(obs, "batch", where)
     for key in ("batches", "train"):
-        absent = sorted(set(split.get(key, [])) - set(batches[kept]))
-        if absent:
+        if absent := sorted(set(split.get(key, [])) - set(batches[kept])):
             known = ", ".join(sorted(set(batches)))
             raise TaskError(f"{where}.{key}: no cell of {', '.join(absent)}; batches: {known}")
     is_test = batches.isin(split["batches"]).to_numpy()

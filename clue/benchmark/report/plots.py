@@ -1,6 +1,5 @@
-"""What the programs of figures share: command line, panels, seeds as points, legends, notes, and a safe end."""
+"""What the programs of figures share: panels, seeds as points, legends, notes, and a safe end."""
 
-import argparse
 import re
 import textwrap
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -37,40 +36,7 @@ class NothingToDraw(Exception):
 # ---- programs ------------------------------------------------------------------------------------
 
 
-OPTIONS: dict[str, dict] = {
-    "metrics": {"help": "metrics.tsv of a run"},
-    "resources": {"help": "resources.tsv of a run, which lists the jobs that ran"},
-    "results": {"help": "results/<run>", "type": Path},
-    "solution": {"help": "solution.h5ad of a split"},
-    "published": {"help": "files of config/reference with published scores", "nargs": "+"},
-    "display": {"help": "config/display.yaml", "type": style.Display},
-    "table": {"help": "table to write"},
-    "figure": {"help": "PNG to write; the PDF goes beside it"},
-}
-"""The options that several programs have."""
-
-
-def command_line(description: str, argv: Sequence[str] | None, *shared: str, **own: dict) -> argparse.Namespace:
-    """Parse the command line of a figure's program; all options are required.
-
-    Parameters
-    ----------
-    description
-        The docstring of the program; help shows its first line.
-    argv
-        Arguments; None takes those of the process.
-    shared
-        Names of `OPTIONS`. Every program has ``display``.
-    own
-        Further options, each with its arguments of ``add_argument``.
-    """
-    parser = argparse.ArgumentParser(description=description.splitlines()[0])
-    for name, option in ({name: OPTIONS[name] for name in ("display", *shared)} | own).items():
-        parser.add_argument(f"--{name}", required=True, **option)
-    return parser.parse_args(argv)
-
-
-def write_figure(path: str, draw: Callable[..., Figure], *args) -> None:
+def write_figure(path: Path, draw: Callable[..., Figure], *args) -> None:
     """Draw and save a figure, or in its place a line that says why there is nothing to draw.
 
     An error ends the program, and with it the rule: Snakemake then makes the report without this figure.
@@ -239,9 +205,12 @@ def draw_method_panels(
 
     The other arguments are those of `draw_seed_panels`; `look` holds those of `kind`, such as ``x`` and ``y``.
     """
+    rows = list(methods.index)
+    given = {"hue": "row", "style": "row", "hue_order": rows, "style_order": rows, "legend": False}
+    given |= {"palette": methods["color"].to_dict(), "markers": methods["marker"].to_dict()}
     for here, axis in _in_panels(axes, points, methods, by):
         label = axis.get_ylabel()
-        kind(here, ax=axis, **method_look(methods) | look)
+        kind(here, ax=axis, **given | look)
         axis.set_ylabel(label)
 
 
@@ -254,12 +223,6 @@ def _in_panels(axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: S
 def _interval_of_mean(values: pd.Series) -> tuple[float, float]:
     summary = summarise(values)
     return summary.low, summary.high
-
-
-def method_look(methods: pd.DataFrame) -> dict:
-    """Return the arguments of seaborn that give each method its colour and its marker; legends are `add_legend`'s."""
-    look = {"hue": "row", "style": "row", "hue_order": list(methods.index), "style_order": list(methods.index)}
-    return look | {"palette": methods["color"].to_dict(), "markers": methods["marker"].to_dict(), "legend": False}
 
 
 def add_legend(figure: Figure, entries: pd.DataFrame, rows: int = 20, **look) -> None:

@@ -55,8 +55,7 @@ def read_drops(path: str | Path) -> pd.DataFrame:
 
 def _read(path: Path, columns: list[str], number: str, key: list[str]) -> pd.DataFrame:
     table = read_table(path, columns, numeric=[number])
-    unknown = [column for column in table if column not in columns]
-    if unknown:
+    if unknown := [column for column in table if column not in columns]:
         raise BenchmarkError(f"{path}: unknown column {unknown[0]!r}; known: {', '.join(columns)}")
     for column in columns:
         if column not in (number, "note"):

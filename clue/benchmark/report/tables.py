@@ -11,12 +11,10 @@ import pandas as pd
 from clue.benchmark.config import MODALITIES
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
+from clue.benchmark.scores import JOB as JOB
+from clue.benchmark.scores import METRICS_COLUMNS, RESOURCES_COLUMNS
 from clue.benchmark.scores.stats import relative_changes
 
-JOB = ["dataset", "split", "method", "variant"]
-METRICS = ["run", *JOB, "seed", "transductive", "direction", "metric", "value", "status", "reason"]
-RESOURCES = ["run", *JOB, "seed", "device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb", "epochs"]
-RESOURCES += ["commit", "date"]
 MAIN_METRICS = ("match_score", "foscttm")
 QUANTITIES = {"seconds": "Run time (s)", "peak_memory_mb": "Peak memory (MB)", "gpu_memory_mb": "Peak GPU memory (MB)"}
 
@@ -33,8 +31,7 @@ def read_table(path: str | Path, columns: Sequence[str], numeric: Sequence[str] 
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
     except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise BenchmarkError(f"{path}: not a table ({error}); delete it and run again") from error
-    missing = [column for column in columns if column not in table]
-    if missing:
+    if missing := [column for column in columns if column not in table]:
         raise BenchmarkError(f"{path}: lacks the column {', '.join(missing)}; delete it and run again")
     for column in numeric:
         try:
@@ -46,7 +43,7 @@ def read_table(path: str | Path, columns: Sequence[str], numeric: Sequence[str] 
 
 def read_metrics(path: str | Path) -> pd.DataFrame:
     """Read ``metrics.tsv``, which has a row at least for every planned job."""
-    table = read_table(path, METRICS, numeric=["value"])
+    table = read_table(path, METRICS_COLUMNS, numeric=["value"])
     if table.empty:
         raise BenchmarkError(f"{path}: has no rows; collect the run again")
     return table
@@ -54,7 +51,7 @@ def read_metrics(path: str | Path) -> pd.DataFrame:
 
 def read_resources(path: str | Path) -> pd.DataFrame:
     """Read ``resources.tsv``."""
-    return read_table(path, RESOURCES, numeric=["seconds", "peak_memory_mb", "gpu_memory_mb"])
+    return read_table(path, RESOURCES_COLUMNS, numeric=["seconds", "peak_memory_mb", "gpu_memory_mb"])
 
 
 def read_cells(folder: str | Path, *job: str) -> pd.DataFrame | None:

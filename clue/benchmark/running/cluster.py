@@ -12,10 +12,11 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from clue.benchmark.config import read_yaml
+from clue.benchmark.config import check, read_yaml
 from clue.benchmark.errors import BenchmarkError
 
 CHECKOUT = Path(__file__).resolve().parents[3]
+SCHEMA = CHECKOUT / "config" / "schemas" / "site.schema.yaml"
 SITE_FILE = "slurm-site.yaml"
 EXAMPLE = "profiles/slurm/site.example.yaml"
 PREFIX = "clue-bench"
@@ -77,21 +78,8 @@ def read_site(path: str | Path | None = None) -> Site:
     path = Path(path or _site_file())
     if not path.exists():
         return Site(file=str(path))
-    known = ("account", "qos", "partitions")
-    data = read_yaml(path)
-    for key, value in data.items():
-        if key not in known:
-            raise BenchmarkError(f"{path}: unknown key {key!r}; known: {', '.join(known)}")
-        if key != "partitions" and not isinstance(value, str | int):
-            raise BenchmarkError(f"{path}: {key}: must be one word, not {value!r}")
-    partitions = data.get("partitions", {})
-    if not isinstance(partitions, dict) or not all(isinstance(limits, dict) for limits in partitions.values()):
-        raise BenchmarkError(f"{path}: partitions: must be a map of names to limits, see {EXAMPLE}")
-    for name, limits in partitions.items():
-        for limit in ("max_runtime", "max_mem_mb", "max_gpu"):
-            if not isinstance(limits.get(limit, 0), int):
-                raise BenchmarkError(f"{path}: partitions: {name}: {limit} must be a whole number (minutes, MB, GPUs)")
-    return Site(str(data.get("account", "")), str(data.get("qos", "")), partitions, str(path))
+    data = check(read_yaml(path), SCHEMA, str(path))
+    return Site(str(data["account"]), str(data["qos"]), data["partitions"], str(path))
 
 
 def _site_file() -> Path:
@@ -164,8 +152,7 @@ def cancel(folder: Path) -> int:
     BenchmarkError
         If one is still there after some minutes, as on a node that does not answer.
     """
-    jobs = slurm_jobs(folder)
-    if jobs:
+    if jobs := slurm_jobs(folder):
         subprocess.run(["scancel", *(job.number for job in jobs)], check=True)
     end = time.monotonic() + CANCEL_SECONDS
     while left := slurm_jobs(folder):

@@ -20,6 +20,7 @@ from clue.benchmark.running.status import Step, steps
 TIMES = Path("docs", "results", "times.tsv")
 NUMBERS = ["cells", "features", "steps", "seconds", "setup_seconds", "memory_mb", "disk_mb"]
 COLUMNS = ["run", "what", "dataset", "modalities", *NUMBERS, "device", "machine", "command", "commit", "date"]
+COSTS = ["jobs", "unknown", "hours", "reserved_hours", "gpu_hours", "reserved_gpu_hours", "disk_gb"]
 RULE_MINUTES = {"score": 30, ORACLE: 15}
 """What the rules of rules/metrics.smk ask for; no YAML says it."""
 TEST_FRACTION = 0.25
@@ -148,24 +149,7 @@ def planned(benchmark: Benchmark) -> Iterator[Planned]:
 # ---- what they take ------------------------------------------------------------------------------
 
 
-@dataclass
-class Cost:
-    """What the jobs of a rule take together."""
-
-    jobs: int = 0
-    unknown: int = 0
-    """Jobs of unknown size, or of which none was ever measured: they are in what is reserved only."""
-    hours: float = 0
-    """Of one CPU core, or of one GPU where that was measured."""
-    gpu_hours: float = 0
-    """The part of `hours` that is spent by jobs that hold a GPU."""
-    reserved_hours: float = 0
-    """CPU cores times the time that the jobs ask for."""
-    reserved_gpu_hours: float = 0
-    disk_gb: float = 0
-
-
-def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[dict[str, Cost], dict[Any, list[str]]]:
+def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[pd.DataFrame, dict[Any, list[str]]]:
     """Return the cost of every rule of a run, and the rows of `times` that tell it, each with its jobs' data sets.
 
     Parameters
@@ -174,25 +158,29 @@ def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[dict[str, Cost], d
         The run.
     times
         What was measured, as `read_times` returns it.
+
+    Returns
+    -------
+    tuple
+        A table by rule: ``jobs``; ``unknown``, those of unknown size or never measured, which are in what is reserved
+        only; ``hours`` of one CPU core, or of one GPU where that was measured; ``gpu_hours``, the part of them that is
+        spent by jobs that hold a GPU; what is reserved: cores or GPUs times the time that jobs ask for; ``disk_gb``.
     """
-    found: dict[str, Cost] = {}
+    rows: list[dict] = []
     used: dict[Any, list[str]] = {}
     for job in planned(benchmark):
-        cost = found.setdefault(job.what, Cost())
-        cost.jobs += 1
-        cost.reserved_hours += job.cores * job.minutes / 60
-        cost.reserved_gpu_hours += job.gpus * job.minutes / 60
+        rows.append({"what": job.what, "jobs": 1, "reserved_hours": job.cores * job.minutes / 60})
+        rows[-1]["reserved_gpu_hours"] = job.gpus * job.minutes / 60
         row = nearest(times, job) if job.work else None
         if row is None:
-            cost.unknown += 1
+            rows[-1]["unknown"] = 1
             continue
         if job.dataset not in used.setdefault(row, []):
             used[row].append(job.dataset)
-        hours = seconds(row, job.work) / 3600
-        cost.hours += hours
-        cost.gpu_hours += hours if job.gpus else 0
-        cost.disk_gb += disk_mb(row, job.work) / 1000
-    return found, used
+        hours, disk = seconds(row, job.work) / 3600, disk_mb(row, job.work) / 1000
+        rows[-1] |= {"hours": hours, "gpu_hours": hours if job.gpus else 0, "disk_gb": disk}
+    found = pd.DataFrame(rows, columns=["what", *COSTS]).fillna(0)
+    return found.groupby("what", sort=False).sum(), used
 
 
 def read_times(root: Path) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -24,8 +25,7 @@ def start(folder: Path) -> None:
     BenchmarkError
         If jobs are left that would write the same files.
     """
-    left = [job.number for job in slurm_jobs(folder) if job.state != "COMPLETING"]
-    if left:
+    if left := [job.number for job in slurm_jobs(folder) if job.state != "COMPLETING"]:
         raise BenchmarkError(f"{folder}: a killed run has left jobs in Slurm's queue ({' '.join(left)}); `make resume`")
     with atomic(_host_file(folder)) as temporary:
         temporary.write_text(json.dumps({"host": socket.gethostname()}))
@@ -89,34 +89,32 @@ def host(folder: Path) -> str:
 
 def processes_at_work(folder: Path) -> Iterator[psutil.Process]:
     """Yield the processes of jobs of a run in this folder; what was started otherwise is not among them."""
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get(MARK) == str(folder):
-                yield process
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
-            # Another user's process, or one that has just ended: not a job of ours.
-            continue
+    return _processes(lambda process: process.environ().get(MARK) == str(folder))
 
 
 def snakemakes(folder: Path) -> Iterator[psutil.Process]:
     """Yield every Snakemake at work in this folder that a user has started, not those inside its jobs."""
+
+    def is_started_here(process: psutil.Process) -> bool:
+        words = [Path(word).name for word in process.cmdline()]  # `snakemake ...` or `python -m snakemake ...`
+        return process.cwd() == str(folder) and "snakemake" in words[:3] and MARK not in process.environ()
+
+    return _processes(is_started_here)
+
+
+def _processes(is_wanted: Callable[[psutil.Process], bool]) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
-        try:
-            # `snakemake ...` or `python -m snakemake ...`
-            words = [Path(word).name for word in process.cmdline()]
-            if process.cwd() == str(folder) and "snakemake" in words[:3] and process.environ().get(MARK) is None:
+        # Another user's process, or one that has just ended, is none of ours.
+        with suppress(psutil.AccessDenied, psutil.NoSuchProcess, OSError):
+            if is_wanted(process):
                 yield process
-        except (psutil.AccessDenied, psutil.NoSuchProcess, psutil.ZombieProcess, OSError):
-            continue
 
 
 def end(processes: list[psutil.Process]) -> None:
     """Terminate processes, and kill those that do not end in time."""
     for process in processes:
-        try:
+        with suppress(psutil.NoSuchProcess):
             process.terminate()
-        except psutil.NoSuchProcess:
-            continue
     _, alive = psutil.wait_procs(processes, timeout=GRACE_SECONDS)
     for process in alive:
         process.kill()

@@ -1,1 +1,8 @@
-"""From embeddings to one table: matching, metrics, probes, statistics."""
+"""From embeddings to one table: matching, metrics, probes, statistics. Here: the columns of a run's tables."""
+
+JOB = ["dataset", "split", "method", "variant"]
+IDENTITY_COLUMNS = ["run", *JOB, "seed"]
+METRICS_COLUMNS = [*IDENTITY_COLUMNS, "transductive", "direction", "metric", "value", "status", "reason"]
+MEASURED = ["device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb"]
+RESOURCES_COLUMNS = [*IDENTITY_COLUMNS, *MEASURED, "epochs", "commit", "date"]
+FAILURES_COLUMNS = [*IDENTITY_COLUMNS, "status", "reason", "log"]

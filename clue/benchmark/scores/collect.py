@@ -8,12 +8,7 @@ import pandas as pd
 
 from clue.benchmark.config import Job
 from clue.benchmark.running.status import method_step, said, slurm_reason
-from clue.benchmark.scores.scoring import IDENTITY_COLUMNS, METRICS_COLUMNS
-
-MEASURED = ["device", "threads", "seconds", "peak_memory_mb", "gpu_memory_mb"]
-RAN = ["commit", "date"]
-RESOURCES_COLUMNS = [*IDENTITY_COLUMNS, *MEASURED, "epochs", *RAN]
-FAILURES_COLUMNS = [*IDENTITY_COLUMNS, "status", "reason", "log"]
+from clue.benchmark.scores import FAILURES_COLUMNS, IDENTITY_COLUMNS, MEASURED, METRICS_COLUMNS, RESOURCES_COLUMNS
 
 
 class Tables(NamedTuple):
@@ -124,19 +119,13 @@ def _read_scores(path: Path) -> pd.DataFrame:
 
 
 def _resources(job: Job, root: Path) -> list[dict[str, Any]]:
+    """Return what a job's ``run.json`` says; one odd file must not hide all other results, and says nothing."""
     path = root / job.folder / "run.json"
     if not path.exists():
         return []
-    report = _read_json(path)
-    measured = {key: report.get(key) for key in MEASURED}
-    ran = {key: report.get(key) for key in RAN}
-    return [{**_identity(job), **measured, "epochs": (report.get("info") or {}).get("epochs"), **ran}]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """Read a map; what is not one reads as empty, since one odd file must not hide all other results."""
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return data if isinstance(data, dict) else {}
+        report = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        report = {}
+    found = {key: report.get(key) for key in (*MEASURED, "commit", "date")}
+    return [_identity(job) | found | {"epochs": (report.get("info") or {}).get("epochs")}]

@@ -25,25 +25,23 @@ from clue.benchmark.contracts import (
     of_pair,
 )
 from clue.benchmark.files import atomic
+from clue.benchmark.scores import METRICS_COLUMNS
 from clue.benchmark.scores.prediction import prediction_scores
 from clue.matching import BatchTooLarge, Metric, as_points, match_gaussian, match_ot, match_snn, nearest
-from clue.metrics import (
-    cell_type_match,
-    count_closer,
-    foscttm_within_batch,
-    label_transfer_accuracy,
-    true_weights,
-)
+from clue.metrics import cell_type_match, count_closer, foscttm_within_batch, label_transfer_accuracy, true_weights
 
-IDENTITY_COLUMNS = ["run", "dataset", "split", "method", "variant", "seed"]
-METRICS_COLUMNS = [*IDENTITY_COLUMNS, "transductive", "direction", "metric", "value", "status", "reason"]
 NEIGHBOURS = 30
 """How many cells of the other modality the metrics ``neighbours_*`` average over."""
 CELL_COLUMNS = ["pair", "direction", "match_score", "foscttm"]
 BOTH = "both"
 """The direction that is the mean of the two; of more than two modalities that of all directions."""
+MATCHINGS = {"match_score": match_snn, "match_score_gaussian": match_gaussian, "match_score_ot": match_ot}
+"""Matrices of the first are kept."""
 BY_PAIRS = "by pairs"
 """The reason in rows that have scores: the method ran on each pair of modalities on its own."""
+
+Values = dict[str, tuple[float, float] | str]
+"""By metric its values there and back, or why it has none."""
 
 
 @dataclass
@@ -83,8 +81,7 @@ def align(embedding: ad.AnnData, solution: ad.AnnData, pair: Sequence[str], wher
     ContractError
         If the rows are not the test cells of the solution, or batches disagree.
     """
-    renamed = int((embedding.obs["cell"].astype(str) != embedding.obs_names).sum())
-    if renamed:
+    if renamed := int((embedding.obs["cell"].astype(str) != embedding.obs_names).sum()):
         raise ContractError(f"{where}: obs['cell'] differs from obs_names in {renamed} rows; make them equal")
     first, second = (_side(embedding, solution, name, where) for name in pair)
     return first, second
@@ -96,8 +93,7 @@ def _side(embedding: ad.AnnData, solution: ad.AnnData, modality: str, where: str
     pair = pd.Index(solution.obs[modality].astype(str)).get_indexer(cells)
     known = solution.obs.iloc[pair]
     batch = known["batch"].astype(str).to_numpy()
-    differ = int((embedding.obs["batch"].astype(str).to_numpy()[rows] != batch).sum())
-    if differ:
+    if differ := int((embedding.obs["batch"].astype(str).to_numpy()[rows] != batch).sum()):
         raise ContractError(f"{where}: obs['batch'] of {differ} {modality} cells differs from the test file's")
     cell_type = known["cell_type"].astype(str).to_numpy()
     return Side(modality, np.asarray(embedding.X)[rows], metric_of(embedding), batch, cell_type, pair)
@@ -161,15 +157,21 @@ def _score_pair(
     first: Side, second: Side, mean: str, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
 ) -> Scores:
     """Score the two modalities of a pair; `mean` is what the table calls the mean of its two directions."""
-    table = _Table(*_directions(first.modality, second.modality), mean)
-    matches, hits = _score_matches(first, second, table)
-    fractions = _score_distances(first, second, table)
-    table.both_ways("label_transfer_accuracy", *_two_ways(_label_transfer, first, second))
+    directions = _directions(first.modality, second.modality)
+    values, matches, hits = _score_matches(first, second)
+    distances, fractions = _score_distances(first, second)
+    values |= distances | {"label_transfer_accuracy": _two_ways(_label_transfer, first, second)}
     if second.modality in solution.obsm and solution.n_obs > 1:
-        _score_predictions(first, second, solution, predictions, table)
-    fractions = [fraction[np.argsort(first.pair)] for fraction in fractions]
-    hits = [hit[np.argsort(side.pair)] for hit, side in zip(hits, (first, second), strict=True)]
-    return Scores(matches, pd.DataFrame(table.rows), _cells(list(matches), hits, fractions))
+        values |= _score_predictions(first, second, solution, predictions)
+    # Per cell in the solution's order: FOSCTTM of both is in that of the first, a match score in that of its own file.
+    cells = [
+        pd.DataFrame({"match_score": hit[np.argsort(side.pair)], "foscttm": fraction[np.argsort(first.pair)]}).assign(
+            pair=np.arange(solution.n_obs), direction=direction
+        )
+        for direction, side, hit, fraction in zip(directions, (first, second), hits, fractions, strict=True)
+    ]
+    matched = dict(zip(directions, matches, strict=True))
+    return Scores(matched, _rows(values, *directions, mean), pd.concat(cells, ignore_index=True)[CELL_COLUMNS])
 
 
 def _directions(first: str, second: str) -> tuple[str, str]:
@@ -180,11 +182,19 @@ def _unsupported(embedding: ad.AnnData, pair: Sequence[str], metrics: Sequence[s
     """Return a row per direction, with the reason, and no match for a pair that the method did not take."""
     name, directions = "+".join(pair), _directions(*pair)
     reason = str(embedding.uns.get("left_out", {}).get(name, f"does not support {name}"))
-    table = _Table(*directions, name)
-    for metric in metrics:
-        table.unsupported(metric, reason)
     nothing = dict.fromkeys(directions, sp.csr_matrix((n_cells, n_cells), dtype=np.float32))
-    return Scores(nothing, pd.DataFrame(table.rows), pd.DataFrame(columns=CELL_COLUMNS))
+    return Scores(nothing, _rows(dict.fromkeys(metrics, reason), *directions, name), pd.DataFrame(columns=CELL_COLUMNS))
+
+
+def _rows(values: Values, forward: str, backward: str, mean: str) -> pd.DataFrame:
+    """Return the rows of the tidy table: each metric in two directions and their mean."""
+    rows = []
+    for metric, found in values.items():
+        numbers = (np.nan,) * 3 if isinstance(found, str) else (*found, (found[0] + found[1]) / 2)
+        status, reason = ("unsupported", found) if isinstance(found, str) else ("ok", "")
+        for direction, value in zip((forward, backward, mean), numbers, strict=True):
+            rows.append([direction, metric, float(value), status, reason])
+    return pd.DataFrame(rows, columns=["direction", "metric", "value", "status", "reason"])
 
 
 def _with_overall(pairs: list[pd.DataFrame]) -> pd.DataFrame:
@@ -199,35 +209,6 @@ def _with_overall(pairs: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([rows, overall.assign(direction=BOTH)], ignore_index=True)
 
 
-def _cells(directions: list[str], hits: list[np.ndarray], fractions: list[np.ndarray]) -> pd.DataFrame:
-    """Return one row per pair and direction; the arrays are in the solution's order."""
-    blocks = [
-        pd.DataFrame({"pair": np.arange(len(hit)), "direction": direction, "match_score": hit, "foscttm": fraction})
-        for direction, hit, fraction in zip(directions, hits, fractions, strict=True)
-    ]
-    return pd.concat(blocks, ignore_index=True)[CELL_COLUMNS]
-
-
-class _Table:
-    """Rows of the tidy table: each metric in two directions and their mean."""
-
-    def __init__(self, forward: str, backward: str, mean: str):
-        self.forward, self.backward, self.mean = forward, backward, mean
-        self.rows: list[dict] = []
-
-    def both_ways(self, metric: str, forward: float, backward: float) -> None:
-        values = {self.forward: forward, self.backward: backward, self.mean: (forward + backward) / 2}
-        for direction, value in values.items():
-            self._add(metric, direction, float(value), "ok", "")
-
-    def unsupported(self, metric: str, reason: str) -> None:
-        for direction in (self.forward, self.backward, self.mean):
-            self._add(metric, direction, np.nan, "unsupported", reason)
-
-    def _add(self, metric: str, direction: str, value: float, status: str, reason: str) -> None:
-        self.rows.append({"direction": direction, "metric": metric, "value": value, "status": status, "reason": reason})
-
-
 def _two_ways(function: Callable, first: Side, second: Side) -> tuple:
     return function(first, second), function(second, first)
 
@@ -237,33 +218,27 @@ def _match(matching: Callable, source: Side, target: Side) -> sp.csr_matrix:
     return matching(source.embedding, target.embedding, **batches, metric=source.metric)
 
 
-def _score_matches(first: Side, second: Side, table: _Table) -> tuple[dict[str, sp.csr_matrix], list[np.ndarray]]:
-    """Score the three matchings; return the matrices of the first, which are the ones to keep, and its hits."""
+def _score_matches(first: Side, second: Side) -> tuple[Values, list[sp.csr_matrix], list[np.ndarray]]:
+    """Score the three matchings; return also the matrices of the first, which are the ones to keep, and its hits."""
     truth = _two_ways(_partners, first, second)
-    matched, hits = {}, {}
-    for metric, matching in (
-        ("match_score", match_snn),
-        ("match_score_gaussian", match_gaussian),
-        ("match_score_ot", match_ot),
-    ):
+    values: Values = {}
+    kept, kept_hits = [], []
+    for metric, matching in MATCHINGS.items():
         try:
-            matched[metric] = [_match(matching, first, second), _match(matching, second, first)]
+            matched = [_match(matching, first, second), _match(matching, second, first)]
         except BatchTooLarge as error:
-            table.unsupported(metric, str(error))
-        else:
-            hits[metric] = list(map(true_weights, matched[metric], truth))
-            table.both_ways(metric, *(hit.mean() for hit in hits[metric]))
-    forward, backward = matched["match_score"]
-    table.both_ways(
-        "cell_type_match",
-        cell_type_match(forward, first.cell_type, second.cell_type),
-        cell_type_match(backward, second.cell_type, first.cell_type),
-    )
-    return {table.forward: forward, table.backward: backward}, hits["match_score"]
+            values[metric] = str(error)
+            continue
+        hits = list(map(true_weights, matched, truth))
+        values[metric] = hits[0].mean(), hits[1].mean()
+        kept, kept_hits = kept or matched, kept_hits or hits
+    types = first.cell_type, second.cell_type
+    values["cell_type_match"] = cell_type_match(kept[0], *types), cell_type_match(kept[1], *types[::-1])
+    return values, kept, kept_hits
 
 
-def _score_distances(first: Side, second: Side, table: _Table) -> tuple[np.ndarray, np.ndarray]:
-    """Score distances; return FOSCTTM of each cell of both modalities, both in the first one's order.
+def _score_distances(first: Side, second: Side) -> tuple[Values, tuple[np.ndarray, np.ndarray]]:
+    """Score distances; return also FOSCTTM of each cell of both modalities, both in the first one's order.
 
     All are in the embedding's metric, but for those that are called Euclidean.
     """
@@ -278,9 +253,7 @@ def _score_distances(first: Side, second: Side, table: _Table) -> tuple[np.ndarr
         "foscttm_within_batch": foscttm_within_batch(x, y, first.batch, first.metric),
         "top1_euclidean": euclidean.top1(),
     }
-    for metric, (of_first, of_second) in variants.items():
-        table.both_ways(metric, of_first.mean(), of_second.mean())
-    return variants["foscttm"]
+    return {metric: (one.mean(), other.mean()) for metric, (one, other) in variants.items()}, variants["foscttm"]
 
 
 def _label_transfer(source: Side, target: Side) -> float:
@@ -289,8 +262,8 @@ def _label_transfer(source: Side, target: Side) -> float:
 
 
 def _score_predictions(
-    first: Side, second: Side, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None, table: _Table
-) -> None:
+    first: Side, second: Side, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
+) -> Values:
     """Score what an embedding's neighbours predict, and what the method does, if it predicts."""
     measured = {side.modality: solution.obsm[side.modality] for side in (first, second)}
 
@@ -310,10 +283,11 @@ def _score_predictions(
 
     given = predictions or {}
     kinds = {"neighbours": of_neighbours} | ({} if predictions is None else {"predict": of_method})
+    values: Values = {}
     for kind, function in kinds.items():
         forward, backward = _two_ways(function, first, second)
-        for metric in forward:
-            table.both_ways(f"{kind}_{metric}", forward[metric], backward[metric])
+        values |= {f"{kind}_{metric}": (forward[metric], backward[metric]) for metric in forward}
+    return values
 
 
 def _of_neighbours(source: Side, target: Side, measured: sp.csr_matrix) -> np.ndarray:
@@ -374,10 +348,3 @@ def write_matches(matches: sp.csr_matrix, path: str | Path) -> None:
         raise ContractError(f"{path}: a match matrix is written as .npz; change the name")
     with atomic(path) as temporary:
         sp.save_npz(temporary, matches)
-
-
-def write_cells(cells: pd.DataFrame, path: str | Path) -> None:
-    """Write the scores per cell, compressed; equal scores give equal bytes."""
-    with atomic(path) as temporary:
-        compression = {"method": "gzip", "mtime": 1}
-        cells.to_csv(temporary, sep="\t", index=False, float_format="%.6g", compression=compression)

@@ -13,17 +13,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from clue.benchmark.contracts import MODALITIES
-from clue.benchmark.data.prepare.raw_files import (
-    Modalities,
-    PrepareError,
-    Spec,
-    check_unique,
-    column_of,
-    counts_of,
-    opened,
-    read_h5ad,
-    read_table,
-)
+from clue.benchmark.data.prepare import raw_files
+from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
 TYPES = {"GEX": "rna", "ATAC": "atac", "ADT": "adt"}
 
@@ -45,22 +36,25 @@ def prepare_competition(spec: Spec, folder: Path) -> Modalities:
 def _join_pair(spec: Spec, folder: Path, part: str) -> Modalities:
     """Return both modalities of the training or of the test files, cells in the order of the first."""
     paths = {role: _find(spec, folder, f"{part}_{role}.h5ad") for role in ("mod1", "mod2", "sol")}
-    first, second = (read_h5ad(paths[role], "counts") for role in ("mod1", "mod2"))
-    order = _second_of_first(read_h5ad(paths["sol"]), first.n_obs, second.n_obs, paths["sol"])
+    first, second = (raw_files.read_h5ad(paths[role], "counts") for role in ("mod1", "mod2"))
+    order = _second_of_first(raw_files.read_h5ad(paths["sol"]), first.n_obs, second.n_obs, paths["sol"])
     second = second[order].copy()
     second.obs_names = first.obs_names
-    batches = [column_of(adata.obs, "batch", "obs", paths[role]) for role, adata in (("mod1", first), ("mod2", second))]
+    batches = [
+        raw_files.column_of(adata.obs, "batch", "obs", paths[role])
+        for role, adata in (("mod1", first), ("mod2", second))
+    ]
     if not (batches[0].astype(str).to_numpy() == batches[1].astype(str).to_numpy()).all():
         raise PrepareError(f"{paths['sol']}: pairs cells of different batches; is it the solution of these files?")
     joined = {}
     for adata, path in ((first, paths["mod1"]), (second, paths["mod2"])):
-        types = column_of(adata.var, "feature_types", "var", path).astype(str).unique()
+        types = raw_files.column_of(adata.var, "feature_types", "var", path).astype(str).unique()
         if len(types) != 1 or types[0] not in TYPES:
             raise PrepareError(f"{path}: var['feature_types'] must be one of {list(TYPES)}, not {list(types)}")
         obs = pd.DataFrame(
             {"batch": adata.obs["batch"].astype(str), "is_train": part == "train"}, index=adata.obs_names
         )
-        counts = counts_of(adata.X, f"{path}: layers['counts']")
+        counts = raw_files.counts_of(adata.X, f"{path}: layers['counts']")
         joined[TYPES[types[0]]] = ad.AnnData(counts, obs=obs, var=adata.var)
     return joined
 
@@ -85,10 +79,10 @@ def _second_of_first(solution: ad.AnnData, n_first: int, n_second: int, path: Pa
 
 
 def _add_cell_types(modalities: Modalities, path: Path) -> None:
-    with opened(path) as file:
-        obs = read_table(file, "obs")
-    check_unique(obs.index, "cell name", path)
-    cell_types = column_of(obs, "cell_type", "obs", path).astype(str)
+    with raw_files.opened(path) as file:
+        obs = raw_files.read_table(file, "obs")
+    raw_files.check_unique(obs.index, "cell name", path)
+    cell_types = raw_files.column_of(obs, "cell_type", "obs", path).astype(str)
     for adata in modalities.values():
         absent = adata.obs_names[~adata.obs_names.isin(obs.index)]
         if len(absent):

@@ -10,25 +10,18 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from clue.benchmark.data.prepare.raw_files import (
-    Modalities,
-    PrepareError,
-    Spec,
-    column_of,
-    counts_of,
-    obs_of,
-    read_h5ad,
-)
+from clue.benchmark.data.prepare import raw_files
+from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
 
 def prepare_h5ad(spec: Spec, folder: Path) -> Modalities:
     """Return the modalities of one ``.h5ad`` file."""
     settings = spec["prepare"]
     path = folder / settings["file"]
-    adata = read_h5ad(path, settings.get("layer"))
+    adata = raw_files.read_h5ad(path, settings.get("layer"))
     rows = _kept_cells(adata.obs, settings.get("drop_cells"), path)
-    obs = obs_of(adata.obs, settings["obs"], path).iloc[rows]
-    types = column_of(adata.var, "feature_types", "var", path).astype(str)
+    obs = raw_files.obs_of(adata.obs, settings["obs"], path).iloc[rows]
+    types = raw_files.column_of(adata.var, "feature_types", "var", path).astype(str)
     names = adata.var_names
     wanted = _wanted_features(names, settings.get("drop_features", []), path)
     # At full size each copy of the counts takes gigabytes: rows are taken once, and what was read is let go.
@@ -40,7 +33,7 @@ def prepare_h5ad(spec: Spec, folder: Path) -> Modalities:
         if not len(columns):
             raise PrepareError(f"{path}: no feature whose var['feature_types'] is {feature_type!r} ({modality})")
         var = pd.DataFrame({"feature_types": feature_type}, index=names[columns])
-        counts = counts_of(matrix[:, columns], f"{path} [{modality}]")
+        counts = raw_files.counts_of(matrix[:, columns], f"{path} [{modality}]")
         modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var)
     return modalities
 
@@ -48,7 +41,7 @@ def prepare_h5ad(spec: Spec, folder: Path) -> Modalities:
 def _kept_cells(obs: pd.DataFrame, drop: Spec | None, path: Path) -> np.ndarray:
     if drop is None:
         return np.arange(len(obs))
-    column = column_of(obs, drop["column"], "obs", path).astype(str)
+    column = raw_files.column_of(obs, drop["column"], "obs", path).astype(str)
     dropped = column.isin([str(value) for value in drop["values"]]).to_numpy()
     if not dropped.any():
         found = ", ".join(sorted(set(column)))
@@ -58,7 +51,6 @@ def _kept_cells(obs: pd.DataFrame, drop: Spec | None, path: Path) -> np.ndarray:
 
 
 def _wanted_features(names: pd.Index, unwanted: list[str], path: Path) -> np.ndarray:
-    absent = sorted(set(unwanted) - set(names))
-    if absent:
+    if absent := sorted(set(unwanted) - set(names)):
         raise PrepareError(f"{path}: prepare.drop_features: no feature {', '.join(absent)}")
     return ~names.isin(unwanted)

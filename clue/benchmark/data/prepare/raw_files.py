@@ -115,8 +115,7 @@ def elements(group: h5py.Group, path: Path, layer: str | None) -> ad.AnnData:
         raise PrepareError(f"{path}: has no {key} (layers: {known}); raw counts are needed")
     key, features = matrices[wanted]
     if not _are_counts(group[key]):
-        others = [name for name, (place, _) in matrices.items() if name != "X" and _are_counts(group[place])]
-        if others:
+        if others := [name for name, (place, _) in matrices.items() if name != "X" and _are_counts(group[place])]:
             where = f"{group.name}/{key}".lstrip("/")
             raise PrepareError(
                 f"{path}: {where} holds no raw counts, but there are some: set prepare.layer: {others[0]}"

@@ -18,15 +18,8 @@ import scipy.sparse as sp
 from scipy.io import mmread
 from tqdm import tqdm
 
-from clue.benchmark.data.prepare.raw_files import (
-    Modalities,
-    PrepareError,
-    Spec,
-    check_unique,
-    column_of,
-    counts_of,
-    reading,
-)
+from clue.benchmark.data.prepare import raw_files
+from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
 LIBRARIES = {"04": "53", "05": "53", "06": "54", "07": "55", "08": "56"}
 """The RNA library of each ATAC library; the last field of a barcode."""
@@ -80,17 +73,19 @@ def _report_absent(
 
 def _read_cell_types(path: Path) -> pd.DataFrame:
     """Return ``rna``, ``atac`` (barcodes) and ``cell_type`` of the cells that have one."""
-    with reading(path):
+    with raw_files.reading(path):
         table = pd.read_table(path, dtype=str, keep_default_na=False)
     columns = {"rna": "rna.bc", "atac": "atac.bc", "cell_type": "celltype"}
-    cells = pd.DataFrame({ours: column_of(table, theirs, "the table", path) for ours, theirs in columns.items()})
+    cells = pd.DataFrame(
+        {ours: raw_files.column_of(table, theirs, "the table", path) for ours, theirs in columns.items()}
+    )
     known = cells["cell_type"] != NO_CELL_TYPE
     print(f"{(~known).sum()} of {len(cells)} cells are {NO_CELL_TYPE!r} and dropped")
     cells = cells[known].reset_index(drop=True)
     cells["cell_type"] = cells["cell_type"].replace(CELL_TYPES)
     for assay in ("rna", "atac"):
         cells[assay] = rna_barcodes(cells[assay], path)
-        check_unique(cells[assay], f"{columns[assay]}", path)
+        raw_files.check_unique(cells[assay], f"{columns[assay]}", path)
     return cells
 
 
@@ -136,12 +131,12 @@ def read_dense_text(path: Path) -> ad.AnnData:
     PrepareError
         If the file is truncated, a line has another number of counts, or a count is no whole number.
     """
-    with reading(path), gzip.open(path) as lines:
+    with raw_files.reading(path), gzip.open(path) as lines:
         header = lines.readline().rstrip(b"\r\n").decode().split("\t")
         names, rows, counts = _parse(tqdm(lines, unit=" genes", mininterval=10), len(header) - 1, path)
     barcodes = rna_barcodes(pd.Series(header[1:], dtype=str), path)
-    check_unique(barcodes, "barcode", path)
-    check_unique(names, "gene", path)
+    raw_files.check_unique(barcodes, "barcode", path)
+    raw_files.check_unique(names, "gene", path)
     lengths = [len(row) for row in rows]
     indptr = np.concatenate([[0], np.cumsum(lengths)])
     indices, data = _joined(rows, np.int32), _joined(counts, np.float32)
@@ -205,18 +200,18 @@ def nonzero_numbers(text: bytes) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def _read_atac(paths: dict[str, Path]) -> ad.AnnData:
-    with reading(paths["atac"]):
+    with raw_files.reading(paths["atac"]):
         peaks_by_cells = mmread(paths["atac"])
-    with reading(paths["barcodes"]):
+    with raw_files.reading(paths["barcodes"]):
         barcodes = pd.read_table(paths["barcodes"], header=None, usecols=[0], dtype=str)[0]
-    with reading(paths["peaks"]):
+    with raw_files.reading(paths["peaks"]):
         bed = pd.read_table(paths["peaks"], header=None, usecols=[0, 1, 2], dtype=str)
     for axis, number, what in ((0, len(bed), "peaks"), (1, len(barcodes), "barcodes")):
         if peaks_by_cells.shape[axis] != number:
             found = peaks_by_cells.shape[axis]
             raise PrepareError(f"{paths['atac']}: has {found} {what}, but {paths[what]} has {number}")
     barcodes = rna_barcodes(barcodes, paths["barcodes"])
-    check_unique(barcodes, "barcode", paths["barcodes"])
+    raw_files.check_unique(barcodes, "barcode", paths["barcodes"])
     names = bed[0] + ":" + bed[1] + "-" + bed[2]
-    counts = counts_of(peaks_by_cells.T, str(paths["atac"]))
+    counts = raw_files.counts_of(peaks_by_cells.T, str(paths["atac"]))
     return ad.AnnData(counts, obs=pd.DataFrame(index=barcodes.to_numpy()), var=pd.DataFrame(index=names.to_numpy()))

@@ -15,15 +15,8 @@ import pandas as pd
 import scipy.io
 import scipy.sparse as sp
 
-from clue.benchmark.data.prepare.raw_files import (
-    Modalities,
-    PrepareError,
-    Spec,
-    check_unique,
-    counts_of,
-    opened,
-    reading,
-)
+from clue.benchmark.data.prepare import raw_files
+from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
 TYPES = {"rna": "Gene Expression", "atac": "Peaks", "adt": "Antibody Capture"}
 MATRIX, FEATURES, BARCODES = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
@@ -50,7 +43,7 @@ def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
         names = _unique_names(adata.var.iloc[columns])
         var = pd.DataFrame({"feature_types": TYPES[modality]}, index=names)
         modalities[modality] = ad.AnnData(
-            counts_of(adata.X[:, columns], f"{where} [{modality}]"), obs=adata.obs, var=var
+            raw_files.counts_of(adata.X[:, columns], f"{where} [{modality}]"), obs=adata.obs, var=var
         )
     return modalities
 
@@ -58,7 +51,7 @@ def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
 def _read_sample(folder: Path, source: str, sample: str, several: bool) -> ad.AnnData:
     is_h5 = source.endswith((".h5", ".h5.gz"))
     counts, barcodes, features = _read_h5(folder / source) if is_h5 else _read_mex(folder, source)
-    check_unique(barcodes, f"barcode of {sample}", folder / source)
+    raw_files.check_unique(barcodes, f"barcode of {sample}", folder / source)
     if counts.shape != (len(barcodes), len(features)):
         raise PrepareError(
             f"{folder / source}: {counts.shape[0]} × {counts.shape[1]} counts for {len(barcodes)} barcodes and"
@@ -70,7 +63,7 @@ def _read_sample(folder: Path, source: str, sample: str, several: bool) -> ad.An
 
 def _read_h5(path: Path) -> tuple[sp.csr_matrix, list[str], pd.DataFrame]:
     """Return counts, barcodes and features of an ``.h5`` file; that of Cell Ranger 2 has a group per genome."""
-    with opened(path) as file:
+    with raw_files.opened(path) as file:
         groups = ["matrix"] if "matrix" in file else list(file)
         if len(groups) != 1:
             raise PrepareError(f"{path}: holds the genomes {', '.join(groups)}; a file of one genome is needed")
@@ -92,7 +85,7 @@ def _texts(dataset: h5py.Dataset) -> list[str]:
 def _read_mex(folder: Path, prefix: str) -> tuple[sp.csr_matrix, list[str], pd.DataFrame]:
     """Return counts, barcodes and features of three files whose names begin with `prefix`."""
     matrix, features, barcodes = (_find(folder, prefix, names) for names in (MATRIX, FEATURES, BARCODES))
-    with reading(matrix):
+    with raw_files.reading(matrix):
         counts = sp.csr_matrix(scipy.io.mmread(matrix).T)
     return counts, _columns(barcodes)[0], _features(_columns(features))
 
@@ -107,7 +100,7 @@ def _find(folder: Path, prefix: str, names: tuple[str, ...]) -> Path:
 
 
 def _columns(path: Path) -> list[list[str]]:
-    with reading(path):
+    with raw_files.reading(path):
         # A gene may be called NA, and a name may hold a quotation mark.
         text = {"dtype": str, "keep_default_na": False, "quoting": csv.QUOTE_NONE, "encoding": "utf-8"}
         table = pd.read_csv(path, sep="\t", header=None, **text)

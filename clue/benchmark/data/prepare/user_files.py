@@ -10,20 +10,8 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from clue.benchmark.data.prepare.raw_files import (
-    Modalities,
-    PrepareError,
-    Spec,
-    all_of_mosaic,
-    check_unique,
-    column_of,
-    counts_of,
-    elements,
-    opened,
-    read_h5ad,
-    read_table,
-    same_cells,
-)
+from clue.benchmark.data.prepare import raw_files
+from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
 ONE_BATCH = "all"
 
@@ -39,11 +27,11 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
         paths = dict.fromkeys(read, path)
     else:
         paths = {modality: folder / file for modality, file in settings["files"].items()}
-        read = {modality: read_h5ad(path, layers.get(modality)) for modality, path in paths.items()}
+        read = {modality: raw_files.read_h5ad(path, layers.get(modality)) for modality, path in paths.items()}
     if settings.get("keep_unpaired"):
-        read, lost = all_of_mosaic(read, paths), ""
+        read, lost = raw_files.all_of_mosaic(read, paths), ""
     else:
-        read, lost = same_cells(read, paths, "n_cells" in spec.get("expect", {}))
+        read, lost = raw_files.same_cells(read, paths, "n_cells" in spec.get("expect", {}))
     columns = {column: settings[column] for column in ("batch", "cell_type", "donor") if column in settings}
     obs = pd.DataFrame(index=pd.Index(np.concatenate([adata.obs_names for adata in read.values()])).unique())
     obs["batch"] = ONE_BATCH
@@ -51,7 +39,7 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
         obs[ours] = _column(read, theirs, f"prepare.{ours}", paths).reindex(obs.index).to_numpy()
     modalities = {}
     for modality, adata in read.items():
-        counts = counts_of(adata.X, f"{paths[modality]} [{modality}]")
+        counts = raw_files.counts_of(adata.X, f"{paths[modality]} [{modality}]")
         var = adata.var[[column for column in ("feature_types", "gene_ids") if column in adata.var]]
         modalities[modality] = ad.AnnData(counts, obs=obs.loc[adata.obs_names], var=var, uns={"dropped": lost})
     return modalities
@@ -59,18 +47,17 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
 
 def _read_h5mu(path: Path, wanted: list[str], layers: dict[str, str | None]) -> Modalities:
     """Return the wanted modalities; columns of the MuData's own ``obs`` are added to theirs."""
-    with opened(path) as file:
+    with raw_files.opened(path) as file:
         if "mod" not in file:
             raise PrepareError(f"{path}: has no modalities; is it an .h5mu file? prepare.files takes .h5ad files")
-        absent = [name for name in wanted if name not in file["mod"]]
-        if absent:
+        if absent := [name for name in wanted if name not in file["mod"]]:
             known = ", ".join(file["mod"])
             raise PrepareError(
                 f"{path}: has no modality {', '.join(absent)} (it has {known}); rename or correct the YAML"
             )
-        modalities = {name: elements(file["mod"][name], path, layers.get(name)) for name in wanted}
-        shared = read_table(file, "obs")
-    check_unique(shared.index, "cell name", path)
+        modalities = {name: raw_files.elements(file["mod"][name], path, layers.get(name)) for name in wanted}
+        shared = raw_files.read_table(file, "obs")
+    raw_files.check_unique(shared.index, "cell name", path)
     for adata in modalities.values():
         for column in shared.columns.difference(adata.obs.columns):
             adata.obs[column] = shared[column].reindex(adata.obs_names).to_numpy()
@@ -82,7 +69,7 @@ def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> 
     found = {modality: adata.obs[column] for modality, adata in read.items() if column in adata.obs}
     if not found:
         modality, adata = next(iter(read.items()))
-        return column_of(adata.obs, column, f"obs ({key})", paths[modality])
+        return raw_files.column_of(adata.obs, column, f"obs ({key})", paths[modality])
     for (first, values), (modality, other) in itertools.combinations(found.items(), 2):
         shared = values.index.intersection(other.index, sort=False)
         differ = _as_text(values[shared]) != _as_text(other[shared])

@@ -1,0 +1,71 @@
+"""A program is a function: its command line is made from its signature, the help from its docstring."""
+
+import argparse
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin
+
+from clue.benchmark.errors import exit_on_error
+
+Result = TypeVar("Result")
+
+OPTIONS = {
+    "config": "for instance config/quick.yaml",
+    "project": "the project folder, which holds config/",
+    "dataset": "a name of config/datasets",
+    "solution": "who is who (solution.h5ad of a split)",
+    "metrics": "metrics.tsv of a run",
+    "resources": "resources.tsv of a run, which lists the jobs that ran",
+    "results": "results/<run>",
+    "published": "files of config/reference with published scores",
+    "display": "config/display.yaml",
+    "table": "table to write",
+    "figure": "PNG to write; the PDF goes beside it",
+}
+"""What the options mean that several programs have; a docstring need not say it again."""
+
+
+def run_program(main: Callable[..., Result], argv: Sequence[str] | None = None) -> Result:
+    """Call `main` with what a command line says; a `BenchmarkError` ends the process (`exit_on_error`).
+
+    Parameters
+    ----------
+    main
+        The program; see `command_line`.
+    argv
+        The command line; None takes that of the process.
+    """
+    return exit_on_error(lambda: main(**vars(command_line(main).parse_args(argv))))
+
+
+def command_line(main: Callable) -> argparse.ArgumentParser:
+    """Return the parser of a program's command line.
+
+    Each parameter is an option, ``max_cells`` for instance ``--max-cells``; one without a default must be given. A list
+    takes several words, a ``bool`` none; anything else is made by its type from one word. The docstring of the module
+    says what the program does, that of the function what its parameters mean.
+    """
+    parser = argparse.ArgumentParser(description=main.__globals__["__doc__"].partition("\n\n")[0])
+    meanings = OPTIONS | _meanings(inspect.getdoc(main) or "")
+    for name, parameter in inspect.signature(main, eval_str=True).parameters.items():
+        needed = parameter.default is parameter.empty
+        option: dict[str, Any] = {"required": True} if needed else {"default": parameter.default}
+        kind = parameter.annotation
+        if isinstance(kind, UnionType):
+            kind = get_args(kind)[0]  # the other is None
+        if kind is bool:
+            option["action"] = "store_true"
+        elif get_origin(kind) in (list, tuple):
+            option |= {"type": get_args(kind)[0], "nargs": "+" if needed else "*"}
+        else:
+            option["type"] = kind
+        parser.add_argument(f"--{name.replace('_', '-')}", help=meanings[name], **option)
+    return parser
+
+
+def _meanings(text: str) -> dict[str, str]:
+    """Return what a docstring says of each parameter."""
+    found = re.findall(r"^(\w+(?:, \w+)*)\n((?: {4}.+\n?)+)", text, re.MULTILINE)
+    return {name: " ".join(meaning.split()).rstrip(".") for names, meaning in found for name in names.split(", ")}

@@ -1,0 +1,47 @@
+"""Command lines are made from the signatures of programs."""
+
+import pytest
+
+from clue.benchmark.program import command_line
+
+PROGRAMS = ["scripts", "scripts/figures", "docs/make", "tools"]
+
+
+def main(config: str, points: list[int], folder: tuple[str, ...] = (), max_cells: int | None = None, dry: bool = False):
+    """Run the program.
+
+    Parameters
+    ----------
+    points, folder
+        What there is
+        to say.
+    max_cells
+        At most.
+    dry
+        Do nothing.
+    """
+
+
+def test_parameters_are_options(capsys):
+    parse = command_line(main).parse_args
+    given = parse("--config a --points 1 2 --max-cells 3 --dry --folder x y".split())
+    assert vars(given) == {"config": "a", "points": [1, 2], "folder": ["x", "y"], "max_cells": 3, "dry": True}
+    assert vars(parse("--config a --points 1".split())) == {
+        "config": "a", "points": [1], "folder": (), "max_cells": None, "dry": False
+    }  # fmt: skip
+    for wrong in ("--config a", "--config a --points", "--config a --points b", "--config a --points 1 --other"):
+        with pytest.raises(SystemExit):
+            parse(wrong.split())
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Command lines are made" in shown and "What there is to say" in shown and "config/quick.yaml" in shown
+
+
+@pytest.mark.parametrize("folder", PROGRAMS)
+def test_every_program_says_what_its_options_mean(folder, project, load_program):
+    for path in sorted((project / folder).glob("*.py")):
+        if "run_program(main)" in path.read_text():
+            program = load_program(f"{folder}/{path.name}")
+            assert command_line(program.main).format_help()
