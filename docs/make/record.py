@@ -1,6 +1,7 @@
 """Record a finished run in docs/results, from where the tables and pictures of the documents are made."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
