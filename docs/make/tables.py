@@ -44,7 +44,7 @@ PREDICTED = ("predict_pearson_cell", "neighbours_pearson_cell")
 VIEWS = {
     "quick_predictions": View(columns=("dataset", "direction"), values=PREDICTED),
     "baselines_predictions": View(columns=("dataset", "direction"), values=PREDICTED),
-    "three_pairs": View(columns=("split", "direction")),
+    "three_pairs": View(("split", "direction"), ("method", "variant")),
     "factors_probes": View(columns=("input_modality", "factor_kind"), values=("r2",)),
     "times": View(("what",), ("dataset",), ("seconds", "memory_mb", "steps"), {"run": "rehearsal"}),
 }
@@ -172,6 +172,8 @@ def recorded(path: Path, display: Display) -> str:
 
 def labels(table: pd.DataFrame, columns: Sequence[str], display: Display) -> list[str]:
     """Return how places are called, as in figures; what has no label there is called as in the file."""
+    if tuple(columns) == View.rows:
+        return [display.name(*names) for names in table[[*columns]].to_numpy()]
     kinds = {"dataset": "datasets", "input_modality": "modalities"}
 
     def label(key: str, name: str) -> str:
