@@ -2,8 +2,9 @@
 
 import re
 import sys
+from pathlib import Path
 
-from conftest import ROOT
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_method_is_added_as_the_tutorial_says(fresh):
