@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clue.benchmark.config import Benchmark
-from clue.benchmark.running.status import last_line
+from clue.benchmark.running.status import last_line, log_says
 
 STARTS = re.compile(r"(?:local)?(?:rule|checkpoint) (\w+):$")
 FAILS = re.compile(r"Error in rule (\w+):$")
@@ -94,7 +94,7 @@ class Progress:
         elif key == "log" and self._failing:
             self.n_failed += 1
             log = value.partition(" (check")[0]
-            reason = last_line(Path(log)) or "no message"
+            reason = log_says(last_line(Path(log)))
             self._say(f"failed: {self.at_work.pop(self._job, self._rule)}: {reason} (log: {log})")
 
     def _say(self, line: str) -> None:

@@ -19,6 +19,8 @@ STATES = ("done", "running", "queued", "failed", "waiting")
 _WHY_SLURM_ENDED_IT = re.compile(
     r"(?:slurmstepd|srun|slurmd)(?:-\S+)?: error: (.*(?:CANCELLED|limit|oom|Killed|Node fail).*)", re.I
 )
+_IS_REASON = re.compile(r"error|exception|interrupt|fault|abort|halted|killed|\bSIG[A-Z]{2,}|no space|not found", re.I)
+"""What the last line of a log says where it is the reason of a failure."""
 _WANTS_MORE = re.compile(r"MemoryError|[Oo]ut of memory|\bSIG[A-Z]{2,}")
 LONGEST_REASON = 300
 
@@ -144,7 +146,14 @@ def _open_logs(root: Path) -> dict[str, float]:
 
 def why(step: Step, root: Path) -> str:
     """Return one line: what the method said, else why Slurm ended the job, else the last line of its log."""
-    return said(root / step.output) or slurm_reason(step, root) or last_line(root / step.log) or "no message"
+    return said(root / step.output) or slurm_reason(step, root) or log_says(last_line(root / step.log))
+
+
+def log_says(line: str) -> str:
+    """Return the last line of a failed job's log as the reason, where it is one; a process that is killed says none."""
+    if _IS_REASON.search(line):
+        return line
+    return f"ended without a message, as when it is killed; its log ends in: {line}" if line else "no message"
 
 
 def said(output: Path) -> str:
