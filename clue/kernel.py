@@ -30,7 +30,9 @@ _SUMS = ("contract", "reassoc", "nsz")
 
 def _compiled(*flags: str, cache: bool = False) -> Callable[[Callable], Callable]:
     """Return a decorator that compiles a function at its first call; with `cache` the result is kept on disk."""
-    options: dict[str, Any] = {"fastmath": set(flags), "error_model": "numpy", "nogil": True}
+    # What is called is inlined. Otherwise a process that compiles calls one copy of it, and a process that loads the
+    # result another, whose sums have another order.
+    options: dict[str, Any] = {"fastmath": set(flags), "error_model": "numpy", "nogil": True, "forceinline": not cache}
 
     def decorate(function: Callable) -> Callable:
         try:

@@ -104,3 +104,22 @@ def test_without_a_folder_to_write_to():
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(np.e, rel=1e-6)
+
+
+def test_a_process_that_compiles_computes_what_one_does_that_loads_the_result(tmp_path):
+    code = (
+        "import torch; from clue.likelihood import decoded_log_likelihood, sparse_counts\n"
+        "torch.manual_seed(0); torch.set_num_threads(1)\n"
+        "counts = sparse_counts((torch.rand(40, 210) * 3).floor())\n"
+        "hidden, weight = torch.randn(2, 40, 16, requires_grad=True), torch.randn(17, 210, requires_grad=True)\n"
+        "rows = [torch.randn(1, 210, requires_grad=True) for _ in range(3)]\n"
+        "library, batch = torch.full((2, 40), 90.0), torch.zeros(40, dtype=torch.long)\n"
+        "value = decoded_log_likelihood(hidden, weight, torch.zeros(210), *rows, library, batch, counts)\n"
+        "value.sum().backward()\n"
+        "found = value.detach(), hidden.grad, weight.grad, *(row.grad for row in rows)\n"
+        "print([x.numpy().tobytes().hex() for x in found])"
+    )
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    first, second = (subprocess.check_output(words, env=environment, text=True) for _ in range(2))
+    assert list(tmp_path.rglob("*.nbc")) and first == second
