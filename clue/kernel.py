@@ -336,7 +336,6 @@ def sweep(
     n_passes, n_cells, n_features = loc.shape
     shares = np.linspace(0, n_cells, min(n_threads, n_cells) + 1).astype(np.int64)
     run = np.unique(np.concatenate([shares, np.flatnonzero(np.diff(batch)) + 1]))
-    # Torch aligns its memory. Where memory is not aligned, MKL's products may differ in rounding from call to call.
     gradients = torch.zeros(len(run) - 1, n_passes, 3, n_features)
     likelihood, grad_library = torch.zeros(n_passes, n_cells), torch.zeros(n_passes, n_cells)
     results = likelihood.numpy(), grad_library.numpy()

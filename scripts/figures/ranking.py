@@ -12,7 +12,7 @@ from clue.benchmark.report.tables import MAIN_METRICS
 
 KEY = ["metric", "dataset", "split"]
 NOTE = (
-    "Point: rank on one split by the mean over seeds; bar: mean rank; 2/3: splits with a result, where one lacks. "
+    "Point: rank on one split by the mean over seeds; bar: mean rank; 2/3: splits with a result, if not all. "
     "So few splits carry no claim of significance, and splits of one data set are not independent."
 )
 
@@ -20,7 +20,7 @@ NOTE = (
 def ranks(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
     """Return the rank of each method on each split; 1 is best, equal means share a rank.
 
-    Ranked are the variants that have a result on the split, without ablations and controls.
+    A variant is ranked among those that have a result on the split, without ablations and controls.
     """
     scores = tables.values_of(table, MAIN_METRICS)
     left_out = scores["method"].map(display.is_control) | scores["variant"].map(display.is_ablation)

@@ -145,8 +145,10 @@ def write(path, text=""):
 def test_reasons_from_the_most_telling_to_the_least(tmp_path):
     assert status.why(STEP, tmp_path) == "no message"
     write(tmp_path / STEP.log, "reading\n 10%|#   |\r 20%|##  | 40/200\n\n")
-    killed = "ended without a message, as when it is killed; its log ends in: 20%|##  | 40/200"
-    assert status.why(STEP, tmp_path) == killed
+    killed = "ended without a message, as when it is killed; its log ends in: "
+    assert status.why(STEP, tmp_path) == killed + "20%|##  | 40/200"
+    write(tmp_path / STEP.log, "using default settings\n")
+    assert status.why(STEP, tmp_path) == killed + "using default settings"
     write(tmp_path / STEP.log, "reading\n\x1b[31mValueError\x1b[0m: no luck\n\x1b[0m\n")
     assert status.why(STEP, tmp_path) == "ValueError: no luck"
     slurm_log = tmp_path / "logs/slurm/rule_clue/d_s_default_0/7.log"

@@ -19,8 +19,10 @@ STATES = ("done", "running", "queued", "failed", "waiting")
 _WHY_SLURM_ENDED_IT = re.compile(
     r"(?:slurmstepd|srun|slurmd)(?:-\S+)?: error: (.*(?:CANCELLED|limit|oom|Killed|Node fail).*)", re.I
 )
-_IS_REASON = re.compile(r"error|exception|interrupt|fault|abort|halted|killed|\bSIG[A-Z]{2,}|no space|not found", re.I)
-"""What the last line of a log says where it is the reason of a failure."""
+_IS_REASON = re.compile(
+    r"error|exception|interrupt|\b(?:fault|abort|halted|killed|no space|not found|SIG[A-Z]{2})", re.IGNORECASE
+)
+"""Words in the last line of a log where that line is the reason of a failure."""
 _WANTS_MORE = re.compile(r"MemoryError|[Oo]ut of memory|\bSIG[A-Z]{2,}")
 LONGEST_REASON = 300
 
@@ -150,7 +152,7 @@ def why(step: Step, root: Path) -> str:
 
 
 def log_says(line: str) -> str:
-    """Return the last line of a failed job's log as the reason, where it is one; a process that is killed says none."""
+    """Return the reason of a failure from the last line of a log; a process that is killed leaves none there."""
     if _IS_REASON.search(line):
         return line
     return f"ended without a message, as when it is killed; its log ends in: {line}" if line else "no message"

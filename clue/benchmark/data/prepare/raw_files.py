@@ -232,8 +232,8 @@ def same_cells(modalities: Modalities, where: Mapping[str, Path], declared: bool
     return {modality: adata[shared].copy() for modality, adata in modalities.items()}, "; ".join(lost)
 
 
-def all_of_mosaic(modalities: Modalities, where: Mapping[str, Path]) -> Modalities:
-    """Return all cells, those that every modality has first and in one order.
+def with_unpaired(modalities: Modalities, where: Mapping[str, Path]) -> Modalities:
+    """Return all cells. Those that every modality has come first, in the same order.
 
     Raises
     ------
@@ -246,7 +246,7 @@ def all_of_mosaic(modalities: Modalities, where: Mapping[str, Path]) -> Modaliti
         raise PrepareError(f"{where[modality]}: {_why_lost(modality, names, shared)}")
     order = {modality: shared.append(cells.difference(shared, sort=False)) for modality, cells in names.items()}
     alone = [f"{len(cells) - len(shared)} of {len(cells)} cells of {modality}" for modality, cells in names.items()]
-    print(f"{', '.join(alone)} lack another modality and are for training alone")
+    print(f"{', '.join(alone)} lack another modality: they train and are never test cells")
     return {modality: adata[order[modality]].copy() for modality, adata in modalities.items()}
 
 

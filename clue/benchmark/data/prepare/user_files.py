@@ -29,7 +29,7 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
         paths = {modality: folder / file for modality, file in settings["files"].items()}
         read = {modality: raw_files.read_h5ad(path, layers.get(modality)) for modality, path in paths.items()}
     if settings.get("keep_unpaired"):
-        read, lost = raw_files.all_of_mosaic(read, paths), ""
+        read, lost = raw_files.with_unpaired(read, paths), ""
     else:
         read, lost = raw_files.same_cells(read, paths, "n_cells" in spec.get("expect", {}))
     columns = {column: settings[column] for column in ("batch", "cell_type", "donor") if column in settings}
