@@ -53,11 +53,11 @@ def test_embed_scale(project, tmp_path):
 
 @pytest.mark.slow
 def test_train_backed_needs_less_anonymous_memory(project, tmp_path):
-    header, *rows = run(project, "train_backed", "--cells", 20000, "--genes", 2000, "--steps", 2, "--folder", tmp_path)
+    header, *rows = run(project, "train_backed", "--cells", 40000, "--genes", 2000, "--steps", 2, "--folder", tmp_path)
     assert [row[2] for row in rows] == ["memory", "backed"] and not list(tmp_path.iterdir())
     added = [float(row[header.index("peak_anon_GB")]) - float(row[header.index("before_GB")]) for row in rows]
-    # 0.27 and 0.22 GB: most of it both sides need, whatever the number of cells
-    assert added[1] < 0.92 * added[0]
+    # 0.29 and 0.19 GB: the counts are 77 MB, and the rest both sides need
+    assert added[1] < 0.85 * added[0]
 
 
 @pytest.mark.slow
