@@ -1,7 +1,7 @@
 """Feature preparation at the competition's full size, ours beside the winning entry's route.
 
     OMP_NUM_THREADS=1 python benchmarks/preprocess_scale.py [--cells 5000 20000 69249] [--genes 13431] [--peaks 116490]
-        [--limit-gb 12] [--folder FOLDER]
+        [--limit-gb 12] [--folder FOLDER] [--sides ours peer]
 
 Simulated cells of ten types; about 4,500 non-zeros among the peaks and 1,500 among the genes of each. The peer takes
 the winning entry's steps with scanpy and scikit-learn, from the same raw counts: variable genes by batch, dense
@@ -38,6 +38,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--peaks", type=int, default=116_490)
     parser.add_argument("--limit-gb", type=float, default=12.0)
     parser.add_argument("--folder", type=Path, help="where the counts (4 GB at full size) are written and removed")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--run", nargs=3, metavar=("SIDE", "MODALITY", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.run:
@@ -49,13 +50,13 @@ def main(argv: list[str] | None = None) -> None:
             with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
                 path = Path(folder) / "counts.npz"
                 sp.save_npz(path, simulated(n_cells, n_features, NONZERO[modality]), compressed=False)
-                compare(n_cells, modality, path, arguments.limit_gb)
+                compare(n_cells, modality, path, arguments.limit_gb, arguments.sides)
 
 
-def compare(n_cells: int, modality: str, path: Path, limit_gb: float) -> None:
-    """Run both sides on one file and print their rows."""
+def compare(n_cells: int, modality: str, path: Path, limit_gb: float, sides: list[str]) -> None:
+    """Run each side on one file and print their rows."""
     ours = None
-    for side in SIDES:
+    for side in sides:
         command = [sys.executable, __file__, "--run", side, modality, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=lambda: limit(limit_gb))
         if done.returncode:
