@@ -159,22 +159,11 @@ def _growing(amount, most):
 def resources_of(method):
     """Return the resources of a method's jobs, as its YAML has them."""
     wanted, gpus = BENCHMARK.methods[method]["resources"], BENCHMARK.gpus(method)
-    found = {
+    return {
         "mem_mb": memory(int(1000 * wanted["mem_gb"]), gpu=gpus),
         "runtime": minutes(wanted["runtime_min"], gpu=gpus),
         "gpu": gpus,
     }
-    if wanted["tasks"] > 1:
-        # The job's shell calls srun itself, which `mpi` tells the Slurm plugin.
-        found |= {"mpi": "srun", "tasks": wanted["tasks"], "nodes": wanted["nodes"], "tasks_per_gpu": 0}
-    return found
-
-
-def launcher(threads, resources):
-    """Return what goes before a method's command: nothing, or the program that starts its tasks."""
-    tasks = resources.get("tasks", 1)
-    program = "$CLUE_CHECKOUT/scripts/launch.sh"
-    return f"{program} {tasks} {resources.nodes} {threads} {resources.gpu} " if tasks > 1 else ""
 
 
 def to_json(value):

@@ -37,17 +37,15 @@ for method, spec in BENCHMARK.methods.items():
             device="cuda" if BENCHMARK.gpus(method) else "cpu",
             values=lambda wildcards, method=method: params_json(method, wildcards.variant, wildcards.dataset),
             code=method_code(spec),
-            tasks=spec["resources"]["tasks"],  # results depend on it, on nothing that follows
             by_pairs=lambda wildcards, method=method: (
                 "--by-pairs" if BENCHMARK.is_by_pairs(method, modalities(wildcards.dataset)) else ""
             ),
             predictions=lambda wildcards, output: (
                 f"--predictions {output.predictions}" if "predictions" in output.keys() else ""
             ),
-            launcher=lambda wildcards, threads, resources: launcher(threads, resources),
         # -P: a method's program must not shadow the library of its name (clue.py, the package clue).
         # No f-string: it would be filled in when a job starts, with the values of the last method.
         shell:
-            "{params.launcher}python -P $CLUE_CHECKOUT/{params.script} --train {input.train} --tests {input.tests} --embedding {output.embedding} {params.predictions}"
+            "python -P $CLUE_CHECKOUT/{params.script} --train {input.train} --tests {input.tests} --embedding {output.embedding} {params.predictions}"
             " --method {params.method} --variant {wildcards.variant} --seed {wildcards.seed}"
             " --params {params.values:q} {params.by_pairs} --device {params.device} --threads {threads} > {log} 2>&1"

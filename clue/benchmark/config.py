@@ -177,9 +177,6 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
     if kind == "methods":
         _check_parameters(spec, path)
         spec["variants"] = {"default": {}, **spec["variants"]}
-        n_tasks, n_nodes = spec["resources"]["tasks"], spec["resources"]["nodes"]
-        if n_nodes > n_tasks:
-            raise ConfigError(f"{path}: resources.nodes: {n_nodes} nodes for tasks: {n_tasks}; each takes at least one")
         program = f"scripts/methods/{spec['script']}" if "script" in spec else f"rules/methods/{name}.smk"
         if not (root / program).exists():
             raise ConfigError(f"{path}: script: no file {program}")
@@ -376,7 +373,7 @@ class Benchmark:
         """Return the number of GPUs that a job of a method asks for."""
         if self.config["device"] != "cuda" or method == ORACLE:
             return 0
-        return self.methods[method]["resources"]["tasks"] * self.methods[method]["resources"]["gpu"]
+        return self.methods[method]["resources"]["gpu"]
 
     def plan(self) -> list[Job]:
         """Return every planned job, those that cannot run included, with the reason."""

@@ -1,4 +1,4 @@
-"""A real Slurm on this machine: two nodes (cpu1, gpu1), partitions cpu, gpu and both, accounting; Debian as root only.
+"""A real Slurm on this machine: two nodes (cpu1, gpu1), partitions cpu and gpu, accounting; Debian as root only.
 
     python tests/slurm/cluster.py start|stop|why-not
     eval "$(python tests/slurm/cluster.py environment)"    then sinfo, squeue, snakemake --profile slurm
@@ -67,7 +67,6 @@ NodeName=cpu1 NodeHostname=cpu1 NodeAddr=127.0.0.1 Port={cpu_port} CPUs=4 RealMe
 NodeName=gpu1 NodeHostname=gpu1 NodeAddr=127.0.0.1 Port={gpu_port} CPUs=4 RealMemory=20000 Gres=gpu:fake:2
 PartitionName=cpu Nodes=cpu1 Default=YES DefaultTime=10 MaxTime=UNLIMITED State=UP
 PartitionName=gpu Nodes=gpu1 Default=NO DefaultTime=10 MaxTime=UNLIMITED State=UP
-PartitionName=both Nodes=cpu1,gpu1 Default=NO DefaultTime=10 MaxTime=UNLIMITED State=UP
 """
 SLURMDBD_CONF = """
 AuthType=auth/munge

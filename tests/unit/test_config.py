@@ -59,7 +59,7 @@ def test_defaults_come_from_the_schema(project):
     benchmark = Benchmark(RUN, project)
     assert benchmark.config["device"] == "cpu" and benchmark.config["max_cells"] is None
     assert benchmark.methods["my_method"]["resources"] == {
-        "tasks": 1, "nodes": 1, "gpu": 0, "threads": 1, "mem_gb": 4, "runtime_min": 60,
+        "gpu": 0, "threads": 1, "mem_gb": 4, "runtime_min": 60,
     }  # fmt: skip
     assert RUN == {"run": "test", "datasets": ["tiny"], "methods": ["my_method"], "seeds": [0, 1]}
 
@@ -155,7 +155,6 @@ def test_missing_key(project):
     [
         ({"scripts": "x.py"}, "unknown key 'scripts'; did you mean 'script'?"),
         ({"resources": {"gpus": 1}}, "resources: unknown key 'gpus'; did you mean 'gpu'?"),
-        ({"resources": {"tasks": 2, "nodes": 3}}, "resources.nodes: 3 nodes for tasks: 2; each takes at least one"),
         ({"script": "none.py"}, "no file scripts/methods/none.py"),
         ({"modalities": [["rna", "protein"]]}, "modalities.0.1: 'protein' is not one of"),
         ({"params": 3}, "params: 3 is not of type 'object'"),

@@ -320,6 +320,13 @@ def test_labels_cannot_be_derived_without_rna(dataset):
         make_task(dataset, "tiny", "s", RANDOM)
 
 
+def test_labels_cannot_be_derived_from_one_cell(dataset):
+    for adata in dataset.mod.values():
+        del adata.obs["cell_type"]
+    with pytest.raises(TaskError, match="RNA of 1 training cells; to derive cell types two are needed at least"):
+        make_task(dataset, "tiny", "s", {"kind": "random", "n_train": 1, "n_test": 30, "seed": 0})
+
+
 # ---- the program ---------------------------------------------------------------------------------
 
 

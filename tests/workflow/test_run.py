@@ -53,12 +53,9 @@ def test_change_of_a_parameter_runs_that_method_again(finished):
     assert figures(finished.planned_rules()) == {"random": 1, "score_rna_atac": 1, "collect": 1}
 
 
-def test_another_number_of_tasks_runs_that_method_again(finished):
-    """Two processes train other weights than one. Resources that change no result re-run nothing."""
+def test_resources_run_nothing_again(finished):
     finished.change("config/methods/random.yaml", resources={"mem_gb": 3, "runtime_min": 11})
     assert figures(finished.planned_rules()) == {}
-    finished.change("config/methods/random.yaml", resources={"tasks": 2})
-    assert figures(finished.planned_rules()) == {"random": 1, "score_rna_atac": 1, "collect": 1}
 
 
 @pytest.mark.parametrize(
@@ -111,19 +108,6 @@ def test_added_broken_and_unsupported_methods(finished):
     status, output = finished.run()
     assert status == 0, output
     assert set(finished.table().set_index("method").loc["broken", "status"]) == {"ok"}
-
-
-def test_a_method_of_several_processes_beside_one_of_one(finished):
-    finished.drop_figures()
-    finished.add_method("both")
-    finished.change("config/methods/both.yaml", resources={"tasks": 2})
-    finished.configure(methods=["both", "random"])
-    status, output = finished.run()
-    assert status == 0, output
-    assert set(finished.table()["method"]) == {"both", "random", "oracle"}
-    path = "results/test/simulated/random20/{}/default/seed-0/run.json"
-    assert [json.loads(finished.path(path.format(name)).read_text())["tasks"] for name in ("both", "random")] == [2, 1]
-    assert "Nothing to be done" in finished.run()[1]
 
 
 def test_three_modalities_of_a_mosaic(fresh):

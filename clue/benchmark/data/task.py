@@ -361,6 +361,11 @@ def _solution(
     if "cell_type" in cells:
         obs["cell_type"], labels = cells["cell_type"].astype(str), "published"
     elif "rna" in mdata.mod:
+        if train.mod["rna"].n_obs < 2:
+            raise TaskError(
+                f"{where}: RNA of {train.mod['rna'].n_obs} training cells; to derive cell types two are needed at"
+                " least; make the split larger, or give the cells a cell_type"
+            )
         obs["cell_type"], labels = derive_cell_types(train.mod["rna"].X, mdata.mod["rna"].X[rows["rna"]])
     else:
         raise TaskError(f"{where}: the data set has neither cell types nor RNA to derive them from")

@@ -19,6 +19,7 @@ import platform
 import random
 import resource
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -50,7 +51,6 @@ from clue.benchmark.contracts import (
 )
 from clue.benchmark.errors import BenchmarkError, one_line
 from clue.benchmark.files import atomic
-from clue.benchmark.methods.launcher import Processes, host, processes
 from clue.benchmark.targets import Targets, directions, targets_of
 from clue.matching import Metric
 from clue.sparse import column_sums
@@ -151,16 +151,14 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     failure = arguments.embedding.with_name("failure.json")
     failure.parent.mkdir(parents=True, exist_ok=True)
     try:
-        together = processes(arguments.tasks)
-        if together.rank == 0:
-            # Were it removed at success only, a killed process would leave the reason of an earlier failure.
-            failure.unlink(missing_ok=True)
-        _run(embed, arguments, together)
+        # Were it removed at success only, a killed process would leave the reason of an earlier failure.
+        failure.unlink(missing_ok=True)
+        _run(embed, arguments)
     except BenchmarkError as error:
-        _write_failure(failure, str(error), arguments.tasks)
+        _write_failure(failure, str(error))
         sys.exit(f"error: {error}")
     except Exception as error:  # a method may raise anything; the reason must reach the table, and the job still fails
-        _write_failure(failure, f"{type(error).__name__}: {error}", arguments.tasks)
+        _write_failure(failure, f"{type(error).__name__}: {error}")
         traceback.print_exc()
         sys.exit(1)
 
@@ -180,7 +178,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
     parser.add_argument("--threads", type=int, required=True)
-    parser.add_argument("--tasks", type=int, default=1, help="processes that run it together (scripts/launch.sh)")
     return parser.parse_args(argv)
 
 
@@ -199,7 +196,7 @@ def _json_map(text: str) -> Params:
     return Params(values)
 
 
-def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> None:
+def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     _check_device(arguments.device)
     _seed(arguments.seed)
     _limit_threads(arguments.threads)
@@ -210,32 +207,26 @@ def _run(embed: Embed, arguments: argparse.Namespace, together: Processes) -> No
     if missing:
         raise ContractError(f"{arguments.train}: holds {list(train.mod)} but the test cells are of {list(test)} too")
     _check_learnable(train, list(test), arguments.train)
-    together.join(arguments.device)
-    # The first one may remove what is there before the others look.
-    if together.rank == 0:
-        _prepare_checkpoints(arguments)
-    together.gather(None)
+    _prepare_checkpoints(arguments)
     names = {name: cells.obs_names.copy() for name, cells in test.items()}
     identity = _identity(arguments, test)
     task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
-    with together.one_voice(), _timed(task.checkpoints / "seconds.txt", together.rank == 0) as seconds:
+    with _timed(task.checkpoints / "seconds.txt") as seconds:
         embedding, predictions = (_by_pairs if arguments.by_pairs else _embed)(embed, task, arguments)
     embedding.uns |= {**identity, "params": json.dumps(arguments.params, sort_keys=True)}
     check_embedding_fits(embedding, names, str(arguments.embedding))
-    report = identity | _report(arguments, embedding.uns["metric"], task.info, seconds(), together)
+    report = identity | _report(arguments, embedding.uns["metric"], task.info, seconds())
     report |= {"commit": checkout, "date": date.today().isoformat()}
-    if together.rank == 0:
-        _write_json(arguments.embedding.with_name("run.json"), report)
-        if arguments.predictions:
-            write_predictions(predictions, arguments.predictions)
-        # Last: whoever finds an embedding finds all that belongs to it.
-        write_embedding(embedding, arguments.embedding)
-        _settings_file(task.checkpoints).unlink(missing_ok=True)
-    together.leave()
+    _write_json(arguments.embedding.with_name("run.json"), report)
+    if arguments.predictions:
+        write_predictions(predictions, arguments.predictions)
+    # Last: whoever finds an embedding finds all that belongs to it.
+    write_embedding(embedding, arguments.embedding)
+    _settings_file(task.checkpoints).unlink(missing_ok=True)
 
 
 @contextmanager
-def _timed(path: Path, is_noted: bool) -> Iterator[Callable[[], float]]:
+def _timed(path: Path) -> Iterator[Callable[[], float]]:
     """Count seconds, including those of attempts that were cut short. Even a killed process leaves its count."""
     before = float(path.read_text()) if path.exists() else 0.0
     start, ended = time.perf_counter(), threading.Event()
@@ -247,7 +238,7 @@ def _timed(path: Path, is_noted: bool) -> Iterator[Callable[[], float]]:
     def note() -> None:
         # A disk that is full, or a folder that the method has removed, is no reason to fail here.
         with suppress(OSError):
-            if is_noted and path.parent.exists():
+            if path.parent.exists():
                 with atomic(path) as temporary:
                     temporary.write_text(f"{seconds():.3f}")
 
@@ -411,8 +402,6 @@ def _prepare_checkpoints(arguments: argparse.Namespace) -> None:
         "device": arguments.device,
         "inputs": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
     }
-    if arguments.tasks > 1:
-        settings["tasks"] = arguments.tasks
     file = _settings_file(folder)
     if not file.exists() or file.read_text() != json.dumps(settings):
         if folder.exists():
@@ -509,20 +498,17 @@ def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> 
     }
 
 
-def _report(
-    arguments: argparse.Namespace, metric: Any, info: dict[str, Any], seconds: float, together: Processes
-) -> dict[str, Any]:
-    hosts, memory = zip(*together.gather((host(), peak_memory_mb())), strict=True)
+def _report(arguments: argparse.Namespace, metric: Any, info: dict[str, Any], seconds: float) -> dict[str, Any]:
     return {
         "metric": metric,
         "params": arguments.params,
         "by_pairs": arguments.by_pairs,
         "device": arguments.device,
         "threads": arguments.threads,
-        "tasks": together.n,
-        "hosts": list(hosts),
+        # as Slurm calls the machine where it runs the process
+        "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "seconds": round(seconds, 3),
-        "peak_memory_mb": round(max(memory), 1),
+        "peak_memory_mb": round(peak_memory_mb(), 1),
         "gpu_memory_mb": _gpu_memory_mb(arguments.device),
         "versions": _versions(),
         "info": info,
@@ -567,10 +553,8 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def _write_failure(path: Path, reason: str, tasks: int) -> None:
-    # Where one of several fails, the others fail for want of it: the first reason is the cause.
-    if tasks == 1 or not path.exists():
-        _write_json(path, {"error": one_line(reason)})
+def _write_failure(path: Path, reason: str) -> None:
+    _write_json(path, {"error": one_line(reason)})
 
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:

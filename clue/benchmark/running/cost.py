@@ -139,8 +139,8 @@ def planned(benchmark: Benchmark) -> Iterator[Planned]:
         if what in benchmark.methods:
             needs, params = benchmark.methods[what]["resources"], benchmark.params(what, rest[1], spec["modalities"])
         size = size_of(spec, rest[0] if rest else None, benchmark.config["max_cells"])
-        cores, gpus = (needs.get("tasks", 1) * needs.get(key, least) for key, least in (("threads", 1), ("gpu", 0)))
-        gpus *= benchmark.config["device"] == "cuda"
+        cores = needs.get("threads", 1)
+        gpus = needs.get("gpu", 0) if benchmark.config["device"] == "cuda" else 0
         minutes = RULE_MINUTES.get(what, needs["runtime_min"])
         work = work_of(size, params) if size else None
         yield Planned(step, what, dataset, "+".join(spec["modalities"]), work, cores, gpus, minutes)
