@@ -396,10 +396,19 @@ def test_sigterm_ends_the_process_by_signal_and_leaves_no_result(folder):
     assert [path.name for path in (folder / "out").iterdir()] == ["checkpoints"]
 
 
-def test_an_exit_as_by_a_signal_is_no_failure_of_the_method(folder):
-    """CLUE's, when Slurm preempts its job, which then runs again."""
+class SIGTERMException(SystemExit):
+    """What Lightning raises when it gets SIGTERM."""
+
+
+@pytest.mark.parametrize("end", [SystemExit(128 + signal.SIGTERM), SIGTERMException()], ids=["clue", "lightning"])
+def test_an_exit_as_by_a_signal_is_no_failure_of_the_method(folder, end):
+    """CLUE's, when Slurm preempts its job, which then runs again; MultiVI's too."""
+
+    def embed(task, params, seed):
+        raise end
+
     with pytest.raises(SystemExit) as stopped:
-        run_method(lambda task, params, seed: sys.exit(128 + signal.SIGTERM), command_line(folder))
+        run_method(embed, command_line(folder))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert [path.name for path in (folder / "out").iterdir()] == ["checkpoints"]
 

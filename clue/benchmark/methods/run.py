@@ -19,6 +19,7 @@ import platform
 import random
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -318,6 +319,9 @@ def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
         # CLUE ends so at a signal, with its checkpoint written: no fault, since Slurm starts the job again.
         if isinstance(end.code, int) and end.code > 128:
             raise
+        # Lightning, which trains MultiVI, has an exception of its own for SIGTERM.
+        if type(end) is not SystemExit:
+            sys.exit(128 + signal.SIGTERM)
         # Even with status 0 there is no embedding.
         raise ContractError(
             f"embed of {arguments.method} called sys.exit({'' if end.code is None else repr(end.code)});"
