@@ -592,10 +592,14 @@ class CLUE:
                 raise ValueError(f"the data hold {list(found)}, not {modality!r}")
             data = found[modality]
         if modality is None:
-            fits = [k for k, p in self.preprocessors.items() if np.isin(p.features, data.var_names).all()]
-            if len(fits) != 1:
-                raise ValueError(f"features fit {fits or 'no modality'} of {self.modalities}; say which modality it is")
-            (modality,) = fits
+            missing = {k: p.features[~np.isin(p.features, data.var_names)] for k, p in self.preprocessors.items()}
+            modality = min(missing, key=lambda k: len(missing[k]) / len(self.preprocessors[k].features))
+            fits = [k for k, names in missing.items() if not len(names)]
+            if not fits:
+                lacks = f"of {modality} they lack {len(missing[modality])}, such as '{missing[modality][0]}'"
+                raise ValueError(f"features fit no modality of {self.modalities}; {lacks}")
+            if len(fits) > 1:
+                raise ValueError(f"features fit {fits} of {self.modalities}; say which modality it is")
         return of_layer(data, self.layer, modality), modality
 
     def _posterior(self, modality: str, adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray]:

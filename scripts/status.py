@@ -24,7 +24,9 @@ def main(config: Path) -> None:
 
 def _at_work(folder: Path) -> str:
     for process in snakemakes(folder):
-        return f"Snakemake is at work (process {process.pid})"
+        words = process.cmdline()
+        config = words[words.index("--configfile") + 1] if "--configfile" in words else "config/config.yaml"
+        return f"Snakemake is at work in this folder (process {process.pid}, {config})"
     owner = host(folder)
     if owner not in ("", socket.gethostname()):
         return f"last started on {owner}; what runs on that machine itself is seen there only"

@@ -143,7 +143,7 @@ def write(path, text=""):
 
 
 def test_reasons_from_the_most_telling_to_the_least(tmp_path):
-    assert status.why(STEP, tmp_path) == "no message"
+    assert status.why(STEP, tmp_path) == "ended without a message, as when it is killed"
     write(tmp_path / STEP.log, "reading\n 10%|#   |\r 20%|##  | 40/200\n\n")
     killed = "ended without a message, as when it is killed; its log ends in: "
     assert status.why(STEP, tmp_path) == killed + "20%|##  | 40/200"
@@ -181,7 +181,7 @@ def test_an_error_is_not_tried_again_unless_more_memory_may_help(tmp_path, error
 @pytest.mark.parametrize("text", ["", "[]", '{"error"', "{}"])
 def test_odd_failure_says_nothing(tmp_path, text):
     write(tmp_path / "results/x/failure.json", text)
-    assert status.why(STEP, tmp_path) == "no message"
+    assert status.why(STEP, tmp_path) == "ended without a message, as when it is killed"
 
 
 def test_job_at_work_is_seen_by_its_open_log(tmp_path):

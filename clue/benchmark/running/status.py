@@ -155,7 +155,7 @@ def log_says(line: str) -> str:
     """Return the reason of a failure from the last line of a log; a process that is killed leaves none there."""
     if _IS_REASON.search(line):
         return line
-    return f"ended without a message, as when it is killed; its log ends in: {line}" if line else "no message"
+    return "ended without a message, as when it is killed" + (f"; its log ends in: {line}" if line else "")
 
 
 def said(output: Path) -> str:
