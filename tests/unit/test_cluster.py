@@ -52,6 +52,16 @@ def test_wrong_site_is_one_line(tmp_path, text, line):
     assert line in str(error.value) and "\n" not in str(error.value)
 
 
+def test_sbatch_without_a_cluster_does_not_blame_the_site_file(tmp_path, monkeypatch):
+    sbatch = tmp_path / "sbatch"
+    sbatch.write_text("#!/bin/sh\necho 'sbatch: fatal: Could not establish a configuration source' >&2\nexit 1\n")
+    sbatch.chmod(0o755)
+    monkeypatch.setattr("shutil.which", lambda name: str(sbatch))
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    with pytest.raises(BenchmarkError, match="^sbatch reaches no Slurm: .* start on a login node, or set SLURM_CONF$"):
+        slurm_site()
+
+
 def test_most_that_a_job_may_ask_for():
     gpu = {"max_gpu": 2, "max_mem_mb": 300}
     site = Site(partitions={"cpu": {"max_mem_mb": 100}, "big": {"max_mem_mb": 900}, "gpu": gpu})

@@ -3,6 +3,7 @@
 ``profiles/slurm/config.yaml`` calls `slurm_site`; ``make resume`` and ``make status`` ask for the jobs.
 """
 
+import re
 import shutil
 import subprocess
 import time
@@ -18,6 +19,8 @@ from clue.benchmark.errors import BenchmarkError
 CHECKOUT = Path(__file__).resolve().parents[3]
 SCHEMA = CHECKOUT / "config" / "schemas" / "site.schema.yaml"
 SITE_FILE = "slurm-site.yaml"
+_IS_AWAY = re.compile("establish a config|process configuration|contact slurm controller")
+"""In what sbatch says where it has no Slurm to ask."""
 EXAMPLE = "profiles/slurm/site.example.yaml"
 PREFIX = "clue-bench"
 """The ``slurm-jobname-prefix`` of the profile."""
@@ -93,6 +96,8 @@ def _check_accepted(site: Site, partition: str) -> None:
     words = {"--account": site.account, "--qos": site.qos, "--partition": partition}
     options = [f"{option}={value}" for option, value in words.items() if value]
     if reason := refusal(["--time=1", "--mem=1", *options]):
+        if _IS_AWAY.search(reason):
+            raise BenchmarkError(f"sbatch reaches no Slurm: {reason}; start on a login node, or set SLURM_CONF")
         fix = f"fix {site.file}" if Path(site.file).exists() else f"copy {EXAMPLE} to {site.file} and fill it in"
         given = " ".join(options) or "no account or partition"
         raise BenchmarkError(f"{site.file}: Slurm refuses a job with {given}: {reason}; {fix}")
