@@ -398,6 +398,55 @@ def test_univi_with_too_few_paired_cells_says_so():
         program("univi_model").split(paired, 0.1, seed=0)
 
 
+# ---- CHAMPOLLION ---------------------------------------------------------------------------------
+
+
+def test_champollions_cells_rank_each_other_as_its_plan_does():
+    rng = np.random.default_rng(0)
+    x, y, f, g = rng.normal(size=(8, 5)), rng.normal(size=(6, 3)), rng.normal(size=8), rng.normal(size=6)
+    matrix = rng.normal(size=(5, 3))
+    u, v = program("champollion").embedded(x, y, matrix, f, g)
+    expected = x @ matrix @ y.T + (f - f.mean())[:, None] + g - g.mean()
+    np.testing.assert_allclose(u @ v.T, expected)
+    lengths = np.linalg.norm(np.vstack([u, v]), axis=1)
+    np.testing.assert_allclose(lengths, lengths[0])  # so that the cosine ranks alike
+
+
+def test_a_program_of_champollion_that_fails_is_one_line():
+    with pytest.raises(BenchmarkError, match="^CHAMPOLLION ended with status 1; its messages are above in the log$"):
+        program("champollion").run({"bridge_0": np.ones((3, 2))}, {})
+
+
+@pytest.mark.slow
+def test_champollion_is_what_upstream_gives_when_called_directly(tmp_path):
+    pytest.importorskip("champollion", reason="champollion-omics, which holds CHAMPOLLION, is not installed")
+    from champollion import Champollion
+
+    cells = simulate(120, {"rna": 30, "adt": 8}, seed=2)
+    task = make_task(cells, "tiny", "random25", {"kind": "random", "fraction": 0.25, "seed": 0})
+    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    model = {"epsilon": 1.0, "learning_rate": 0.001, "max_iter": 40, "sinkhorn_tol": 0.001, "log_every": 10}
+    params = {
+        "n_features": {},
+        "n_components": 5,
+        "max_bridge": 1000,
+        "max_held_out": 100,
+        "gamma": [0.1],
+        "model": model,
+    }
+    champollion = program("champollion")
+    found = champollion.embed(own, params, seed=3)
+
+    tables = {name: champollion.components(own, name, params, seed=3) for name in task.tests}
+    bridge = np.random.default_rng(3).permutation(task.train["rna"].obs_names.sort_values())
+    upstream = Champollion(**model, gamma=0.1, random_state=3, device="cpu")
+    upstream.fit(md.MuData({name: ad.AnnData(table.loc[bridge]) for name, table in tables.items()}), "rna", "adt")
+    tests = {name: ad.AnnData(table.loc[task.tests[name].obs_names]) for name, table in tables.items()}
+    plan = upstream.transport(tests, store_plan=True).plan.numpy()
+    logs = found["rna"] @ found["adt"].T
+    np.testing.assert_allclose(logs - logs.mean(), np.log(plan) - np.log(plan).mean(), atol=1e-3)
+
+
 # ---- MIDAS ---------------------------------------------------------------------------------------
 
 

@@ -361,8 +361,8 @@ ON_CONDA = {
     "py-xgboost-cpu": "xgboost-cpu",
 }
 """What conda-forge calls otherwise than the package index does."""
-ON_NO_CHANNEL = {"scglue", "scib-metrics", "scmidas", "univi", "cobolt", "python-igraph"}
-OTHERWISE = {"midas.yaml": {"torch": "2.10.0"}}
+ON_NO_CHANNEL = {"scglue", "scib-metrics", "scmidas", "univi", "cobolt", "python-igraph", "champollion-omics"}
+OTHERWISE = {"midas.yaml": {"torch": "2.10.0"}, "champollion.yaml": {"torch": "2.6.0", "anndata": "0.10.9"}}
 """Versions of an environment that cannot be those of the lock: its file says why."""
 
 

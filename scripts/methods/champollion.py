@@ -1,0 +1,125 @@
+"""CHAMPOLLION, by its authors' package: inverse optimal transport finds a sparse matrix A between two modalities.
+
+The package is under the GPL, so it runs as a program of its own (`champollion_program.py`) that is given arrays and
+returns arrays. It learns from paired cells alone, and its memory and time grow with their square, so that at most
+`max_bridge` are drawn. It has no embedding, but the logarithm of its transport plan is x'Ay plus a potential of each
+cell: `embedded` turns these into coordinates whose cosine ranks cells as the plan does. Upstream does not resume: a run
+that was cut short starts anew.
+"""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods import Task, run_method
+from clue.benchmark.methods.validation import Cells, choose, combinations, paired_cells
+from scripts.methods.midas import selected
+
+PROGRAM = Path(__file__).with_name("champollion_program.py")
+
+
+def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
+    """Choose the penalty, fit on paired training cells, and return what matches the test cells as the plan does."""
+    tables = {name: components(task, name, params, seed) for name in task.test}
+    paired = paired_cells(task.train)
+    chosen, table = choose(
+        paired,
+        grid := combinations({"gamma": params["gamma"]}),
+        lambda fit_on, held_out: (transport(tables, fit_on, held_out, task, params | c, seed)[:2] for c in grid),
+        seed=seed,
+        n_folds=1,
+        max_held_out=params["max_held_out"],
+    )
+    x, y, fitted = transport(tables, paired, task.test, task, params | chosen, seed)
+    task.info.update(
+        chosen=chosen,
+        inner_validation=table,
+        bridge_cells=min(len(paired[next(iter(paired))]), params["max_bridge"]),
+        iterations=int(fitted["iterations"]),
+        marginal_error=float(fitted["marginal_error"]),
+        champollion=version("champollion-omics"),
+    )
+    return dict(zip(task.test, (x, y), strict=True))
+
+
+def transport(
+    tables: dict[str, pd.DataFrame], paired: Cells, test: Cells, task: Task, params: dict, seed: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """Fit on paired cells and transport between others; return the coordinates of these, and what upstream returned."""
+    bridge = next(iter(paired.values())).obs_names.sort_values()
+    bridge = np.random.default_rng(seed).permutation(bridge)[: params["max_bridge"]]
+    arrays = {f"bridge_{i}": table.loc[bridge].to_numpy() for i, table in enumerate(tables.values())}
+    arrays |= {
+        f"test_{i}": tables[name].loc[cells.obs_names].to_numpy() for i, (name, cells) in enumerate(test.items())
+    }
+    settings = {**params["model"], "gamma": params["gamma"], "random_state": seed, "device": task.device}
+    fitted = run(arrays, settings)
+    x, y = embedded(arrays["test_0"], arrays["test_1"], fitted["A"], fitted["f"], fitted["g"])
+    return x, y, fitted
+
+
+def components(task: Task, modality: str, params: dict, seed: int) -> pd.DataFrame:
+    """Return upstream's inputs of all cells, float32, a row per cell by its name.
+
+    Principal components of standardised logarithms of normalised counts; of proteins, standardised centred log-ratios
+    as muon makes them.
+    """
+    import scanpy as sc  # here, since it may start numba's threads, of which the program has not yet set the number
+
+    cells = ad.concat([task.train.mod[modality], task.test[modality]])
+    cells = cells[:, selected(modality, cells, params["n_features"].get(modality))].copy()
+    cells.X = cells.X.astype(np.float32)
+    if modality == "adt":
+        from muon import prot
+
+        prot.pp.clr(cells)
+        cells.X = cells.X.toarray()
+        sc.pp.scale(cells)
+        return pd.DataFrame(cells.X, index=cells.obs_names)
+    sc.pp.normalize_total(cells)
+    sc.pp.log1p(cells)
+    sc.pp.scale(cells, zero_center=False)  # the components are centred, and the counts stay sparse
+    values = sc.pp.pca(cells.X, min(params["n_components"], min(cells.shape) - 1), random_state=seed)
+    return pd.DataFrame(values, index=cells.obs_names)
+
+
+def run(arrays: dict[str, np.ndarray], settings: dict) -> dict[str, np.ndarray]:
+    """Run upstream in a process of its own; return its matrix, the test cells' potentials and how it converged."""
+    with TemporaryDirectory() as folder:
+        given, result = Path(folder, "given.npz"), Path(folder, "result.npz")
+        np.savez(given, **arrays)
+        command = [sys.executable, "-P", str(PROGRAM), str(given), str(result), json.dumps(settings)]
+        status = subprocess.run(command, check=False).returncode
+        if status:
+            raise BenchmarkError(f"CHAMPOLLION ended with status {status}; its messages are above in the log")
+        with np.load(result) as found:
+            return dict(found)
+
+
+def embedded(
+    x: np.ndarray, y: np.ndarray, matrix: np.ndarray, f: np.ndarray, g: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return coordinates of both sides, of one length, whose inner products are x'Ay + f + g.
+
+    The matrix is split between both sides by its singular vectors. Two coordinates, of which a cell of the other side
+    has none, bring all cells to one length, so that cosine and inner product rank alike.
+    """
+    left, weights, right = np.linalg.svd(matrix, full_matrices=False)
+    u = np.column_stack([x @ (left * np.sqrt(weights)), f - f.mean(), np.ones(len(x))])
+    v = np.column_stack([y @ (right.T * np.sqrt(weights)), np.ones(len(y)), g - g.mean()])
+    longest = max((u**2).sum(axis=1).max(), (v**2).sum(axis=1).max())
+    rest_u, rest_v = (np.sqrt(longest - (a**2).sum(axis=1)) for a in (u, v))
+    none_u, none_v = np.zeros(len(u)), np.zeros(len(v))
+    return np.column_stack([u, rest_u, none_u]), np.column_stack([v, none_v, rest_v])
+
+
+if __name__ == "__main__":
+    run_method(embed)
