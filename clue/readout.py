@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from itertools import combinations, product
 
 import numpy as np
-import scipy.sparse.linalg
+import scipy.linalg
 
 from clue.matching import l2_normalise, match_snn
 from clue.metrics import foscttm, match_score
@@ -264,10 +264,10 @@ class _Moments:
             for (k, m), covariance in self.between.items():
                 joint[np.ix_(place[k], place[m])] = white[k] @ covariance @ white[m]
             joint += joint.T
-            values, vectors = scipy.sparse.linalg.eigsh(joint, k=n, which="LA", v0=np.ones(len(joint)))
-            order = np.argsort(-values)
-            correlation = np.clip(values[order] / (len(sizes) - 1), 0, 1)
-            yield {k: white[k] @ vectors[place[k]][:, order] * np.sqrt(len(sizes)) for k in white}, correlation
+            # not ARPACK, which does not converge where few cells leave many correlations at zero
+            values, vectors = scipy.linalg.eigh(joint, subset_by_index=[len(joint) - n, len(joint) - 1])
+            correlation = np.clip(values[::-1] / (len(sizes) - 1), 0, 1)
+            yield {k: white[k] @ vectors[place[k], ::-1] * np.sqrt(len(sizes)) for k in white}, correlation
 
 
 def _covariance(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -39,6 +39,18 @@ def test_two_modalities_have_the_canonical_correlations(features):
     np.testing.assert_allclose(x.T @ y / N, np.diag(correlation), atol=1e-8)
 
 
+def test_hidden_layers_of_few_inputs_and_few_cells_have_canonical_directions():
+    """Most correlations are zero, which an iterative solver does not bring apart."""
+    rng = np.random.default_rng(0)
+    features = {}
+    for modality in ("rna", "adt"):
+        inputs = rng.normal(size=(60, 5))
+        features[modality] = np.hstack([inputs, np.maximum(inputs @ rng.normal(size=(5, 295)), 0)])
+    directions, correlation = next(_Moments(features, np.ones(60, dtype=bool)).canonical([0.01]))
+    assert np.isfinite(correlation).all() and all(np.isfinite(d).all() for d in directions.values())
+    assert correlation[0] > 0.9 and (np.diff(correlation) <= 1e-12).all()
+
+
 def test_three_modalities_are_aligned_by_pairs_of_two():
     """No cell is seen in all three; what two of them share with the third brings them together."""
     rng = np.random.default_rng(1)
