@@ -41,10 +41,7 @@ def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
             found = ", ".join(sorted(set(adata.var["feature_types"])))
             raise PrepareError(f"{where}: no feature of type {TYPES[modality]!r} ({modality}); types: {found}")
         names = _unique_names(adata.var.iloc[columns])
-        var = pd.DataFrame({"feature_types": TYPES[modality]}, index=names)
-        modalities[modality] = ad.AnnData(
-            raw_files.counts_of(adata.X[:, columns], f"{where} [{modality}]"), obs=adata.obs, var=var
-        )
+        modalities[modality] = raw_files.modality_of(adata.X[:, columns], adata.obs, names, f"{where} [{modality}]")
     return modalities
 
 
