@@ -137,24 +137,17 @@ def _are_counts(element: h5py.Group | h5py.Dataset) -> bool:
 
 def read_table(group: h5py.Group, key: str) -> pd.DataFrame:
     """Return ``obs`` or ``var`` of an open group; before anndata 0.7 it was one dataset, its categories in ``uns``."""
-    if isinstance(group[key], h5py.Group):
-        return ad.io.read_elem(group[key])
-    rows = group[key][()]
-    table = pd.DataFrame({name: _decoded(rows[name]) for name in rows.dtype.names}).set_index(rows.dtype.names[0])
+    table = ad.io.read_elem(group[key])
+    if isinstance(table, pd.DataFrame):
+        return table
+    table = pd.DataFrame.from_records(table, index=table.dtype.names[0])
     for column in table:
         if (found := f"uns/{column}_categories") in group:
-            categories = np.atleast_1d(_decoded(group[found][()]))
+            categories = np.atleast_1d(ad.io.read_elem(group[found]))
             codes = table[column].to_numpy()
             if codes.dtype.kind in "iu" and codes.max(initial=-1) < len(categories):
                 table[column] = pd.Categorical.from_codes(codes, categories)
     return table
-
-
-def _decoded(values: Any) -> np.ndarray:
-    """Return text where a file holds bytes."""
-    values = np.asarray(values)
-    is_text = values.dtype.kind in "SO"
-    return np.array([v.decode() if isinstance(v, bytes) else v for v in values.ravel()], object) if is_text else values
 
 
 # ---- parts of a table ----------------------------------------------------------------------------
