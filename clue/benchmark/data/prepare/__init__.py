@@ -7,7 +7,6 @@ is done once, in `prepare`.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,10 +119,11 @@ def _without_clashes(modalities: Modalities) -> Modalities:
 
 def _donors(name: str, batch: pd.Series, pattern: str) -> pd.Series:
     """Return what `pattern` matches in the name of each cell's batch."""
-    found = {value: re.search(pattern, value) for value in batch.unique()}
-    if nothing := [value for value, match in found.items() if match is None]:
-        raise PrepareError(f"{name}: donor_in_batch: {pattern!r} matches nothing in the batch {nothing[0]!r}")
-    return batch.map({value: match[0] for value, match in found.items()})
+    donors = batch.str.extract(f"({pattern})")[0]
+    if donors.isna().any():
+        without = batch[donors.isna()].iloc[0]
+        raise PrepareError(f"{name}: donor_in_batch: {pattern!r} matches nothing in the batch {without!r}")
+    return donors
 
 
 def _drop_zero_features(modalities: Modalities) -> Modalities:
