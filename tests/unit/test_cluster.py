@@ -203,6 +203,16 @@ def test_job_at_work_is_seen_by_its_open_log(tmp_path):
     assert status._standing(STEP, tmp_path, {}, status._open_logs(tmp_path)).state == "failed"
 
 
+def test_scores_that_are_older_than_their_embedding_are_not_made(tmp_path):
+    step = status.Step("score_rna_adt", ("d",), "results/x/metrics.tsv", "logs/x.score.log", STEP.output)
+    write(tmp_path / STEP.output)
+    assert status._standing(step, tmp_path, {}, {}).state == "waiting"
+    write(tmp_path / step.output)
+    assert status._standing(step, tmp_path, {}, {}).state == "done"
+    os.utime(tmp_path / step.output, (0, 0))
+    assert status._standing(step, tmp_path, {}, {}).state == "waiting"
+
+
 def test_report_counts_and_names(tmp_path):
     found = [
         status.Standing(STEP, "done"),

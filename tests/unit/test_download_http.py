@@ -527,6 +527,8 @@ def test_a_damaged_or_old_download_is_one_line(web, folder, damage, line):
 
 SPEC = {"label": "Tiny", "modalities": ["rna", "adt"], "splits": {"s": {"kind": "random", "fraction": 0.2, "seed": 0}}}
 HTTP = {"kind": "http", "base": "https://data.invalid/", "files": {FILE: {}}}
+WHEEL = {"kind": "pypi", "package": "a", "version": "1", "sha256": "0" * 64}
+WHEEL |= {"members": [{"member": "x", "file": "../x", "sha256": "0" * 64}]}
 NPY = {"kind": "npy", "files": {"rna": FILE}}
 
 
@@ -546,6 +548,11 @@ NPY = {"kind": "npy", "files": {"rna": FILE}}
         ({"source": HTTP | {"files": {FILE: {"sha": ""}}}, "prepare": NPY}, f"source.files.{FILE}: unknown key 'sha'"),
         ({"source": HTTP | {"files": {"../x": {}}}, "prepare": NPY}, "source.files: '../x' does not match"),
         ({"source": HTTP | {"files": {".x": {}}}, "prepare": NPY}, "source.files: '.x' does not match"),
+        (
+            {"source": {"kind": "files", "folder": ".", "files": ["/x"]}, "prepare": NPY},
+            "source.files.0: '/x' does not",
+        ),
+        ({"source": WHEEL, "prepare": NPY}, "source.members.0.file: '../x' does not match"),
     ],
 )
 def test_wrong_sources(workplace, add_dataset, changes, line):

@@ -84,20 +84,15 @@ def _with_facts(source: Source, dataset: str, root: Path) -> Source:
     """Return a source with what is known of its files, from the YAML and from the project's checksums."""
     if source["kind"] == "files":
         folder = root / os.path.expandvars(os.path.expanduser(source["folder"]))
-        found = {**source, "base": f"{folder}/", "files": {file: {} for file in source["files"]}}
-    elif source["kind"] == "pypi":
-        found = {**source, "files": {member["file"]: {"sha256": member["sha256"]} for member in source["members"]}}
-    else:
-        pinned, where = read_sums(root / PINNED), f"its line in {PINNED}"
-        files = {file: {**facts} for file, facts in source["files"].items()}
-        for file, facts in files.items():
-            if "sha256" not in facts and f"{dataset}/{file}" in pinned:
-                facts.update(sha256=pinned[f"{dataset}/{file}"], where=where)
-        found = {**source, "files": files}
-    for file in found["files"]:
-        if "/" in file or file.startswith("."):
-            raise DownloadError(f"{dataset}: the file {file!r} would leave its folder or be hidden; give a plain name")
-    return found
+        return {**source, "base": f"{folder}/", "files": {file: {} for file in source["files"]}}
+    if source["kind"] == "pypi":
+        return {**source, "files": {member["file"]: {"sha256": member["sha256"]} for member in source["members"]}}
+    pinned = read_sums(root / PINNED)
+    files = {file: {**facts} for file, facts in source["files"].items()}
+    for file, facts in files.items():
+        if "sha256" not in facts and f"{dataset}/{file}" in pinned:
+            facts.update(sha256=pinned[f"{dataset}/{file}"], where=f"its line in {PINNED}")
+    return {**source, "files": files}
 
 
 def _first_that_works(
