@@ -267,7 +267,7 @@ def test_libraries_are_repaired_and_mixed_cells_go(written, cells, capsys):
     assert "left out, for want of the files" in output
 
 
-def test_misspelt_cell_types_are_mended(written):
+def test_misspelt_cell_types_are_fixed(written):
     spec, folder = written("share_skin", "geo")
     write_lines(
         folder / CELL_TYPES, [line.replace("Type 2", "Dermal Fibrobalst") for line in lines_of(folder / CELL_TYPES)]
