@@ -205,9 +205,7 @@ def _check_parameters(spec: dict[str, Any], path: Path) -> None:
     supported = ["+".join(modalities) for modalities in spec["modalities"]]
     for name in spec["presets"]:
         if name not in supported:
-            same = [right for right in supported if sorted(right.split("+")) == sorted(name.split("+"))]
-            hint = f"; did you mean {same[0]!r}?" if same else _suggest(name, supported)
-            raise ConfigError(f"{path}: presets: {name!r} is not in modalities{hint}")
+            raise ConfigError(f"{path}: presets: {name!r} is not in modalities{_suggest(name, supported)}")
     everywhere = [_merge(spec["params"], spec["presets"].get(name, {})) for name in supported]
     for part in ("presets", "budgets", "variants"):
         for name, layer in spec[part].items():

@@ -108,7 +108,7 @@ def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[d
     rows: dict[tuple, dict] = {}
     for job in planned(benchmark):
         measured = Path(job.step.log.removesuffix(".log") + ".benchmark.tsv")
-        if (job.what, job.dataset) in rows or not job.work or not measured.exists():
+        if (job.what, job.dataset) in rows or not job.cells or not measured.exists():
             continue
         used = tables.rows_of(resources, dataset=job.dataset)
         if job.what in benchmark.methods:
@@ -117,8 +117,8 @@ def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[d
         # On a core, CPU time: other jobs on the machine lengthen what the clock shows. Very short jobs have none.
         seconds = took["s"] if job.gpus or pd.isna(took["cpu_time"]) else took["cpu_time"]
         row = {"run": benchmark.config["run"], "what": job.what, "dataset": job.dataset, "modalities": job.modalities}
-        row |= {name: str(number) for name, number in vars(job.work).items()}
-        row |= {"steps": steps_done(Path(job.step.output)) or job.work.steps}
+        row |= {"cells": str(job.cells), "features": str(job.features)}
+        row |= {"steps": steps_done(Path(job.step.output)) or job.steps}
         row |= {"seconds": float(seconds), "setup_seconds": "", "memory_mb": float(took["max_rss"])}
         row |= {"disk_mb": left_mb(job), "device": "cuda" if job.gpus else "cpu", "machine": ""}
         rows[job.what, job.dataset] = row | origin(used, command)

@@ -12,7 +12,7 @@ import pytest
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.running import cluster, status
 from clue.benchmark.running.cluster import Site, slurm_site
-from clue.benchmark.running.recovery import MARK, clear_killed_run, host, start
+from clue.benchmark.running.recovery import MARK, clear_killed_run, start
 
 
 @pytest.fixture(autouse=True)
@@ -125,19 +125,10 @@ def test_lock_of_a_dead_run_is_cleared(tmp_path, lock):
 
 def test_lock_of_another_machine_is_not_touched(tmp_path, lock):
     start(tmp_path)
-    [file] = tmp_path.glob(".snakemake/*.json")
-    file.write_text(json.dumps({"host": "login2"}))
-    with pytest.raises(BenchmarkError, match=r"started here on login2; do this there, or.* delete .*\.json first"):
+    (tmp_path / ".snakemake/clue-bench-host").write_text("login2")
+    with pytest.raises(BenchmarkError, match="started here on login2; do this there, or.* delete .*-host first"):
         clear_killed_run(tmp_path)
     assert lock.exists()
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}"])
-def test_odd_note_of_the_host_is_none(tmp_path, text):
-    start(tmp_path)
-    [file] = tmp_path.glob(".snakemake/*.json")
-    file.write_text(text)
-    assert host(tmp_path) == ""
 
 
 # ---- how a step stands ---------------------------------------------------------------------------
@@ -210,6 +201,16 @@ def test_job_at_work_is_seen_by_its_open_log(tmp_path):
         job.wait()
     assert (found.state, found.detail) == ("running", "0 min: epoch 3")
     assert status._standing(STEP, tmp_path, {}, status._open_logs(tmp_path)).state == "failed"
+
+
+def test_scores_that_are_older_than_their_embedding_are_not_made(tmp_path):
+    step = status.Step("score_rna_adt", ("d",), "results/x/metrics.tsv", "logs/x.score.log", STEP.output)
+    write(tmp_path / STEP.output)
+    assert status._standing(step, tmp_path, {}, {}).state == "waiting"
+    write(tmp_path / step.output)
+    assert status._standing(step, tmp_path, {}, {}).state == "done"
+    os.utime(tmp_path / step.output, (0, 0))
+    assert status._standing(step, tmp_path, {}, {}).state == "waiting"
 
 
 def test_report_counts_and_names(tmp_path):

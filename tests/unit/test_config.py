@@ -91,7 +91,7 @@ def test_a_part_after_a_slash_selects_one(project):
     ]
 
 
-# ---- what is wrong: one line that names the file, the key and the mend -----------------------------
+# ---- what is wrong: one line that names the file, the key and the fix -------------------------------
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_missing_key(project):
             "variants.deep.net: 'dept' is not in params; did you mean 'depth'?",
         ),
         ({"presets": {"rna+adt": {"n_laten": 2}}, "modalities": BOTH}, "presets.rna+adt: 'n_laten' is not in params"),
-        ({"presets": {"adt+rna": {"lr": 2}}}, "presets: 'adt+rna' is not in modalities; did you mean 'rna+adt'?"),
+        ({"presets": {"adt+rna": {"lr": 2}}}, "presets: 'adt+rna' is not in modalities; known: rna+adt"),
         ({"presets": {"rna+atac": {"lr": 2}}}, "presets: 'rna+atac' is not in modalities; did you mean 'rna+adt'?"),
         ({"modalities": [["adt", "rna"]]}, "modalities: adt, rna: the order is rna, atac, adt"),
     ],

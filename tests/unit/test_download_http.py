@@ -133,10 +133,11 @@ def test_a_packed_file_stays_packed(web, folder):
     assert (folder / "a.txt.gz").read_bytes() == web.files["a.txt.gz"]
 
 
-def test_paths_below_the_base_and_queries(web, folder):
-    web.files["sub/x?acc=1&file=a"] = CONTENT
-    get(folder, source(web, {FILE: {"path": "sub/x?acc=1&file=a"}}))
-    assert is_complete(folder)
+@pytest.mark.parametrize("path", ["sub/x?acc=1&file=a", "a b;touch hacked/$(touch hacked)/{x,y}[1-2]"])
+def test_an_address_may_have_a_query_and_is_no_shell_command_and_no_pattern(web, folder, path):
+    web.files[quote(path, safe=";$()/{},[]?=&")] = CONTENT
+    get(folder, source(web, {FILE: {"path": path}}))
+    assert is_complete(folder) and not os.path.exists("hacked")
 
 
 # ---- faults of the connection and of the server --------------------------------------------------
@@ -210,11 +211,6 @@ def test_nobody_answers(folder, base):
     assert message.count("(") == message.count(")") and left(folder) == []
 
 
-def test_an_absent_file_is_found_out_before_gigabytes_come(web, folder):
-    assert "absent.bin: the server answers 404 Not Found" in fails(folder, source(web, ["absent.bin"]))
-    assert web.of("HEAD") == [None] and web.of("GET") == [], "no second attempt"
-
-
 def test_an_empty_file_is_refused_and_nothing_recorded(web, folder):
     web.files[FILE] = b""
     assert f"{FILE}: is empty; the source has changed the file or it was damaged" in fails(folder, source(web))
@@ -269,13 +265,6 @@ def test_a_server_that_cannot_resume_and_always_breaks_off_is_given_up(web, fold
     assert len(web.of("GET")) == 3
 
 
-def test_an_address_is_no_shell_command_and_no_pattern(web, folder):
-    path = "a b;touch hacked/$(touch hacked)/{x,y}[1-2]"
-    web.files[quote(path, safe=";$()/{},[]")] = CONTENT
-    get(folder, source(web, {FILE: {"path": path}}))
-    assert is_complete(folder) and not os.path.exists("hacked")
-
-
 def test_a_part_of_another_version_at_another_address_is_not_continued(web, web2, folder):
     web.faults["GET"] = [truncate(web, 100_000)] + [status(503)] * 3
     fails(folder, source(web))
@@ -320,19 +309,15 @@ def test_downloads_change_no_file_of_the_project_and_pinned_checksums_must_match
     assert left(folder) == [] and read_sums(PINNED) == {f"tiny/{FILE}": sha256(CONTENT)}
 
 
-def test_a_file_whose_checksum_is_not_pinned_may_change(web, folder):
+@pytest.mark.parametrize("damage", [None, CONTENT[:-1] + b"x"], ids=["removed", "damaged"])
+def test_a_file_that_is_not_pinned_is_replaced_by_what_the_source_has_now(web, folder, damage):
     get(folder, source(web))
     (folder / FILE).unlink()
+    if damage:
+        (folder / FILE).write_bytes(damage)
     web.files[FILE] = OTHER
     get(folder, source(web))
     assert is_complete(folder, OTHER) and recorded(folder) == {FILE: sha256(OTHER)}
-
-
-def test_a_damaged_file_is_replaced(web, folder):
-    get(folder, source(web))
-    (folder / FILE).write_bytes(CONTENT[:-1] + b"x")
-    get(folder, source(web))
-    assert is_complete(folder)
 
 
 def test_wrong_pinned_checksums_are_one_line(web, folder):
@@ -379,7 +364,7 @@ def test_a_folder_that_cannot_be_made_is_one_line(web, workplace):
 
 PROGRAM = """
 import json, sys
-from clue.benchmark.data.download import PINNED, SUMS, download, pin, read_sums
+from clue.benchmark.data.download import download
 from clue.benchmark.data.transfer import Patience
 download("tiny", json.loads(sys.argv[1]), sys.argv[2], patience=Patience(pause=0.01))
 """
@@ -495,17 +480,13 @@ def test_the_first_source_is_down_and_the_second_taken(web, web2, folder, capsys
     assert used["files"] == {"b.bin": sha256(CONTENT)} and used["label"] == "Tiny" and "sources" not in used
 
 
-def test_a_source_that_lacks_one_file_gives_none(web, web2, folder):
+@pytest.mark.parametrize("faults", [[], [truncate, status(404)]], ids=["lacks a file", "breaks off"])
+def test_a_source_that_cannot_give_all_leaves_nothing(web, web2, folder, faults):
+    web.faults["GET"] = [fault(web, 100_000) if fault is truncate else fault for fault in faults]
     web2.files["b.bin"] = CONTENT
-    get(folder, source(web, [FILE, "absent.bin"], name="first"), source(web2, ["b.bin"], name="second"))
-    assert web.of("GET") == [], "before gigabytes come, not after"
-    assert left(folder) == [SUMS, "b.bin", "source.json"]
-
-
-def test_what_the_abandoned_source_has_left_is_removed(web, web2, folder):
-    web.faults["GET"] = [truncate(web, 100_000), status(404)]
-    web2.files["b.bin"] = CONTENT
-    get(folder, source(web, name="first"), source(web2, ["b.bin"], name="second"))
+    files = [FILE] if faults else [FILE, "absent.bin"]
+    get(folder, source(web, files, name="first"), source(web2, ["b.bin"], name="second"))
+    assert len(web.of("GET")) == len(faults), "an absent file is found out before gigabytes come"
     assert left(folder) == [SUMS, "b.bin", "source.json"]
 
 
@@ -514,6 +495,7 @@ def test_no_source_can_be_used(web, web2, folder):
     message = fails(folder, source(web, name="first"), source(web2, name="second"))
     assert message.startswith("tiny: none of 2 sources can be used: ")
     assert f"{web.url}{FILE}: Failed to connect" in message and f"{web2.url}{FILE}: the server answers 404" in message
+    assert web2.of("HEAD") == [None] and web2.of("GET") == [], "no second attempt"
 
 
 # ---- what was downloaded, when it is prepared ----------------------------------------------------
@@ -527,9 +509,13 @@ def test_no_source_can_be_used(web, web2, folder):
         (lambda folder: (folder / "source.json").write_text("[]"), "source.json: cannot be read"),
         (lambda folder: (folder / FILE).unlink(), f"{FILE}: no such file; delete .*source.json and run again"),
         (lambda folder: (folder / FILE).write_bytes(b"x"), f"{FILE}: has another size than when it was downloaded"),
+        (
+            lambda folder: (folder / "source.json").write_text('{"source": "old", "files": []}'),
+            "is of a source 'old' that the YAML does not have; delete it and run again",
+        ),
     ],
 )
-def test_a_damaged_download_is_one_line(web, folder, damage, line):
+def test_a_damaged_or_old_download_is_one_line(web, folder, damage, line):
     get(folder, source(web))
     damage(folder)
     with pytest.raises(DownloadError, match=line) as error:
@@ -537,16 +523,12 @@ def test_a_damaged_download_is_one_line(web, folder, damage, line):
     assert "\n" not in str(error.value)
 
 
-def test_a_source_that_the_yaml_no_longer_has(web, folder):
-    get(folder, source(web, name="old"))
-    with pytest.raises(DownloadError, match="of a source 'old' that the YAML does not have; delete it and run again"):
-        taken({"source": source(web, name="new")}, folder)
-
-
 # ---- the YAML ------------------------------------------------------------------------------------
 
 SPEC = {"label": "Tiny", "modalities": ["rna", "adt"], "splits": {"s": {"kind": "random", "fraction": 0.2, "seed": 0}}}
 HTTP = {"kind": "http", "base": "https://data.invalid/", "files": {FILE: {}}}
+WHEEL = {"kind": "pypi", "package": "a", "version": "1", "sha256": "0" * 64}
+WHEEL |= {"members": [{"member": "x", "file": "../x", "sha256": "0" * 64}]}
 NPY = {"kind": "npy", "files": {"rna": FILE}}
 
 
@@ -566,6 +548,11 @@ NPY = {"kind": "npy", "files": {"rna": FILE}}
         ({"source": HTTP | {"files": {FILE: {"sha": ""}}}, "prepare": NPY}, f"source.files.{FILE}: unknown key 'sha'"),
         ({"source": HTTP | {"files": {"../x": {}}}, "prepare": NPY}, "source.files: '../x' does not match"),
         ({"source": HTTP | {"files": {".x": {}}}, "prepare": NPY}, "source.files: '.x' does not match"),
+        (
+            {"source": {"kind": "files", "folder": ".", "files": ["/x"]}, "prepare": NPY},
+            "source.files.0: '/x' does not",
+        ),
+        ({"source": WHEEL, "prepare": NPY}, "source.members.0.file: '../x' does not match"),
     ],
 )
 def test_wrong_sources(workplace, add_dataset, changes, line):
@@ -575,11 +562,6 @@ def test_wrong_sources(workplace, add_dataset, changes, line):
     assert str(error.value).startswith("config/datasets/tiny.yaml: ") and line in str(error.value)
 
 
-def test_right_sources(workplace, add_dataset):
-    for right in (
-        {"source": HTTP, "prepare": NPY},
-        {"source": HTTP | {"prepare": NPY}},
-        {"sources": [HTTP], "prepare": NPY},
-    ):
-        add_dataset("tiny", SPEC | right)
-        load("datasets", "tiny")
+def test_a_single_source_may_have_its_own_preparation(workplace, add_dataset):
+    add_dataset("tiny", SPEC | {"source": HTTP | {"prepare": NPY}})
+    load("datasets", "tiny")

@@ -234,6 +234,12 @@ def test_every_form_of_anndata(tmp_path, kind):
     assert list(mdata.mod["adt"].obs.loc[CELLS, "batch"]) == list(BATCH)
 
 
+def test_without_columns_all_cells_are_one_batch_and_have_no_types(tmp_path):
+    write_h5ads(tmp_path)
+    obs = prepared(tmp_path, {"kind": "own", "files": OWN["files"]}).mod["rna"].obs
+    assert set(obs["batch"]) == {"all"} and list(obs) == ["batch"]
+
+
 def write_anndata_06(path, counts, features, sparse):
     """Write obs and var as one dataset each and categories in uns, as anndata did before 0.7."""
     with h5py.File(path, "w") as file:
@@ -376,7 +382,10 @@ def test_cells_without_a_partner_are_kept_where_the_yaml_says_so(tmp_path):
     names = {modality: list(adata.obs_names) for modality, adata in mdata.mod.items()}
     assert names["rna"][:4] == names["adt"][:4] and not set(names["rna"][4:]) & set(names["adt"][4:])
     write_h5ads(tmp_path, renamed(lambda name: f"x{name}", N_CELLS))
-    assert "24 of 24 cells of rna are not in adt" in fault(tmp_path, OWN | {"keep_unpaired": True})
+    for settings in (OWN, OWN | {"keep_unpaired": True}):
+        message = fault(tmp_path, settings)
+        assert "24 of 24 cells of rna are not in adt" in message
+        assert "expect" not in message and "keep_unpaired" not in message, "no cell is left that could be allowed"
 
 
 def test_a_few_lost_cells_are_no_error(tmp_path):

@@ -1,4 +1,4 @@
-"""What a user gets wrong is one line; what the machine does wrong is mended by the same command again."""
+"""What a user gets wrong is one line; the same command again puts right what the machine did wrong."""
 
 import os
 import re

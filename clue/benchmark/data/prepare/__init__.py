@@ -1,13 +1,12 @@
 """Make one ``<dataset>.h5mu`` of raw counts from the raw files of a data set.
 
-Each layout of raw files is a module with one function ``(spec, folder) -> {modality: AnnData}``, listed in `PREPARERS`
-under the name that the YAML gives as ``prepare.kind``. All that data sets have in common (zero features, expected
-numbers, provenance) is done once, in `prepare`.
+Each layout of raw files is a function ``(spec, folder) -> {modality: AnnData}``, listed in `PREPARERS` under the name
+that the YAML gives as ``prepare.kind``. All that data sets have in common (zero features, expected numbers, provenance)
+is done once, in `prepare`.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,14 +16,12 @@ import numpy as np
 import pandas as pd
 
 from clue.benchmark.contracts import check_modality
-from clue.benchmark.data.prepare.arrays import prepare_npy
+from clue.benchmark.data.prepare.arrays import prepare_npy, prepare_npz
 from clue.benchmark.data.prepare.competition import prepare_competition
 from clue.benchmark.data.prepare.expectations import check_expected
-from clue.benchmark.data.prepare.glue import prepare_glue
 from clue.benchmark.data.prepare.h5ad import prepare_h5ad
-from clue.benchmark.data.prepare.npz import prepare_npz
 from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
-from clue.benchmark.data.prepare.share_seq import prepare_share_seq
+from clue.benchmark.data.prepare.share_seq import prepare_glue, prepare_share_seq
 from clue.benchmark.data.prepare.simulated import prepare_simulated
 from clue.benchmark.data.prepare.tenx import prepare_tenx
 from clue.benchmark.data.prepare.user_files import prepare_own
@@ -122,10 +119,11 @@ def _without_clashes(modalities: Modalities) -> Modalities:
 
 def _donors(name: str, batch: pd.Series, pattern: str) -> pd.Series:
     """Return what `pattern` matches in the name of each cell's batch."""
-    found = {value: re.search(pattern, value) for value in batch.unique()}
-    if nothing := [value for value, match in found.items() if match is None]:
-        raise PrepareError(f"{name}: donor_in_batch: {pattern!r} matches nothing in the batch {nothing[0]!r}")
-    return batch.map({value: match[0] for value, match in found.items()})
+    donors = batch.str.extract(f"({pattern})")[0]
+    if donors.isna().any():
+        without = batch[donors.isna()].iloc[0]
+        raise PrepareError(f"{name}: donor_in_batch: {pattern!r} matches nothing in the batch {without!r}")
+    return donors
 
 
 def _drop_zero_features(modalities: Modalities) -> Modalities:

@@ -40,22 +40,17 @@ def _join_pair(spec: Spec, folder: Path, part: str) -> Modalities:
     order = _second_of_first(raw_files.read_h5ad(paths["sol"]), first.n_obs, second.n_obs, paths["sol"])
     second = second[order].copy()
     second.obs_names = first.obs_names
-    batches = [
-        raw_files.column_of(adata.obs, "batch", "obs", paths[role])
-        for role, adata in (("mod1", first), ("mod2", second))
-    ]
-    if not (batches[0].astype(str).to_numpy() == batches[1].astype(str).to_numpy()).all():
-        raise PrepareError(f"{paths['sol']}: pairs cells of different batches; is it the solution of these files?")
-    joined = {}
+    joined, batches = {}, []
     for adata, path in ((first, paths["mod1"]), (second, paths["mod2"])):
+        batches.append(raw_files.column_of(adata.obs, "batch", "obs", path).astype(str))
         types = raw_files.column_of(adata.var, "feature_types", "var", path).astype(str).unique()
         if len(types) != 1 or types[0] not in TYPES:
             raise PrepareError(f"{path}: var['feature_types'] must be one of {list(TYPES)}, not {list(types)}")
-        obs = pd.DataFrame(
-            {"batch": adata.obs["batch"].astype(str), "is_train": part == "train"}, index=adata.obs_names
-        )
+        obs = pd.DataFrame({"batch": batches[-1], "is_train": part == "train"})
         counts = raw_files.counts_of(adata.X, f"{path}: layers['counts']")
         joined[TYPES[types[0]]] = ad.AnnData(counts, obs=obs, var=adata.var)
+    if not batches[0].equals(batches[1]):
+        raise PrepareError(f"{paths['sol']}: pairs cells of different batches; is it the solution of these files?")
     return joined
 
 
@@ -72,8 +67,7 @@ def _second_of_first(solution: ad.AnnData, n_first: int, n_second: int, path: Pa
     pairs.eliminate_zeros()
     if pairs.shape != (n_first, n_second) or n_first != n_second:
         raise PrepareError(f"{path}: X is {pairs.shape[0]} × {pairs.shape[1]} for {n_first} and {n_second} cells")
-    one_each = (np.diff(pairs.indptr) == 1).all() and np.array_equal(np.sort(pairs.indices), np.arange(n_second))
-    if not one_each:
+    if (np.diff(pairs.indptr) != 1).any() or not np.array_equal(np.sort(pairs.indices), np.arange(n_second)):
         raise PrepareError(f"{path}: X is no permutation matrix; each cell must have one partner")
     return pairs.indices
 

@@ -35,19 +35,16 @@ def check_expected(name: str, spec: Spec, modalities: Modalities) -> None:
             raise PrepareError(f"{name}: expect.splits: no split {split!r}; splits: {', '.join(spec['splits'])}")
         where, is_complete = f"{name}: splits.{split}", (places >= 0).all(axis=1)
         train, test = split_cells(obs, spec["splits"][split], where, is_complete=is_complete)
-        wanted = {key: number for key, number in numbers.items() if key != "test_cell_types"}
-        found = {"n_train": len(train), "n_test": len(test)}
-        if "test_cell_types" in numbers and "cell_type" in obs:
-            types = obs["cell_type"].astype(str).iloc[test].value_counts().to_dict()
-            wanted |= _by_type(numbers["test_cell_types"], types)
-            found |= _by_type(types, numbers["test_cell_types"])
-        elif "test_cell_types" in numbers:
+        wanted, found = dict(numbers), {"n_train": len(train), "n_test": len(test)}
+        types = wanted.pop("test_cell_types", {})
+        if types and "cell_type" in obs:
+            n_of_type = obs["cell_type"].astype(str).iloc[test].value_counts()
+            for cell_type in dict.fromkeys([*types, *n_of_type.index]):
+                wanted[f"test_cell_types.{cell_type}"] = types.get(cell_type, 0)
+                found[f"test_cell_types.{cell_type}"] = int(n_of_type.get(cell_type, 0))
+        elif types:
             print(f"expect.splits.{split}.test_cell_types is not checked: the files hold no cell types")
         _compare(name, wanted, found, f"splits.{split}.")
-
-
-def _by_type(numbers: Mapping[str, int], others: Mapping[str, int]) -> dict[str, int]:
-    return {f"test_cell_types.{cell_type}": int(numbers.get(cell_type, 0)) for cell_type in {**numbers, **others}}
 
 
 def _compare(name: str, wanted: Mapping[str, int], found: Mapping[str, int], prefix: str = "") -> None:

@@ -6,7 +6,6 @@ and ``ADT`` or ``ATAC``, and cells that the competition held out, to be dropped.
 
 from pathlib import Path
 
-import anndata as ad
 import numpy as np
 import pandas as pd
 
@@ -32,9 +31,7 @@ def prepare_h5ad(spec: Spec, folder: Path) -> Modalities:
         columns = np.flatnonzero(types.eq(feature_type) & wanted)
         if not len(columns):
             raise PrepareError(f"{path}: no feature whose var['feature_types'] is {feature_type!r} ({modality})")
-        var = pd.DataFrame({"feature_types": feature_type}, index=names[columns])
-        counts = raw_files.counts_of(matrix[:, columns], f"{path} [{modality}]")
-        modalities[modality] = ad.AnnData(counts, obs=obs.copy(), var=var)
+        modalities[modality] = raw_files.modality_of(matrix[:, columns], obs, names[columns], f"{path} [{modality}]")
     return modalities
 
 

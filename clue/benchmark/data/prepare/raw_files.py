@@ -1,13 +1,12 @@
 """Read raw files: what the layouts share. Whatever is wrong with a file is one line that names it."""
 
 import gzip
-import re
 import shutil
 import tempfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,6 @@ Spec = Mapping[str, Any]
 Modalities = dict[str, ad.AnnData]
 
 CHUNK = 1 << 22
-TOLERATED_LOSS = 0.05
-"""Share of a modality's cells that may lack another modality although the YAML does not allow it."""
-DIFFERENCES: dict[str, Callable[[str], str]] = {
-    "upper and lower case": str.casefold,
-    "their signs (- . _ :)": lambda name: re.sub(r"[-._:#]", "-", name),
-    "an ending (such as -1)": lambda name: re.sub(r"[-._:#][^-._:#]*$", "", name),
-    "a beginning (such as sample_)": lambda name: re.sub(r"^[^-._:#]*[-._:#]", "", name),
-}
-"""How names of one cell often differ between two files, each with a function that removes the difference."""
 UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError)
 UNREADABLE += (RuntimeError, ad._io.utils.AnnDataReadError, ad._io.specs.registry.IORegistryError)
 """What readers raise at a truncated or foreign file."""
@@ -147,24 +137,17 @@ def _are_counts(element: h5py.Group | h5py.Dataset) -> bool:
 
 def read_table(group: h5py.Group, key: str) -> pd.DataFrame:
     """Return ``obs`` or ``var`` of an open group; before anndata 0.7 it was one dataset, its categories in ``uns``."""
-    if isinstance(group[key], h5py.Group):
-        return ad.io.read_elem(group[key])
-    rows = group[key][()]
-    table = pd.DataFrame({name: _decoded(rows[name]) for name in rows.dtype.names}).set_index(rows.dtype.names[0])
+    table = ad.io.read_elem(group[key])
+    if isinstance(table, pd.DataFrame):
+        return table
+    table = pd.DataFrame.from_records(table, index=table.dtype.names[0])
     for column in table:
         if (found := f"uns/{column}_categories") in group:
-            categories = np.atleast_1d(_decoded(group[found][()]))
+            categories = np.atleast_1d(ad.io.read_elem(group[found]))
             codes = table[column].to_numpy()
             if codes.dtype.kind in "iu" and codes.max(initial=-1) < len(categories):
                 table[column] = pd.Categorical.from_codes(codes, categories)
     return table
-
-
-def _decoded(values: Any) -> np.ndarray:
-    """Return text where a file holds bytes."""
-    values = np.asarray(values)
-    is_text = values.dtype.kind in "SO"
-    return np.array([v.decode() if isinstance(v, bytes) else v for v in values.ravel()], object) if is_text else values
 
 
 # ---- parts of a table ----------------------------------------------------------------------------
@@ -178,6 +161,13 @@ def counts_of(matrix: np.ndarray | sp.spmatrix, where: str) -> sp.csr_matrix:
     counts.sum_duplicates()
     counts.eliminate_zeros()
     return counts
+
+
+def modality_of(
+    matrix: np.ndarray | sp.spmatrix, obs: pd.DataFrame, features: Sequence[str] | pd.Index, where: str
+) -> ad.AnnData:
+    """Return the cells of one modality: their counts (`counts_of`) and annotations, and the names of its features."""
+    return ad.AnnData(counts_of(matrix, where), obs=obs.copy(), var=pd.DataFrame(index=pd.Index(features)))
 
 
 def column_of(frame: pd.DataFrame, column: str, what: str, where: Path) -> pd.Series:
@@ -200,80 +190,3 @@ def check_unique(names: Sequence[str], what: str, where: Path) -> None:
     if not names.is_unique:
         twice = names[names.duplicated()][0]
         raise PrepareError(f"{where}: {what} {twice!r} occurs more than once; make names unique")
-
-
-def same_cells(modalities: Modalities, where: Mapping[str, Path], declared: bool = False) -> tuple[Modalities, str]:
-    """Return the cells that every modality has, in the order of the first, and how many others there were.
-
-    Parameters
-    ----------
-    modalities
-        Cells by modality; those of one name are one cell.
-    where
-        The file of each modality.
-    declared
-        Whether the YAML says how many cells there are to be. Without that, a loss of more than `TOLERATED_LOSS` of a
-        modality's cells is an error, since names that differ by a suffix make one too.
-
-    Raises
-    ------
-    PrepareError
-        If a name occurs twice, no cell is in every modality, or too many are not.
-    """
-    names, shared = _names_and_shared(modalities, where)
-    lost = []
-    for modality, cells in names.items():
-        n_lost = len(cells) - len(shared)
-        if n_lost > (len(cells) - 1 if declared else TOLERATED_LOSS * len(cells)):
-            raise PrepareError(f"{where[modality]}: {_why_lost(modality, names, shared)}")
-        if n_lost:
-            lost.append(f"{modality}: {n_lost} of {len(cells)} cells lack another modality and are dropped")
-            print(lost[-1])
-    return {modality: adata[shared].copy() for modality, adata in modalities.items()}, "; ".join(lost)
-
-
-def with_unpaired(modalities: Modalities, where: Mapping[str, Path]) -> Modalities:
-    """Return all cells. Those that every modality has come first, in the same order.
-
-    Raises
-    ------
-    PrepareError
-        If a name occurs twice, or no cell is in every modality.
-    """
-    names, shared = _names_and_shared(modalities, where)
-    if not len(shared):
-        modality = next(iter(names))
-        raise PrepareError(f"{where[modality]}: {_why_lost(modality, names, shared)}")
-    order = {modality: shared.append(cells.difference(shared, sort=False)) for modality, cells in names.items()}
-    alone = [f"{len(cells) - len(shared)} of {len(cells)} cells of {modality}" for modality, cells in names.items()]
-    print(f"{', '.join(alone)} lack another modality: they train and are never test cells")
-    return {modality: adata[order[modality]].copy() for modality, adata in modalities.items()}
-
-
-def _names_and_shared(modalities: Modalities, where: Mapping[str, Path]) -> tuple[dict[str, pd.Index], pd.Index]:
-    """Return the names of each modality's cells, and those that all have, in the order of the first."""
-    names = {modality: adata.obs_names for modality, adata in modalities.items()}
-    for modality, cells in names.items():
-        check_unique(cells, f"cell name of {modality}", where[modality])
-    first = next(iter(names.values()))
-    return names, first[np.logical_and.reduce([first.isin(cells) for cells in names.values()])]
-
-
-def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) -> str:
-    """Say how many cells of a modality match no other, with examples of both sides and the likely reason."""
-    alone = {name: cells.difference(shared, sort=False) for name, cells in names.items()}
-    other = max((name for name in names if name != modality), key=lambda name: len(alone[name]))
-    mine, theirs = alone[modality], alone[other]
-    enough = max(1, min(len(mine), len(theirs)) // 2)
-    reasons = [
-        f"names differ by {what}"
-        for what, plain in DIFFERENCES.items()
-        if len({*mine, *map(plain, mine)} & {*theirs, *map(plain, theirs)}) >= enough
-    ]
-    example = theirs[0] if len(theirs) else names[other][0]
-    keep = "keep them for training with prepare: {keep_unpaired: true}"
-    allowed = f", drop them with expect: {{n_cells: {len(shared)}}}, or {keep}" if len(shared) else ""
-    return (
-        f"{len(mine)} of {len(names[modality])} cells of {modality} are not in {other} ({modality} {mine[0]!r}, {other}"
-        f" {example!r}); {[*reasons, 'cells are paired by name'][0]}: make names equal{allowed}"
-    )

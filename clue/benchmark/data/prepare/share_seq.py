@@ -1,10 +1,14 @@
-"""SHARE-seq as its authors deposited it (GSE140203): RNA as a dense text table, ATAC as a Matrix Market file.
+"""SHARE-seq as its authors deposited it (GSE140203), or as GLUE's authors prepared it.
 
+The deposit has RNA as a dense text table and ATAC as a Matrix Market file.
 The steps are those by which GLUE collected these data (`data/collect/Ma-2020.ipynb` in gao-lab/GLUE). Barcodes are
 four fields, the last of which names the library: ``04`` … ``08`` in ATAC for ``53`` … ``56`` in RNA. A table of cell
 types pairs them. Two of GLUE's filters need files that are not part of the deposit and are left out: genes without
 coordinates in GENCODE vM25, peaks on the ENCODE blacklist v2 of mm10. Features that are zero everywhere are dropped
 for all data sets alike.
+
+GLUE's files are ``Ma-2020-RNA.h5ad`` and ``Ma-2020-ATAC.h5ad``. Both are in the order of one table of cells, each under
+its own assay's barcodes, and neither has a column of batches: the last field of a barcode names the library.
 """
 
 import gzip
@@ -32,7 +36,6 @@ CELL_TYPES = {
 }
 """Misspelt cell types."""
 NO_CELL_TYPE = "Mix"
-TAB, ZERO, NINE = b"\t09"
 
 
 def prepare_share_seq(spec: Spec, folder: Path) -> Modalities:
@@ -156,44 +159,21 @@ def _parse(lines: Iterator[bytes], n_cells: int, path: Path) -> tuple[list[str],
     """Return the genes' names and, for each gene, its cells and their counts."""
     names, rows, counts = [], [], []
     for number, line in enumerate(lines, start=2):
-        name, _, numbers = line.rstrip(b"\r\n").partition(b"\t")
+        name, _, text = line.rstrip(b"\r\n").partition(b"\t")
         try:
-            cells, values, n_found = nonzero_numbers(numbers)
+            of_gene = np.fromstring(text, dtype=np.int32, sep="\t")
         except ValueError as error:
-            raise PrepareError(f"{path}: line {number} ({name.decode()}): {error}; give raw counts") from error
-        if n_found != n_cells:
-            raise PrepareError(f"{path}: line {number} ({name.decode()}): {n_found} counts for {n_cells} barcodes")
+            where = f"{path}: line {number} ({name.decode()})"
+            raise PrepareError(f"{where}: holds what is no whole number; give raw counts") from error
+        if len(of_gene) != n_cells:
+            raise PrepareError(f"{path}: line {number} ({name.decode()}): {len(of_gene)} counts for {n_cells} barcodes")
+        cells = np.flatnonzero(of_gene)
         names.append(name.decode())
-        rows.append(cells)
-        counts.append(values)
+        rows.append(cells.astype(np.int32))
+        counts.append(of_gene[cells].astype(np.float32))
     if not names:
         raise PrepareError(f"{path}: holds no gene")
     return names, rows, counts
-
-
-def nonzero_numbers(text: bytes) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return positions and values of the numbers other than 0 in tab-separated text, and how many numbers there are.
-
-    Most are a single digit, and most of these are 0: digits are read as bytes, all at once, and only longer numbers
-    one by one.
-
-    Raises
-    ------
-    ValueError
-        If something else than digits stands between tabs.
-    """
-    characters = np.frombuffer(text, dtype=np.uint8)
-    is_tab = characters == TAB
-    starts = np.concatenate([[0], np.flatnonzero(is_tab) + 1])
-    ends = np.concatenate([starts[1:] - 1, [len(characters)]])
-    if not (is_tab | ((characters >= ZERO) & (characters <= NINE))).all() or (starts == ends).any():
-        wrong = next(field for field in text.split(b"\t") if not field.isdigit())
-        raise ValueError(f"{wrong.decode(errors='replace')!r} is no whole number")
-    values = characters[starts].astype(np.float32) - ZERO
-    for i in np.flatnonzero(ends - starts > 1):
-        values[i] = int(text[starts[i] : ends[i]])
-    cells = np.flatnonzero(values).astype(np.int32)
-    return cells, values[cells], len(starts)
 
 
 # ---- ATAC: Matrix Market, peaks × cells ----------------------------------------------------------
@@ -213,5 +193,36 @@ def _read_atac(paths: dict[str, Path]) -> ad.AnnData:
     barcodes = rna_barcodes(barcodes, paths["barcodes"])
     raw_files.check_unique(barcodes, "barcode", paths["barcodes"])
     names = bed[0] + ":" + bed[1] + "-" + bed[2]
-    counts = raw_files.counts_of(peaks_by_cells.T, str(paths["atac"]))
-    return ad.AnnData(counts, obs=pd.DataFrame(index=barcodes.to_numpy()), var=pd.DataFrame(index=names.to_numpy()))
+    return raw_files.modality_of(peaks_by_cells.T, pd.DataFrame(index=barcodes.to_numpy()), names, str(paths["atac"]))
+
+
+# ---- as GLUE's authors prepared it ---------------------------------------------------------------
+
+
+def prepare_glue(spec: Spec, folder: Path) -> Modalities:
+    """Return both modalities; rows whose barcodes or cell types differ are refused."""
+    paths = {modality: folder / file for modality, file in spec["prepare"]["files"].items()}
+    read = {modality: raw_files.read_h5ad(path) for modality, path in paths.items()}
+    cells = {modality: _glue_cells(adata, paths[modality]) for modality, adata in read.items()}
+    reference = cells["rna"]
+    for modality, frame in cells.items():
+        if len(frame) != len(reference):
+            raise PrepareError(f"{paths[modality]}: has {len(frame)} cells, but {paths['rna']} has {len(reference)}")
+        differ = (frame.index != reference.index) | (frame.to_numpy() != reference.to_numpy()).any(axis=1)
+        if differ.any():
+            row = int(np.flatnonzero(differ)[0])
+            raise PrepareError(
+                f"{paths[modality]}: cell {row} is {frame.index[row]!r} ({frame['cell_type'].iloc[row]}), but"
+                f" {reference.index[row]!r} ({reference['cell_type'].iloc[row]}) in {paths['rna']}"
+            )
+    return {
+        modality: raw_files.modality_of(adata.X, reference, adata.var_names, str(paths[modality]))
+        for modality, adata in read.items()
+    }
+
+
+def _glue_cells(adata: ad.AnnData, path: Path) -> pd.DataFrame:
+    barcodes = rna_barcodes(pd.Series(adata.obs_names, dtype=str), path)
+    cell_type = raw_files.column_of(adata.obs, "cell_type", "obs", path).astype(str)
+    batch = barcodes.str.rsplit(".", n=1).str[-1]
+    return pd.DataFrame({"batch": batch.to_numpy(), "cell_type": cell_type.to_numpy()}, index=barcodes.to_numpy())

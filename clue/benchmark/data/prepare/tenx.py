@@ -6,10 +6,10 @@ hold no cell types: those of the test cells are derived.
 """
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 import anndata as ad
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.io
@@ -41,10 +41,7 @@ def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
             found = ", ".join(sorted(set(adata.var["feature_types"])))
             raise PrepareError(f"{where}: no feature of type {TYPES[modality]!r} ({modality}); types: {found}")
         names = _unique_names(adata.var.iloc[columns])
-        var = pd.DataFrame({"feature_types": TYPES[modality]}, index=names)
-        modalities[modality] = ad.AnnData(
-            raw_files.counts_of(adata.X[:, columns], f"{where} [{modality}]"), obs=adata.obs, var=var
-        )
+        modalities[modality] = raw_files.modality_of(adata.X[:, columns], adata.obs, names, f"{where} [{modality}]")
     return modalities
 
 
@@ -61,7 +58,7 @@ def _read_sample(folder: Path, source: str, sample: str, several: bool) -> ad.An
     return ad.AnnData(counts, obs=pd.DataFrame({"batch": sample}, index=cells), var=features)
 
 
-def _read_h5(path: Path) -> tuple[sp.csr_matrix, list[str], pd.DataFrame]:
+def _read_h5(path: Path) -> tuple[sp.csr_matrix, Sequence[str], pd.DataFrame]:
     """Return counts, barcodes and features of an ``.h5`` file; that of Cell Ranger 2 has a group per genome."""
     with raw_files.opened(path) as file:
         groups = ["matrix"] if "matrix" in file else list(file)
@@ -69,20 +66,16 @@ def _read_h5(path: Path) -> tuple[sp.csr_matrix, list[str], pd.DataFrame]:
             raise PrepareError(f"{path}: holds the genomes {', '.join(groups)}; a file of one genome is needed")
         group = file[groups[0]]
         if "features" in group:
-            columns = [_texts(group["features"][key]) for key in ("id", "name", "feature_type")]
+            columns = [ad.io.read_elem(group["features"][key]) for key in ("id", "name", "feature_type")]
         else:
-            columns = [_texts(group[key]) for key in ("genes", "gene_names")]
+            columns = [ad.io.read_elem(group[key]) for key in ("genes", "gene_names")]
         # Stored by columns, features × cells: read as rows of cells × features, it is the same matrix.
         arrays = tuple(group[key][()] for key in ("data", "indices", "indptr"))
         counts = sp.csr_matrix(arrays, shape=tuple(group["shape"][()][::-1]))
-        return counts, _texts(group["barcodes"]), _features(columns)
+        return counts, ad.io.read_elem(group["barcodes"]), _features(columns)
 
 
-def _texts(dataset: h5py.Dataset) -> list[str]:
-    return [text.decode() if isinstance(text, bytes) else str(text) for text in dataset[()]]
-
-
-def _read_mex(folder: Path, prefix: str) -> tuple[sp.csr_matrix, list[str], pd.DataFrame]:
+def _read_mex(folder: Path, prefix: str) -> tuple[sp.csr_matrix, Sequence[str], pd.DataFrame]:
     """Return counts, barcodes and features of three files whose names begin with `prefix`."""
     matrix, features, barcodes = (_find(folder, prefix, names) for names in (MATRIX, FEATURES, BARCODES))
     with raw_files.reading(matrix):
@@ -99,7 +92,7 @@ def _find(folder: Path, prefix: str, names: tuple[str, ...]) -> Path:
     return (found or paths)[0]
 
 
-def _columns(path: Path) -> list[list[str]]:
+def _columns(path: Path) -> list[Sequence[str]]:
     with raw_files.reading(path):
         # A gene may be called NA, and a name may hold a quotation mark.
         text = {"dtype": str, "keep_default_na": False, "quoting": csv.QUOTE_NONE, "encoding": "utf-8"}
@@ -107,7 +100,7 @@ def _columns(path: Path) -> list[list[str]]:
         return [table[column].tolist() for column in table]
 
 
-def _features(columns: list[list[str]]) -> pd.DataFrame:
+def _features(columns: list[Sequence[str]]) -> pd.DataFrame:
     """Return names and types by identifier. Names of genes may repeat; their identifiers do not."""
     ids, names = columns[0], columns[1] if len(columns) > 1 else columns[0]
     types = columns[2] if len(columns) > 2 else TYPES["rna"]

@@ -4,6 +4,8 @@ Cells are paired by name. Cells that lack a modality are dropped, or kept for tr
 """
 
 import itertools
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import anndata as ad
@@ -14,6 +16,15 @@ from clue.benchmark.data.prepare import raw_files
 from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
 ONE_BATCH = "all"
+TOLERATED_LOSS = 0.05
+"""Share of a modality's cells that may lack another modality although the YAML does not allow it."""
+DIFFERENCES: dict[str, Callable[[str], str]] = {
+    "upper and lower case": str.casefold,
+    "their signs (- . _ :)": lambda name: re.sub(r"[-._:#]", "-", name),
+    "an ending (such as -1)": lambda name: re.sub(r"[-._:#][^-._:#]*$", "", name),
+    "a beginning (such as sample_)": lambda name: re.sub(r"^[^-._:#]*[-._:#]", "", name),
+}
+"""How names of one cell often differ between two files, each with a function that removes the difference."""
 
 
 def prepare_own(spec: Spec, folder: Path) -> Modalities:
@@ -28,10 +39,7 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
     else:
         paths = {modality: folder / file for modality, file in settings["files"].items()}
         read = {modality: raw_files.read_h5ad(path, layers.get(modality)) for modality, path in paths.items()}
-    if settings.get("keep_unpaired"):
-        read, lost = raw_files.with_unpaired(read, paths), ""
-    else:
-        read, lost = raw_files.same_cells(read, paths, "n_cells" in spec.get("expect", {}))
+    read, lost = _paired(read, paths, settings.get("keep_unpaired", False), "n_cells" in spec.get("expect", {}))
     columns = {column: settings[column] for column in ("batch", "cell_type", "donor") if column in settings}
     obs = pd.DataFrame(index=pd.Index(np.concatenate([adata.obs_names for adata in read.values()])).unique())
     obs["batch"] = ONE_BATCH
@@ -89,3 +97,55 @@ def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> 
 def _as_text(values: pd.Series) -> np.ndarray:
     """Return values as text; one table may hold as 1.0 what another holds as 1."""
     return values.astype(str).str.removesuffix(".0").to_numpy()
+
+
+# ---- pairs of cells ------------------------------------------------------------------------------
+
+
+def _paired(
+    modalities: Modalities, where: Mapping[str, Path], keep_unpaired: bool, declared: bool
+) -> tuple[Modalities, str]:
+    """Return the cells that every modality has, in the order of the first, and in words those that are dropped.
+
+    With `keep_unpaired` the others follow them and none is dropped. Without it, the loss of more than `TOLERATED_LOSS`
+    of a modality's cells is an error, since names that differ by a suffix make such a loss too. The loss is no error
+    where it is `declared`: where the YAML says how many cells there are to be.
+    """
+    names = {modality: adata.obs_names for modality, adata in modalities.items()}
+    for modality, cells in names.items():
+        raw_files.check_unique(cells, f"cell name of {modality}", where[modality])
+    first = next(iter(names.values()))
+    shared = first[np.logical_and.reduce([first.isin(cells) for cells in names.values()])]
+    lost = []
+    for modality, cells in names.items():
+        n_lost = len(cells) - len(shared)
+        if n_lost > (len(cells) - 1 if declared or keep_unpaired else TOLERATED_LOSS * len(cells)):
+            raise PrepareError(f"{where[modality]}: {_why_lost(modality, names, shared)}")
+        if n_lost:
+            fate = "train, and are never test cells" if keep_unpaired else "are dropped"
+            lost.append(f"{modality}: {n_lost} of {len(cells)} cells lack another modality and {fate}")
+            print(lost[-1])
+    if not keep_unpaired:
+        return {modality: adata[shared].copy() for modality, adata in modalities.items()}, "; ".join(lost)
+    order = {modality: shared.append(cells.difference(shared, sort=False)) for modality, cells in names.items()}
+    return {modality: adata[order[modality]].copy() for modality, adata in modalities.items()}, ""
+
+
+def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) -> str:
+    """Say how many cells of a modality match no other, with examples of both sides and the likely reason."""
+    alone = {name: cells.difference(shared, sort=False) for name, cells in names.items()}
+    other = max((name for name in names if name != modality), key=lambda name: len(alone[name]))
+    mine, theirs = alone[modality], alone[other]
+    enough = max(1, min(len(mine), len(theirs)) // 2)
+    reasons = [
+        f"names differ by {what}"
+        for what, plain in DIFFERENCES.items()
+        if len({*mine, *map(plain, mine)} & {*theirs, *map(plain, theirs)}) >= enough
+    ]
+    example = theirs[0] if len(theirs) else names[other][0]
+    keep = "keep them for training with prepare: {keep_unpaired: true}"
+    allowed = f", drop them with expect: {{n_cells: {len(shared)}}}, or {keep}" if len(shared) else ""
+    return (
+        f"{len(mine)} of {len(names[modality])} cells of {modality} are not in {other} ({modality} {mine[0]!r}, {other}"
+        f" {example!r}); {[*reasons, 'cells are paired by name'][0]}: make names equal{allowed}"
+    )
