@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from tidy import embedding_of, solution_of
 
 from clue.benchmark import contracts
 from clue.benchmark.contracts import ContractError
@@ -27,49 +28,15 @@ METRICS = [
 ]
 
 
-def make_solution(seed: int = 0) -> ad.AnnData:
-    rng = np.random.default_rng(seed)
-    obs = pd.DataFrame(
-        {
-            "batch": rng.permutation(np.repeat(["b1", "b2", "b3"], N // 3)),
-            "cell_type": rng.choice(["B", "T"], N),
-            "rna": rng.permutation(contracts.names_of_test_cells("rna", N)),
-            "adt": rng.permutation(contracts.names_of_test_cells("adt", N)),
-        },
-        index=[f"barcode_{i}" for i in range(N)],
-    )
-    solution = ad.AnnData(sp.csr_matrix((N, 0), dtype=np.float32), obs=obs)
-    solution.uns = {"modalities": ["rna", "adt"], "dataset": "d", "split": "s", "labels": "published"}
-    return solution
-
-
-def make_tests(solution: ad.AnnData) -> dict[str, ad.AnnData]:
-    tests = {}
-    for modality in ("rna", "adt"):
-        obs = solution.obs.set_index(modality)[["batch"]].sort_index().rename_axis(None)
-        tests[modality] = ad.AnnData(sp.csr_matrix(np.ones((N, 2), np.float32)), obs=obs)
-        tests[modality].uns = {"modality": modality}
-    return tests
-
-
 def make_embedding(solution: ad.AnnData, points: dict[str, np.ndarray]) -> ad.AnnData:
-    """Make an embedding of `points`, whose rows are in the order of the solution."""
-    arrays, obs = [], []
-    for modality in points:
-        order = np.argsort(solution.obs[modality].to_numpy().astype(str))
-        names = solution.obs[modality].astype(str).to_numpy()[order]
-        batch = solution.obs["batch"].astype(str).to_numpy()[order]
-        arrays.append(points[modality][order].astype(np.float32))
-        obs.append(pd.DataFrame({"cell": names, "modality": modality, "batch": batch}, index=names))
-    embedding = ad.AnnData(np.concatenate(arrays), obs=pd.concat(obs))
-    identity = {"method": "m", "variant": "v", "seed": 3, "dataset": "d", "split": "s"}
-    embedding.uns = {**identity, "params": json.dumps({"transductive": True})}
-    return embedding
+    return embedding_of(solution, points, params=json.dumps({"transductive": True}))
 
 
 @pytest.fixture(scope="module")
 def solution() -> ad.AnnData:
-    return make_solution()
+    rng = np.random.default_rng(0)
+    batches = rng.permutation(np.repeat(["b1", "b2", "b3"], N // 3))
+    return solution_of(N, rng.choice(["B", "T"], N), batches)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +55,6 @@ def embedding(solution, points) -> ad.AnnData:
 def files(tmp_path, solution, embedding) -> Path:
     contracts.write_solution(solution, tmp_path / "solution.h5ad")
     contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
-    for modality, test in make_tests(solution).items():
-        contracts.write_test(test, tmp_path / f"test_{modality}.h5ad")
     return tmp_path
 
 
@@ -418,7 +383,7 @@ def test_a_match_matrix_needs_its_suffix(tmp_path):
 
 def test_oracle_program_reaches_every_bound(files, solution):
     out = files / "oracle" / "embedding.h5ad"
-    oracle_program.main([files / "test_rna.h5ad", files / "test_adt.h5ad"], files / "solution.h5ad", out)
+    oracle_program.main(files / "solution.h5ad", out)
     embedding = contracts.read_embedding(out)
     metrics = score(embedding, solution).metrics
     distances = metrics["metric"].str.startswith("foscttm")
@@ -428,11 +393,3 @@ def test_oracle_program_reaches_every_bound(files, solution):
     report = json.loads(out.with_name("run.json").read_text())
     assert report["device"] == "none" and report["method"] == "oracle" and report["seconds"] >= 0
     assert report["dataset"] == "d" and report["params"] == {}
-
-
-def test_oracle_of_other_test_files_is_an_error(solution):
-    tests = make_tests(solution)
-    with pytest.raises(ContractError, match="s.h5ad: pairs"):
-        oracle_program.oracle({"rna": tests["rna"], "atac": tests["adt"]}, solution, "s.h5ad")
-    with pytest.raises(ContractError, match="does not name the cells"):
-        oracle_program.oracle({**tests, "adt": tests["adt"][:5]}, solution, "s.h5ad")

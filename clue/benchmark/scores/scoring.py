@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.contracts import (
     ContractError,
+    cells_of_test_file,
     check_embedding_fits,
     check_prediction,
     is_by_pairs,
@@ -89,13 +90,10 @@ def align(embedding: ad.AnnData, solution: ad.AnnData, pair: Sequence[str], wher
 
 def _side(embedding: ad.AnnData, solution: ad.AnnData, modality: str, where: str) -> Side:
     rows = (embedding.obs["modality"] == modality).to_numpy()
-    cells = names_of_test_cells(modality, solution.n_obs)
-    pair = pd.Index(solution.obs[modality].astype(str)).get_indexer(cells)
-    known = solution.obs.iloc[pair]
-    batch = known["batch"].astype(str).to_numpy()
+    cells = cells_of_test_file(solution, modality)
+    batch, cell_type, pair = (cells[key].to_numpy() for key in ("batch", "cell_type", "pair"))
     if differ := int((embedding.obs["batch"].astype(str).to_numpy()[rows] != batch).sum()):
         raise ContractError(f"{where}: obs['batch'] of {differ} {modality} cells differs from the test file's")
-    cell_type = known["cell_type"].astype(str).to_numpy()
     return Side(modality, np.asarray(embedding.X)[rows], metric_of(embedding), batch, cell_type, pair)
 
 
