@@ -17,7 +17,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
 import clue
-from clue.batches import Cells
 from clue.metrics import foscttm
 from clue.network import Objective
 from clue.simulate import simulate
@@ -127,17 +126,6 @@ def test_padding_for_a_gpu_adds_nothing_but_zeros(two):
         assert len(more.value) == len(counts.value) + 50 and more.cell.max() == 2
         assert torch.equal(more.dense(), counts.dense())
         assert torch.equal(counts.dense().sum(1), counts.total)
-
-
-def test_a_cell_seen_once_is_its_own_fusion(two):
-    model = clue.CLUE(two, **SMALL)
-    cells = Cells({"rna": two["rna"][:30], "adt": two["adt"][200:]}, model.preprocessors, model.batches, "batch", "cpu")
-    batch = cells.take(torch.arange(len(cells)))
-    posteriors = model.network.eval().posteriors(batch)
-    samples = {k: model.network.unit(mean) for k, (mean, _) in posteriors.items()}
-    centre = model.network.centre(batch, samples)
-    for k, seen in batch.seen.items():
-        torch.testing.assert_close(centre[seen.cell], samples[k])
 
 
 @pytest.mark.parametrize("fusion", ["mean", "product"])
