@@ -151,32 +151,23 @@ def tests_table(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
     return pd.concat(found)
 
 
-def main(
-    metrics: Path,
-    cells: Path,
-    display: style.Display,
-    table: Path,
-    summary: Path,
-    tests: Path,
-    intervals: Path,
-    figure: Path,
-) -> None:
+def main(metrics: Path, cells: Path, display: style.Display, table: Path, figure: Path) -> None:
     """Run the program.
 
     Parameters
     ----------
     cells
         results/<run>, whose jobs hold cells.tsv.gz.
-    summary, tests, intervals
-        Table to write: a readable one, paired tests, intervals over cells.
+    table
+        Table to write; beside it go summary.tsv, to be read, tests.tsv and intervals.tsv, those over cells.
     """
     scores = tables.read_metrics(metrics)
     over_cells = bootstrap_table(scores, cells)
     scores = tables.with_pairs(scores)
     write_table(summary_table(scores), table, digits=6)
-    write_table(readable_table(scores, display), summary)
-    write_table(tests_table(scores, display), tests, digits=6)
-    write_table(over_cells, intervals, digits=6)
+    write_table(readable_table(scores, display), table.with_name("summary.tsv"))
+    write_table(tests_table(scores, display), table.with_name("tests.tsv"), digits=6)
+    write_table(over_cells, table.with_name("intervals.tsv"), digits=6)
     plots.write_figure(figure, draw, scores, over_cells, display)
 
 
