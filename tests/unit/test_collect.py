@@ -9,7 +9,7 @@ import pytest
 
 from clue.benchmark.config import Job
 from clue.benchmark.scores import FAILURES_COLUMNS, METRICS_COLUMNS, RESOURCES_COLUMNS
-from clue.benchmark.scores.collect import collect, summary
+from clue.benchmark.scores.collect import collect
 from scripts import collect as program
 
 
@@ -36,11 +36,15 @@ def finish(root: Path, job: Job, value: float = 0.25, **changes) -> Path:
     return folder
 
 
+def fail(root: Path, job: Job, reason: str) -> None:
+    """Leave what a job leaves that failed."""
+    (root / job.folder).mkdir(parents=True)
+    (root / job.folder / "failure.json").write_text(json.dumps({"error": reason}))
+
+
 def test_finished_failed_missing_and_unsupported_jobs(tmp_path):
     finish(tmp_path, job(0))
-    failed = tmp_path / job(1).folder
-    failed.mkdir(parents=True)
-    (failed / "failure.json").write_text(json.dumps({"error": "ValueError: loss is\nnot finite"}))
+    fail(tmp_path, job(1), "ValueError: loss is\nnot finite")
     jobs = [job(0), job(1), job(2), job(3, "does not support rna+adt")]
     metrics, resources, failures = collect(jobs, tmp_path)
 
@@ -58,21 +62,6 @@ def test_finished_failed_missing_and_unsupported_jobs(tmp_path):
     assert list(failures.columns) == FAILURES_COLUMNS
     assert failures["reason"].tolist() == reasons
     assert failures["log"].tolist() == [log.format(1), log.format(2), ""]
-
-
-def test_summary_names_job_reason_and_log(tmp_path):
-    finish(tmp_path, job(0))
-    failed = tmp_path / job(1).folder
-    failed.mkdir(parents=True)
-    (failed / "failure.json").write_text(json.dumps({"error": "out of memory"}))
-    log = tmp_path / f"{job(2).log}.log"
-    log.parent.mkdir(parents=True)
-    log.write_text("epoch 1")
-    assert summary(collect([job(0), job(1), job(2)], tmp_path), 3) == [
-        "collected 1 of 3 jobs",
-        "failed: d/s/m/v/seed-1: out of memory (log: logs/quick/d/s/m/v/seed-1.log)",
-        "failed: d/s/m/v/seed-2: no result; see logs/quick/d/s/m/v/seed-2.log",
-    ]
 
 
 def test_scores_of_an_earlier_embedding_do_not_count(tmp_path):
@@ -125,13 +114,21 @@ def test_no_jobs_left_give_tables_with_columns(tmp_path):
 # ---- the program ---------------------------------------------------------------------------------
 
 
-def test_program_writes_the_tables_and_says_what_failed(tmp_path, monkeypatch, capsys):
+def test_program_writes_the_tables_and_names_job_reason_and_log(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program.Benchmark, "__init__", lambda self, config, root: setattr(self, "config", config))
     monkeypatch.setattr(program.Benchmark, "plan", lambda self: [job(seed) for seed in self.config["seeds"]])
     finish(tmp_path, job(0))
+    fail(tmp_path, job(1), "out of memory")
+    log = tmp_path / f"{job(2).log}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch 1")
     outputs = {name: tmp_path / "out" / f"{name}.tsv" for name in ("metrics", "resources", "failures")}
-    program.main('{"seeds": [0, 1]}', tmp_path, **outputs)
-    assert capsys.readouterr().out.startswith("collected 1 of 2 jobs\nfailed: d/s/m/v/seed-1")
+    program.main('{"seeds": [0, 1, 2]}', tmp_path, **outputs)
+    assert capsys.readouterr().out.splitlines() == [
+        "collected 1 of 3 jobs",
+        "failed: d/s/m/v/seed-1: out of memory (log: logs/quick/d/s/m/v/seed-1.log)",
+        "failed: d/s/m/v/seed-2: no result; see logs/quick/d/s/m/v/seed-2.log",
+    ]
     rows = {name: pd.read_csv(path, sep="\t")["seed"].tolist() for name, path in outputs.items()}
-    assert rows == {"metrics": [0, 0, 1], "resources": [0], "failures": [1]}
+    assert rows == {"metrics": [0, 0, 1, 2], "resources": [0], "failures": [1, 2]}
     assert not list((tmp_path / "out").glob(".*"))

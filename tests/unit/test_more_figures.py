@@ -142,6 +142,7 @@ def test_a_broken_history_is_left_out_and_named(draw, tmp_path, capsys):
 
 def test_growth_counts_training_cells_once(draw, tmp_path):
     write_run(tmp_path, None)
+    assert draw("scaling", "--results", tmp_path, resources=resources()).empty
     found = draw("scaling", "--results", tmp_path, resources=RAN)
     assert found["training_cells"].tolist() == [30], "20 cells are seen in both modalities; ablations are left out"
 
@@ -153,10 +154,6 @@ def test_growth_of_jobs_too_short_to_measure(draw, tmp_path, method, control):
     write_run(tmp_path, None)
     jobs = ("a", "s", "cca", "default", 0, method, 100.0, NAN), ("a", "s", "random", "default", 0, control, 100.0, NAN)
     assert len(draw("scaling", "--results", tmp_path, resources=resources(*jobs))) == 2
-
-
-def test_growth_without_any_job(draw, tmp_path):
-    assert draw("scaling", "--results", tmp_path, resources=resources()).empty
 
 
 # ---- probes, confusion, bio-conservation ---------------------------------------------------------
