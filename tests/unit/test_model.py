@@ -136,6 +136,22 @@ def test_a_cell_seen_once_has_nothing_to_match(two, fusion):
     assert abs(float(losses["mse"])) < 1e-5
 
 
+def test_the_joint_posterior_weighs_by_precision(two):
+    model = clue.CLUE(two, fusion="product", **SMALL)
+    batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
+    posteriors = {
+        "rna": (torch.ones(8, 12), torch.full((8, 12), 0.1)),
+        "adt": (torch.zeros(6, 12), torch.full((6, 12), 0.3)),
+    }
+    mean, std = model.network.joint_posterior(batch, posteriors)
+    both = torch.isin(torch.arange(8), batch.seen["adt"].cell)
+    # precisions of 100 and 100 / 9 give the weights 0.9 and 0.1
+    torch.testing.assert_close(mean[both], torch.full((6, 12), 0.9))
+    torch.testing.assert_close(std[both], torch.full((6, 12), (100 + 100 / 9) ** -0.5))
+    torch.testing.assert_close(mean[~both], torch.ones(2, 12))
+    torch.testing.assert_close(std[~both], torch.full((2, 12), 0.1))
+
+
 def test_the_bound_of_a_product_has_its_kl(two):
     model = clue.CLUE(two, fusion="product", **SMALL)
     batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
