@@ -131,8 +131,8 @@ rule comparison:
         code=looks("scripts/figures/comparison.py", "clue/benchmark/report/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/comparison.py --metrics {input.metrics} --cells {params.folder}"
-        " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} --summary {output.summary}"
-        " --tests {output.tests} --intervals {output.intervals} > {log} 2>&1"
+        " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table}"
+        " > {log} 2>&1"
 
 
 rule paper:

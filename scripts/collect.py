@@ -2,9 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-from clue.benchmark.config import Benchmark, ConfigError, read_yaml
+from clue.benchmark.config import Benchmark
 from clue.benchmark.program import run_program
 from clue.benchmark.report.tables import write_table
 from clue.benchmark.scores.collect import collect, summary
@@ -24,15 +23,15 @@ def main(
     Parameters
     ----------
     config
-        The run's configuration: a file, or JSON as it is.
+        The run's configuration (JSON).
     root
         The folder that holds results/ and logs/.
     metrics, resources, failures
         Table to write: of scores, of times and memory, of jobs without scores.
     unavailable
-        Methods that cannot run, with reasons: JSON.
+        Methods that cannot run, with reasons (JSON).
     """
-    benchmark = Benchmark(_read_config(config), project)
+    benchmark = Benchmark(json.loads(config), project)
     benchmark.unavailable = json.loads(unavailable)
     jobs = benchmark.plan()
     tables = collect(jobs, root)
@@ -40,15 +39,6 @@ def main(
     write_table(tables.failures, failures)
     write_table(tables.metrics, metrics)
     print("\n".join(summary(tables, len(jobs))))
-
-
-def _read_config(config: str) -> dict[str, Any]:
-    if not config.lstrip().startswith("{"):
-        return read_yaml(Path(config))
-    try:
-        return json.loads(config)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--config: not valid JSON: {error}") from error
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from sklearn.neighbors import NearestNeighbors
-from tqdm import tqdm
 
-from clue.benchmark.contracts import metric_of, read_embedding, read_solution
+from clue.benchmark.contracts import metric_of, read_solution
 from clue.benchmark.program import run_program
 from clue.benchmark.report import tables, umap
 from clue.matching import as_points
@@ -68,10 +67,8 @@ def main(solution: Path, embeddings: list[Path], points: int, seed: int, table: 
         Of the sample and of k-means.
     """
     sealed = read_solution(solution)
-    cells = umap.sample_cells(sealed, points, seed)
     rows = []
-    for path in tqdm(embeddings, desc="integration", unit="embedding", mininterval=1):
-        embedding = umap.points(read_embedding(path), cells, list(sealed.uns["modalities"]), str(path))
+    for embedding in umap.sampled(embeddings, sealed, points, seed):
         job = [str(sealed.uns["dataset"]), str(sealed.uns["split"])]
         job += [str(embedding.uns[key]) for key in ("method", "variant", "seed")]
         types, modalities = (embedding.obs[key].astype(str).to_numpy() for key in ("cell_type", "modality"))

@@ -233,6 +233,17 @@ def names_of_test_cells(modality: str, n_cells: int) -> list[str]:
     return [f"{modality}_{i:06d}" for i in range(1, n_cells + 1)]
 
 
+def cells_of_test_file(solution: ad.AnnData, modality: str) -> pd.DataFrame:
+    """Return what a solution knows of the cells of a test file, a row per cell in the file's order.
+
+    The columns are ``cell``, the name in the file; ``pair``, the row of the solution; ``batch`` and ``cell_type``.
+    """
+    names = names_of_test_cells(modality, solution.n_obs)
+    pair = pd.Index(solution.obs[modality].astype(str)).get_indexer(names)
+    known = solution.obs[["batch", "cell_type"]].astype(str).iloc[pair]
+    return known.assign(cell=names, pair=pair)
+
+
 def check_prediction(values: np.ndarray, shape: tuple[int, int], where: str) -> None:
     """Check one direction of ``predictions.npz``: a finite number for each cell and each feature that is predicted."""
     if values.shape != shape:

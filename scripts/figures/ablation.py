@@ -1,7 +1,9 @@
 """Draw what each ablation changes, relative to the full method with the same seed, beside the published drops."""
 
+from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -10,7 +12,7 @@ from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.reference import read_drops
 from clue.benchmark.report.tables import MAIN_METRICS
-from clue.benchmark.scores.stats import summarise
+from clue.benchmark.scores.stats import Summary, summarise
 
 PUBLISHED = {"marker": "D", "s": 18, "facecolor": "black", "edgecolor": "white", "linewidth": 0.6, "zorder": 5}
 KEY = ["dataset", "split", "method", "variant", "metric"]
@@ -28,31 +30,22 @@ def ablations(table: pd.DataFrame, reference: pd.DataFrame, display: style.Displ
     return display.methods(pd.concat([run, published]), ablations=True)
 
 
-def published_change(reference: pd.DataFrame, method: str, variant: str, metric: str, display: style.Display) -> float:
-    """Return the change in percent that is published of what a method reproduces, or NaN."""
-    found = tables.rows_of(reference, method=display.reproduced.get(method, ""), variant=variant, metric=metric)
-    return -float(found["drop_percent"].iloc[0]) if len(found) else float("nan")
-
-
 def change_table(
     table: pd.DataFrame, methods: pd.DataFrame, reference: pd.DataFrame, display: style.Display
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the changes: a row per seed for the figure, and a row per ablation for the table."""
-    points, records = [], []
-    for dataset, split in tables.panels(table):
+    drops = reference.set_index(["method", "variant", "metric"])["drop_percent"]
+    points, rows = [], []
+    for (dataset, split), ablation, metric in product(tables.panels(table), methods.itertuples(), MAIN_METRICS):
         here = tables.rows_of(table, dataset=dataset, split=split)
-        for row in methods.itertuples():
-            for metric in MAIN_METRICS:
-                values, reason = tables.changes(here, row.method, row.variant, metric)
-                record = dict(zip(KEY, (dataset, split, row.method, row.variant, metric), strict=True))
-                points += [record | {"value": value} for value in values]
-                record |= {f"change_percent_{key}": value for key, value in vars(summarise(values)).items()}
-                record["published_change_percent"] = published_change(
-                    reference, row.method, row.variant, metric, display
-                )
-                records.append(record | {"reason": reason})
-    summary = pd.DataFrame(records) if records else pd.DataFrame(columns=KEY)
-    return pd.DataFrame(points, columns=[*KEY, "value"]), summary.rename(columns={"change_percent_n": "n"})
+        values, reason = tables.changes(here, ablation.method, ablation.variant, metric)
+        key = [dataset, split, ablation.method, ablation.variant, metric]
+        points += [[*key, value] for value in values]
+        published = -drops.get((display.reproduced.get(ablation.method), ablation.variant, metric), np.nan)
+        rows.append([*key, *summarise(values), published, reason])
+    changes = ["n", *(f"change_percent_{name}" for name in Summary._fields[1:])]
+    summary = pd.DataFrame(rows, columns=[*KEY, *changes, "published_change_percent", "reason"])
+    return pd.DataFrame(points, columns=[*KEY, "value"]), summary
 
 
 def draw(points: pd.DataFrame, summary: pd.DataFrame, methods: pd.DataFrame, note: str, display) -> Figure:

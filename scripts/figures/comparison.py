@@ -1,5 +1,6 @@
 """Draw match score and FOSCTTM of every method on every data set; write the numbers beside it."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.tables import MAIN_METRICS, write_table
-from clue.benchmark.scores.stats import bootstrap_mean, paired_tests, summarise
+from clue.benchmark.scores.stats import Summary, bootstrap_mean, paired_tests, summarise
 
 SUMMARY_METRICS = (*MAIN_METRICS, "foscttm_within_batch", "label_transfer_accuracy", "cell_type_match")
 LEGEND = (
@@ -25,26 +26,35 @@ LEGEND = (
 
 def draw(table: pd.DataFrame, intervals: pd.DataFrame, display: style.Display) -> Figure:
     """Draw a row of panels per metric and a column per data set and split; `intervals` are those over cells."""
-    methods = display.methods(table)
+    methods, keyed = display.methods(table), tables.keyed(table)
     scores, bands = tables.values_of(table, MAIN_METRICS), tables.keyed(intervals)
     columns = plots.titles(tables.panels(table), display)
     rows = plots.metric_labels(MAIN_METRICS, display)
     figure, axes = plots.panels(rows, columns, plots.rows_height(methods))
-    jobs = dict(list(tables.keyed(table).groupby(["panel", "row"])))
     reasons = []
     for (metric, panel), axis in axes.items():
+        jobs = tables.rows_of(keyed, panel=panel)
+        found = {row: tables.scores(tables.rows_of(jobs, row=row), metric) for row in methods.index}
+        incomplete = {row: score for row, score in found.items() if score.status != "ok"}
+        reasons += [f"{methods['label'][row]}: {score.reason}" for row, score in incomplete.items() if score.planned]
         here = tables.rows_of(scores, metric=metric, panel=panel)
         points = here[here["row"].isin(methods.index)]
-        found = {row: tables.scores(jobs.get((panel, row), table.iloc[:0]), metric) for row in methods.index}
-        incomplete = {row: score for row, score in found.items() if score.status != "ok"}
         plots.draw_seeds(axis, points, methods, missing={row: shortfall(score) for row, score in incomplete.items()})
         draw_bands(axis, tables.rows_of(bands, metric=metric, panel=panel), methods)
         finish_panel(axis, here, display)
-        reasons += [f"{methods['label'][row]}: {score.reason}" for row, score in incomplete.items() if score.planned]
-    names = display.order("methods", filter(display.is_control, table["method"]))
-    lines = [f"{name} {display.entry('methods', name).get('line', 'dashed')}" for name in names]
+    lines = [f"{name} {line_of(name, display)}" for name in controls(table["method"], display)]
     plots.add_notes(figure, [LEGEND.format(controls=", ".join(lines) or "none"), *reasons])
     return figure
+
+
+def controls(methods: Iterable[str], display: style.Display) -> list[str]:
+    """Return those of some methods that are controls."""
+    return display.order("methods", filter(display.is_control, methods))
+
+
+def line_of(control: str, display: style.Display) -> str:
+    """Return the style of the line that marks a control."""
+    return display.entry("methods", control).get("line", "dashed")
 
 
 def shortfall(score: tables.Scores) -> str:
@@ -66,11 +76,10 @@ def finish_panel(axis: Axes, scores: pd.DataFrame, display: style.Display) -> No
     axis.set_xlim(0 if scores.empty else -0.02 * high, high)
     axis.xaxis.set_major_locator(MaxNLocator(3))
     levels = scores.groupby("method")["value"].mean()
-    levels = levels[display.order("methods", filter(display.is_control, levels.index))]
+    levels = levels[controls(levels.index, display)]
     for name, level in levels.items():
         if level <= 1.5 * high:
-            line = display.entry("methods", name).get("line", "dashed")
-            axis.axvline(level, color=style.MUTED, linestyle=line, linewidth=0.9, zorder=1)
+            plots.mark_level(axis, level, line_of(name, display))
     axis.set_xlabel("\n".join(f"{display.label('methods', name)} {level:.2g}" for name, level in levels.items()))
     axis.xaxis.label.set(color=style.MUTED, fontsize=6)
 
@@ -80,29 +89,28 @@ def finish_panel(axis: Axes, scores: pd.DataFrame, display: style.Display) -> No
 
 def summary_table(table: pd.DataFrame) -> pd.DataFrame:
     """Return mean, standard deviation and 95 % interval over seeds of every metric of every method variant."""
-    records = []
+    rows = []
     for job, jobs in table.groupby(tables.JOB, sort=False):
-        measured = jobs[jobs["metric"] != ""]
-        keys = list(dict.fromkeys(zip(measured["metric"], measured["direction"], strict=True)))
-        for metric, direction in keys or [(metric, "both") for metric in MAIN_METRICS]:
+        measured = jobs.loc[jobs["metric"] != "", ["metric", "direction"]].drop_duplicates().to_numpy()
+        for metric, direction in measured if len(measured) else [(metric, "both") for metric in MAIN_METRICS]:
             found = tables.scores(jobs, metric, direction)
-            record = dict(zip(tables.JOB, job, strict=True)) | {"metric": metric, "direction": direction}
-            record |= vars(summarise(found.values)) | {"planned": found.planned}
-            records.append(record | {"status": found.status, "reason": found.reason})
-    return pd.DataFrame(records)
+            summary = summarise(found.values)
+            rows.append([*job, metric, direction, *summary, found.planned, found.status, found.reason])
+    columns = [*tables.JOB, "metric", "direction", *Summary._fields, "planned", "status", "reason"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def readable_table(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
     """Return one row per split and method variant: ``mean ± sd`` of the main metrics, or why there is none."""
     methods = display.methods(table, controls=True, ablations=True)
-    jobs, records = dict(list(tables.keyed(table).groupby(["panel", "row"]))), []
+    records = []
     for dataset, split in tables.panels(table):
-        for row in methods.index:
-            if (here := jobs.get((f"{dataset}/{split}", row))) is not None:
-                record = {"Data set": display.label("datasets", dataset), "Split": split}
-                record |= {"Method": methods["label"][row]} | readable_scores(here, display)
-                settings = display.own_file("methods", methods["method"][row]).get("settings", "")
-                records.append(record | {"Settings": settings})
+        for row in methods.itertuples():
+            jobs = tables.rows_of(table, dataset=dataset, split=split, method=row.method, variant=row.variant)
+            if len(jobs):
+                record = {"Data set": display.label("datasets", dataset), "Split": split, "Method": row.label}
+                settings = display.own_file("methods", row.method).get("settings", "")
+                records.append(record | readable_scores(jobs, display) | {"Settings": settings})
     return pd.DataFrame(records)
 
 
@@ -138,40 +146,28 @@ def tests_table(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
             here = tables.rows_of(scores, dataset=dataset, split=split, metric=metric)
             by_method = here.pivot(index="seed", columns="row", values="value")
             values = {methods["label"][row]: by_method[row].dropna() for row in methods.index if row in by_method}
-            found += [
-                {"dataset": dataset, "split": split, "metric": metric, **test}
-                for test in paired_tests(values).to_dict("records")
-            ]
-    columns = ["dataset", "split", "metric", *paired_tests({}).columns]
-    return pd.DataFrame(found, columns=columns)
+            tests = paired_tests(values)
+            found.append(pd.DataFrame({"dataset": dataset, "split": split, "metric": metric}, tests.index).join(tests))
+    return pd.concat(found)
 
 
-def main(
-    metrics: Path,
-    cells: Path,
-    display: style.Display,
-    table: Path,
-    summary: Path,
-    tests: Path,
-    intervals: Path,
-    figure: Path,
-) -> None:
+def main(metrics: Path, cells: Path, display: style.Display, table: Path, figure: Path) -> None:
     """Run the program.
 
     Parameters
     ----------
     cells
         results/<run>, whose jobs hold cells.tsv.gz.
-    summary, tests, intervals
-        Table to write: a readable one, paired tests, intervals over cells.
+    table
+        Table to write; beside it go summary.tsv, to be read, tests.tsv and intervals.tsv, those over cells.
     """
     scores = tables.read_metrics(metrics)
     over_cells = bootstrap_table(scores, cells)
     scores = tables.with_pairs(scores)
     write_table(summary_table(scores), table, digits=6)
-    write_table(readable_table(scores, display), summary)
-    write_table(tests_table(scores, display), tests, digits=6)
-    write_table(over_cells, intervals, digits=6)
+    write_table(readable_table(scores, display), table.with_name("summary.tsv"))
+    write_table(tests_table(scores, display), table.with_name("tests.tsv"), digits=6)
+    write_table(over_cells, table.with_name("intervals.tsv"), digits=6)
     plots.write_figure(figure, draw, scores, over_cells, display)
 
 

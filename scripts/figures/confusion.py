@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from clue.benchmark.contracts import ContractError, names_of_test_cells, read_solution
+from clue.benchmark.contracts import ContractError, cells_of_test_file, read_solution
 from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 
@@ -23,13 +23,6 @@ NOTE = (
 )
 
 
-def types_of(solution, modality: str) -> np.ndarray:
-    """Return the cell type of each test cell of a modality, in file order."""
-    names = pd.Index(solution.obs[modality].astype(str))
-    rows = names.get_indexer(names_of_test_cells(modality, solution.n_obs))
-    return solution.obs["cell_type"].astype(str).to_numpy()[rows]
-
-
 def confusion(matches: sp.spmatrix, types_x: np.ndarray, types_y: np.ndarray) -> pd.DataFrame:
     """Return the fraction of each type's match weight (rows) that goes to each type (columns); rows sum to 1."""
     names, pairs = sorted({*types_x, *types_y}), sp.coo_matrix(matches)
@@ -42,7 +35,7 @@ def read_confusion(path: Path, solution) -> pd.DataFrame:
     """Return the confusion of a match matrix in long form, with the columns `COLUMNS`; its path says whose it is."""
     method, variant, seed = path.parts[-4:-1]
     direction = path.stem.removeprefix("match_")
-    types_x, types_y = (types_of(solution, modality) for modality in direction.split("2"))
+    types_x, types_y = (cells_of_test_file(solution, name)["cell_type"].to_numpy() for name in direction.split("2"))
     try:
         table = confusion(sp.load_npz(path), types_x, types_y)
     except (OSError, ValueError, KeyError, IndexError) as error:
@@ -58,10 +51,7 @@ def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display)
     methods, types = display.methods(found), sorted(set(found["from_type"]))
     labels = [plots.shorten(name, 18) for name in types]
     side = max(float(np.clip(0.2 * len(types), 1.4, 2.3)), LABEL_INCHES * len(types))
-    columns = {
-        direction: " → ".join(display.label("modalities", name) for name in direction.split("2"))
-        for direction in dict.fromkeys(found["direction"])
-    }
+    columns = {direction: plots.arrow(direction, display) for direction in found["direction"].unique()}
     rows = {row.method: plots.shorten(row.label, 30) for row in methods.itertuples()}
     figure, axes = plots.panels(rows, columns, side, sharex=True, sharey=True)
     figure.set_size_inches(side * len(columns) + 1.9, (side + 0.25) * len(rows) + 1.6)

@@ -5,18 +5,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from clue.benchmark.config import check, read_yaml
+from clue.benchmark.config import load
 from clue.benchmark.program import run_program
 from clue.benchmark.report import style, tables
 
 COLUMNS = ["Data set", "Cells", "Features", "Splits", "Source", "Licence", "Citation", "Notes", "SHA-256"]
 
 
-def describe_dataset(path: Path, splits: Sequence[dict], config: Path) -> dict[str, str]:
+def describe_dataset(path: Path, splits: Sequence[dict], project: Path) -> dict[str, str]:
     """Return what the table says of a data set and of those of its splits that are part of the run."""
     found = tables.read_facts(path)
-    spec_path = config / "datasets" / f"{found['dataset']}.yaml"
-    spec = check(read_yaml(spec_path), config / "schemas" / "dataset.schema.yaml", str(spec_path))
+    spec = load("datasets", found["dataset"], project)
     texts = [
         f"{split['split']}: {int(split['n_train']):,} training and {split['n_cells']:,} test cells, "
         f"labels {split['labels']}"
@@ -49,7 +48,7 @@ def main(
         solution.h5ad of each split.
     """
     splits = [tables.read_facts(path) for path in solutions]
-    rows = [describe_dataset(path, splits, display.folder) for path in datasets]
+    rows = [describe_dataset(path, splits, display.folder.parent) for path in datasets]
     tables.write_table(pd.DataFrame(rows, columns=COLUMNS), table)
 
 

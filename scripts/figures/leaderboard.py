@@ -44,30 +44,28 @@ def published_rows(reference: pd.DataFrame, metric: str) -> pd.DataFrame:
         & reference["direction"].isin(PANELS)
         & reference["file"].isin(["leaderboard.tsv", "organisers.tsv", "rebenchmarks.tsv"])
     ]
-    groups = wanted.groupby(["file", "method"], sort=False)
-    texts = groups[["evidence", "source", "note"]].agg(lambda texts: "; ".join(dict.fromkeys(filter(None, texts))))
-    scores = wanted.pivot(index=["file", "method"], columns="direction", values="value")
-    table = groups[["label"]].first().join(texts).join(scores).reset_index()
+    keys = ["file", "method", "label"]
+    texts = wanted.groupby(keys, sort=False)[["evidence", "source", "note"]]
+    texts = texts.agg(lambda column: "; ".join(dict.fromkeys(filter(None, column))))
+    table = texts.join(wanted.pivot(index=keys, columns="direction", values="value")).reset_index()
     table = table.assign(metric=metric, origin="published", reproduces="").reindex(columns=COLUMNS)
     baselines = table[table["method"].str.startswith("baseline_")].sort_values(OVERALL, ascending=False)
     return table.drop(index=baselines.index[1:])
 
 
-def own_rows(own: dict[str, pd.DataFrame], metric: str, display: style.Display) -> pd.DataFrame:
+def own_rows(own: pd.DataFrame, metric: str, display: style.Display) -> pd.DataFrame:
     """Return a row per method of this run with a column per panel: its mean over seeds."""
     rows = [
         {"metric": metric, "label": display.label("methods", method), "origin": "this run", "method": method}
         | {"reproduces": display.reproduced.get(method, ""), "evidence": "computed", "source": "metrics.tsv"}
-        | own[method][list(PANELS)].mean().to_dict()
-        | {"note": f"mean over {len(own[method])} seed(s)"}
-        for method in display.order("methods", own)
+        | own.loc[method].mean().to_dict()
+        | {"note": f"mean over {len(own.loc[method])} seed(s)"}
+        for method in display.order("methods", own.index.unique("method"))
     ]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def leaderboard(
-    reference: pd.DataFrame, own: dict[str, pd.DataFrame], metric: str, display: style.Display
-) -> pd.DataFrame:
+def leaderboard(reference: pd.DataFrame, own: pd.DataFrame, metric: str, display: style.Display) -> pd.DataFrame:
     """Return published rows and those of this run, best first; where there is no overall score the mean of what is."""
     parts = [part for part in (published_rows(reference, metric), own_rows(own, metric, display)) if len(part)]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
@@ -92,33 +90,33 @@ def row_label(row: pd.Series) -> str:
     return plots.shorten(row["label"], 34) + "".join(marks)
 
 
-def draw_panel(axis: Axes, board: pd.DataFrame, panel: str, own: dict[str, pd.DataFrame], display) -> None:
+def draw_panel(axis: Axes, board: pd.DataFrame, panel: str, own: pd.Series, display: style.Display) -> None:
     """Draw published scores as open diamonds, own seeds as filled points with a bar at their mean."""
     colors = [display.color("methods", name) for name in board["method"]]
     rows = pd.DataFrame({"label": [row_label(row) for _, row in board.iterrows()], "color": colors})
     rows.index = board["origin"] + "/" + board["method"]
-    seeds = {f"this run/{name}": scores[panel].dropna() for name, scores in own.items()}
-    points = pd.DataFrame([(row, value) for row, values in seeds.items() for value in values], columns=["row", "value"])
-    plots.draw_seeds(axis, points, rows, interval=False)
+    seeds = own.dropna().rename("value").reset_index()
+    plots.draw_seeds(axis, seeds.assign(row="this run/" + seeds["method"]), rows, interval=False)
     published = board[(board["origin"] == "published") & board[panel].notna()]
     axis.hlines(published.index, 0, published[panel], color="#d0d0d0", linewidth=0.7, zorder=2)
-    if len(published):
-        axis.scatter(published[panel], published.index, **PUBLISHED)
+    axis.scatter(published[panel], published.index, **PUBLISHED)
     for y in board.index[board["origin"] == "this run"]:
-        axis.axhspan(y - 0.5, y + 0.5, color=rows["color"].iloc[y], alpha=0.10, linewidth=0)
+        axis.axhspan(y - 0.5, y + 0.5, color=colors[y], alpha=0.10, linewidth=0)
     axis.set(xlabel=textwrap.fill(display.label("metrics", board["metric"].iloc[0]), 20))
     axis.tick_params(axis="x", labelbottom=True)
     axis.xaxis.set_major_locator(MaxNLocator(3))
 
 
-def draw(boards: dict[str, pd.DataFrame], own: dict[str, dict], missing: Sequence[str], display) -> Figure:
+def draw(
+    boards: dict[str, pd.DataFrame], own: dict[str, pd.DataFrame], missing: Sequence[str], display: style.Display
+) -> Figure:
     """Draw for each way of matching a panel per sub-task and one for their mean."""
     lengths = [len(board) for board in boards.values()]
     height = 0.17 * sum(lengths) / len(lengths)
     figure, axes = plots.panels(dict.fromkeys(boards, ""), PANELS, height, height_ratios=lengths, sharex=True)
     figure.set_figwidth(style.PAGE)
     for (metric, panel), axis in axes.items():
-        draw_panel(axis, boards[metric], panel, own[metric], display)
+        draw_panel(axis, boards[metric], panel, own[metric][panel], display)
     axis.set_xlim(left=-0.04 * axis.get_xlim()[1])
     plots.add_notes(figure, [*NOTES, *missing])
     return figure
@@ -126,10 +124,8 @@ def draw(boards: dict[str, pd.DataFrame], own: dict[str, dict], missing: Sequenc
 
 def main(metrics: Path, published: list[Path], display: style.Display, table: Path, figure: Path) -> None:
     """Run the program."""
-    scores, theirs, own = tables.read_metrics(metrics), read_published(published), {}
-    for metric in METRICS:
-        own[metric] = competition_scores(scores, metric)
-        own[metric].pop(ORACLE, None)
+    scores, theirs = tables.read_metrics(metrics), read_published(published)
+    own = {metric: competition_scores(scores[scores["method"] != ORACLE], metric) for metric in METRICS}
     found = {metric: leaderboard(theirs, own[metric], metric, display) for metric in METRICS}
     tables.write_table(pd.concat(found.values()), table, digits=6)
     boards = {metric: board for metric, board in found.items() if len(board)}

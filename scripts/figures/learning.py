@@ -29,13 +29,12 @@ def read_history(path: Path) -> pd.DataFrame:
 
 def read_histories(resources: pd.DataFrame, results: Path) -> pd.DataFrame:
     """Return the histories of the jobs that ran, default variants only."""
-    found = [pd.DataFrame(columns=KEYS)]
-    for row in tables.rows_of(resources, variant="default").itertuples():
-        job = {key: getattr(row, key) for key in tables.JOB}
-        path = results.joinpath(*job.values(), f"seed-{row.seed}", "run.json")
+    found = []
+    for *job, seed in tables.rows_of(resources, variant="default")[[*tables.JOB, "seed"]].to_numpy():
+        path = results.joinpath(*job, f"seed-{seed}", "run.json")
         if path.exists() and len(history := read_history(path)):
-            found.append(history.assign(**job, seed=row.seed))
-    return pd.concat(found[1:] or found, ignore_index=True)
+            found.append(history.assign(**dict(zip(tables.JOB, job, strict=True)), seed=seed))
+    return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=KEYS)
 
 
 def losses_of(table: pd.DataFrame) -> list[str]:
@@ -47,11 +46,11 @@ def losses_of(table: pd.DataFrame) -> list[str]:
 
 def continued(histories: pd.DataFrame) -> pd.DataFrame:
     """Return histories whose steps go on from stage to stage, with the step at which each stage begins."""
-    job = [*tables.JOB, "seed"]
-    stages = histories.groupby([*job, "stage"], sort=True)["step"].max()
+    *job, stage, step = KEYS
+    stages = histories.groupby([*job, stage], sort=True)[step].max()
     begins = (stages.groupby(level=job).cumsum() - stages).rename("begin")
-    found = histories.merge(begins.reset_index(), on=[*job, "stage"])
-    return found.assign(step=found["step"] + found["begin"])
+    found = histories.merge(begins.reset_index(), on=[*job, stage])
+    return found.assign(step=found[step] + found["begin"])
 
 
 def draw(table: pd.DataFrame, display: style.Display) -> Figure:

@@ -71,7 +71,7 @@ def score_rows(published: pd.DataFrame, table: pd.DataFrame, display: style.Disp
 def own_values(row: pd.Series, name: str, table: pd.DataFrame) -> tuple[pd.Series, str]:
     """Return the values of a method of this run to set beside a published number, or why there are none."""
     if row["direction"] == OVERALL:
-        scores = competition_scores(table, row["metric"]).get(name, pd.DataFrame(columns=[OVERALL]))
+        scores = competition_scores(tables.rows_of(table, method=name), row["metric"])
         return scores[OVERALL].dropna(), "no seed has scores of all four sub-tasks"
     jobs = tables.rows_of(table, dataset=row["dataset"], split=row["split"], method=name, variant="default")
     found = tables.scores(jobs, row["metric"], row["direction"])

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -13,7 +12,8 @@ from clue.benchmark.report.reference import read_published
 from clue.benchmark.scores.prediction import METRICS
 from clue.benchmark.scores.stats import summarise
 
-KINDS = ("predict", "neighbours")
+KINDS = {"predict": "none", "neighbours": "no result"}
+"""What stands in place of points where a method has none, by kind of prediction."""
 DRAWN = ("pearson_cell", "rmse")
 NOTES = (
     "Predicted: values that the method returns; of neighbours: mean of the nearest test cells of the other modality in "
@@ -24,25 +24,25 @@ NOTES = (
 
 
 def long_table(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per job, direction, kind of prediction and metric; the means of directions are left out."""
-    kind, _, metric = (metrics["metric"].str.partition("_")[i] for i in range(3))
-    of_kind = kind.isin(KINDS) & metrics["direction"].str.contains("2", regex=False) & (metrics["status"] == "ok")
-    return tables.keyed(metrics.assign(kind=kind, metric=metric)[of_kind & metric.isin(METRICS)])
+    """Return a row per job, direction and metric of predictions; the means of directions are left out."""
+    names = [f"{kind}_{metric}" for kind in KINDS for metric in METRICS]
+    found = tables.rows_of(metrics, status="ok")
+    found = found[found["metric"].isin(names) & found["direction"].str.contains("2", regex=False)]
+    return tables.keyed(found).assign(panel=found["dataset"] + "/" + found["split"] + "/" + found["direction"])
 
 
 def summary_table(found: pd.DataFrame, published: pd.DataFrame, display: style.Display) -> pd.DataFrame:
     """Return mean and standard deviation over seeds, a column per metric; then the published values."""
-    keys, rows = ["dataset", "split", "direction", "kind", "method", "variant"], []
-    for key, group in found.groupby(keys, sort=False):
-        row = dict(zip(keys, key, strict=True)) | {"label": display.label("methods", key[4]), "origin": "this run"}
-        rows.append(row | {metric: str(summarise(part)) for metric, part in group.groupby("metric")["value"]})
-    here = published[published["dataset"].isin(found["dataset"])]
-    for key, group in here.groupby(["dataset", "split", "direction", "method", "label"], sort=False):
-        row = dict(zip(["dataset", "split", "direction", "method", "label"], key, strict=True))
-        row |= {"kind": "predict", "origin": "published", "source": group["source"].iloc[0]}
-        row["note"] = group["note"].iloc[0]
-        rows.append(row | dict(zip(group["metric"], group["value"].map(str), strict=True)))
-    table = pd.DataFrame(rows, columns=["label", *keys, *METRICS, "origin", "source", "note"])
+    keys = ["dataset", "split", "direction", "method", "variant"]
+    own = found.groupby([*keys, "metric"], sort=False)["value"].agg(lambda values: str(summarise(values))).reset_index()
+    own = own.assign(label=[display.label("methods", name) for name in own["method"]], origin="this run")
+    known = published[published["dataset"].isin(found["dataset"])].assign(origin="published")
+    rows: dict[tuple, dict] = {}
+    for row in pd.concat([own, known]).fillna("").to_dict("records"):
+        kind, _, metric = row["metric"].partition("_")
+        rows.setdefault((kind, *map(row.get, keys)), row | {"kind": kind})[metric] = str(row["value"])
+    columns = ["label", *keys[:3], "kind", *keys[3:], *METRICS, "origin", "source", "note"]
+    table = pd.DataFrame(rows.values(), columns=columns)
     return table.sort_values(["dataset", "direction", "split", "kind"], kind="stable", ignore_index=True)
 
 
@@ -51,40 +51,32 @@ def draw(found: pd.DataFrame, published: pd.DataFrame, display: style.Display) -
     methods = display.methods(found)
     if methods.empty:
         raise plots.NothingToDraw("No method but the controls has predictions or neighbours to score.")
-    columns = {}
-    for place in dict.fromkeys(zip(found["dataset"], found["split"], found["direction"], strict=True)):
-        dataset, split, direction = place
-        arrow = " → ".join(display.label("modalities", name) for name in direction.split("2"))
-        columns[place] = f"{display.label('datasets', dataset)}\n{split}\n{arrow}"
+    columns = {panel: title(*panel.split("/"), display) for panel in found["panel"].unique()}
     rows = plots.metric_labels([f"{kind}_{metric}" for metric in DRAWN for kind in KINDS], display)
     rows = {name: label.replace(", ", ",\n") for name, label in rows.items()}
     figure, axes = plots.panels(rows, columns, plots.rows_height(methods))
-    for (name, (dataset, split, direction)), axis in axes.items():
-        kind, _, metric = name.partition("_")
-        here = tables.rows_of(found, dataset=dataset, split=split, direction=direction, metric=metric)
-        points = tables.rows_of(here, kind=kind)
-        missing = dict.fromkeys(methods.index.difference(points["row"]), "none" if kind == "predict" else "no result")
-        plots.draw_seeds(axis, points[points["row"].isin(methods.index)], methods, missing=missing)
-        known = tables.rows_of(published, dataset=dataset, direction=direction, metric=metric)["value"]
-        best = known.max() if metric == "pearson_cell" else known.min()
-        draw_level(axis, tables.rows_of(here, kind="predict", method="random")["value"].mean(), "dashed")
-        draw_level(axis, best, "dotted")
+    for kind, missing in KINDS.items():
+        of_kind = {key: axis for key, axis in axes.items() if key[0].startswith(kind)}
+        plots.draw_seed_panels(of_kind, found, methods, ("metric", "panel"), missing)
+    for (name, panel), axis in axes.items():
+        (dataset, _, direction), metric = panel.split("/"), name.partition("_")[2]
+        known = tables.rows_of(published, dataset=dataset, direction=direction, metric=f"predict_{metric}")["value"]
+        controls = tables.rows_of(found, panel=panel, metric=f"predict_{metric}", method="random")["value"]
+        plots.mark_level(axis, controls.mean(), "dashed")
+        plots.mark_level(axis, known.max() if metric == "pearson_cell" else known.min(), "dotted")
         axis.xaxis.set_major_locator(MaxNLocator(2))
     plots.add_notes(figure, NOTES)
     return figure
 
 
-def draw_level(axis: Axes, level: float, line: str) -> None:
-    """Draw a vertical line, if there is a level."""
-    if pd.notna(level):
-        axis.axvline(level, color=style.MUTED, linestyle=line, linewidth=0.9, zorder=1)
+def title(dataset: str, split: str, direction: str, display: style.Display) -> str:
+    """Return the title of a column: data set, split and direction."""
+    return f"{display.label('datasets', dataset)}\n{split}\n{plots.arrow(direction, display)}"
 
 
 def main(metrics: Path, published: list[Path], display: style.Display, table: Path, figure: Path) -> None:
     """Run the program."""
-    known = read_published(published)
-    known["metric"] = known["metric"].str.removeprefix("predict_")
-    found = long_table(tables.read_metrics(metrics))
+    known, found = read_published(published), long_table(tables.read_metrics(metrics))
     tables.write_table(summary_table(found, known, display), table)
     plots.write_figure(figure, draw, found, known, display)
 

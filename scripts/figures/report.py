@@ -12,7 +12,6 @@ import io
 import json
 import platform
 import re
-from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -24,7 +23,6 @@ from markupsafe import Markup
 from PIL import Image
 from plotly.offline import get_plotlyjs
 
-from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.program import run_program
 from clue.benchmark.report import style, tables
@@ -52,6 +50,8 @@ SHOWN = {
 }
 """The columns to show of wide tables."""
 MAX_ROWS = 400
+POINT = ["cell", "cell_type", "modality", "x", "y"]
+"""What the page needs to know of a point in a UMAP."""
 LONGEST_CELL = 60
 """Longer cells are folded, in characters."""
 PACKAGES = """clue-bench snakemake torch numpy scipy scikit-learn anndata mudata scanpy faiss-cpu umap-learn
@@ -120,12 +120,9 @@ def packed(text: str) -> str:
 
 def umap_points(path: Path, display: style.Display) -> str:
     """Return, packed, what the page needs to draw a split's UMAPs: cells, their groups, coordinates per method."""
-    try:
-        frame = pd.read_csv(path, sep="\t", keep_default_na=False).round(2)
-        groups = {key: sorted(set(frame[key])) for key in ("cell_type", "modality")}
-        parts = dict(list(frame.groupby("method")[["cell", "cell_type", "modality", "x", "y"]]))
-    except (OSError, EOFError, KeyError, ValueError) as error:
-        raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
+    frame = tables.read_table(path, ["method", "variant", *POINT], numeric=["x", "y"]).round(2)
+    groups = {key: sorted(set(frame[key])) for key in ("cell_type", "modality")}
+    parts = dict(list(frame.groupby("method")[POINT]))
     colors = display.cell_type_colors(groups["cell_type"])
     colors |= {name: display.color("modalities", name) for name in groups["modality"]}
     labels = {name: display.label("modalities", name) for name in groups["modality"]}
@@ -220,36 +217,6 @@ def read_if_there(path: Path) -> pd.DataFrame:
     return tables.read_table(path, columns=()) if path.exists() else pd.DataFrame()
 
 
-def render(
-    results: Path, drawn: Sequence[Path], captions: Path, config: dict, configfiles: str, display: style.Display
-) -> str:
-    """Return the page; the parameters are those of `main`."""
-    metrics, figures = tables.read_metrics(results / "metrics.tsv"), {path.stem: path for path in drawn}
-    datasets = describe_datasets(metrics, figures, results / "tables", captions, display)
-    comparison = figures.pop("comparison", None)
-    order = {name: i for i, name in enumerate(TITLES)}
-    others = []
-    for name in sorted(figures, key=lambda name: (order.get(name, len(order)), name)):
-        item = show_figure(figures[name], TITLES.get(name, name.replace("_", " ")), captions)
-        others.append(item | {"table": show(read_if_there(results / "tables" / f"{name}.tsv"), name)})
-    paper = read_if_there(results / "tables" / "paper.tsv")
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
-    return environment.get_template("report.html.j2").render(
-        run=config["run"],
-        counts=counts(metrics),
-        datasets=datasets,
-        comparison=comparison and show_figure(comparison, "Comparison of methods", captions),
-        figures=others,
-        paper=show(paper, "paper") if len(paper) else None,
-        failures=show(tables.read_table(results / "failures.tsv", columns=()), "failures"),
-        versions=show(versions(), "versions"),
-        captions={name: caption(captions, name) for name in ("summary", "paper")},
-        configfiles=configfiles,
-        config=yaml.safe_dump(config, sort_keys=False),
-        plotly=packed(get_plotlyjs()) if any(split["umap"] for data in datasets for split in data["splits"]) else "",
-    )
-
-
 def main(
     results: Path,
     captions: Path,
@@ -274,7 +241,29 @@ def main(
     figures
         Figures to show (PNG).
     """
-    page = render(results, list(figures), captions, json.loads(config), configfiles, display)
+    metrics, drawn = tables.read_metrics(results / "metrics.tsv"), {path.stem: path for path in figures}
+    datasets = describe_datasets(metrics, drawn, results / "tables", captions, display)
+    comparison = drawn.pop("comparison", None)
+    others = []
+    for name in sorted(drawn, key=lambda name: (list(TITLES).index(name) if name in TITLES else len(TITLES), name)):
+        item = show_figure(drawn[name], TITLES.get(name, name.replace("_", " ")), captions)
+        others.append(item | {"table": show(read_if_there(results / "tables" / f"{name}.tsv"), name)})
+    settings, paper = json.loads(config), read_if_there(results / "tables" / "paper.tsv")
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
+    page = environment.get_template("report.html.j2").render(
+        run=settings["run"],
+        counts=counts(metrics),
+        datasets=datasets,
+        comparison=comparison and show_figure(comparison, "Comparison of methods", captions),
+        figures=others,
+        paper=show(paper, "paper") if len(paper) else None,
+        failures=show(tables.read_table(results / "failures.tsv", columns=()), "failures"),
+        versions=show(versions(), "versions"),
+        captions={name: caption(captions, name) for name in ("summary", "paper")},
+        configfiles=configfiles,
+        config=yaml.safe_dump(settings, sort_keys=False),
+        plotly=packed(get_plotlyjs()) if any(split["umap"] for data in datasets for split in data["splits"]) else "",
+    )
     with atomic(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
 

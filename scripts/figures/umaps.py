@@ -12,12 +12,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tqdm import tqdm
 
-from clue.benchmark.contracts import metric_of, read_embedding, read_solution
+from clue.benchmark.contracts import metric_of, read_solution
 from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
-from clue.benchmark.report.umap import coordinates, points, sample_cells
+from clue.benchmark.report.umap import coordinates, sampled
 
 ROW_HEIGHT = 2.35
 LEGEND_LINE = 0.14
@@ -27,11 +26,10 @@ LEGEND_ROWS = 40
 """Entries per column of the legend."""
 
 
-def embed_in_plane(paths: Sequence[str], solution, n_points: int, seed: int) -> pd.DataFrame:
+def embed_in_plane(paths: Sequence[Path], solution, n_points: int, seed: int) -> pd.DataFrame:
     """Return one row per point and embedding: method, variant, seed, cell, modality, cell type, x, y."""
-    cells, frames = sample_cells(solution, n_points, seed), []
-    for path in tqdm(paths, desc="UMAP", unit="embedding", mininterval=1):
-        chosen = points(read_embedding(path), cells, list(solution.uns["modalities"]), path)
+    frames = []
+    for chosen in sampled(paths, solution, n_points, seed):
         job = {key: str(chosen.uns[key]) for key in ("method", "variant", "seed")}
         frame = pd.DataFrame(coordinates(chosen.X, seed, metric_of(chosen)), columns=["x", "y"])
         groups = {key: chosen.obs[key].astype(str).to_numpy() for key in ("modality", "cell_type")}

@@ -58,11 +58,13 @@ def test_a_mosaic_is_placed_in_the_order_of_its_cells(model, cells, place):
 
 
 def test_product_fusion_weighs_by_precision(cells):
+    """Cells seen in one modality alone are where that one puts them."""
     model = clue.CLUE(cells, fusion="product", **WIDTHS)
-    parts = [model.posterior(adata) for adata in cells.mod.values()]
-    precision = [1 / std**2 for _, std in parts]
-    expected = sum(p * mean for p, (mean, _) in zip(precision, parts, strict=True)) / sum(precision)
-    np.testing.assert_allclose(model.embed(cells), expected, rtol=1e-3, atol=1e-5)
+    mosaic = {"rna": cells["rna"], "adt": cells["adt"][200:]}
+    (rna, std_rna), (adt, std_adt) = (model.posterior(adata) for adata in mosaic.values())
+    weights = 1 / std_rna[200:] ** 2, 1 / std_adt**2
+    fused = (weights[0] * rna[200:] + weights[1] * adt) / sum(weights)
+    np.testing.assert_allclose(model.embed(mosaic), np.vstack([rna[:200], fused]), rtol=1e-3, atol=1e-5)
 
 
 def test_features_tell_the_modality(model, cells):
@@ -104,7 +106,7 @@ def test_predict_averages_over_batches_or_takes_one(model, cells):
     rna = cells["rna"]
     share = model.predict(rna, "adt")
     np.testing.assert_allclose(share.X.sum(axis=1), 1, rtol=1e-4)
-    assert list(share.obs_names) == list(rna.obs_names)
+    assert list(share.obs_names) == list(rna.obs_names) and list(share.var_names) == list(cells["adt"].var_names)
     by_batch = [model.predict(rna, "adt", batch=batch).X for batch in model.batches]
     weight = cells["adt"].obs["batch"].value_counts(normalize=True)[model.batches]
     np.testing.assert_allclose(share.X, sum(w * x for w, x in zip(weight, by_batch, strict=True)), rtol=1e-4)
@@ -159,18 +161,14 @@ def test_several_columns_are_one_batch_together(cells):
     assert model.batches == [f"{batch} | {site}" for batch in names for site in ("s1", "s2")]
 
 
-def test_counts_stored_by_columns_train_alike(cells):
-    by_row = {k: cells[k] for k in ("rna", "adt")}
-    by_column = {k: ad.AnnData(sp.csc_matrix(a.X), obs=a.obs, var=a.var) for k, a in by_row.items()}
-    first, second = (clue.CLUE(data, batch_key="batch", **WIDTHS) for data in (by_row, by_column))
-    assert np.array_equal(first.embed(by_row["rna"]), second.embed(by_column["rna"]))
-
-
 # ---- saved models --------------------------------------------------------------------------------
 
 
 def test_a_saved_model_goes_on_training(model, cells, tmp_path):
     model.save(tmp_path / "model.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+    with pytest.raises(ValueError, match="no training data"):
+        clue.CLUE.load(tmp_path / "model.pt").fit(**SHORT)
     loaded = clue.CLUE.load(tmp_path / "model.pt", cells)
     pd.testing.assert_frame_equal(loaded.history, model.history)
     for place in ("embed", "align"):
@@ -203,12 +201,10 @@ def test_fine_tuning_on_two_modalities_keeps_the_third(model, cells, tmp_path):
 
 
 def test_a_modality_without_pairs_trains_and_is_embedded(cells):
-    apart = cells["atac"].copy()
-    apart.obs_names = [f"other_{i}" for i in range(apart.n_obs)]
-    model = clue.CLUE({"rna": cells["rna"], "adt": cells["adt"], "atac": apart}, batch_key="batch", **WIDTHS)
-    model.fit(**SHORT)
-    assert np.isfinite(model.align(cells["rna"])).all() and np.isfinite(model.embed(apart)).all()
-    chosen = clue.CLUE({"rna": cells["rna"], "adt": cells["adt"], "atac": apart})
+    given = {"rna": cells["rna"], "adt": cells["adt"], "atac": apart(cells["atac"])}
+    model = clue.CLUE(given, batch_key="batch", **WIDTHS).fit(**SHORT)
+    assert np.isfinite(model.align(cells["rna"])).all() and np.isfinite(model.embed(given["atac"])).all()
+    chosen = clue.CLUE(given)
     assert chosen.preprocessors["atac"].width <= 30
 
 
@@ -291,6 +287,16 @@ def test_a_modality_that_teaches_nothing_is_refused(cells, k, change, message):
         clue.CLUE(dict(cells.mod) | {k: change(cells[k])}, **WIDTHS)
 
 
+def apart(adata):
+    again = adata.copy()
+    again.obs_names = "other_" + again.obs_names
+    return again
+
+
+def logs(adata):
+    return ad.AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var)
+
+
 def doubled(adata, axis):
     names = adata.obs_names if axis == "obs" else adata.var_names
     again = adata.copy()
@@ -303,6 +309,14 @@ def doubled(adata, axis):
     [
         (lambda c: clue.CLUE(c["rna"]), "a MuData or a dict of AnnData by modality is needed, not an object of type"),
         (lambda c: clue.CLUE({"rna": c["rna"].X, "adt": c["adt"]}), "is needed, not a dict of"),
+        (lambda c: clue.CLUE({"rna": c["rna"]}), "two modalities or more"),
+        (lambda c: clue.CLUE({"rna": logs(c["rna"]), "adt": c["adt"]}), "rna: X must hold raw counts"),
+        (lambda c: clue.CLUE(c, **WIDTHS).embed(logs(c["rna"]), "rna"), "rna: X must hold raw counts"),
+        (lambda c: clue.CLUE(c, **WIDTHS).predict(logs(c["rna"]), "adt"), "rna: X must hold raw counts"),
+        (lambda c: clue.CLUE(c, **WIDTHS).embed(c["rna"][:, 3:], "rna"), "rna lacks 3 of 80 features"),
+        (lambda c: clue.CLUE(c, **WIDTHS).embed(c["rna"], "dna"), "unknown modality 'dna'; the model knows"),
+        (lambda c: clue.CLUE(c, batch_key="batch", **WIDTHS).fit({"rna": c["rna"]}), "among the training cells"),
+        (lambda c: clue.CLUE({"rna": c["rna"], "adt": apart(c["adt"])}, **WIDTHS).fit(), "no cell is seen in two"),
         (lambda c: clue.CLUE(c, batch_key="lane"), "rna: obs lacks the batch column 'lane'; it has"),
         (lambda c: clue.CLUE(c, n_latent=0), "n_latent is 0"),
         (lambda c: clue.CLUE(c, encoder=(1, 0)), "encoder is 0"),

@@ -21,15 +21,23 @@ from clue.benchmark.methods.validation import choose, choose_metric, combination
 from clue.preprocess import preprocessor
 from clue.simulate import simulate
 
-ROOT = Path(__file__).parents[2]
+
+@pytest.fixture
+def program(scripts):
+    """A function that imports a method's program."""
+    return lambda name: scripts(f"methods/{name}.py")
 
 
-def program(name):
-    """Import a method's program."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / "methods" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def task_of(cells: md.MuData, folder: Path, **split) -> Task:
+    """Return the task of a random split of some cells, as a method gets it."""
+    parts = make_task(cells, "tiny", "random", {"kind": "random", "fraction": 0.25, "seed": 0} | split)
+    return Task(parts.train, parts.tests, device="cpu", threads=1, checkpoints=folder)
+
+
+def check_metric(task: Task) -> None:
+    """Check that the metric of a task is the best of those that were compared."""
+    best = max(task.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
+    assert task.metric == best["metric"]
 
 
 # ---- the choice of settings ----------------------------------------------------------------------
@@ -137,7 +145,7 @@ def test_the_inner_split_does_not_depend_on_the_order_of_cells(n_donors):
 # ---- ridge ---------------------------------------------------------------------------------------
 
 
-def test_ridge_weighs_by_the_correlation_with_predictions_of_left_out_cells():
+def test_ridge_weighs_by_the_correlation_with_predictions_of_left_out_cells(program):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 4)) + 1
     y = x @ rng.normal(size=(4, 2)) + rng.normal(size=(30, 2))
@@ -154,7 +162,7 @@ def test_ridge_weighs_by_the_correlation_with_predictions_of_left_out_cells():
     np.testing.assert_allclose(regression["scale"] * y.std(axis=0), expected, rtol=1e-10)
 
 
-def test_ridge_gives_measured_and_predicted_components_one_scale():
+def test_ridge_gives_measured_and_predicted_components_one_scale(program):
     ridge = program("ridge")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 3)) * [3, 1, 0.1]
@@ -168,7 +176,7 @@ def test_ridge_gives_measured_and_predicted_components_one_scale():
 # ---- contrastive ---------------------------------------------------------------------------------
 
 
-def test_contrastive_loss_of_two_cells():
+def test_contrastive_loss_of_two_cells(program):
     encoders = program("contrastive").Encoders([torch.nn.Identity(), torch.nn.Identity()], temperature=0.5)
     x = torch.eye(2)
     # Of each cell: similarity 1 with itself, 0 with the other, divided by the temperature.
@@ -194,7 +202,7 @@ PARAMS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_clue_scglue_is_what_upstream_gives_when_called_directly(second, tmp_path, monkeypatch):
+def test_clue_scglue_is_what_upstream_gives_when_called_directly(program, second, tmp_path, monkeypatch):
     scglue = pytest.importorskip("scglue", reason="scglue, the authors' implementation, is not installed")
     # Upstream takes its lengths from these constants; its own would take minutes.
     for name, value in {"MAX_EPOCH": 0.06, "ALIGN_BURNIN": 0.01, "PATIENCE": 0.02, "REDUCE_LR_PATIENCE": 0.01}.items():
@@ -203,10 +211,8 @@ def test_clue_scglue_is_what_upstream_gives_when_called_directly(second, tmp_pat
     cells = simulate(120, {"rna": 40, second: 30}, seed=2)
     # A gene that no cell has is not given to upstream.
     cells["rna"].X = cells["rna"].X @ sp.diags(np.arange(40) != 5, dtype=np.float32).tocsr()
-    task = make_task(cells, "tiny", "random25", {"kind": "random", "fraction": 0.25, "seed": 0})
-
-    expected = upstream(scglue, task, tmp_path / "upstream")
-    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path / "own")
+    own = task_of(cells, tmp_path / "own")
+    expected = upstream(scglue, own, tmp_path / "upstream")
     found = program("clue_scglue").embed(own, PARAMS, seed=3)
     for name in ("rna", second):
         np.testing.assert_array_equal(found[name], expected[name])
@@ -219,7 +225,7 @@ def upstream(scglue, task, folder):
     train, test = {}, {}
     for name, adata in task.train.mod.items():
         prepared = preprocessor(name, 10, PARAMS["n_features"].get(name), seed=3).fit(adata)
-        train[name], test[name] = adata.copy(), task.tests[name].copy()
+        train[name], test[name] = adata.copy(), task.test[name].copy()
         for part in (train[name], test[name]):
             part.obsm["X_rep"] = prepared.transform(part)
             part.var["highly_variable"] = np.isin(np.arange(part.n_vars), prepared.selected)
@@ -250,19 +256,17 @@ def upstream_model(scglue, adatas, lr):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
+def test_multivi_is_what_upstream_gives_when_called_directly(program, second, tmp_path):
     scvi = pytest.importorskip("scvi", reason="scvi-tools, which holds MultiVI, is not installed")
     cells = simulate(160, {"rna": 50, second: 40}, seed=2)
-    split = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
-    task = make_task(cells, "tiny", "random25", split)
+    own = task_of(cells, tmp_path, paired_fraction=0.8)
     training = {"max_epochs": 3, "lr": 0.001, "batch_size": 32, "train_size": 0.9, "n_epochs_kl_warmup": 1}
     params = {"min_cell_fraction": 0.01, "min_steps": 0, "model": {"n_latent": 4, "n_hidden": 16}, "training": training}
-    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
     found, predictions = program("multivi").embed(own, params, seed=3)
 
     # Upstream's calls, nothing of ours: tables padded with zeros, cells and features by name.
-    tables = {name: pd.concat([a.to_df() for a in (task.train.mod[name], task.tests[name])]) for name in task.train.mod}
-    batch = pd.concat([a.obs["batch"].astype(str) for a in (*task.train.mod.values(), *task.tests.values())])
+    tables = {name: pd.concat([a.to_df() for a in (own.train.mod[name], own.test[name])]) for name in own.train.mod}
+    batch = pd.concat([a.obs["batch"].astype(str) for a in (*own.train.mod.values(), *own.test.values())])
     names = sorted(set().union(*(table.index for table in tables.values())))
     obs = pd.DataFrame({"sample": batch[~batch.index.duplicated()].loc[names]}, index=names)
     obs["measured"] = ["+".join(name for name, table in tables.items() if cell in table.index) for cell in names]
@@ -285,7 +289,7 @@ def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
     model = scvi.model.MULTIVI(mdata, n_latent=4, n_hidden=16)
     model.train(**training, accelerator="cpu")
     expected = pd.DataFrame(model.get_latent_representation(), index=names)
-    for name, test in task.tests.items():
+    for name, test in own.test.items():
         np.testing.assert_array_equal(found[name], expected.loc[test.obs_names])
     assert own.info["epochs"] == 3 and own.info["n_latent"] == 4
 
@@ -293,7 +297,7 @@ def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
     genes = own.targets["rna"].names
     decoded = pd.DataFrame(
         model.get_normalized_expression(
-            indices=mdata.obs_names.get_indexer(task.tests[second].obs_names), return_numpy=True
+            indices=mdata.obs_names.get_indexer(own.test[second].obs_names), return_numpy=True
         ),
         columns=tables["rna"].columns[
             (tables["rna"].reindex(names, fill_value=0.0) > 0).sum() >= int(0.01 * len(names))
@@ -304,27 +308,23 @@ def test_multivi_is_what_upstream_gives_when_called_directly(second, tmp_path):
     assert len(correlations) > 10 and min(correlations) > 0.999
 
     # Training cells by one modality alone are placed as test cells are.
-    best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
-    assert own.metric == best["metric"]
+    check_metric(own)
     words = {"rna": "expression", "atac": "accessibility", "adt": "protein"}
-    for name, test in task.tests.items():
+    for name, test in own.test.items():
         rows = mdata.obs_names.get_indexer(test.obs_names[::-1])
         alone = model.get_latent_representation(indices=rows, modality=words[name])
         np.testing.assert_allclose(alone[::-1], found[name], rtol=1e-5, atol=1e-6)
 
 
-def test_multivi_trains_for_as_many_steps_as_asked():
+def test_multivi_trains_for_as_many_steps_as_asked(program):
     long_enough = program("multivi").long_enough
     settings = {"max_epochs": 10, "batch_size": 100, "train_size": 0.9}
     assert long_enough(settings, n_cells=1000, min_steps=0)["max_epochs"] == 10
     assert long_enough(settings, n_cells=1000, min_steps=91)["max_epochs"] == 11
 
 
-def test_multivi_without_features_says_so(tmp_path):
-    cells = make_task(
-        simulate(40, {"rna": 8, "adt": 5}, seed=0), "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0}
-    )
-    task = Task(cells.train, cells.tests, device="cpu", threads=1, checkpoints=tmp_path)
+def test_multivi_without_features_says_so(program, tmp_path):
+    task = task_of(simulate(40, {"rna": 8, "adt": 5}, seed=0), tmp_path, fraction=0.5)
     with pytest.raises(BenchmarkError, match="rna: no feature is detected in 200% of 60 cells"):
         program("multivi").all_cells(task, min_cell_fraction=2)
 
@@ -334,7 +334,7 @@ def test_multivi_without_features_says_so(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_univi_is_what_upstream_gives_when_called_directly(second, tmp_path):
+def test_univi_is_what_upstream_gives_when_called_directly(program, second, tmp_path):
     univi = pytest.importorskip("univi", reason="univi, the authors' package, is not installed")
     weights = {"adt": {"beta": 1.5, "gamma": 5}, "atac": {"beta": 1.25, "gamma": 4.35, "align_anneal_end": 2}}[second]
     model_settings = {"latent_dim": 4, "encoder_dropout": 0.1, **weights}
@@ -351,13 +351,11 @@ def test_univi_is_what_upstream_gives_when_called_directly(second, tmp_path):
         "objective": {"loss_mode": "v1", "v1_recon": "avg"},
         "training": training,
     }
-    split = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
-    task = make_task(simulate(160, {"rna": 50, second: 40}, seed=2), "tiny", "random25", split)
-    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    own = task_of(simulate(160, {"rna": 50, second: 40}, seed=2), tmp_path, paired_fraction=0.8)
     found = program("univi_model").embed(own, params, seed=3)
 
     # Upstream's calls as in its tutorials, nothing of ours: 96 paired cells, 10 of which say when to stop.
-    names = [name for name in task.train["rna"].obs_names if name in set(task.train[second].obs_names)]
+    names = [name for name in own.train["rna"].obs_names if name in set(own.train[second].obs_names)]
     order = np.random.default_rng(3).permutation(len(names))
     assert len(names) == 96
     importlib.import_module("univi.utils.seed").set_seed(3)
@@ -367,9 +365,9 @@ def test_univi_is_what_upstream_gives_when_called_directly(second, tmp_path):
         "atac": lambda: univi.ATACPreprocessor(n_components=39, drop_first=True, layer=None, random_state=3),
     }
     fit_on, held_out = (np.array(names)[np.sort(rows)] for rows in (order[10:], order[:10]))
-    prepared = {name: kinds[name]().fit(task.train[name][fit_on]) for name in ("rna", second)}
+    prepared = {name: kinds[name]().fit(own.train[name][fit_on]) for name in ("rna", second)}
     train, validation = (
-        {name: prepared[name].transform(task.train[name][cells]) for name in prepared} for cells in (fit_on, held_out)
+        {name: prepared[name].transform(own.train[name][cells]) for name in prepared} for cells in (fit_on, held_out)
     )
     modalities = [
         univi.ModalityConfig("rna", train["rna"].n_vars, [16], [16], likelihood="gaussian"),
@@ -382,15 +380,14 @@ def test_univi_is_what_upstream_gives_when_called_directly(second, tmp_path):
         val_loader=univi.make_loader(validation, batch_size=1024),
         train_cfg=univi.TrainingConfig(**training),
     ).fit()
-    for name, test in task.tests.items():
+    for name, test in own.test.items():
         expected = univi.encode_adata(model, prepared[name].transform(test), modality=name, latent="modality_mean")
         np.testing.assert_array_equal(found[name], expected)
     assert own.info["epochs"] == 3 and own.info["univi"] == univi.__version__
-    best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
-    assert own.metric == best["metric"]
+    check_metric(own)
 
 
-def test_univi_with_too_few_paired_cells_says_so():
+def test_univi_with_too_few_paired_cells_says_so(program):
     paired = dict(simulate(2, {"rna": 5, "adt": 5}, seed=1).mod)
     with pytest.raises(
         BenchmarkError, match="^2 training cells are seen in both modalities, and UniVI needs at least 3"
@@ -452,7 +449,7 @@ def test_champollion_is_what_upstream_gives_when_called_directly(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_midas_is_what_upstream_gives_when_called_directly(second, tmp_path):
+def test_midas_is_what_upstream_gives_when_called_directly(program, second, tmp_path):
     scmidas = pytest.importorskip("scmidas", reason="scmidas, which holds MIDAS, is not installed")
     lightning = pytest.importorskip("lightning", reason="lightning, which scmidas trains with, is not installed")
     cells = simulate(160, {"rna": 30, second: 20}, seed=2)
@@ -461,17 +458,15 @@ def test_midas_is_what_upstream_gives_when_called_directly(second, tmp_path):
     if second == "atac":
         cells["atac"].var_names = list(peaks.values())
         cells.update_var()
-    split = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
-    task = make_task(cells, "tiny", "random25", split)
+    own = task_of(cells, tmp_path, paired_fraction=0.8)
     model_settings = {"dim_c": 4, "dims_shared_enc": [16], "dims_shared_dec": [16], "dims_dsc": [8]}
     model_settings |= {"dims_before_enc_atac": [8, 4], "dims_after_dec_atac": [4, 8]}
     params = {"n_features": {"rna": 4000}, "model": model_settings, "training": {"batch_size": 32, "max_epochs": 2}}
-    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
     found = program("midas").embed(own, params, seed=3)
 
     # Upstream's calls, nothing of ours: batches by what was measured, cells in the same order in both modalities.
-    tables = {name: pd.concat([a.to_df() for a in (task.train[name], task.tests[name])]).sort_index() for name in found}
-    batch = pd.concat([a.obs["batch"].astype(str) for a in (*task.train.mod.values(), *task.tests.values())])
+    tables = {name: pd.concat([a.to_df() for a in (own.train[name], own.test[name])]).sort_index() for name in found}
+    batch = pd.concat([a.obs["batch"].astype(str) for a in (*own.train.mod.values(), *own.test.values())])
     measured = {
         cell: "+".join([name for name in tables if cell in tables[name].index])
         + f"+{batch[~batch.index.duplicated()][cell]}"
@@ -496,14 +491,13 @@ def test_midas_is_what_upstream_gives_when_called_directly(second, tmp_path):
     model = scmidas.MIDAS(mdata, configs=configs, batch_size=32, save_model_path=str(tmp_path))
     model.train(max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     expected = pd.DataFrame(model.get_latent_representation(kind="c"), index=mdata.obs_names)
-    for name, test in task.tests.items():
+    for name, test in own.test.items():
         np.testing.assert_array_equal(found[name], expected.loc[test.obs_names])
     assert own.info["epochs"] == 2 and own.info["batches"] == len(set(measured.values())) == 6
-    best = max(own.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
-    assert own.metric == best["metric"]
+    check_metric(own)
 
 
-def test_midas_takes_the_genes_that_vary_and_the_peaks_that_are_seen():
+def test_midas_takes_the_genes_that_vary_and_the_peaks_that_are_seen(program):
     selected = program("midas").selected
     cells = simulate(80, {"rna": 40, "atac": 30}, seed=1)
     np.testing.assert_array_equal(selected("rna", cells["rna"], None), np.arange(40))
@@ -521,7 +515,7 @@ def test_midas_takes_the_genes_that_vary_and_the_peaks_that_are_seen():
 # ---- MatchCLOT -----------------------------------------------------------------------------------
 
 
-def test_matchclot_indexes_cells_by_its_formula():
+def test_matchclot_indexes_cells_by_its_formula(program):
     """Against a dense decomposition, whose signs are free: one choice of them is the one found."""
     counts = np.random.default_rng(0).poisson(1.0, size=(30, 8)).astype(float)
     counts[:, 3] = 0
@@ -537,7 +531,7 @@ def test_matchclot_indexes_cells_by_its_formula():
     assert found.shape == (30, 2) and min(apart) < 1e-6
 
 
-def test_matchclot_has_a_width_and_a_dropout_for_each_layer():
+def test_matchclot_has_a_width_and_a_dropout_for_each_layer(program):
     layers = program("matchclot").perceptron([5, 7, 3], [0.3, 0.6], n_latent=2)
     assert [(layer.in_features, layer.out_features) for layer in layers if isinstance(layer, torch.nn.Linear)] == [
         (5, 7),
@@ -549,45 +543,43 @@ def test_matchclot_has_a_width_and_a_dropout_for_each_layer():
         program("matchclot").perceptron([5, 7, 3], [0.3], n_latent=2)
 
 
-def test_matchclot_stops_by_the_cells_that_find_their_partner():
+def test_matchclot_stops_by_the_cells_that_find_their_partner(program):
     x = np.eye(4)
     misses = program("matchclot").held_out_misses
     assert misses(x, x) == 0
     assert misses(x, x[[1, 0, 2, 3]]) == 0.5
 
 
-def test_matchclot_reads_what_the_competition_gave(tmp_path):
+def test_matchclot_reads_what_the_competition_gave(program, tmp_path):
     """Peaks count as detected or not, depth of RNA does not matter, proteins are centred; test cells have rows."""
     cells = simulate(60, {"rna": 30, "atac": 25, "adt": 10}, seed=1)
-    task = make_task(cells, "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0})
-    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    own = task_of(cells, tmp_path, fraction=0.5)
     features = program("matchclot").features
     before = {name: features(own, name, 5, seed=0) for name in cells.mod}
     # The largest cell stays above the median, to which depths are scaled.
-    largest = np.argmax(task.train["rna"].X.sum(axis=1))
-    task.train["rna"].X = sp.diags(np.where(np.arange(30) == largest, 3.0, 1.0)) @ task.train["rna"].X
-    assert task.train["rna"].X[largest].sum() > task.tests["rna"].X.sum(axis=1).max()
-    task.tests["atac"].X = task.tests["atac"].X * 3
+    largest = np.argmax(own.train["rna"].X.sum(axis=1))
+    own.train["rna"].X = sp.diags(np.where(np.arange(30) == largest, 3.0, 1.0)) @ own.train["rna"].X
+    assert own.train["rna"].X[largest].sum() > own.test["rna"].X.sum(axis=1).max()
+    own.test["atac"].X = own.test["atac"].X * 3
     for name in ("rna", "atac"):
         pd.testing.assert_frame_equal(features(own, name, 5, seed=0), before[name], atol=1e-3)
     assert np.abs(before["adt"].mean(axis=1)).max() < 1e-5
-    assert set(before["adt"].index) == {*task.train["adt"].obs_names, *task.tests["adt"].obs_names}
+    assert set(before["adt"].index) == {*own.train["adt"].obs_names, *own.test["adt"].obs_names}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_matchclot_computes_what_the_authors_classes_do(second, tmp_path):
+def test_matchclot_computes_what_the_authors_classes_do(program, second, tmp_path):
     reason = "matchclot, the authors' package, is not installed with what it imports"
     upstream = pytest.importorskip("matchclot.embedding.models", reason=reason)
     preprocess = pytest.importorskip("matchclot.preprocessing.preprocess", reason=reason)
     matchclot = program("matchclot")
     cells = simulate(60, {"rna": 30, second: 25}, seed=1)
-    task = make_task(cells, "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0})
-    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    own = task_of(cells, tmp_path, fraction=0.5)
     tables = {name: matchclot.features(own, name, 5, seed=777) for name in ("rna", second)}
 
     # Of the values that the competition gave: logarithms of normalised expression, detected peaks.
-    together = {name: ad.concat([task.train[name], task.tests[name]]) for name in tables}
+    together = {name: ad.concat([own.train[name], own.test[name]]) for name in tables}
     total = np.asarray(together["rna"].X.sum(axis=1)).ravel()
     together["rna"].X = sp.csr_matrix(np.log1p(together["rna"].X.toarray() * np.median(total) / total[:, None]))
     if second == "atac":

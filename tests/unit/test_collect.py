@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import yaml
 
-from clue.benchmark.config import ConfigError, Job
+from clue.benchmark.config import Job
 from clue.benchmark.scores import FAILURES_COLUMNS, METRICS_COLUMNS, RESOURCES_COLUMNS
-from clue.benchmark.scores.collect import collect, summary
+from clue.benchmark.scores.collect import collect
 from scripts import collect as program
 
 
@@ -37,11 +36,15 @@ def finish(root: Path, job: Job, value: float = 0.25, **changes) -> Path:
     return folder
 
 
+def fail(root: Path, job: Job, reason: str) -> None:
+    """Leave what a job leaves that failed."""
+    (root / job.folder).mkdir(parents=True)
+    (root / job.folder / "failure.json").write_text(json.dumps({"error": reason}))
+
+
 def test_finished_failed_missing_and_unsupported_jobs(tmp_path):
     finish(tmp_path, job(0))
-    failed = tmp_path / job(1).folder
-    failed.mkdir(parents=True)
-    (failed / "failure.json").write_text(json.dumps({"error": "ValueError: loss is\nnot finite"}))
+    fail(tmp_path, job(1), "ValueError: loss is\nnot finite")
     jobs = [job(0), job(1), job(2), job(3, "does not support rna+adt")]
     metrics, resources, failures = collect(jobs, tmp_path)
 
@@ -59,21 +62,6 @@ def test_finished_failed_missing_and_unsupported_jobs(tmp_path):
     assert list(failures.columns) == FAILURES_COLUMNS
     assert failures["reason"].tolist() == reasons
     assert failures["log"].tolist() == [log.format(1), log.format(2), ""]
-
-
-def test_summary_names_job_reason_and_log(tmp_path):
-    finish(tmp_path, job(0))
-    failed = tmp_path / job(1).folder
-    failed.mkdir(parents=True)
-    (failed / "failure.json").write_text(json.dumps({"error": "out of memory"}))
-    log = tmp_path / f"{job(2).log}.log"
-    log.parent.mkdir(parents=True)
-    log.write_text("epoch 1")
-    assert summary(collect([job(0), job(1), job(2)], tmp_path), 3) == [
-        "collected 1 of 3 jobs",
-        "failed: d/s/m/v/seed-1: out of memory (log: logs/quick/d/s/m/v/seed-1.log)",
-        "failed: d/s/m/v/seed-2: no result; see logs/quick/d/s/m/v/seed-2.log",
-    ]
 
 
 def test_scores_of_an_earlier_embedding_do_not_count(tmp_path):
@@ -126,28 +114,21 @@ def test_no_jobs_left_give_tables_with_columns(tmp_path):
 # ---- the program ---------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def outputs(tmp_path, monkeypatch):
+def test_program_writes_the_tables_and_names_job_reason_and_log(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program.Benchmark, "__init__", lambda self, config, root: setattr(self, "config", config))
     monkeypatch.setattr(program.Benchmark, "plan", lambda self: [job(seed) for seed in self.config["seeds"]])
-    return {name: tmp_path / "out" / f"{name}.tsv" for name in ("metrics", "resources", "failures")}
-
-
-def test_program_takes_a_file_or_json(tmp_path, outputs, capsys):
     finish(tmp_path, job(0))
-    config = {"seeds": [0, 1]}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    printed, tables = [], []
-    for given in (str(tmp_path / "config.yaml"), json.dumps(config)):
-        program.main(given, tmp_path, **outputs)
-        printed.append(capsys.readouterr().out)
-        tables.append((tmp_path / "out/metrics.tsv").read_text())
-    assert printed[0] == printed[1] and printed[0].startswith("collected 1 of 2 jobs\nfailed: d/s/m/v/seed-1")
-    assert tables[0] == tables[1] and tables[0].count("\n") == 4
+    fail(tmp_path, job(1), "out of memory")
+    log = tmp_path / f"{job(2).log}.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("epoch 1")
+    outputs = {name: tmp_path / "out" / f"{name}.tsv" for name in ("metrics", "resources", "failures")}
+    program.main('{"seeds": [0, 1, 2]}', tmp_path, **outputs)
+    assert capsys.readouterr().out.splitlines() == [
+        "collected 1 of 3 jobs",
+        "failed: d/s/m/v/seed-1: out of memory (log: logs/quick/d/s/m/v/seed-1.log)",
+        "failed: d/s/m/v/seed-2: no result; see logs/quick/d/s/m/v/seed-2.log",
+    ]
+    rows = {name: pd.read_csv(path, sep="\t")["seed"].tolist() for name, path in outputs.items()}
+    assert rows == {"metrics": [0, 0, 1, 2], "resources": [0], "failures": [1, 2]}
     assert not list((tmp_path / "out").glob(".*"))
-    assert pd.read_csv(tmp_path / "out/failures.tsv", sep="\t")["status"].tolist() == ["failed"]
-
-
-def test_program_with_broken_json(tmp_path, outputs):
-    with pytest.raises(ConfigError, match="not valid JSON"):
-        program.main("{", tmp_path, **outputs)

@@ -1,6 +1,5 @@
 """`run_method`: what a method gets, what it may return, what is left behind when it fails."""
 
-import importlib.util
 import json
 import os
 import random
@@ -20,8 +19,7 @@ import scipy.sparse as sp
 
 from clue.benchmark import contracts
 from clue.benchmark.contracts import read_embedding, write_test, write_train
-from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.methods import Params, check_arrays, run_method
+from clue.benchmark.methods import run_method
 
 ROOT = Path(__file__).parents[2]
 N_TEST = {"rna": 5, "adt": 7}
@@ -124,21 +122,28 @@ def test_same_seed_gives_the_same_random_numbers(folder):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+def run_apart(folder, text):
+    """Run a program with a method in a process of its own; return its exit status."""
+    program = folder / "program.py"
+    program.write_text(text)
+    command = [sys.executable, program, *command_line(folder)]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60).returncode
+
+
 def test_torch_that_a_method_imports_late_is_seeded(folder):
     """In a process of its own, into which nothing but the method brings torch."""
     torch = pytest.importorskip("torch")
-    program = folder / "program.py"
-    program.write_text(
+    status = run_apart(
+        folder,
         "import sys\n"
         "from clue.benchmark.methods import run_method\n"
         "def embed(task, params, seed):\n"
         "    import torch\n"
         "    return {name: torch.rand(cells.n_obs, 2).numpy() for name, cells in task.test.items()}\n"
         "assert 'torch' not in sys.modules\n"
-        "run_method(embed)\n"
+        "run_method(embed)\n",
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, program, *command_line(folder, seed=3)], env=environment, check=True)
+    assert status == 0
     expected = torch.rand(N_TEST["rna"], 2, generator=torch.Generator().manual_seed(3)).numpy()
     assert (read_embedding(folder / "out" / "embedding.h5ad").X[: N_TEST["rna"]] == expected).all()
 
@@ -160,14 +165,20 @@ def test_success_removes_the_failure_of_an_earlier_try(folder, capsys):
     assert not (folder / "out" / "failure.json").exists()
 
 
-def test_rows_of_a_data_frame_are_put_in_order_by_their_names(folder):
+def test_arrays_of_any_kind_are_put_in_order(folder):
+    """Modalities by name, rows of a data frame by the names in its index; a sparse matrix becomes dense."""
+
     def embed(task, params, seed):
         arrays = right(task, params, seed)
         frames = {name: pd.DataFrame(arrays[name], index=cells.obs_names) for name, cells in task.test.items()}
-        return {"rna": frames["rna"][::-1], "adt": frames["adt"].reset_index(drop=True)}
+        kinds = {"adt": [sp.csr_matrix(arrays["adt"]), frames["adt"].reset_index(drop=True)]}
+        return {"adt": kinds["adt"][seed], "rna": frames["rna"][::-1]}
 
-    run_method(embed, command_line(folder))
-    assert read_embedding(folder / "out" / "embedding.h5ad").X[:, 0].tolist() == [*range(5), *range(7)]
+    for seed in (0, 1):
+        run_method(embed, command_line(folder, seed=seed))
+        found = read_embedding(folder / "out" / "embedding.h5ad")
+        assert found.X[:, 0].tolist() == [*range(5), *range(7)]
+        assert list(found.obs["modality"]) == ["rna"] * 5 + ["adt"] * 7
 
 
 def test_a_method_may_do_with_its_task_what_it_likes_but_for_the_order_of_cells(folder, tmp_path, monkeypatch):
@@ -192,28 +203,19 @@ def test_a_method_may_do_with_its_task_what_it_likes_but_for_the_order_of_cells(
     assert (folder / "out" / "run.json").exists() and not any(elsewhere.iterdir())
 
 
-def test_a_sparse_embedding_is_made_dense(folder):
-    def embed(task, params, seed):
-        return {name: sp.csr_matrix(array) for name, array in right(task, params, seed).items()}
-
-    run_method(embed, command_line(folder))
-    assert read_embedding(folder / "out" / "embedding.h5ad").X[:, 0].tolist() == [*range(5), *range(7)]
-
-
 def test_times_of_attempts_add_up(folder, capsys):
     """Of one that is killed as well."""
-    program = folder / "program.py"
-    program.write_text(
+    status = run_apart(
+        folder,
         "import os, signal, time\n"
         "from clue.benchmark.methods import run\n"
         "run.NOTED_EVERY = 0.05\n"
         "def embed(task, params, seed):\n"
         "    time.sleep(0.5)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
-        "run.run_method(embed)\n"
+        "run.run_method(embed)\n",
     )
-    ran = subprocess.run([sys.executable, program, *command_line(folder)], env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert ran.returncode == -signal.SIGKILL
+    assert status == -signal.SIGKILL
 
     def slow(task, params, seed):
         time.sleep(0.2)
@@ -342,16 +344,6 @@ def test_params_must_be_a_json_map(folder, capsys, params):
     assert "JSON" in capsys.readouterr().err
 
 
-def test_missing_parameter_names_the_key():
-    with pytest.raises(BenchmarkError, match="parameter 'lr' missing"):
-        Params({"n_latent": 2})["lr"]
-
-
-def test_check_arrays_puts_modalities_in_the_order_of_the_tests():
-    test = {"rna": pd.Index(["a", "b"]), "adt": pd.Index(["c", "d"])}
-    assert list(check_arrays({"adt": np.zeros((2, 1)), "rna": np.zeros((2, 1))}, test, "m")) == ["rna", "adt"]
-
-
 # ---- checkpoints and signals ---------------------------------------------------------------------
 
 
@@ -384,15 +376,13 @@ def test_checkpoints_of_a_finished_run_are_not_resumed(folder, capsys):
 
 
 def test_sigterm_ends_the_process_by_signal_and_leaves_no_result(folder):
-    program = folder / "program.py"
-    program.write_text(
+    status = run_apart(
+        folder,
         "import os, signal\n"
         "from clue.benchmark.methods import run_method\n"
-        "run_method(lambda task, params, seed: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "run_method(lambda task, params, seed: os.kill(os.getpid(), signal.SIGTERM))\n",
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, program, *command_line(folder)], env=environment, timeout=60)
-    assert done.returncode == -signal.SIGTERM
+    assert status == -signal.SIGTERM
     assert [path.name for path in (folder / "out").iterdir()] == ["checkpoints"]
 
 
@@ -411,9 +401,6 @@ def test_an_exit_as_by_a_signal_is_no_failure_of_the_method(folder, end):
         run_method(embed, command_line(folder))
     assert stopped.value.code == 128 + signal.SIGTERM
     assert [path.name for path in (folder / "out").iterdir()] == ["checkpoints"]
-
-
-# ---- the control `random` ------------------------------------------------------------------------
 
 
 # ---- by pairs ------------------------------------------------------------------------------------
@@ -481,11 +468,8 @@ def test_a_pair_without_training_cells_in_common_is_left_out(folder_of_three, ca
 # ---- the control ---------------------------------------------------------------------------------
 
 
-def test_random_gives_independent_unit_vectors():
-    program = ROOT / "scripts" / "methods" / "random_control.py"
-    spec = importlib.util.spec_from_file_location("random_control", program)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+def test_random_gives_independent_unit_vectors(scripts):
+    module = scripts("methods/random_control.py")
 
     class Task:
         test = {"rna": counts(300, map(str, range(300))), "adt": counts(300, map(str, range(300)))}

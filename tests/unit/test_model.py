@@ -1,6 +1,5 @@
 """CLUE as a library: shapes, masks, ablations, resume, saving, errors."""
 
-import os
 import random
 import signal
 import subprocess
@@ -18,7 +17,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 
 import clue
-from clue.batches import Cells
 from clue.metrics import foscttm
 from clue.network import Objective
 from clue.simulate import simulate
@@ -44,13 +42,9 @@ def fitted(data, seed=0, **changes):
     return clue.CLUE(data, seed=seed, **SMALL).fit(**{**SHORT, **changes})
 
 
-def test_importing_clue_does_not_import_torch():
-    code = "import sys, clue; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
 PUBLIC = """
 import sys, clue
+assert "torch" not in sys.modules
 assert set(clue.__all__) < set(dir(clue)) and not hasattr(clue, "nonsense")
 modules = clue.matching.match_snn, clue.metrics.foscttm, clue.simulate.simulate, clue.preprocess.preprocessor
 assert "torch" not in sys.modules
@@ -134,17 +128,6 @@ def test_padding_for_a_gpu_adds_nothing_but_zeros(two):
         assert torch.equal(counts.dense().sum(1), counts.total)
 
 
-def test_a_cell_seen_once_is_its_own_fusion(two):
-    model = clue.CLUE(two, **SMALL)
-    cells = Cells({"rna": two["rna"][:30], "adt": two["adt"][200:]}, model.preprocessors, model.batches, "batch", "cpu")
-    batch = cells.take(torch.arange(len(cells)))
-    posteriors = model.network.eval().posteriors(batch)
-    samples = {k: model.network.unit(mean) for k, (mean, _) in posteriors.items()}
-    centre = model.network.centre(batch, samples)
-    for k, seen in batch.seen.items():
-        torch.testing.assert_close(centre[seen.cell], samples[k])
-
-
 @pytest.mark.parametrize("fusion", ["mean", "product"])
 def test_a_cell_seen_once_has_nothing_to_match(two, fusion):
     model = clue.CLUE(two, fusion=fusion, **SMALL)
@@ -153,7 +136,7 @@ def test_a_cell_seen_once_has_nothing_to_match(two, fusion):
     assert abs(float(losses["mse"])) < 1e-5
 
 
-def test_product_fusion_weighs_by_precision(two):
+def test_the_joint_posterior_weighs_by_precision(two):
     model = clue.CLUE(two, fusion="product", **SMALL)
     batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
     posteriors = {
@@ -243,17 +226,7 @@ def test_fine_tuning_takes_unpaired_cells_and_new_batches(two):
     assert np.isfinite(model.embed(extra["rna"], "rna")).all()
 
 
-def test_save_and_load(two, tmp_path):
-    model = fitted(two)
-    model.save(tmp_path / "model.pt")
-    loaded = clue.CLUE.load(tmp_path / "model.pt")
-    assert np.array_equal(loaded.embed(two["adt"], "adt"), model.embed(two["adt"], "adt"))
-    assert os.listdir(tmp_path) == ["model.pt"]
-    with pytest.raises(ValueError, match="no training data"):
-        loaded.fit(**SHORT)
-
-
-@pytest.mark.parametrize("kind", ["uint8", "int32", "stored twice"])
+@pytest.mark.parametrize("kind", ["uint8", "int32", "by columns", "stored twice"])
 def test_counts_in_another_form_train_alike(two, kind):
     plain, changed = ({k: adata.copy() for k, adata in two.items()} for _ in range(2))
     for k in plain:
@@ -265,20 +238,11 @@ def test_counts_in_another_form_train_alike(two, kind):
             twice = (halves, np.repeat(counts.indices, 2), 2 * counts.indptr)
             changed[k] = ad.AnnData(sp.csr_matrix(twice, shape=counts.shape), obs=two[k].obs, var=two[k].var)
         else:
-            changed[k].X = counts.astype(kind)
+            changed[k].X = sp.csc_matrix(counts) if kind == "by columns" else counts.astype(kind)
     first, second = fitted(plain), fitted(changed)
     pd.testing.assert_frame_equal(first.history, second.history)
     for k in plain:
         assert np.array_equal(first.embed(plain[k], k), second.embed(changed[k], k))
-
-
-def test_embed_and_predict_refuse_what_are_not_counts(two):
-    model = clue.CLUE(two, **SMALL)
-    logs = two["rna"].copy()
-    logs.X = logs.X.log1p()
-    for use in (lambda: model.embed(logs, "rna"), lambda: model.predict(logs, "adt")):
-        with pytest.raises(ValueError, match="rna: X must hold raw counts"):
-            use()
 
 
 def test_making_and_loading_a_model_leaves_the_random_state(two, tmp_path):
@@ -291,38 +255,10 @@ def test_making_and_loading_a_model_leaves_the_random_state(two, tmp_path):
     assert state() == before
 
 
-def test_predict_gives_shares(two):
-    predicted = fitted(two).predict(two["rna"], "adt")
-    assert list(predicted.var_names) == list(two["adt"].var_names)
-    np.testing.assert_allclose(predicted.X.sum(axis=1), 1, rtol=1e-4)
-
-
 def test_features_in_another_order(two):
     model = fitted(two)
     shuffled = two["rna"][:, ::-1].copy()
     np.testing.assert_allclose(model.embed(shuffled, "rna"), model.embed(two["rna"], "rna"), atol=1e-4)
-
-
-def test_errors_say_what_is_wrong(two):
-    model = clue.CLUE(two, **SMALL)
-    with pytest.raises(ValueError, match="unknown modality 'atac'; the model knows"):
-        model.embed(two["rna"], "atac")
-    with pytest.raises(ValueError, match="rna lacks 3 of 80 features"):
-        model.embed(two["rna"][:, 3:], "rna")
-    with pytest.raises(ValueError, match="two modalities or more"):
-        clue.CLUE({"rna": two["rna"]})
-    with pytest.raises(ValueError, match="lacks the batch column 'lane'"):
-        clue.CLUE(two, batch_key="lane")
-    with pytest.raises(ValueError, match="among the training cells"):
-        model.fit({"rna": two["rna"]}, **SHORT)
-    apart = two["adt"].copy()
-    apart.obs_names = [f"other_{i}" for i in range(apart.n_obs)]
-    with pytest.raises(ValueError, match="no cell is seen in two modalities"):
-        clue.CLUE({"rna": two["rna"], "adt": apart}, **SMALL).fit(**SHORT)
-    bad = two["rna"].copy()
-    bad.X = bad.X * 0.5
-    with pytest.raises(ValueError, match="rna: X must hold raw counts"):
-        clue.CLUE({"rna": bad, "adt": two["adt"]})
 
 
 def test_each_cell_has_one_batch(two):

@@ -12,10 +12,10 @@ import pytest
 import scipy.sparse as sp
 from matplotlib.legend import Legend
 from matplotlib.text import Text
-from tidy import NAN, metrics, resources
+from tidy import NAN, metrics, resources, solution_of
 
 from clue.benchmark import contracts
-from clue.benchmark.report import style
+from clue.benchmark.report import style, tables
 from clue.benchmark.scores import probe
 
 pytestmark = pytest.mark.usefixtures("figure_style")
@@ -112,7 +112,8 @@ def write_run(folder: Path, history: list[dict] | None, n_cells: int = 30) -> No
     (job / "run.json").write_text(json.dumps({"info": {"history": history}}))
     names = {"rna": n_cells, "adt": n_cells - 10}
     obs = {key: pd.DataFrame(index=[f"cell {i}" for i in range(n)]) for key, n in names.items()}
-    parts = {key: ad.AnnData(np.ones((len(of), 1)), of, pd.DataFrame(index=[key])) for key, of in obs.items()}
+    counts = {key: sp.csr_matrix(np.ones((len(of), 1))) for key, of in obs.items()}
+    parts = {key: ad.AnnData(counts[key], of, pd.DataFrame(index=[key])) for key, of in obs.items()}
     md.MuData(parts).write(folder / "a" / "s" / "train.h5mu")
 
 
@@ -141,6 +142,7 @@ def test_a_broken_history_is_left_out_and_named(draw, tmp_path, capsys):
 
 def test_growth_counts_training_cells_once(draw, tmp_path):
     write_run(tmp_path, None)
+    assert draw("scaling", "--results", tmp_path, resources=resources()).empty
     found = draw("scaling", "--results", tmp_path, resources=RAN)
     assert found["training_cells"].tolist() == [30], "20 cells are seen in both modalities; ablations are left out"
 
@@ -152,10 +154,6 @@ def test_growth_of_jobs_too_short_to_measure(draw, tmp_path, method, control):
     write_run(tmp_path, None)
     jobs = ("a", "s", "cca", "default", 0, method, 100.0, NAN), ("a", "s", "random", "default", 0, control, 100.0, NAN)
     assert len(draw("scaling", "--results", tmp_path, resources=resources(*jobs))) == 2
-
-
-def test_growth_without_any_job(draw, tmp_path):
-    assert draw("scaling", "--results", tmp_path, resources=resources()).empty
 
 
 # ---- probes, confusion, bio-conservation ---------------------------------------------------------
@@ -173,19 +171,18 @@ def test_probes_are_averaged_over_factors_before_seeds(draw):
     assert draw("factors", probes=pd.DataFrame(columns=columns)).empty
 
 
-def test_confusion_has_known_answers(scripts):
-    """Cell 0 (B) goes to a B and a T alike, cell 1 (B) to the T; cell 2 (T) has no weight."""
-    matches = sp.csr_matrix([[0.5, 0.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
-    table = scripts("figures/confusion.py").confusion(matches, np.array(["B", "B", "T"]), np.array(["B", "B", "T"]))
-    assert table.to_numpy().tolist() == [[0.25, 0.75], [0, 0]] and list(table) == ["B", "T"]
-
-
-def test_confusion_follows_the_solution_into_shuffled_files(scripts):
-    names = contracts.names_of_test_cells("rna", 4)
-    obs = {"rna": [names[i] for i in (2, 0, 3, 1)], "cell_type": ["c0", "c1", "c2", "c3"]}
-    obs = pd.DataFrame(obs, index=list("abcd"))
-    solution = ad.AnnData(np.zeros((4, 0)), obs=obs)
-    assert scripts("figures/confusion.py").types_of(solution, "rna").tolist() == ["c1", "c3", "c0", "c2"]
+def test_confusion_has_known_answers(scripts, draw, tmp_path):
+    """Cell 0 (B) goes to a B and a T alike, cell 1 (B) to the T; cell 2 (T) has no weight. Both files are shuffled."""
+    solution = solution_of(3, ["B", "B", "T"], ["all"] * 3)
+    contracts.write_solution(solution, tmp_path / "solution.h5ad")
+    rna, adt = (np.argsort(solution.obs[name].to_numpy()) for name in ("rna", "adt"))
+    matches = np.array([[0.5, 0.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])[np.ix_(rna, adt)]
+    path = tmp_path / "clue" / "default" / "seed-0" / "match_rna2adt.npz"
+    path.parent.mkdir(parents=True)
+    sp.save_npz(path, sp.csr_matrix(matches))
+    table = draw("confusion", "--solution", tmp_path / "solution.h5ad", "--matches", path)
+    rows = table[["from_type", "to_type", "fraction", "cells"]].to_numpy().tolist()
+    assert rows == [["B", "B", 0.25, 2], ["B", "T", 0.75, 2]]
 
 
 ODD = [
@@ -203,19 +200,23 @@ ODD = [
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
-def test_cell_types_of_any_name_are_drawn_as_text(scripts, display, tmp_path):
+def test_names_of_any_kind_are_drawn_as_text(scripts, display, tmp_path):
+    """Methods, data sets and splits in the comparison; types of cells in the other figures."""
+    jobs = [("$T_" * 40, "s_%", name, "default", seed, 0.1 + seed, 0.1) for name in ODD for seed in range(2)]
+    intervals = pd.DataFrame(columns=[*tables.JOB, "seed", "metric", "low", "high"])
+    comparison = scripts("figures/comparison.py").draw(metrics(*jobs), intervals, display)
     found = pd.DataFrame([(a, b, 0.1) for a in ODD for b in ODD], columns=["from_type", "to_type", "fraction"])
     found = found.assign(method="clue", variant="default", direction="rna2adt")
     points = pd.DataFrame({"x": range(20), "y": range(20), "modality": ["rna", "adt"] * 10, "cell_type": ODD * 2})
     points = points.assign(method="clue", variant="default")
     confusion = scripts("figures/confusion.py").draw(found, "$T_" * 80, False, display)
     umaps = scripts("figures/umaps.py").draw(points, "$T_" * 80, False, [], 0, display)
-    for figure in (confusion, umaps):
+    for figure in (comparison, confusion, umaps):
         style.save(figure, tmp_path / "odd.png")
-        said = [text.get_text() for text in figure.findobj(Text)]
-        for name in ("a$\\frac$b", "_starts_low", "100 % CD4", "T…T", "日本語", "two lines", "<b>&amp;", "tab here"):
+        said = [text.get_text().replace("_", " ") for text in figure.findobj(Text)]
+        for name in ("a$\\frac$b", "starts low", "100 % CD4", "T…T", "日本語", "two lines", "<b>&amp;", "tab here"):
             assert any(name in text for text in said), name
-        assert all(len(text) < 90 for text in said if "$T_" in text)
+        assert all(len(text) < 90 for text in said if "$T " in text)
 
 
 def test_many_types_have_labels_apart_and_no_blank_page(scripts, display):

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from scipy.stats import pearsonr, spearmanr
-from tidy import metrics
+from tidy import embedding_of, metrics
 
 from clue.benchmark import contracts, targets
 from clue.benchmark.contracts import ContractError
@@ -95,7 +95,7 @@ def run(folder, task, embed, *options):
     run_method(embed, [*map(str, words), "--params", "{}", "--device", "cpu", "--threads", "1", *map(str, options)])
 
 
-def embedding_of(task):
+def ones(task):
     return {name: np.ones((cells.n_obs, 2)) for name, cells in task.test.items()}
 
 
@@ -105,7 +105,7 @@ def means(task):
 
 def test_predictions_are_written_where_they_are_declared(tmp_path, task):
     path = tmp_path / "predictions.npz"
-    run(tmp_path, task, lambda task, params, seed: (embedding_of(task), means(task)), "--predictions", path)
+    run(tmp_path, task, lambda task, params, seed: (ones(task), means(task)), "--predictions", path)
     found = contracts.read_predictions(path)
     assert {name: values.shape for name, values in found.items()} == {"rna2adt": (30, 12), "adt2rna": (30, 40)}
     names = task.train["adt"].var_names[task.train["adt"].var["target"]]
@@ -116,7 +116,7 @@ def test_predictions_are_written_where_they_are_declared(tmp_path, task):
 
 
 def test_predictions_that_are_not_declared_are_not_kept(tmp_path, task, capsys):
-    run(tmp_path, task, lambda task, params, seed: (embedding_of(task), means(task)))
+    run(tmp_path, task, lambda task, params, seed: (ones(task), means(task)))
     assert (tmp_path / "embedding.h5ad").exists() and not (tmp_path / "predictions.npz").exists()
     assert "predicts: true" in capsys.readouterr().out
 
@@ -133,7 +133,7 @@ def test_predictions_that_are_not_declared_are_not_kept(tmp_path, task, capsys):
 def test_wrong_predictions_are_one_line(tmp_path, task, change, message):
     def embed(task, params, seed):
         found = change(means(task))
-        return embedding_of(task) if found is None else (embedding_of(task), found)
+        return ones(task) if found is None else (ones(task), found)
 
     with pytest.raises(SystemExit):
         run(tmp_path, task, embed, "--predictions", tmp_path / "predictions.npz")
@@ -190,22 +190,13 @@ def test_scores_are_those_of_scipy():
     assert list(found) == list(METRICS)
 
 
-def embedding_in_solutions_order(solution, points):
-    parts = {name: pd.Series(range(solution.n_obs), solution.obs[name].astype(str)).sort_index() for name in points}
-    names = np.concatenate([part.index for part in parts.values()])
-    obs = pd.DataFrame({"cell": names, "modality": np.repeat(list(parts), solution.n_obs)}, index=names)
-    obs["batch"] = np.concatenate([solution.obs["batch"].astype(str).to_numpy()[part] for part in parts.values()])
-    x = np.concatenate([points[name][part.to_numpy()] for name, part in parts.items()]).astype(np.float32)
-    return ad.AnnData(x, obs=obs, uns={"method": "m", "variant": "v", "seed": 0, "params": "{}", "metric": "euclidean"})
-
-
 def value(table, metric, direction):
     return table.set_index(["metric", "direction"])["value"][metric, direction]
 
 
 def test_a_prediction_is_scored_against_the_cell_it_is_of(task):
     solution = task.solution
-    embedding = embedding_in_solutions_order(solution, {name: np.eye(30) for name in ("rna", "adt")})
+    embedding = embedding_of(solution, dict.fromkeys(("rna", "adt"), np.eye(30)), dataset="tiny", metric="euclidean")
     right = {}
     for source, target in (("rna", "adt"), ("adt", "rna")):
         order = np.argsort(solution.obs[source].astype(str).to_numpy())
@@ -223,7 +214,7 @@ def test_neighbours_predict_without_the_partner(task, monkeypatch):
     """Cells on a line, modality beside modality: the two nearest others of a cell are those before and after it."""
     monkeypatch.setattr("clue.benchmark.scores.scoring.NEIGHBOURS", 2)
     solution, line = task.solution, np.arange(30.0)[:, None]
-    embedding = embedding_in_solutions_order(solution, {"rna": line, "adt": line})
+    embedding = embedding_of(solution, {"rna": line, "adt": line}, dataset="tiny", metric="euclidean")
     table = score(embedding, solution).metrics
     near = np.array([[1, 2], *([i - 1, i + 1] for i in range(1, 29)), [27, 28]])
     for direction, target in (("rna2adt", "adt"), ("adt2rna", "rna")):

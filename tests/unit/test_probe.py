@@ -1,9 +1,8 @@
 """Linear probes: known answers, and an embedding that keeps one kind of factor alone."""
 
-import anndata as ad
 import numpy as np
-import pandas as pd
 import pytest
+from tidy import embedding_of
 
 from clue.benchmark.contracts import ContractError
 from clue.benchmark.data.task import make_task
@@ -24,17 +23,9 @@ def solution(simulated):
 
 
 def embedded(simulated, solution, arrays):
-    """Return the embedding of test cells, in file order, made of arrays over all simulated cells."""
-    parts, names, modalities = [], [], []
-    for modality in ("rna", "atac"):
-        order = np.argsort(solution.obs[modality].to_numpy())
-        rows = simulated[modality].obs_names.get_indexer(solution.obs_names[order])
-        parts.append(arrays[modality][rows])
-        names += list(solution.obs[modality].iloc[order])
-        modalities += [modality] * len(order)
-    obs = pd.DataFrame({"cell": names, "modality": modalities}, index=names)
-    uns = {"dataset": "tiny", "split": "s", "method": "m", "variant": "default", "seed": 0}
-    return ad.AnnData(np.concatenate(parts).astype(np.float32), obs=obs, uns=uns)
+    """Return the embedding of test cells made of arrays over all simulated cells."""
+    rows = simulated["rna"].obs_names.get_indexer(solution.obs_names)
+    return embedding_of(solution, {name: arrays[name][rows] for name in ("rna", "atac")})
 
 
 def mean_r2(table):

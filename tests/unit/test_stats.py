@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from tidy import NAN
 
-from clue.benchmark.scores.stats import bootstrap_mean, holm, paired_tests, summarise
+from clue.benchmark.scores.stats import bootstrap_mean, paired_tests, summarise
 
 
 @pytest.mark.parametrize(
@@ -35,17 +35,21 @@ def test_bootstrap_interval_of_many_cells_is_that_of_the_normal_law():
     assert np.isnan(bootstrap_mean([1.0])).all() and bootstrap_mean([2.0, 2.0]) == (2.0, 2.0)
 
 
-def test_holm_has_the_textbook_answer():
-    """0.01 × 4, 0.02 × 3, max(0.03 × 2, 0.06), max(0.04 × 1, 0.06); what was not tested does not count."""
-    assert holm([0.04, 0.01, NAN, 0.03, 0.02]).tolist() == pytest.approx([0.06, 0.04, NAN, 0.06, 0.06], nan_ok=True)
-    assert holm([0.6, 0.7]).tolist() == [1, 1]
+def test_tests_of_one_call_are_corrected_together():
+    """Holm: 3 times the smallest p, twice the second, none below the one before. What was not tested does not count."""
+    noise = np.random.default_rng(1).normal(size=(3, 8))
+    scores = {name: pd.Series(row + i) for i, (name, row) in enumerate(zip("abc", noise, strict=True))}
+    table = paired_tests(scores | {"few": scores["a"][:3]})
+    tested = table.dropna(subset="p").sort_values("p")
+    expected = np.maximum.accumulate(np.minimum(tested["p"] * [3, 2, 1], 1))
+    assert len(tested) == 3 and len(table) == 6 and tested["p_holm"].tolist() == pytest.approx(expected.tolist())
 
 
 def test_paired_tests_need_six_seeds_and_pair_them():
     """Differences 1..6: mean 3.5, sd 1.8708, t = 4.5826 with 5 degrees of freedom, p = 0.00593."""
     base = pd.Series(np.arange(7.0) ** 2, index=map(str, range(7)))
     other = (base.iloc[:6] - np.arange(1, 7)).iloc[::-1]
-    table = paired_tests({"a": base, "b": other}, minimum=6)
+    table = paired_tests({"a": base, "b": other})
     assert (table["n"][0], table["difference"][0]) == (6, 3.5)
     assert table["p"][0] == pytest.approx(0.005934, abs=1e-5) == table["p_holm"][0]
     few = paired_tests({"a": base, "b": other.iloc[:5]}).iloc[0]

@@ -1,12 +1,15 @@
-"""Tidy tables of every shape, and what a figure says, for the tests of figures."""
+"""Tidy tables of every shape, test cells with what is known of them, and what a figure says."""
 
 from pathlib import Path
 
+import anndata as ad
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from clue.benchmark import contracts
 from clue.benchmark.report import tables
 
 NAN = float("nan")
@@ -33,6 +36,28 @@ def resources(*jobs: tuple) -> pd.DataFrame:
     return pd.DataFrame(
         [{"run": "test", "device": "cpu", "threads": 1, **row} for row in rows], columns=tables.RESOURCES_COLUMNS
     )
+
+
+def solution_of(n_cells: int, types: list[str], batches: list[str], seed: int = 0, **uns) -> ad.AnnData:
+    """Return a solution of RNA and proteins, in whose files the cells are shuffled."""
+    rng = np.random.default_rng(seed)
+    obs = pd.DataFrame({"batch": batches, "cell_type": types}, index=[f"barcode_{i}" for i in range(n_cells)])
+    for name in ("rna", "adt"):
+        obs[name] = rng.permutation(contracts.names_of_test_cells(name, n_cells))
+    uns = {"modalities": ["rna", "adt"], "dataset": "d", "split": "s", "labels": "published"} | uns
+    return ad.AnnData(np.zeros((n_cells, 0), dtype=np.float32), obs=obs, uns=uns)
+
+
+def embedding_of(solution: ad.AnnData, points: dict[str, np.ndarray], **uns) -> ad.AnnData:
+    """Return an embedding, in file order, of points whose rows are in the order of the solution."""
+    blocks, obs = [], []
+    for name, values in points.items():
+        cells = solution.obs[[name, "batch"]].astype(str).set_axis(["cell", "batch"], axis=1).assign(modality=name)
+        order = np.argsort(cells["cell"].to_numpy())
+        blocks.append(values[order].astype(np.float32))
+        obs.append(cells.iloc[order].set_index("cell", drop=False).rename_axis(None))
+    uns = {"method": "m", "variant": "v", "seed": 3, "params": "{}", "dataset": "d", "split": "s"} | uns
+    return ad.AnnData(np.concatenate(blocks), obs=pd.concat(obs), uns=uns)
 
 
 CONTROLS = (("a", "s", "random", "default", 0, 0.01, 0.5), ("a", "s", "oracle", "default", 0, 1.0, 0.0))

@@ -105,6 +105,11 @@ def titles(places: Iterable[tuple[str, str]], display: style.Display) -> dict[st
     return {f"{a}/{b}": f"{display.label('datasets', a)}\n{b}" for a, b in places}
 
 
+def arrow(direction: str, display: style.Display) -> str:
+    """Return the label of a direction such as ``rna2adt``."""
+    return " → ".join(display.label("modalities", name) for name in direction.split("2"))
+
+
 def split_title(solution, display: style.Display) -> str:
     """Return the title of a figure about the split of a solution."""
     return f"{display.label('datasets', str(solution.uns['dataset']))} (split {solution.uns['split']})"
@@ -151,9 +156,9 @@ def draw_seeds(
         given = {"data": points, "x": "value", "y": "row", "order": order, "ax": axis, "legend": False}
         given |= {"hue": "row", "hue_order": order, "palette": methods["color"].to_dict()}
         sns.stripplot(**given, jitter=False, size=3.6, alpha=0.55, linewidth=0)
-        errors = _interval_of_mean if interval else None
         look = {"linestyle": "none", "marker": "|", "markersize": 8, "markeredgewidth": 1.5}
-        sns.pointplot(**given, **look, errorbar=errors, err_kws={"linewidth": 1.1})
+        errorbar = (lambda values: summarise(values)[-2:]) if interval else None
+        sns.pointplot(**given, **look, errorbar=errorbar, err_kws={"linewidth": 1.1})
     method_rows(axis, methods, missing or {}, drawn=set(points["row"]))
 
 
@@ -220,9 +225,10 @@ def _in_panels(axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: S
         yield rows_of(points, **{column: value for column, value in zip(by, key, strict=True) if column}), axis
 
 
-def _interval_of_mean(values: pd.Series) -> tuple[float, float]:
-    summary = summarise(values)
-    return summary.low, summary.high
+def mark_level(axis: Axes, level: float, line: str) -> None:
+    """Draw a vertical line at a level, behind the points; none at NaN."""
+    if np.isfinite(level):
+        axis.axvline(level, color=style.MUTED, linestyle=line, linewidth=0.9, zorder=1)
 
 
 def add_legend(figure: Figure, entries: pd.DataFrame, rows: int = 20, **look) -> None:

@@ -72,17 +72,12 @@ def _check(good: pd.Series, fault: str, path: Path) -> None:
         raise BenchmarkError(f"{path}: line {bad[0] + 2}: {fault}")  # line 1 is the header
 
 
-def competition_scores(metrics: pd.DataFrame, metric: str = "match_score") -> dict[str, pd.DataFrame]:
-    """Return per method of this run its scores: a row per seed, a column per panel, NaN where there is none.
+def competition_scores(metrics: pd.DataFrame, metric: str = "match_score") -> pd.DataFrame:
+    """Return a row per default variant and seed of this run, indexed by ``method`` and ``seed``.
 
-    The overall score needs all four sub-tasks of a seed.
+    A column per sub-task, NaN where there is no score, and `OVERALL`, which needs all four sub-tasks.
     """
-    wanted = rows_of(metrics, split=SPLIT, metric=metric, status="ok", variant="default")
-    places = {(dataset, direction) for direction, (dataset, _) in SUBTASKS.items()}
-    here = [place in places for place in zip(wanted["dataset"], wanted["direction"], strict=True)]
-    found = {}
-    for method, group in wanted[np.array(here, dtype=bool)].groupby("method", sort=False):
-        scores = group.pivot(index="seed", columns="direction", values="value").reindex(columns=list(SUBTASKS))
-        scores[OVERALL] = scores.mean(axis=1, skipna=False)
-        found[method] = scores
-    return found
+    found = rows_of(metrics, split=SPLIT, metric=metric, status="ok", variant="default")
+    found = found[found["dataset"] == found["direction"].map({key: dataset for key, (dataset, _) in SUBTASKS.items()})]
+    scores = found.pivot(index=["method", "seed"], columns="direction", values="value").reindex(columns=list(SUBTASKS))
+    return scores.assign(**{OVERALL: scores.mean(axis=1, skipna=False)})

@@ -83,9 +83,8 @@ class Display:
 
     def label(self, kind: str, name: str) -> str:
         """Return the label of a name: from here, else from its own file, else made from the name."""
-        return str(
-            self.entry(kind, name).get("label") or self.own_file(kind, name).get("label") or name.replace("_", " ")
-        )
+        label = self.entry(kind, name).get("label") or self.own_file(kind, name).get("label")
+        return str(label or name.replace("_", " "))
 
     @functools.cached_property
     def reproduced(self) -> dict[str, str]:
@@ -131,14 +130,16 @@ class Display:
             ``method``, ``variant``, ``label``, ``color`` and ``marker``.
             Controls are left out, unless there is nothing else.
         """
-        pairs = set(zip(table["method"], table["variant"], strict=True))
-        rows = [
-            (f"{method}/{variant}", method, variant, self.name(method, variant), color, self.marker(method))
-            for method in self.order("methods", {method for method, _ in pairs})
-            for variant in self.order("variants", {variant for name, variant in pairs if name == method})
-            if ablations or not self.is_ablation(variant)
-            for color in [self.color(*(("variants", variant) if self.is_ablation(variant) else ("methods", method)))]
-        ]
+        rows = []
+        for method in self.order("methods", table["method"]):
+            for variant in self.order("variants", table.loc[table["method"] == method, "variant"]):
+                color = self.color("methods", method)
+                if self.is_ablation(variant):
+                    if not ablations:
+                        continue
+                    color = self.color("variants", variant)
+                label = self.name(method, variant)
+                rows.append([f"{method}/{variant}", method, variant, label, color, self.marker(method)])
         found = pd.DataFrame(rows, columns=["row", "method", "variant", "label", "color", "marker"]).set_index("row")
         is_control = found["method"].map(self.is_control).astype(bool)
         return found if controls or is_control.all() else found[~is_control]

@@ -7,13 +7,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
+from anndata.io import read_elem
 
 from clue.benchmark.config import MODALITIES
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.scores import JOB as JOB
 from clue.benchmark.scores import METRICS_COLUMNS, RESOURCES_COLUMNS
-from clue.benchmark.scores.stats import relative_changes
 
 MAIN_METRICS = ("match_score", "foscttm")
 QUANTITIES = {"seconds": "Run time (s)", "peak_memory_mb": "Peak memory (MB)", "gpu_memory_mb": "Peak GPU memory (MB)"}
@@ -29,8 +29,8 @@ def read_table(path: str | Path, columns: Sequence[str], numeric: Sequence[str] 
         raise BenchmarkError(f"{path}: no such file; collect the run first")
     try:
         table = pd.read_csv(path, sep="\t", dtype=str, keep_default_na=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise BenchmarkError(f"{path}: not a table ({error}); delete it and run again") from error
+    except (OSError, EOFError, ValueError) as error:
+        raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
     if missing := [column for column in columns if column not in table]:
         raise BenchmarkError(f"{path}: lacks the column {', '.join(missing)}; delete it and run again")
     for column in numeric:
@@ -68,28 +68,19 @@ def read_cells(folder: str | Path, *job: str) -> pd.DataFrame | None:
     path = Path(folder, *names, f"seed-{seed}", "cells.tsv.gz")
     if not path.exists():
         return None
-    try:
-        table = pd.read_csv(path, sep="\t")
-        return table.groupby("pair")[list(MAIN_METRICS)].mean()
-    except (OSError, EOFError, KeyError, ValueError) as error:
-        raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
+    columns = ["pair", *MAIN_METRICS]
+    return read_table(path, columns, numeric=columns).groupby("pair")[list(MAIN_METRICS)].mean()
 
 
 def read_facts(path: str | Path) -> dict:
-    """Return shapes of modalities, the number of cells, and ``uns`` as text of a file, without reading counts."""
+    """Return ``uns`` of a file, its number of cells and the shapes of its modalities, without reading counts."""
     try:
         with h5py.File(path) as file:
-            counts = {name: part["X"] for name, part in file.get("mod", {}).items()}
-            shapes = {name: counts[name].attrs.get("shape", ()) for name in MODALITIES if name in counts}
-            found = {"shapes": shapes, "n_cells": len(file["obs"][file["obs"].attrs["_index"]])}
-            entries = {key: entry for key, entry in file.get("uns", {}).items() if isinstance(entry, h5py.Dataset)}
-            return found | {key: ", ".join(map(str, np.atleast_1d(_decoded(entry)))) for key, entry in entries.items()}
+            modalities = [name for name in MODALITIES if name in file.get("mod", ())]
+            shapes = {name: file["mod"][name]["X"].attrs["shape"] for name in modalities}
+            return read_elem(file["uns"]) | {"n_cells": len(read_elem(file["obs"])), "shapes": shapes}
     except (OSError, KeyError) as error:
         raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
-
-
-def _decoded(entry: h5py.Dataset) -> np.ndarray:
-    return (entry.asstr() if h5py.check_string_dtype(entry.dtype) else entry)[()]
 
 
 def write_table(table: pd.DataFrame, path: str | Path, digits: int | None = None) -> None:
@@ -98,9 +89,9 @@ def write_table(table: pd.DataFrame, path: str | Path, digits: int | None = None
     A path that ends in ``.gz`` is compressed; the same table gives the same bytes.
     """
     compression = {"method": "gzip", "mtime": 1} if Path(path).suffix == ".gz" else None
-    digits_format = f"%.{digits}g" if digits else None
     with atomic(path) as temporary:
-        table.to_csv(temporary, sep="\t", index=False, float_format=digits_format, compression=compression)
+        float_format = f"%.{digits}g" if digits else None
+        table.to_csv(temporary, sep="\t", index=False, float_format=float_format, compression=compression)
 
 
 # ---- looking up ----------------------------------------------------------------------------------
@@ -169,18 +160,19 @@ def scores(jobs: pd.DataFrame, metric: str, direction: str = "both") -> Scores:
 
     A seed without a finite value makes the status that of its first row that is not ``ok``, or ``n/a``.
     """
-    wanted = rows_of(jobs, metric=metric, direction=direction, status="ok")
-    values = wanted.loc[np.isfinite(wanted["value"]), ["seed", "value"]].drop_duplicates("seed")
-    values = values.set_index("seed")["value"]
-    lost = jobs[~jobs["seed"].isin(values.index)]
-    planned = jobs["seed"].nunique()
-    if lost.empty:
-        status = "ok" if planned else "n/a"
-        return Scores(values, planned, status, wanted["reason"].iloc[0] if planned else "not part of this run")
-    bad = lost[lost["status"] != "ok"]
-    if bad.empty:
-        return Scores(values, planned, "n/a", f"{metric} has no finite value")
-    return Scores(values, planned, bad["status"].iloc[0], bad["reason"].iloc[0] or "no reason given")
+    found = rows_of(jobs, metric=metric, direction=direction, status="ok")
+    found = found[np.isfinite(found["value"])].drop_duplicates("seed").set_index("seed")
+    lost = jobs[~jobs["seed"].isin(found.index)]
+    failed = lost[lost["status"] != "ok"]
+    if jobs.empty:
+        status, reason = "n/a", "not part of this run"
+    elif lost.empty:
+        status, reason = "ok", found["reason"].iloc[0]
+    elif failed.empty:
+        status, reason = "n/a", f"{metric} has no finite value"
+    else:
+        status, reason = failed["status"].iloc[0], failed["reason"].iloc[0] or "no reason given"
+    return Scores(found["value"], jobs["seed"].nunique(), status, reason)
 
 
 def changes(split: pd.DataFrame, method: str, variant: str, metric: str) -> tuple[pd.Series, str]:
@@ -199,6 +191,8 @@ def changes(split: pd.DataFrame, method: str, variant: str, metric: str) -> tupl
         The changes, indexed by the seeds that both have, and the reason if there are none.
     """
     full, part = (scores(rows_of(split, method=method, variant=name), metric) for name in ("default", variant))
-    values = relative_changes(full.values, part.values)
+    values = (100 * (part.values - full.values) / full.values[full.values != 0]).dropna()
+    if len(values):
+        return values, ""
     reasons = [f"{name}: {found.reason}" for name, found in (("default", full), (variant, part)) if found.reason]
-    return values, "" if len(values) else [*reasons, "no seed in common, or the full method is at 0"][0]
+    return values, [*reasons, "no seed in common, or the full method is at 0"][0]

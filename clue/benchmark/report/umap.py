@@ -1,10 +1,14 @@
 """Two-dimensional pictures of the embedded test cells."""
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
 import anndata as ad
 import numpy as np
 import pandas as pd
+from tqdm import tqdm
 
-from clue.benchmark.contracts import ContractError
+from clue.benchmark.contracts import ContractError, read_embedding
 from clue.matching import Metric, as_points
 
 NEIGHBORS = 15
@@ -34,6 +38,13 @@ def points(embedding: ad.AnnData, cells: pd.DataFrame, modalities: list[str], wh
     found = embedding[names].copy()
     found.obs["cell_type"] = np.tile(cells["cell_type"].astype(str).to_numpy(), len(modalities))
     return found
+
+
+def sampled(paths: Sequence[Path], solution: ad.AnnData, n_points: int, seed: int) -> Iterator[ad.AnnData]:
+    """Yield the same sample of test cells of each embedding, as `points` gives it."""
+    cells = sample_cells(solution, n_points, seed)
+    for path in tqdm(paths, unit="embedding", mininterval=1):
+        yield points(read_embedding(path), cells, list(solution.uns["modalities"]), str(path))
 
 
 def coordinates(vectors: np.ndarray, seed: int, metric: Metric = "cosine") -> np.ndarray:

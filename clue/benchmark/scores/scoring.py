@@ -17,6 +17,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.contracts import (
     ContractError,
+    cells_of_test_file,
     check_embedding_fits,
     check_prediction,
     is_by_pairs,
@@ -45,7 +46,7 @@ Values = dict[str, tuple[float, float] | str]
 
 
 @dataclass
-class Side:
+class Cells:
     """The test cells of one modality, in file order."""
 
     modality: str
@@ -73,7 +74,7 @@ class Scores:
 # ---- alignment -----------------------------------------------------------------------------------
 
 
-def align(embedding: ad.AnnData, solution: ad.AnnData, pair: Sequence[str], where: str) -> tuple[Side, Side]:
+def align(embedding: ad.AnnData, solution: ad.AnnData, pair: Sequence[str], where: str) -> tuple[Cells, Cells]:
     """Return both modalities of a pair in file order, with what the solution knows of each cell.
 
     Raises
@@ -83,23 +84,20 @@ def align(embedding: ad.AnnData, solution: ad.AnnData, pair: Sequence[str], wher
     """
     if renamed := int((embedding.obs["cell"].astype(str) != embedding.obs_names).sum()):
         raise ContractError(f"{where}: obs['cell'] differs from obs_names in {renamed} rows; make them equal")
-    first, second = (_side(embedding, solution, name, where) for name in pair)
+    first, second = (_cells_of(embedding, solution, name, where) for name in pair)
     return first, second
 
 
-def _side(embedding: ad.AnnData, solution: ad.AnnData, modality: str, where: str) -> Side:
+def _cells_of(embedding: ad.AnnData, solution: ad.AnnData, modality: str, where: str) -> Cells:
     rows = (embedding.obs["modality"] == modality).to_numpy()
-    cells = names_of_test_cells(modality, solution.n_obs)
-    pair = pd.Index(solution.obs[modality].astype(str)).get_indexer(cells)
-    known = solution.obs.iloc[pair]
-    batch = known["batch"].astype(str).to_numpy()
+    cells = cells_of_test_file(solution, modality)
+    batch, cell_type, pair = (cells[key].to_numpy() for key in ("batch", "cell_type", "pair"))
     if differ := int((embedding.obs["batch"].astype(str).to_numpy()[rows] != batch).sum()):
         raise ContractError(f"{where}: obs['batch'] of {differ} {modality} cells differs from the test file's")
-    cell_type = known["cell_type"].astype(str).to_numpy()
-    return Side(modality, np.asarray(embedding.X)[rows], metric_of(embedding), batch, cell_type, pair)
+    return Cells(modality, np.asarray(embedding.X)[rows], metric_of(embedding), batch, cell_type, pair)
 
 
-def _partners(source: Side, target: Side) -> np.ndarray:
+def _partners(source: Cells, target: Cells) -> np.ndarray:
     """Return for each cell of `source` the row of its partner in `target`."""
     row = np.empty(len(target.pair), dtype=np.int64)
     row[target.pair] = np.arange(len(target.pair))
@@ -154,13 +152,13 @@ def score(
 
 
 def _score_pair(
-    first: Side, second: Side, mean: str, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
+    first: Cells, second: Cells, mean: str, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
 ) -> Scores:
     """Score the two modalities of a pair; `mean` is what the table calls the mean of its two directions."""
     directions = _directions(first.modality, second.modality)
     values, matches, hits = _score_matches(first, second)
     distances, fractions = _score_distances(first, second)
-    values |= distances | {"label_transfer_accuracy": _two_ways(_label_transfer, first, second)}
+    values |= distances | {"label_transfer_accuracy": (_label_transfer(first, second), _label_transfer(second, first))}
     if second.modality in solution.obsm and solution.n_obs > 1:
         values |= _score_predictions(first, second, solution, predictions)
     # Per cell in the solution's order: FOSCTTM of both is in that of the first, a match score in that of its own file.
@@ -209,18 +207,14 @@ def _with_overall(pairs: list[pd.DataFrame]) -> pd.DataFrame:
     return pd.concat([rows, overall.assign(direction=BOTH)], ignore_index=True)
 
 
-def _two_ways(function: Callable, first: Side, second: Side) -> tuple:
-    return function(first, second), function(second, first)
-
-
-def _match(matching: Callable, source: Side, target: Side) -> sp.csr_matrix:
+def _match(matching: Callable, source: Cells, target: Cells) -> sp.csr_matrix:
     batches = {"batch_x": source.batch, "batch_y": target.batch}
     return matching(source.embedding, target.embedding, **batches, metric=source.metric)
 
 
-def _score_matches(first: Side, second: Side) -> tuple[Values, list[sp.csr_matrix], list[np.ndarray]]:
+def _score_matches(first: Cells, second: Cells) -> tuple[Values, list[sp.csr_matrix], list[np.ndarray]]:
     """Score the three matchings; return also the matrices of the first, which are the ones to keep, and its hits."""
-    truth = _two_ways(_partners, first, second)
+    truth = _partners(first, second), _partners(second, first)
     values: Values = {}
     kept, kept_hits = [], []
     for metric, matching in MATCHINGS.items():
@@ -237,7 +231,7 @@ def _score_matches(first: Side, second: Side) -> tuple[Values, list[sp.csr_matri
     return values, kept, kept_hits
 
 
-def _score_distances(first: Side, second: Side) -> tuple[Values, tuple[np.ndarray, np.ndarray]]:
+def _score_distances(first: Cells, second: Cells) -> tuple[Values, tuple[np.ndarray, np.ndarray]]:
     """Score distances; return also FOSCTTM of each cell of both modalities, both in the first one's order.
 
     All are in the embedding's metric, but for those that are called Euclidean.
@@ -256,41 +250,32 @@ def _score_distances(first: Side, second: Side) -> tuple[Values, tuple[np.ndarra
     return {metric: (one.mean(), other.mean()) for metric, (one, other) in variants.items()}, variants["foscttm"]
 
 
-def _label_transfer(source: Side, target: Side) -> float:
+def _label_transfer(source: Cells, target: Cells) -> float:
     cell_types = source.cell_type, target.cell_type
     return label_transfer_accuracy(source.embedding, target.embedding, *cell_types, metric=source.metric)
 
 
 def _score_predictions(
-    first: Side, second: Side, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
+    first: Cells, second: Cells, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
 ) -> Values:
     """Score what an embedding's neighbours predict, and what the method does, if it predicts."""
-    measured = {side.modality: solution.obsm[side.modality] for side in (first, second)}
-
-    def scores(source: Side, target: Side, predicted: np.ndarray) -> dict[str, float]:
-        # The prediction is in file order, the measured values in the solution's.
-        return prediction_scores(predicted, measured[target.modality].toarray()[source.pair])
-
-    def of_neighbours(source: Side, target: Side) -> dict[str, float]:
-        return scores(source, target, _of_neighbours(source, target, measured[target.modality]))
-
-    def of_method(source: Side, target: Side) -> dict[str, float]:
-        direction = f"{source.modality}2{target.modality}"
-        if direction not in given:
-            raise ContractError(f"predictions.npz: lacks {direction}; delete it and run again")
-        check_prediction(given[direction], measured[target.modality].shape, f"predictions.npz: {direction}")
-        return scores(source, target, given[direction])
-
-    given = predictions or {}
-    kinds = {"neighbours": of_neighbours} | ({} if predictions is None else {"predict": of_method})
-    values: Values = {}
-    for kind, function in kinds.items():
-        forward, backward = _two_ways(function, first, second)
-        values |= {f"{kind}_{metric}": (forward[metric], backward[metric]) for metric in forward}
-    return values
+    found = []
+    for source, target in ((first, second), (second, first)):
+        direction, measured = f"{source.modality}2{target.modality}", solution.obsm[target.modality]
+        predicted = {"neighbours": _of_neighbours(source, target, measured)}
+        if predictions is not None:
+            if direction not in predictions:
+                raise ContractError(f"predictions.npz: lacks {direction}; delete it and run again")
+            check_prediction(predictions[direction], measured.shape, f"predictions.npz: {direction}")
+            predicted["predict"] = predictions[direction]
+        in_file_order = measured.toarray()[source.pair]
+        scores = {kind: prediction_scores(values, in_file_order) for kind, values in predicted.items()}
+        found.append({f"{kind}_{metric}": value for kind in scores for metric, value in scores[kind].items()})
+    forward, backward = found
+    return {metric: (forward[metric], backward[metric]) for metric in forward}
 
 
-def _of_neighbours(source: Side, target: Side, measured: sp.csr_matrix) -> np.ndarray:
+def _of_neighbours(source: Cells, target: Cells, measured: sp.csr_matrix) -> np.ndarray:
     """Return for each cell of `source` the mean of what was measured in its nearest cells of `target`.
 
     The cell's own partner is left out: a prediction is of what was not measured.
