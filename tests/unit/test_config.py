@@ -91,7 +91,7 @@ def test_a_part_after_a_slash_selects_one(project):
     ]
 
 
-# ---- what is wrong: one line that names the file, the key and the fix -------------------------------
+# ---- what is wrong: one line that names the file, the key and the fix -----------------------------
 
 
 @pytest.mark.parametrize(
