@@ -23,6 +23,8 @@ COLUMNS = ["run", "what", "dataset", "modalities", *NUMBERS, "device", "machine"
 COSTS = ["jobs", "unknown", "hours", "reserved_hours", "gpu_hours", "reserved_gpu_hours", "disk_gb"]
 RULE_MINUTES = {"score": 30, ORACLE: 15}
 """What the rules of rules/metrics.smk ask for; no YAML says it."""
+FREE = ("download", "collect")
+"""Rules that take no time to speak of."""
 TEST_FRACTION = 0.25
 """Taken for a split whose YAML gives neither numbers nor a fraction of cells, as one of whole batches may."""
 
@@ -120,7 +122,7 @@ class Planned:
     dataset: str
     modalities: str
     work: Work | None
-    """None where the data set's YAML does not say how large it is."""
+    """None where the data set's YAML does not say how large it is, and of rules that are `FREE`."""
     cores: int
     gpus: int
     minutes: int
@@ -128,10 +130,11 @@ class Planned:
 
 
 def planned(benchmark: Benchmark) -> Iterator[Planned]:
-    """Yield the jobs of a run in order; not those of downloading and collecting, which take no time to speak of."""
+    """Yield the jobs of a run in order, one for each of its `steps`."""
     for step in steps(benchmark):
         what = step.rule if step.rule in (*benchmark.methods, ORACLE) else step.rule.partition("_")[0]
-        if what in ("download", "collect"):
+        if what in FREE:
+            yield Planned(step, what, "", "", None, 0, 0, 0)
             continue
         dataset, *rest = step.wildcards
         spec = benchmark.datasets[dataset]
@@ -171,6 +174,8 @@ def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[pd.DataFrame, dict
     for job in planned(benchmark):
         rows.append({"what": job.what, "jobs": 1, "reserved_hours": job.cores * job.minutes / 60})
         rows[-1]["reserved_gpu_hours"] = job.gpus * job.minutes / 60
+        if job.what in FREE:
+            continue
         row = nearest(times, job) if job.work else None
         if row is None:
             rows[-1]["unknown"] = 1
