@@ -141,7 +141,8 @@ def _check_batches(adatas: Mapping[str, ad.AnnData], batch_key) -> None:
             wrong = both[(label[both] != known[both]).to_numpy()]
             if len(wrong):
                 found = f"is {label[wrong[0]]!r}, but {known[wrong[0]]!r} in {other}"
-                raise ValueError(f"{name}: obs[{batch_key!r}] of cell {wrong[0]!r} {found}")
+                fix = "equal names are one cell; rename those of one sample where they are two"
+                raise ValueError(f"{name}: obs[{batch_key!r}] of cell {wrong[0]!r} {found}; {fix}")
         labels[name] = label
 
 

@@ -300,9 +300,10 @@ class CLUE:
         adatas = dict(self._data)
         for k, more in read(extra or {}, self.layer, self.batch_key).items():
             self._check_modality(k)
-            known = adatas[k].obs_names.intersection(more.obs_names) if k in adatas else []
-            if len(known):
-                raise ValueError(f"extra cell {known[0]!r} of {k} is among the training cells; rename it")
+            for other, cells in adatas.items() if self._data else ():
+                if len(known := cells.obs_names.intersection(more.obs_names)):
+                    found = f"extra cell {known[0]!r} of {k} has the name of another cell of {other}"
+                    raise ValueError(f"{found}; equal names are one cell: rename it")
             more = self._with_own_features(k, more)
             adatas[k] = joined(adatas[k], more) if k in adatas else more
         return adatas

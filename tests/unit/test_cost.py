@@ -19,6 +19,7 @@ from clue.benchmark.running.cost import (
     size_of,
     work_of,
 )
+from clue.benchmark.running.status import steps
 
 SIZE = Size(1000, 100, {"rna": 2000, "adt": 50})
 
@@ -121,6 +122,7 @@ def test_jobs_are_those_of_the_plan(project):
     jobs = [job.what for job in planned(run)]
     assert [what for what in jobs if what in (*run.methods, ORACLE)] == runnable
     assert jobs.count("score") == len(runnable) and jobs.count("prepare") == len(run.datasets)
+    assert len(jobs) == len(steps(run))
 
 
 def test_what_rules_ask_for_is_what_the_rules_say(project):

@@ -224,6 +224,11 @@ def test_fine_tuning_takes_unpaired_cells_and_new_batches(two):
     model.fit(extra, **SHORT)
     assert len(model.batches) == before + 1
     assert np.isfinite(model.embed(extra["rna"], "rna")).all()
+    for names, other in ((two["adt"].obs_names, "rna"), (extra["adt"].obs_names, "rna")):
+        equal = {"rna": extra["rna"][:5].copy(), "adt": extra["adt"]}
+        equal["rna"].obs_names = names[:5]
+        with pytest.raises(ValueError, match=f"extra cell '{names[0]}' of .* of {other}; equal names are one cell"):
+            model.fit(equal, **SHORT)
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int32", "by columns", "stored twice"])
@@ -272,7 +277,7 @@ def test_each_cell_has_one_batch(two):
     for missing in (np.nan, None):
         with pytest.raises(ValueError, match=f"^adt: obs\\['batch'\\] of cell '{cell}' is missing$"):
             clue.CLUE(batches("adt", cell, missing), **SMALL)
-    with pytest.raises(ValueError, match=f"^adt: obs\\['batch'\\] of cell '{cell}' is 'x', but 'batch[12]' in rna$"):
+    with pytest.raises(ValueError, match=f"^adt: obs\\['batch'\\] of cell '{cell}' is 'x', but 'batch[12]' in rna; "):
         clue.CLUE(batches("adt", cell, "x"), **SMALL)
     extra = two["rna"][:5].copy()
     extra.obs_names = [f"extra_{i}" for i in range(5)]

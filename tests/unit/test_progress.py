@@ -1,9 +1,12 @@
 """A run's log becomes a bar, jobs in words, and failures."""
 
+import pandas as pd
 import pytest
 
 from clue.benchmark.config import Benchmark
+from clue.benchmark.running.cost import COLUMNS, costs
 from clue.benchmark.running.progress import Progress, words
+from clue.benchmark.running.status import steps
 
 RUN = {"run": "test", "datasets": ["pbmc_cite/donors"], "methods": ["random"], "seeds": [1]}
 JOB = """
@@ -13,6 +16,16 @@ localrule random:
     wildcards: dataset=pbmc_cite, split=donors, variant=default, seed=1
     resources: tmpdir=/tmp
 [Thu Nov 26 22:17:23 2026]
+"""
+STATS = """
+Job stats:
+job               count
+--------------  -------
+random                1
+score_rna_adt         2
+umap                  1
+collect               1
+total                 5
 """
 FAILURE = """
 Error in rule random:
@@ -38,13 +51,27 @@ def read(progress, text):
 
 
 def test_a_job_is_at_work_until_it_has_finished(progress, capsys):
-    read(progress, JOB)
+    read(progress, STATS + JOB)
     assert progress.at_work == {"7": "Random, PBMC CITE-seq donors, seed 1"}
-    read(progress, "Finished jobid: 7 (Rule: random)\n3 of 9 steps (33%) done\n")
+    read(progress, "Finished jobid: 7 (Rule: random)\n1 of 5 steps (20%) done\n")
     assert not progress.at_work
     read(progress, JOB)
     line = "at work: Random, PBMC CITE-seq donors, seed 1\n"
-    assert capsys.readouterr().out == f"0 steps done; {line}3 of 9 steps done; {line}"
+    assert capsys.readouterr().out == f"4 of 8 steps done; {line}5 of 8 steps done; {line}"
+
+
+def test_steps_are_counted_as_make_status_does(progress, benchmark, capsys):
+    n_steps = len(steps(benchmark))
+    read(progress, STATS + "Finished jobid: 3 (Rule: umap)\n" + JOB)
+    assert f"{n_steps - 4} of {n_steps} steps" in capsys.readouterr().out, "an earlier run's count, figures do not"
+    read(progress, STATS + JOB)  # of what is drawn after failures
+    assert f"{n_steps - 4} of {n_steps} steps" in capsys.readouterr().out
+    assert costs(benchmark, pd.DataFrame(columns=COLUMNS))[0]["jobs"].sum() == n_steps, "so does `make estimate`"
+
+
+def test_a_download_counts_downloads_alone(benchmark, capsys):
+    read(Progress(benchmark, terminal=False, download=True), "download    1\ntotal    2\n" + JOB)
+    assert capsys.readouterr().out.startswith("0 of 1 steps done")
 
 
 def test_a_failure_is_said_when_it_comes(progress, capsys, tmp_path):
@@ -63,10 +90,10 @@ def test_what_stops_everything_is_kept(progress):
 
 def test_the_bar_counts_steps(benchmark, capsys):
     progress = Progress(benchmark, terminal=True)
-    read(progress, JOB + "3 of 9 steps (33%) done\n")
+    read(progress, STATS + "Finished jobid: 3 (Rule: random)\n" + JOB)
     progress.close()
     shown = capsys.readouterr()
-    assert "3 of 9 steps" in shown.err and "Random, PBMC CITE-seq donors, seed 1" in shown.err and not shown.out
+    assert "5 of 8 steps" in shown.err and "Random, PBMC CITE-seq donors, seed 1" in shown.err and not shown.out
 
 
 @pytest.mark.parametrize(

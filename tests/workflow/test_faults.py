@@ -85,10 +85,13 @@ def test_killed_job_then_the_same_command(slow):
 
 
 def test_killed_snakemake_then_the_same_command(slow):
-    process = slow.start(*slow.run_command)
+    runs = [slow.start(*slow.run_command) for _ in range(2)]
+    while all(run.poll() is None for run in runs):
+        time.sleep(0.1)
+    refused, process = sorted(runs, key=lambda run: run.poll() is None)
     job = wait_for_job(slow, process)
-    status, output = slow.run()
-    assert status == 1 and "another run is at work here" in output, "two runs at a time"
+    for status, output in ((refused.returncode, refused.communicate()[0]), slow.run()):
+        assert status == 1 and re.fullmatch("error: .*: another run is at work here.*\n", output), "two runs at a time"
 
     [snakemake] = psutil.Process(process.pid).children()
     snakemake.kill()

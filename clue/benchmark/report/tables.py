@@ -7,7 +7,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pandas as pd
-from anndata.io import read_elem
 
 from clue.benchmark.config import MODALITIES
 from clue.benchmark.errors import BenchmarkError
@@ -74,6 +73,8 @@ def read_cells(folder: str | Path, *job: str) -> pd.DataFrame | None:
 
 def read_facts(path: str | Path) -> dict:
     """Return ``uns`` of a file, its number of cells and the shapes of its modalities, without reading counts."""
+    from anndata.io import read_elem  # late: most programs that read tables need no anndata
+
     try:
         with h5py.File(path) as file:
             modalities = [name for name in MODALITIES if name in file.get("mod", ())]

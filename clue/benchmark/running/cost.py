@@ -23,6 +23,8 @@ COLUMNS = ["run", "what", "dataset", "modalities", *NUMBERS, "device", "machine"
 COSTS = ["jobs", "unknown", "hours", "reserved_hours", "gpu_hours", "reserved_gpu_hours", "disk_gb"]
 RULE_MINUTES = {"score": 30, ORACLE: 15}
 """What the rules of rules/metrics.smk ask for; no YAML says it."""
+FREE = ("download", "collect")
+"""Rules that take no time to speak of."""
 TEST_FRACTION = 0.25
 """Taken for a split whose YAML gives neither numbers nor a fraction of cells, as one of whole batches may."""
 
@@ -107,7 +109,7 @@ class Planned:
     dataset: str
     modalities: str
     cells: int
-    """Training and test cells; 0 where the data set's YAML does not say how large it is."""
+    """Training and test cells; 0 where the data set's YAML does not say how large it is, and of `FREE` rules."""
     features: int
     """Of all modalities together; of a method only those that it selects."""
     steps: int
@@ -119,10 +121,11 @@ class Planned:
 
 
 def planned(benchmark: Benchmark) -> Iterator[Planned]:
-    """Yield the jobs of a run in order; not those of downloading and collecting, which take no time to speak of."""
+    """Yield the jobs of a run in order, one for each of its `steps`."""
     for step in steps(benchmark):
         what = step.rule if step.rule in (*benchmark.methods, ORACLE) else step.rule.partition("_")[0]
-        if what in ("download", "collect"):
+        if what in FREE:
+            yield Planned(step, what, "", "", 0, 0, 0, 0, 0, 0)
             continue
         dataset, *rest = step.wildcards
         spec = benchmark.datasets[dataset]
@@ -159,9 +162,12 @@ def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[pd.DataFrame, dict
     rows: list[dict] = []
     used: dict[Any, list[str]] = {}
     for job in planned(benchmark):
-        row = nearest(times, job) if job.cells else None
         reserved = {"reserved_hours": job.cores * job.minutes / 60, "reserved_gpu_hours": job.gpus * job.minutes / 60}
-        rows.append({"what": job.what, "jobs": 1, "unknown": int(row is None), **reserved})
+        rows.append({"what": job.what, "jobs": 1, **reserved})
+        if job.what in FREE:
+            continue
+        row = nearest(times, job) if job.cells else None
+        rows[-1]["unknown"] = int(row is None)
         if row is not None:
             hours = seconds(row, job) / 3600
             rows[-1] |= {"hours": hours, "gpu_hours": hours if job.gpus else 0, "disk_gb": disk_mb(row, job) / 1000}

@@ -7,15 +7,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clue.benchmark.config import Benchmark
-from clue.benchmark.running.status import last_line, log_says
+from clue.benchmark.running.status import last_line, log_says, steps
 
 STARTS = re.compile(r"(?:local)?(?:rule|checkpoint) (\w+):$")
 FAILS = re.compile(r"Error in rule (\w+):$")
 FIELD = re.compile(r"    (jobid|wildcards|log|resources): (.*)$")
-ENDS = re.compile(r"Finished jobid: (\d+)")
+ENDS = re.compile(r"Finished jobid: (\d+) \(Rule: (\w+)\)")
 AGAIN = re.compile(r"Trying to restart job (\d+)\.")
-PLANNED = re.compile(r"total +(\d+)$")
-COUNTS = re.compile(r"(\d+) of (\d+) steps")
+PLANNED = re.compile(r"(\w+) +(\d+)$")
 LAST = re.compile(r"failed   |No method has scores|Finished jobs are kept|Nothing to be done")
 WRONG = re.compile(r"(\w*(?:Error|Exception)\b.*:$|error: )")
 """Where Snakemake, or a program before it, says why nothing could be started."""
@@ -31,6 +30,8 @@ class Progress:
         The run, for the labels of methods and data sets.
     terminal
         Whether to draw a bar; else there is a line per job.
+    download
+        Whether the run ends when the raw files are there.
 
     Attributes
     ----------
@@ -44,7 +45,7 @@ class Progress:
         Why nothing could be started, if it could not.
     """
 
-    def __init__(self, benchmark: Benchmark, terminal: bool):
+    def __init__(self, benchmark: Benchmark, terminal: bool, download: bool = False):
         self.benchmark = benchmark
         self.at_work: dict[str, str] = {}
         self._words: dict[str, str] = {}
@@ -52,8 +53,11 @@ class Progress:
         self.last: list[str] = []
         self.wrong: list[str] = []
         shape = "{n_fmt} of {total_fmt} steps |{bar:20}| {remaining} left{postfix}"
-        self._bar = tqdm(total=0, disable=not terminal, bar_format=shape)
-        self._done = "0 steps"
+        # The steps of `make status`; Snakemake counts figures too, and no job of an earlier run.
+        rules = [step.rule for step in steps(benchmark) if step.rule == "download" or not download]
+        self._rules, self._n_steps = set(rules), len(rules)
+        self._n_done, self._is_planned = len(rules), False
+        self._bar = tqdm(total=len(rules), disable=not terminal, bar_format=shape)
         self._rule, self._job, self._wildcards, self._failing = "", "", "", False
 
     def read(self, line: str) -> None:
@@ -69,17 +73,24 @@ class Progress:
             self._read_field(*found.groups())
         elif found := ENDS.search(line):
             self.at_work.pop(found[1], None)
+            if found[2] in self._rules:
+                self._n_done += 1
+                self._bar.update()
         elif found := AGAIN.search(line):
             self._say(f"tried again: {self._words[found[1]]}")
-        elif found := PLANNED.match(line):
-            self._bar.reset(total=int(found[1]))
-        elif found := COUNTS.match(line):
-            self._done = found[0]
-            self._bar.total = int(found[2])
-            self._bar.update(int(found[1]) - self._bar.n)
+        elif not self._is_planned and (found := PLANNED.match(line)):
+            self._plan(found[1], int(found[2]))
         elif LAST.match(line):
             self.last.append(line)
         self._bar.set_postfix_str("; ".join(self.at_work.values()))
+
+    def _plan(self, rule: str, n_jobs: int) -> None:
+        if rule in self._rules:
+            self._n_done -= n_jobs
+        elif rule == "total":  # a second plan, after failures, is of what is left to draw
+            self._is_planned = True
+            self._bar.reset()
+            self._bar.initial = self._bar.n = self._n_done
 
     def _read_field(self, key: str, value: str) -> None:
         if key == "jobid":
@@ -90,7 +101,7 @@ class Progress:
             wildcards = dict(pair.split("=", 1) for pair in self._wildcards.split(", ") if pair)
             self.at_work[self._job] = self._words[self._job] = words(self.benchmark, self._rule, wildcards)
             if self._bar.disable:
-                self._say(f"{self._done} done; at work: {self.at_work[self._job]}")
+                self._say(f"{self._n_done} of {self._n_steps} steps done; at work: {self.at_work[self._job]}")
         elif key == "log" and self._failing:
             self.n_failed += 1
             log = value.partition(" (check")[0]

@@ -1,9 +1,11 @@
 """After a kill: end what the dead run has left at work, on this machine and in Slurm's queue, and clear its lock."""
 
+import fcntl
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -30,6 +32,29 @@ def start(folder: Path) -> None:
         temporary.write_text(socket.gethostname())
 
 
+def hold(folder: Path) -> TextIO:
+    """Return an open file that makes this `make run` the only one of a folder, until all processes that have it end.
+
+    Snakemake's own lock is not enough: it is set after planning only, and a run that ends removes those of others.
+
+    Raises
+    ------
+    BenchmarkError
+        If another run has it.
+    """
+    path = folder / ".snakemake" / "clue-bench-run.lock"
+    path.parent.mkdir(exist_ok=True)
+    file = open(path, "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        _refuse_if_alive(folder)
+        raise BenchmarkError(f"{folder}: another run is at work here; wait for its end or interrupt it") from None
+    except OSError:
+        pass  # a file system without such locks: Snakemake's own lock remains
+    return file
+
+
 def clear_killed_run(folder: Path) -> list[str]:
     """End the jobs that a killed run has left and clear its lock; return what was done, in lines to print.
 
@@ -48,7 +73,7 @@ def clear_killed_run(folder: Path) -> list[str]:
     end(list(processes_at_work(folder)))
     if locks := _locks(folder):
         for lock in locks:
-            lock.unlink()
+            lock.unlink(missing_ok=True)
         lines.append("Cleared the lock of a killed run.")
     return lines
 
