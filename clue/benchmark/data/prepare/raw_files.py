@@ -73,6 +73,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
     vanishes with the process, on the disk of the raw file, since /tmp may be small where data are large.
     """
     with reading(path):
+        if path.suffix not in (".h5ad", ".h5mu", ".h5", ".gz") and not h5py.is_hdf5(path):
+            raise PrepareError(f"{path}: is in the format of another program; write it as .h5ad")
         if path.suffix != ".gz":
             with h5py.File(path) as file:
                 yield file
@@ -268,7 +270,7 @@ def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) ->
     reasons = [
         f"names differ by {what}"
         for what, plain in DIFFERENCES.items()
-        if len({*mine, *map(plain, mine)} & {*theirs, *map(plain, theirs)}) >= enough
+        if len(_with_plain(mine, names[modality], plain) & _with_plain(theirs, names[other], plain)) >= enough
     ]
     example = theirs[0] if len(theirs) else names[other][0]
     keep = "keep them for training with prepare: {keep_unpaired: true}"
@@ -277,3 +279,12 @@ def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) ->
         f"{len(mine)} of {len(names[modality])} cells of {modality} are not in {other} ({modality} {mine[0]!r}, {other}"
         f" {example!r}); {[*reasons, 'cells are paired by name'][0]}: make names equal{allowed}"
     )
+
+
+def _with_plain(cells: pd.Index, among: pd.Index, plain: Callable[[str], str]) -> set[str]:
+    """Return the names of cells, and their plain names where no other cell gets the same.
+
+    Without its beginning, every AAAC-1 and CCCT-1 is 1: that would explain any loss.
+    """
+    own = among.map(plain).drop_duplicates(keep=False)
+    return {*cells, *cells.map(plain).intersection(own)}

@@ -87,5 +87,6 @@ def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> 
 
 
 def _as_text(values: pd.Series) -> np.ndarray:
-    """Return values as text; one table may hold as 1.0 what another holds as 1."""
-    return values.astype(str).str.removesuffix(".0").to_numpy()
+    """Return values as text; one table may hold as 1.0 what another holds as 1, or as NA what another holds as NaN."""
+    text = values.astype(object).where(values.notna(), np.nan)
+    return text.map(lambda value: str(value).removesuffix(".0")).to_numpy()
