@@ -17,7 +17,12 @@ def row_blocks(matrix) -> Iterator[sp.csr_matrix]:
     if sp.issparse(matrix):
         matrix = matrix.tocsr()  # to take rows of a matrix stored by columns is an order of magnitude slower
     for start in range(0, matrix.shape[0], BLOCK):
-        yield sp.csr_matrix(matrix[start : start + BLOCK])
+        yield _as_csr(matrix[start : start + BLOCK])
+
+
+def _as_csr(matrix) -> sp.csr_matrix:
+    """Return a sparse or dense matrix as CSR; scipy's have no float16."""
+    return sp.csr_matrix(matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix)
 
 
 def as_counts(matrix) -> sp.csr_matrix:
@@ -25,7 +30,7 @@ def as_counts(matrix) -> sp.csr_matrix:
 
     It shares the memory of `matrix` where that is so already.
     """
-    counts = sp.csr_matrix(matrix if sp.issparse(matrix) or isinstance(matrix, np.ndarray) else matrix[:])
+    counts = _as_csr(matrix if sp.issparse(matrix) or isinstance(matrix, np.ndarray) else matrix[:])
     canonical = counts.has_canonical_format
     # before entries are added up: 8 bits hold 255 at most
     if counts.dtype != np.float32:

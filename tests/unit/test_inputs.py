@@ -66,6 +66,12 @@ def write_mex(folder, packed=(".gz", ".gz", ".gz"), name="features.tsv", columns
         mmwrite(file, sp.coo_matrix(COUNTS.T))
 
 
+def write_quoted_mex(folder):
+    """Write what R's ``write.table`` makes: each text in quotation marks."""
+    write_mex(folder, ("", "", ""), features=[[f'"{text}"' for text in feature] for feature in FEATURES])
+    (folder / "barcodes.tsv").write_text("".join(f'"{cell}"\n' for cell in CELLS))
+
+
 def texts(values):
     return np.array([value.encode() for value in values])
 
@@ -107,6 +113,7 @@ TENX = {
     "CellBender": lambda folder: write_h5(folder / "x.h5", CELLBENDER),
     "folder": write_mex,
     "unpacked folder": lambda folder: write_mex(folder, ("", "", "")),
+    "folder of R's write.table": write_quoted_mex,
     "folder packed in part": lambda folder: write_mex(folder, ("", ".gz", "")),
 }
 
@@ -320,6 +327,34 @@ def test_counts_of_a_mudata_are_found_too(tmp_path):
     message = "all.h5mu: mod/rna/X holds no raw counts, but there are some: set prepare.layer: counts"
     assert message in fault(tmp_path, own)
     assert_counts(prepared(tmp_path, own | {"layer": {"rna": "counts", "adt": "counts"}}))
+
+
+OTHERS = [OWN | {"files": {"rna": "x.rds", "adt": "x.rds"}}, {"kind": "own", "file": "x.rds"}]
+OTHERS += [{"kind": "tenx", "samples": {"one": "x.rds"}}]
+
+
+@pytest.mark.parametrize("settings", OTHERS)
+def test_a_file_of_another_program_is_not_called_damaged(tmp_path, settings):
+    (tmp_path / "x.rds").write_bytes(gzip.compress(b"X\n\0\0\0\3"))
+    message = fault(tmp_path, settings)
+    assert "x.rds: is " in message and "again" not in message
+
+
+def test_missing_batches_of_a_categorical_of_nullable_text(tmp_path):
+    """As pandas 3 makes it: a missing value is NA, which is neither equal to another nor different."""
+    batch = pd.Categorical(pd.array([None, *["a"] * (N_CELLS - 1)], "string"))
+    with ad.settings.override(allow_write_nullable_strings=True):
+        write_h5ads(tmp_path, with_batch(lambda _: batch))
+    assert "rna.h5ad [rna]: obs['batch'] has missing values" in fault(tmp_path, OWN)
+
+
+def test_names_that_would_all_be_one_explain_no_loss(tmp_path):
+    for name, cells in (("rna", slice(0, 20)), ("adt", slice(1, N_CELLS))):
+        counts, features = PARTS[name]
+        obs, var = pd.DataFrame({"batch": BATCH}, index=CELLS)[cells], pd.DataFrame(index=features)
+        ad.AnnData(sp.csr_matrix(counts[cells]), obs=obs, var=var).write_h5ad(tmp_path / f"{name}.h5ad")
+    message = fault(tmp_path, OWN)
+    assert "4 of 23 cells of adt" in message and "differ" not in message
 
 
 def test_a_file_without_x(tmp_path):

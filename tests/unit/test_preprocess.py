@@ -140,6 +140,7 @@ FORMS = {
     "float64": lambda counts: counts.astype(np.float64),
     "csc": sp.csc_matrix,
     "dense": lambda counts: counts.toarray(),
+    "dense, float16": lambda counts: counts.toarray().astype(np.float16),
     "stored twice": stored_twice,
     "stored twice, uint8": lambda counts: stored_twice(counts).astype(np.uint8),
 }
@@ -152,7 +153,7 @@ def test_counts_are_the_same_in_any_form(data, modality, form):
     adata.X.data = adata.X.data.clip(max=255)
     changed = ad.AnnData(FORMS[form](adata.X), obs=adata.obs, var=adata.var[[]])
     given, kept = changed.X, changed.X.copy()
-    assert (sp.csr_matrix(given).astype(float) != adata.X).nnz == 0 and adata.X.max() == 255
+    assert (sp.csr_matrix(given.astype(float)) != adata.X).nnz == 0 and adata.X.max() == 255
     first, second = (preprocessor(modality, 8, 60).fit(cells) for cells in (adata, changed))
     assert np.array_equal(first.selected, second.selected)
     assert np.array_equal(first.transform(adata), second.transform(changed))

@@ -63,6 +63,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
     vanishes with the process, on the disk of the raw file, since /tmp may be small where data are large.
     """
     with reading(path):
+        if path.suffix not in (".h5ad", ".h5mu", ".h5", ".gz") and not h5py.is_hdf5(path):
+            raise PrepareError(f"{path}: is in the format of another program; write it as .h5ad")
         if path.suffix != ".gz":
             with h5py.File(path) as file:
                 yield file

@@ -87,6 +87,8 @@ def _find(folder: Path, prefix: str, names: tuple[str, ...]) -> Path:
     """Return the one of several files that is there; gzipped or not."""
     paths = [folder / f"{prefix}{name}{packed}" for name in names for packed in (".gz", "")]
     found = [path for path in paths if path.exists()]
+    if not found and (folder / prefix).is_file():
+        raise PrepareError(f"{folder / prefix}: is not Cell Ranger's .h5, nor what three files share")
     if len(found) > 1:
         raise PrepareError(f"{found[0]}: {found[1].name} is beside it; name one of them in source.files")
     return (found or paths)[0]
@@ -97,7 +99,13 @@ def _columns(path: Path) -> list[Sequence[str]]:
         # A gene may be called NA, and a name may hold a quotation mark.
         text = {"dtype": str, "keep_default_na": False, "quoting": csv.QUOTE_NONE, "encoding": "utf-8"}
         table = pd.read_csv(path, sep="\t", header=None, **text)
-        return [table[column].tolist() for column in table]
+        return [_unquoted(table[column].tolist()) for column in table]
+
+
+def _unquoted(column: list[str]) -> list[str]:
+    """Remove the quotation marks that R's ``write.table`` puts around each value."""
+    is_quoted = all(len(text) > 1 and text[0] == text[-1] == '"' for text in column)
+    return [text[1:-1] for text in column] if is_quoted else column
 
 
 def _features(columns: list[Sequence[str]]) -> pd.DataFrame:

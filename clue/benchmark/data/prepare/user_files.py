@@ -95,8 +95,9 @@ def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> 
 
 
 def _as_text(values: pd.Series) -> np.ndarray:
-    """Return values as text; one table may hold as 1.0 what another holds as 1."""
-    return values.astype(str).str.removesuffix(".0").to_numpy()
+    """Return values as text; one table may hold as 1.0 what another holds as 1, or as NA what another holds as NaN."""
+    text = values.astype(object).where(values.notna(), np.nan)
+    return text.map(lambda value: str(value).removesuffix(".0")).to_numpy()
 
 
 # ---- pairs of cells ------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) ->
     reasons = [
         f"names differ by {what}"
         for what, plain in DIFFERENCES.items()
-        if len({*mine, *map(plain, mine)} & {*theirs, *map(plain, theirs)}) >= enough
+        if len(_with_plain(mine, names[modality], plain) & _with_plain(theirs, names[other], plain)) >= enough
     ]
     example = theirs[0] if len(theirs) else names[other][0]
     keep = "keep them for training with prepare: {keep_unpaired: true}"
@@ -149,3 +150,12 @@ def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) ->
         f"{len(mine)} of {len(names[modality])} cells of {modality} are not in {other} ({modality} {mine[0]!r}, {other}"
         f" {example!r}); {[*reasons, 'cells are paired by name'][0]}: make names equal{allowed}"
     )
+
+
+def _with_plain(cells: pd.Index, among: pd.Index, plain: Callable[[str], str]) -> set[str]:
+    """Return the names of cells, and their plain names where no other cell gets the same.
+
+    Without its beginning, every AAAC-1 and CCCT-1 is 1: that would explain any loss.
+    """
+    own = among.map(plain).drop_duplicates(keep=False)
+    return {*cells, *cells.map(plain).intersection(own)}
