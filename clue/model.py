@@ -715,7 +715,8 @@ class CLUE:
 
     def __repr__(self) -> str:
         widths = ", ".join(f"{k}: {len(p.selected)} features" for k, p in self.preprocessors.items())
-        return f"CLUE({widths}; {len(self.batches)} batches; embedding of {self.width})"
+        batches = "1 batch" if len(self.batches) == 1 else f"{len(self.batches)} batches"
+        return f"CLUE({widths}; {batches}; embedding of {self.width})"
 
 
 def _checked_device(device: str) -> str:
