@@ -398,7 +398,7 @@ def test_univi_with_too_few_paired_cells_says_so(program):
 # ---- CHAMPOLLION ---------------------------------------------------------------------------------
 
 
-def test_champollions_cells_rank_each_other_as_its_plan_does():
+def test_champollions_cells_rank_each_other_as_its_plan_does(program):
     rng = np.random.default_rng(0)
     x, y, f, g = rng.normal(size=(8, 5)), rng.normal(size=(6, 3)), rng.normal(size=8), rng.normal(size=6)
     matrix = rng.normal(size=(5, 3))
@@ -409,13 +409,13 @@ def test_champollions_cells_rank_each_other_as_its_plan_does():
     np.testing.assert_allclose(lengths, lengths[0])  # so that the cosine ranks alike
 
 
-def test_a_program_of_champollion_that_fails_is_one_line():
+def test_a_program_of_champollion_that_fails_is_one_line(program):
     with pytest.raises(BenchmarkError, match="^CHAMPOLLION ended with status 1; its messages are above in the log$"):
         program("champollion").run({"bridge_0": np.ones((3, 2))}, {})
 
 
 @pytest.mark.slow
-def test_champollion_is_what_upstream_gives_when_called_directly(tmp_path):
+def test_champollion_is_what_upstream_gives_when_called_directly(program, tmp_path):
     pytest.importorskip("champollion", reason="champollion-omics, which holds CHAMPOLLION, is not installed")
     from champollion import Champollion
 
