@@ -39,7 +39,10 @@ def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
         columns = np.flatnonzero(adata.var["feature_types"] == TYPES[modality])
         if not len(columns):
             found = ", ".join(sorted(set(adata.var["feature_types"])))
-            raise PrepareError(f"{where}: no feature of type {TYPES[modality]!r} ({modality}); types: {found}")
+            raise PrepareError(
+                f"{where}: no feature of type {TYPES[modality]!r} ({modality}); types: {found}; correct modalities in"
+                " the data set's YAML, or name a file that has them"
+            )
         names = _unique_names(adata.var.iloc[columns])
         modalities[modality] = raw_files.modality_of(adata.X[:, columns], adata.obs, names, f"{where} [{modality}]")
     return modalities
