@@ -97,9 +97,11 @@ def run(arrays: dict[str, np.ndarray], settings: dict) -> dict[str, np.ndarray]:
         given, result = Path(folder, "given.npz"), Path(folder, "result.npz")
         np.savez(given, **arrays)
         command = [sys.executable, "-P", str(PROGRAM), str(given), str(result), json.dumps(settings)]
-        status = subprocess.run(command, check=False).returncode
-        if status:
-            raise BenchmarkError(f"CHAMPOLLION ended with status {status}; its messages are above in the log")
+        done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+        print(done.stderr, file=sys.stderr, flush=True)
+        if done.returncode:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise BenchmarkError(f"CHAMPOLLION ended with status {done.returncode}: {last}")
         with np.load(result) as found:
             return dict(found)
 

@@ -410,7 +410,8 @@ def test_champollions_cells_rank_each_other_as_its_plan_does(program):
 
 
 def test_a_program_of_champollion_that_fails_is_one_line(program):
-    with pytest.raises(BenchmarkError, match="^CHAMPOLLION ended with status 1; its messages are above in the log$"):
+    # the module is missing or, where it is there, an array
+    with pytest.raises(BenchmarkError, match="^CHAMPOLLION ended with status 1: (ModuleNotFound|Key)Error: .*$"):
         program("champollion").run({"bridge_0": np.ones((3, 2))}, {})
 
 

@@ -161,7 +161,7 @@ def _parse(lines: Iterator[bytes], n_cells: int, path: Path) -> tuple[list[str],
     for number, line in enumerate(lines, start=2):
         name, _, text = line.rstrip(b"\r\n").partition(b"\t")
         try:
-            of_gene = np.fromstring(text, dtype=np.int32, sep="\t")
+            of_gene = np.fromstring(text, dtype=np.int64, sep="\t")
         except ValueError as error:
             where = f"{path}: line {number} ({name.decode()})"
             raise PrepareError(f"{where}: holds what is no whole number; give raw counts") from error
