@@ -141,7 +141,7 @@ lint: $(INSTALLED)
 	$(BIN)/snakemake --lint --configfile "$$CONFIG"
 
 # Also through links, which may lead to scratch. Beside a linked folder's results lie other things: what has logs here
-# was made here.
+# was made here. A folder that still holds something stays.
 LINKED = $(shell test -L results && echo yes)
 MADE = $(patsubst logs/%/,results/%,$(wildcard logs/*/)) $(if $(LINKED),,results) logs .snakemake
 

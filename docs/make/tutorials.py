@@ -74,7 +74,7 @@ def run(source: Path) -> Iterator[str]:
         try:
             with redirect_stdout(io.StringIO()) as printed:
                 exec(compile(body, f"{source}, cell {i}", "exec"), names)
-        except Exception as error:
+        except Exception as error:  # a cell may raise anything; the line says which one did
             raise BenchmarkError(f"{source}: cell {i}: {type(error).__name__}: {error}") from error
         if said := printed.getvalue().rstrip():
             yield f"```text\n{said}\n```"
