@@ -6,6 +6,7 @@
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,8 +33,8 @@ MAX_READOUT = 50_000
 MAX_CHOOSING = 10_000
 """Cells by which the number of components is chosen at most: more cost time alone."""
 
-MOST_COMPONENTS, LEAST_COMPONENTS, CELLS_PER_COMPONENT = 400, 25, 10
-"""Between which numbers of components the model chooses; with fewer cells for each, later ones are noise."""
+LEAST_COMPONENTS = 25
+"""Fewer components are not considered."""
 
 _FORMAT = 3
 """Of the files that `CLUE.save` writes."""
@@ -69,12 +70,15 @@ class CLUE:
     fusion, library, normalize, precision, shared_batches
         See `Network`.
     n_components
-        Principal components (or LSI components) that encoders read, where a modality has as many. None: the number,
-        `MOST_COMPONENTS` at most and one for each `CELLS_PER_COMPONENT` cells, with which held-out paired cells match
-        best by linear means (`clue.readout.choose_width`).
+        Principal components (or LSI components) that encoders read, where a modality has as many. None: the number
+        with which held-out paired cells match best by linear means (`clue.readout.choose_width`), 400 at most and one
+        for each 10 cells.
     n_features
         Most variable genes and most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all.
+    preprocessors
+        Of each modality, where they have been fitted on these data before, as those of another model of them
+        (`CLUE.preprocessors`): that saves their time. `n_features` is then theirs.
     seed
         Seed of preprocessing, initialisation and training.
     device
@@ -112,6 +116,7 @@ class CLUE:
         shared_batches: bool = True,
         n_components: int | None = None,
         n_features: dict[str, int] | None = None,
+        preprocessors: Mapping[str, Preprocessor] | None = None,
         seed: int = 0,
         device: str = "auto",
     ):
@@ -130,11 +135,10 @@ class CLUE:
         self.batch_key, self.layer, self.seed = batch_key, layer, seed
         self._data = read(mdata, layer, batch_key)
         self.batches = batches_of(self._data)
-        self.preprocessors = {}
-        for k, adata in self._data.items():
-            most = n_components or max(1, min(MOST_COMPONENTS, adata.n_obs // CELLS_PER_COMPONENT))
-            unfitted = preprocessor(kinds[k], most, (n_features or {}).get(k), seed, k)
-            self.preprocessors[k] = unfitted.fit(adata, BATCH)
+        if preprocessors is None:
+            unfitted = {k: preprocessor(kinds[k], n_components, (n_features or {}).get(k), seed, k) for k in names}
+            preprocessors = {k: unfitted[k].fit(adata, BATCH) for k, adata in self._data.items()}
+        self.preprocessors = {k: _of_these(preprocessors, k, adata) for k, adata in self._data.items()}
         if n_components is None:
             self._choose_components()
         self.settings: dict[str, Any] = {
@@ -737,6 +741,13 @@ def _names(data: ad.AnnData | Data) -> pd.Index:
     if not isinstance(data, Mapping):
         return data.obs_names
     return pd.Index(np.concatenate([adata.obs_names for adata in data.values()])).unique()
+
+
+def _of_these(preprocessors: Mapping[str, Preprocessor], modality: str, adata: ad.AnnData) -> Preprocessor:
+    """Return a copy of a modality's preprocessor, which may be narrowed, if it was fitted on these features."""
+    if modality not in preprocessors or not np.array_equal(preprocessors[modality].features, adata.var_names):
+        raise ValueError(f"preprocessors: there is none for {modality} that was fitted on its {adata.n_vars} features")
+    return copy(preprocessors[modality])
 
 
 def _spread(x: np.ndarray, row: np.ndarray, n_rows: int) -> np.ndarray:

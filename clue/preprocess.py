@@ -16,12 +16,16 @@ import scipy.sparse as sp
 from clue.decomposition import principal_axes
 from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
 
+MOST_COMPONENTS, CELLS_PER_COMPONENT = 400, 10
+"""How many components there are at most, and for how many cells one more, where no number is given: with fewer cells
+for each, later ones are noise."""
+
 CLIP = 10.0
 """Standardised expression is clipped to ± this many standard deviations, as scanpy's and the authors' code do."""
 
 
 def preprocessor(
-    kind: str, n_components: int = 100, n_features: int | None = None, seed: int = 0, name: str = ""
+    kind: str, n_components: int | None = 100, n_features: int | None = None, seed: int = 0, name: str = ""
 ) -> "Preprocessor":
     """Return what prepares a modality of this kind, not yet fitted; parameters as of `Preprocessor`.
 
@@ -41,7 +45,8 @@ class Preprocessor(ABC):
     Parameters
     ----------
     n_components
-        Width of the encoder input; lowered where the data have fewer cells or features.
+        Width of the encoder input; lowered where the data have fewer cells or features. None: one for each
+        `CELLS_PER_COMPONENT` cells, `MOST_COMPONENTS` at most.
     n_features
         Most variable genes or proteins, or most often detected peaks, that a decoder models; None for all. Of genes
         and proteins, the encoder input is made of them as well.
@@ -63,7 +68,7 @@ class Preprocessor(ABC):
     kind: ClassVar[str]
     per_component: ClassVar[tuple[str, ...]] = ("components",)
 
-    def __init__(self, n_components: int = 100, n_features: int | None = None, seed: int = 0, name: str = ""):
+    def __init__(self, n_components: int | None = 100, n_features: int | None = None, seed: int = 0, name: str = ""):
         self.n_components, self.n_features, self.seed, self.name = n_components, n_features, seed, name or self.kind
         self.features = np.empty(0, dtype=str)
         self.selected = np.empty(0, dtype=int)
@@ -108,12 +113,12 @@ class Preprocessor(ABC):
         """Return the encoder input of a few cells."""
 
     def _axes(self, values: sp.csr_matrix, centred: bool) -> tuple[np.ndarray, np.ndarray]:
-        return principal_axes(values, min(self.n_components, min(values.shape) - 1), centred, self.seed)
+        n_components = self.n_components or max(1, min(MOST_COMPONENTS, values.shape[0] // CELLS_PER_COMPONENT))
+        return principal_axes(values, min(n_components, min(values.shape) - 1), centred, self.seed)
 
     def narrow(self, width: int) -> None:
         """Keep the first components alone."""
-        for name in self.per_component:
-            self.arrays[name] = self.arrays[name][..., :width]
+        self.arrays = self.arrays | {name: self.arrays[name][..., :width] for name in self.per_component}
 
     def first(self, x: np.ndarray, width: int) -> np.ndarray:
         """Return what `transform` would return after `narrow`, from what it returns now."""

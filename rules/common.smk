@@ -66,6 +66,8 @@ TABLE = f"{RESULTS}/metrics.tsv"
 FINISHING = os.environ.get("CLUE_BENCH_FINISHING", "")
 RUNNABLE = [job for job in JOBS if not job.reason and (job.is_scored() or not FINISHING)]
 
+FEATURES = BENCHMARK.all_features()
+
 # Where `snakemake --report` shows figures and tables that are of something else than scores.
 CATEGORIES = {"integration": "Embeddings", "factors": "Embeddings"}
 CATEGORIES |= dict.fromkeys(["learning", "scaling", "resources"], "Time and memory")
@@ -77,6 +79,7 @@ wildcard_constraints:
     method="|".join(sorted({job.method for job in JOBS})),
     variant="|".join(sorted({job.variant for job in JOBS})),
     seed="[0-9]+",
+    features="|".join(FEATURES),
 
 
 def of_checkout(path):
@@ -111,6 +114,12 @@ def match_files(folder, wanted):
 def predicts(method):
     """Tell whether a method returns predictions beside its embedding."""
     return method != ORACLE and BENCHMARK.methods[method]["predicts"]
+
+
+def features_of(method, wildcards):
+    """Return the files of encoder inputs that a job shares with others."""
+    names = BENCHMARK.features(wildcards.dataset, method, wildcards.variant, int(wildcards.seed))
+    return [f"{TASK}/features/{name}.npz".format(**wildcards) for name in names]
 
 
 def outputs_of(method):

@@ -1,7 +1,37 @@
-"""One rule per selected method, made from config/methods/<name>.yaml; its name is the method's.
+"""The encoder inputs that methods share, and one rule per selected method, made from config/methods/<name>.yaml.
 
-A method without a script has a rule of its own in rules/methods/<name>.smk.
+Its name is the method's. A method without a script has a rule of its own in rules/methods/<name>.smk.
 """
+
+
+rule features:
+    input:
+        f"{TASK}/train.h5mu",
+    output:
+        f"{TASK}/features/{{features}}.npz",
+    log:
+        f"{LOGS}/{{dataset}}/{{split}}/features/{{features}}.log",
+    benchmark:
+        f"{LOGS}/{{dataset}}/{{split}}/features/{{features}}.benchmark.tsv"
+    conda:
+        "../envs/python.yaml"
+    resources:
+        mem_mb=memory_of_data,
+        runtime=minutes_of_data,
+    params:
+        cells=lambda wildcards: wildcards.features.rpartition("-")[0],
+        settings=lambda wildcards: to_json(FEATURES[wildcards.features]),
+        code=digest(
+            "scripts/features.py",
+            "clue/decomposition.py",
+            "clue/preprocess.py",
+            "clue/benchmark/methods/features.py",
+            "clue/benchmark/methods/validation.py",
+        ),
+    shell:
+        "OMP_NUM_THREADS={threads} python -P $CLUE_CHECKOUT/scripts/features.py --train {input} --cells {params.cells}"
+        " --settings {params.settings:q} --features {output} > {log} 2>&1"
+
 
 for method, spec in BENCHMARK.methods.items():
     if "script" not in spec:
@@ -16,6 +46,7 @@ for method, spec in BENCHMARK.methods.items():
         input:
             train=f"{TASK}/train.h5mu",
             tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
+            features=lambda wildcards, method=method: features_of(method, wildcards),
         output:
             **outputs_of(method),
         log:
@@ -40,12 +71,14 @@ for method, spec in BENCHMARK.methods.items():
             by_pairs=lambda wildcards, method=method: (
                 "--by-pairs" if BENCHMARK.is_by_pairs(method, modalities(wildcards.dataset)) else ""
             ),
+            features=lambda wildcards, input: f"--features {input.features}" if input.features else "",
             predictions=lambda wildcards, output: (
                 f"--predictions {output.predictions}" if "predictions" in output.keys() else ""
             ),
         # -P: a method's program must not shadow the library of its name (clue.py, the package clue).
         # No f-string: it would be filled in when a job starts, with the values of the last method.
         shell:
-            "python -P $CLUE_CHECKOUT/{params.script} --train {input.train} --tests {input.tests} --embedding {output.embedding} {params.predictions}"
+            "python -P $CLUE_CHECKOUT/{params.script} --train {input.train} --tests {input.tests} {params.features}"
+            " --embedding {output.embedding} {params.predictions}"
             " --method {params.method} --variant {wildcards.variant} --seed {wildcards.seed}"
             " --params {params.values:q} {params.by_pairs} --device {params.device} --threads {threads} > {log} 2>&1"

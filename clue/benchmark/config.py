@@ -6,6 +6,7 @@ nothing here has a default of its own.
 
 import copy
 import difflib
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -27,9 +28,9 @@ MODALITIES = ("rna", "atac", "adt")
 ALL_SETS = [list(chosen) for n in range(2, len(MODALITIES) + 1) for chosen in combinations(MODALITIES, n)]
 """What a method takes whose YAML says ``modalities: any``."""
 RULES = frozenset(
-    "all download downloaded prepare prepared embeddings table oracle collect probes figures html_report datasets"
-    " comparison paper resources leaderboard ranking ablation integration_scores integration factors pairing learning"
-    " scaling umap confusion prediction".split()
+    "all download downloaded prepare prepared features embeddings table oracle collect probes figures html_report"
+    " datasets comparison paper resources leaderboard ranking ablation integration_scores integration factors pairing"
+    " learning scaling umap confusion prediction".split()
 )
 """The workflow's own rules, after which no method may be called, since its rule has its name."""
 RULES_OF = ("task_", "score_")
@@ -207,6 +208,9 @@ def _check_parameters(spec: dict[str, Any], path: Path) -> None:
         if name not in supported:
             raise ConfigError(f"{path}: presets: {name!r} is not in modalities{_suggest(name, supported)}")
     everywhere = [_merge(spec["params"], spec["presets"].get(name, {})) for name in supported]
+    for key in FEATURES_SETTINGS if spec["features"] else ():
+        if not all(key in params for params in everywhere):
+            raise ConfigError(f"{path}: features: they need {key!r} in params, or in the presets of all modalities")
     for part in ("presets", "budgets", "variants"):
         for name, layer in spec[part].items():
             for known in everywhere:
@@ -264,6 +268,16 @@ def _check_sources(spec: dict[str, Any], path: Path) -> None:
 
 
 # ---- the benchmark -------------------------------------------------------------------------------
+
+
+FEATURES_SETTINGS = ("n_components", "n_features")
+"""Hyper-parameters by which encoder inputs differ."""
+
+
+def features_name(which: str, params: Mapping[str, Any]) -> str:
+    """Return the name of the encoder inputs that are fitted on some training cells, by their settings in `params`."""
+    text = json.dumps([params[key] for key in FEATURES_SETTINGS], sort_keys=True)
+    return f"{which}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
@@ -366,6 +380,26 @@ class Benchmark:
         spec = self.methods[method]
         preset, budget = spec["presets"].get("+".join(modalities), {}), spec["budgets"].get(self.config["budget"], {})
         return reduce(_merge, (preset, budget, spec["variants"][variant]), spec["params"])
+
+    def features(self, dataset: str, method: str, variant: str, seed: int) -> dict[str, dict[str, Any]]:
+        """Return the settings of the encoder inputs that a job shares with others, by name (`features_name`)."""
+        modalities = self.datasets[dataset]["modalities"]
+        if method == ORACLE or self.is_by_pairs(method, modalities):
+            return {}
+        params = self.params(method, variant, modalities)
+        folds = [f"fold-{seed + fold}" for fold in range(params.get("n_folds", 1))]
+        wanted = {"all": ["all"], "paired": ["paired"], "folds": folds}
+        cells = [which for part in self.methods[method]["features"] for which in wanted[part]]
+        return {features_name(which, params): {key: params[key] for key in FEATURES_SETTINGS} for which in cells}
+
+    def all_features(self) -> dict[str, dict[str, Any]]:
+        """Return what `features` does, of all jobs that can run."""
+        return {
+            name: settings
+            for job in self.plan()
+            if not job.reason
+            for name, settings in self.features(job.dataset, job.method, job.variant, job.seed).items()
+        }
 
     def gpus(self, method: str) -> int:
         """Return the number of GPUs that a job of a method asks for."""

@@ -11,7 +11,7 @@ import numpy as np
 from clue.benchmark.methods import Task, run_method
 from clue.benchmark.methods.validation import choose, combinations, paired_cells, prepare
 
-SETTINGS = ("n_input", "ridge", "n_components", "power")
+SETTINGS = ("n_input", "ridge", "n_canonical", "power")
 """What inner validation chooses; see `factorise` and `directions`."""
 
 
@@ -20,18 +20,18 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     paired = paired_cells(task.train)
     grid = combinations({name: params[name] for name in SETTINGS})
 
-    def candidates(fit_on, held_out):
-        prepared, inputs = prepare(fit_on, params["n_pca"], params["n_features"], seed)
+    def candidates(fit_on, held_out, fold):
+        prepared, inputs = prepare(task, fold, fit_on, params)
         tests = [prepared[k].transform(a) for k, a in held_out.items()]
         factorised = cache(lambda n_input, ridge: factorise(*inputs.values(), n_input, ridge))
         for s in grid:
-            projections = directions(factorised(s["n_input"], s["ridge"]), s["n_components"], s["power"])
+            projections = directions(factorised(s["n_input"], s["ridge"]), s["n_canonical"], s["power"])
             yield [project(x, p) for x, p in zip(tests, projections, strict=True)]
 
     folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
     settings, table = choose(paired, grid, candidates, seed=seed, **folds)
     task.info.update(chosen=settings, inner_validation=table)
-    prepared, inputs = prepare(paired, params["n_pca"], params["n_features"], seed)
+    prepared, inputs = prepare(task, "paired", paired, params)
     projections = fit(*inputs.values(), **settings)
     return {
         modality: project(prepared[modality].transform(cells), projections[i])
@@ -39,14 +39,14 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     }
 
 
-def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_components: int, power: float):
+def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_canonical: int, power: float):
     """Canonical directions of paired rows; the parameters are those of `factorise` and `directions`.
 
     Returns
     -------
     (mean, directions) of x and of y.
     """
-    return directions(factorise(x, y, n_input, ridge), n_components, power)
+    return directions(factorise(x, y, n_input, ridge), n_canonical, power)
 
 
 def factorise(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float):
@@ -67,21 +67,21 @@ def factorise(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float):
     return (mean_x, white_x @ u), (mean_y, white_y @ vt.T), correlation
 
 
-def directions(factors, n_components: int, power: float):
+def directions(factors, n_canonical: int, power: float):
     """Return (mean, directions) of x and of y.
 
     Parameters
     ----------
     factors
         What `factorise` returned.
-    n_components
+    n_canonical
         Canonical components to keep.
     power
         Components are weighted by their canonical correlation to this power.
     """
     (mean_x, of_x), (mean_y, of_y), correlation = factors
-    weight = correlation[:n_components] ** power
-    return (mean_x, of_x[:, :n_components] * weight), (mean_y, of_y[:, :n_components] * weight)
+    weight = correlation[:n_canonical] ** power
+    return (mean_x, of_x[:, :n_canonical] * weight), (mean_y, of_y[:, :n_canonical] * weight)
 
 
 def whitening(x: np.ndarray, ridge: float) -> np.ndarray:

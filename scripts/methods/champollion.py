@@ -33,7 +33,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     chosen, table = choose(
         paired,
         grid := combinations({"gamma": params["gamma"]}),
-        lambda fit_on, held_out: (transport(tables, fit_on, held_out, task, params | c, seed)[:2] for c in grid),
+        lambda fit_on, held_out, fold: (transport(tables, fit_on, held_out, task, params | c, seed)[:2] for c in grid),
         seed=seed,
         n_folds=1,
         max_held_out=params["max_held_out"],

@@ -15,7 +15,9 @@ from clue.sparse import column_sums, row_sums
 
 def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Train and place the test cells, which enter as unpaired cells, in the paper's space z or in the aligned one."""
-    model = CLUE(task.train, batch_key="batch", seed=seed, device=task.device, **params["model"])
+    fitted = task.fitted("all", dict(task.train.mod), params)
+    inputs = {"preprocessors": fitted, "n_components": params["n_components"]}
+    model = CLUE(task.train, batch_key="batch", seed=seed, device=task.device, **inputs, **params["model"])
     common = {"objective": params["objective"], "checkpoints": task.checkpoints}
     model.fit(**common, **params["training"])
     if params["transductive"]:

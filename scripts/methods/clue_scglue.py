@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from clue.benchmark.methods import Task, run_method
-from clue.preprocess import Preprocessor, preprocessor
+from clue.preprocess import Preprocessor
 
 INPUT = "encoder_input"
 LENGTHS = {"max_epochs": "MAX_EPOCH_PRG", "align_burnin": "ALIGN_BURNIN_PRG", "patience": "PATIENCE_PRG"}
@@ -25,10 +25,7 @@ LENGTHS |= {"reduce_lr_patience": "REDUCE_LR_PATIENCE_PRG"}
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     """Train and return posterior means."""
     configure(task.device)
-    prepared = {
-        k: preprocessor(k, params["n_components"], params["n_features"].get(k), seed=seed).fit(a)
-        for k, a in task.train.mod.items()
-    }
+    prepared = task.fitted("all", dict(task.train.mod), params)
     train = {k: with_input(a, prepared[k]) for k, a in task.train.mod.items()}
     test = {k: with_input(a, prepared[k]) for k, a in task.test.items()}
     model = build(train, params, seed, params["compile"])

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from clue.benchmark.methods import Task, run_method
 from clue.benchmark.methods.validation import inner_split, paired_cells
 from clue.metrics import foscttm
-from clue.preprocess import preprocessor
 
 
 class Encoders(nn.Module):
@@ -50,10 +49,7 @@ def perceptron(n_input: int, n_latent: int, depth: int, width: int, dropout: flo
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     """Train on paired cells and encode the test cells."""
     fit_on, held_out = inner_split(paired_cells(task.train), seed, at_most=params["max_held_out"])
-    prepared = {
-        k: preprocessor(k, params["n_components"], params["n_features"].get(k), seed=seed).fit(a)
-        for k, a in fit_on.items()
-    }
+    prepared = task.fitted(f"fold-{seed}", fit_on, params)
 
     def inputs(cells):
         return [torch.from_numpy(prepared[k].transform(a)).to(task.device) for k, a in cells.items()]

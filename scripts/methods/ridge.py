@@ -11,7 +11,7 @@ from clue.benchmark.methods import Task, run_method
 from clue.benchmark.methods.prediction import measured as values_of
 from clue.benchmark.methods.validation import choose, combinations, paired_cells, prepare
 
-SETTINGS = ("penalty", "n_components", "power")
+SETTINGS = ("penalty", "n_predicted", "power")
 """What inner validation chooses; see `fit`."""
 
 
@@ -20,8 +20,8 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
     paired = paired_cells(task.train)
     grid = combinations({name: params[name] for name in SETTINGS})
 
-    def candidates(fit_on, held_out):
-        prepared, inputs = prepare(fit_on, params["n_pca"], params["n_features"], seed)
+    def candidates(fit_on, held_out, fold):
+        prepared, inputs = prepare(task, fold, fit_on, params)
         tests = [prepared[k].transform(a) for k, a in held_out.items()]
         for settings in grid:
             yield place(*tests, fit(*inputs.values(), **settings))
@@ -29,7 +29,7 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
     folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
     settings, table = choose(paired, grid, candidates, seed=seed, **folds)
     task.info.update(chosen=settings, inner_validation=table)
-    prepared, inputs = prepare(paired, params["n_pca"], params["n_features"], seed)
+    prepared, inputs = prepare(task, "paired", paired, params)
     tests = {k: prepared[k].transform(cells) for k, cells in task.test.items()}
     predictions = {}
     for source, target in task.directions:
@@ -38,14 +38,14 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
     return dict(zip(task.test, place(*tests.values(), fit(*inputs.values(), **settings)), strict=True)), predictions
 
 
-def fit(x: np.ndarray, y: np.ndarray, penalty: float, n_components: int, power: float):
+def fit(x: np.ndarray, y: np.ndarray, penalty: float, n_predicted: int, power: float):
     """Regressions of paired rows, in both directions.
 
     Parameters
     ----------
     penalty
         Added to the predictors' covariance, as a share of its mean variance.
-    n_components
+    n_predicted
         Leading components of each modality that are predicted, and coordinates of the common space.
     power
         A coordinate is weighted by the correlation, in cells left out, of what was measured with what
@@ -56,7 +56,7 @@ def fit(x: np.ndarray, y: np.ndarray, penalty: float, n_components: int, power: 
     The regression of `x` on `y`, that of `y` on `x`.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
-    return [regress_to_scale(a, b[:, :n_components], penalty, power) for a, b in ((y, x), (x, y))]
+    return [regress_to_scale(a, b[:, :n_predicted], penalty, power) for a, b in ((y, x), (x, y))]
 
 
 def regress(predictors: np.ndarray, targets: np.ndarray, penalty: float) -> dict[str, np.ndarray]:

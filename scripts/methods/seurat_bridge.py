@@ -33,7 +33,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     settings = grid[0]
     if len(grid) > 1:
 
-        def candidates(fit_on, held_out):
+        def candidates(fit_on, held_out, fold):
             spaces, _ = integrate(fit_on, held_out, params, seed)
             for settings in grid:
                 yield tuple(spaces[settings["space"]].values())

@@ -104,8 +104,8 @@ class SlurmProject(workflow.Project):
             "checkpoint_seconds": 0.1,
             "patience_steps": steps,
         }
-        tiny = {"encoder": [1, 16], "decoder": [1, 16], "discriminator": [1, 16], "n_components": 10, "n_latent": 4}
-        budget = {"model": tiny, "training": training, "fine_tuning": training | {"max_steps": 3}}
+        tiny = {"encoder": [1, 16], "decoder": [1, 16], "discriminator": [1, 16], "n_latent": 4}
+        budget = {"n_components": 10, "model": tiny, "training": training, "fine_tuning": training | {"max_steps": 3}}
         params = yaml.safe_load(self.path("config/methods/clue.yaml").read_text())["params"]
         for part in ("training", "fine_tuning"):
             params[part]["checkpoint_seconds"] = 60

@@ -51,7 +51,7 @@ def test_the_setting_that_matches_held_out_cells_is_chosen():
     paired = dict(simulate(60, {"rna": 5, "adt": 5}).mod)
     rng = np.random.default_rng(0)
 
-    def candidates(fit_on, held_out):
+    def candidates(fit_on, held_out, fold):
         assert not set(fit_on["rna"].obs_names) & set(held_out["rna"].obs_names)
         x = rng.normal(size=(held_out["rna"].n_obs, 4))
         yield x, rng.normal(size=x.shape)
@@ -68,7 +68,7 @@ def test_a_metric_among_the_settings_is_the_one_that_cells_are_compared_by():
     paired = dict(simulate(60, {"rna": 5, "adt": 5}).mod)
     by_length = {name: np.outer(1 + np.arange(60), [1.0, 2.0]) for name in paired}
 
-    def candidates(fit_on, held_out):
+    def candidates(fit_on, held_out, fold):
         rows = paired["rna"].obs_names.get_indexer(held_out["rna"].obs_names)
         for _ in range(2):
             yield by_length["rna"][rows], by_length["adt"][rows]
@@ -167,7 +167,7 @@ def test_ridge_gives_measured_and_predicted_components_one_scale(program):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 3)) * [3, 1, 0.1]
     y = x @ rng.normal(size=(3, 3)) + rng.normal(size=(50, 3))
-    for embedding in ridge.place(x, y, ridge.fit(x, y, penalty=0.1, n_components=2, power=0)):
+    for embedding in ridge.place(x, y, ridge.fit(x, y, penalty=0.1, n_predicted=2, power=0)):
         assert embedding.shape == (50, 4)
         np.testing.assert_allclose(embedding.std(axis=0), 1)
         np.testing.assert_allclose(embedding.mean(axis=0), 0, atol=1e-12)

@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -40,6 +39,7 @@ import pandas as pd
 import scipy.sparse as sp
 import threadpoolctl
 
+from clue.benchmark.config import features_name
 from clue.benchmark.contracts import (
     ContractError,
     check_embedding_fits,
@@ -52,8 +52,10 @@ from clue.benchmark.contracts import (
 )
 from clue.benchmark.errors import BenchmarkError, one_line
 from clue.benchmark.files import atomic
+from clue.benchmark.methods.features import Fitted, fit_features, peak_memory_mb, read_features
 from clue.benchmark.targets import Targets, directions, targets_of
 from clue.matching import Metric
+from clue.preprocess import Preprocessor
 from clue.sparse import column_sums
 
 NOTED_EVERY = 5.0
@@ -89,6 +91,8 @@ class Task:
         By which the embedded cells are to be compared; a method whose space is Euclidean sets ``"euclidean"``.
     info
         What the method wants to have in ``run.json``, for instance ``epochs``.
+    features
+        Files of encoder inputs that jobs of their own have fitted, by name; see `fitted`.
     """
 
     train: md.MuData
@@ -98,6 +102,36 @@ class Task:
     checkpoints: Path
     metric: Metric = "cosine"
     info: dict[str, Any] = field(default_factory=dict)
+    features: Mapping[str, Path] = field(default_factory=dict)
+    shared: list[Fitted] = field(default_factory=list)
+    """What was read of `features`."""
+
+    def fitted(self, which: str, cells: Mapping[str, ad.AnnData], params: Mapping[str, Any]) -> dict[str, Preprocessor]:
+        """Return the encoder inputs of each modality: from the file, if the method's YAML has it made, else fitted now.
+
+        Parameters
+        ----------
+        which
+            Which training cells they are fitted on: ``all``; ``paired``, what `paired_cells` returns; or ``fold-3``,
+            what `inner_split` of these with the seed 3 returns to fit on.
+        cells
+            These cells.
+        params
+            Hyper-parameters, of which ``n_components`` and ``n_features`` are read.
+
+        Raises
+        ------
+        BenchmarkError
+            If a modality has too few cells or features, or nothing in which they differ.
+        """
+        path = self.features.get(features_name(which, params))
+        if path is None:
+            return fit_features(cells, params)
+        found = read_features(path)
+        self.shared.append(found)
+        if found.error:
+            raise BenchmarkError(found.error)
+        return found.preprocessors
 
     @property
     def targets(self) -> dict[str, Targets]:
@@ -114,7 +148,8 @@ class Task:
         train = md.MuData({name: self.train.mod[name].copy() for name in (first, second)})
         train.uns = dict(self.train.uns)
         test = {name: self.test[name].copy() for name in (first, second)}
-        return replace(self, train=train, test=test, checkpoints=self.checkpoints / f"{first}+{second}", info={})
+        checkpoints = self.checkpoints / f"{first}+{second}"
+        return replace(self, train=train, test=test, checkpoints=checkpoints, info={}, features={})
 
 
 Arrays = Mapping[str, np.ndarray]
@@ -168,6 +203,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Embed the test cells of a task.")
     parser.add_argument("--train", type=_path, required=True, help="training cells (train.h5mu)")
     parser.add_argument("--tests", type=_path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
+    parser.add_argument("--features", type=_path, nargs="*", default=[], help="encoder inputs fitted before (.npz)")
     parser.add_argument("--embedding", type=_path, required=True, help="the embedding to write (embedding.h5ad)")
     parser.add_argument("--predictions", type=_path, help="the predictions to write (predictions.npz)")
     parser.add_argument("--method", required=True, help="name of the method")
@@ -212,11 +248,12 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     names = {name: cells.obs_names.copy() for name, cells in test.items()}
     identity = _identity(arguments, test)
     task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
+    task.features = {path.stem: path for path in arguments.features}
     with _timed(task.checkpoints / "seconds.txt") as seconds:
         embedding, predictions = (_by_pairs if arguments.by_pairs else _embed)(embed, task, arguments)
     embedding.uns |= {**identity, "params": json.dumps(arguments.params, sort_keys=True)}
     check_embedding_fits(embedding, names, str(arguments.embedding))
-    report = identity | _report(arguments, embedding.uns["metric"], task.info, seconds())
+    report = identity | _report(arguments, embedding.uns["metric"], task, seconds())
     report |= {"commit": checkout, "date": date.today().isoformat()}
     _write_json(arguments.embedding.with_name("run.json"), report)
     if arguments.predictions:
@@ -502,7 +539,9 @@ def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> 
     }
 
 
-def _report(arguments: argparse.Namespace, metric: Any, info: dict[str, Any], seconds: float) -> dict[str, Any]:
+def _report(arguments: argparse.Namespace, metric: Any, task: Task, seconds: float) -> dict[str, Any]:
+    # as if the method had fitted what it shares by itself: other methods do all of their work by themselves
+    shared = sum(part.seconds for part in task.shared)
     return {
         "metric": metric,
         "params": arguments.params,
@@ -511,11 +550,12 @@ def _report(arguments: argparse.Namespace, metric: Any, info: dict[str, Any], se
         "threads": arguments.threads,
         # as Slurm calls the machine where it runs the process
         "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
-        "seconds": round(seconds, 3),
-        "peak_memory_mb": round(peak_memory_mb(), 1),
+        "seconds": round(seconds + shared, 3),
+        "shared_seconds": round(shared, 3),
+        "peak_memory_mb": round(max([peak_memory_mb(), *(part.memory_mb for part in task.shared)]), 1),
         "gpu_memory_mb": _gpu_memory_mb(arguments.device),
         "versions": _versions(),
-        "info": info,
+        "info": task.info,
     }
 
 
@@ -532,13 +572,6 @@ def commit(root: Path = Path(__file__).parents[3]) -> str:
         return found + ("-dirty" if subprocess.run([*git, *changes], capture_output=True).returncode else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def peak_memory_mb() -> float:
-    """Return the peak resident memory of this process or of its largest child, in MB."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    return max(resource.getrusage(user).ru_maxrss for user in users) * unit / 1e6
 
 
 def _gpu_memory_mb(device: str) -> float | None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations as pairs_of
 from itertools import product
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import mudata as md
@@ -13,7 +13,10 @@ import pandas as pd
 from clue.benchmark.errors import BenchmarkError
 from clue.matching import METRICS, Metric, match_snn
 from clue.metrics import foscttm, match_score
-from clue.preprocess import Preprocessor, preprocessor
+from clue.preprocess import Preprocessor
+
+if TYPE_CHECKING:
+    from clue.benchmark.methods.run import Task
 
 FRACTION = 0.25
 """Share of the paired training cells that is held out."""
@@ -37,21 +40,11 @@ def _paired_names(adatas: Mapping[str, ad.AnnData]) -> pd.Index:
 
 
 def prepare(
-    paired: Cells, n_components: int, n_features: dict[str, int], seed: int
+    task: "Task", which: str, cells: Cells, params: Mapping[str, Any]
 ) -> tuple[dict[str, Preprocessor], dict[str, np.ndarray]]:
-    """Fit the encoder inputs of each modality; return the preprocessors and what they make of the cells.
-
-    Raises
-    ------
-    BenchmarkError
-        If a modality has too few cells or features, or nothing in which they differ.
-    """
-    try:
-        fitted = {k: preprocessor(k, n_components, n_features.get(k), seed=seed).fit(a) for k, a in paired.items()}
-    except ValueError as error:
-        n_cells = next(iter(paired.values())).n_obs
-        raise BenchmarkError(f"{error} (among {n_cells} paired training cells)") from error
-    return fitted, {k: fitted[k].transform(a) for k, a in paired.items()}
+    """Return the encoder inputs that are fitted on these cells (`Task.fitted`), and what they make of the cells."""
+    fitted = task.fitted(which, cells, params)
+    return fitted, {k: fitted[k].transform(adata) for k, adata in cells.items()}
 
 
 def inner_split(
@@ -119,7 +112,7 @@ def combinations(values: dict[str, list]) -> list[Settings]:
 def choose(
     paired: Cells,
     grid: list[Settings],
-    candidates: Callable[[Cells, Cells], Iterable[tuple[np.ndarray, np.ndarray]]],
+    candidates: Callable[[Cells, Cells, str], Iterable[tuple[np.ndarray, np.ndarray]]],
     *,
     seed: int,
     n_folds: int,
@@ -136,7 +129,8 @@ def choose(
         it is cosine where there is none.
     candidates
         Fits on its first argument and yields the embeddings of its second in both modalities, once
-        per entry of `grid` and in its order. What all entries share need be done once only.
+        per entry of `grid` and in its order. What all entries share need be done once only. The third is what
+        `Task.fitted` calls the first.
     seed
         Seed of the first fold; the next one has the next seed.
     n_folds
@@ -152,7 +146,7 @@ def choose(
     for fold in range(n_folds):
         fit_on, held_out = inner_split(paired, seed + fold, at_most=max_held_out)
         batch = next(iter(held_out.values())).obs["batch"].astype(str).to_numpy()
-        embedded = candidates(fit_on, held_out)
+        embedded = candidates(fit_on, held_out, f"fold-{seed + fold}")
         scores += [
             quality(x, y, batch, settings.get("metric", "cosine"))
             for settings, (x, y) in zip(grid, embedded, strict=True)

@@ -75,7 +75,7 @@ def _parts(split: Mapping[str, Any], n_cells: int) -> tuple[int, int]:
 
 def work_of(size: Size, params: Mapping[str, Any]) -> tuple[int, int, int]:
     """Return what the time of a job with these hyper-parameters depends on: cells, features and steps (`Planned`)."""
-    selected = params.get("n_features") or params.get("model", {}).get("n_features") or {}
+    selected = params.get("n_features") or {}
     features = sum(min(n, selected.get(modality) or n) for modality, n in size.n_features.items())
     return size.n_train + size.n_test, features, _steps(params, size)
 
@@ -122,6 +122,7 @@ class Planned:
 
 def planned(benchmark: Benchmark) -> Iterator[Planned]:
     """Yield the jobs of a run in order, one for each of its `steps`."""
+    features = benchmark.all_features()
     for step in steps(benchmark):
         what = step.rule if step.rule in (*benchmark.methods, ORACLE) else step.rule.partition("_")[0]
         if what in FREE:
@@ -130,7 +131,9 @@ def planned(benchmark: Benchmark) -> Iterator[Planned]:
         dataset, *rest = step.wildcards
         spec = benchmark.datasets[dataset]
         needs, params, gpus = spec["resources"], {}, 0
-        if what in benchmark.methods:
+        if what == "features":
+            params = features[step.wildcards[-1]]
+        elif what in benchmark.methods:
             needs, gpus = benchmark.methods[what]["resources"], benchmark.gpus(what)
             params = benchmark.params(what, rest[1], spec["modalities"])
         size = size_of(spec, rest[0] if rest else None, benchmark.config["max_cells"])

@@ -74,10 +74,21 @@ def steps(benchmark: Benchmark) -> list[Step]:
         for split in spec["splits"]:
             output, log = f"results/{folder}/{split}/solution.h5ad", f"logs/{folder}/{split}/task.log"
             found.append(Step(f"task_{'_'.join(spec['modalities'])}", (dataset, split), output, log))
-    for job in benchmark.plan():
-        if not job.reason:
-            found += [method_step(job), score_step(job, benchmark.datasets[job.dataset]["modalities"])]
+    jobs = [job for job in benchmark.plan() if not job.reason]
+    found += dict.fromkeys(
+        features_step(job, name)
+        for job in jobs
+        for name in benchmark.features(job.dataset, job.method, job.variant, job.seed)
+    )
+    for job in jobs:
+        found += [method_step(job), score_step(job, benchmark.datasets[job.dataset]["modalities"])]
     return [*found, Step("collect", (), f"results/{run}/metrics.tsv", f"logs/{run}/collect.log")]
+
+
+def features_step(job: Job, name: str) -> Step:
+    """Return the step that fits encoder inputs which a job reads."""
+    split = f"{job.run}/{job.dataset}/{job.split}/features/{name}"
+    return Step("features", (job.dataset, job.split, name), f"results/{split}.npz", f"logs/{split}.log")
 
 
 def method_step(job: Job) -> Step:

@@ -1,0 +1,109 @@
+"""Encoder inputs that are fitted once for all methods, variants and seeds that read them, and kept in files.
+
+A file's name says on which training cells they were fitted, and with which settings (`config.features_name`).
+"""
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import mudata as md
+import numpy as np
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.files import atomic
+from clue.benchmark.methods.validation import inner_split, paired_cells
+from clue.preprocess import Preprocessor, preprocessor
+
+ARRAYS = ("features", "selected")
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Encoder inputs by modality, or the reason why there are none, and what it took to fit them."""
+
+    preprocessors: dict[str, Preprocessor]
+    error: str = ""
+    seconds: float = 0.0
+    memory_mb: float = 0.0
+
+
+def fit_features(cells: Mapping[str, ad.AnnData], settings: Mapping[str, Any]) -> dict[str, Preprocessor]:
+    """Fit the encoder inputs of each modality.
+
+    The seed of the decomposition is always 0, so that the seeds of a method share the result.
+
+    Raises
+    ------
+    BenchmarkError
+        If a modality has too few cells or features, or nothing in which they differ.
+    """
+    fitted = {}
+    for k, adata in cells.items():
+        try:
+            fitted[k] = preprocessor(k, settings["n_components"], settings["n_features"].get(k)).fit(adata)
+        except ValueError as error:
+            raise BenchmarkError(f"{error} (among {adata.n_obs} training cells)") from error
+    return fitted
+
+
+def fit_for_file(train: md.MuData, which: str, settings: Mapping[str, Any]) -> Fitted:
+    """Fit on the training cells that `which` names; a reason not to is a result, which each method's row will show.
+
+    Parameters
+    ----------
+    which
+        ``all``; ``paired``, those seen in every modality; or ``fold-3``, what `inner_split` of these returns with the
+        seed 3 to fit on.
+    """
+    start = time.perf_counter()
+    try:
+        fitted, error = fit_features(_cells(train, which), settings), ""
+    except BenchmarkError as reason:
+        fitted, error = {}, str(reason)
+    return Fitted(fitted, error, round(time.perf_counter() - start, 3), peak_memory_mb())
+
+
+def _cells(train: md.MuData, which: str) -> dict[str, ad.AnnData]:
+    if which == "all":
+        return dict(train.mod)
+    paired = paired_cells(train)
+    return paired if which == "paired" else inner_split(paired, int(which.removeprefix("fold-")))[0]
+
+
+def write_features(fitted: Fitted, path: Path) -> None:
+    """Write a file that `read_features` reads; nothing in it is executed when it is read."""
+    arrays, about = {}, {"error": fitted.error, "seconds": fitted.seconds, "memory_mb": fitted.memory_mb, "states": {}}
+    for k, prepared in fitted.preprocessors.items():
+        state = prepared.state()
+        arrays |= {f"{k}/{name}": state.pop(name) for name in ARRAYS}
+        arrays |= {f"{k}/arrays/{name}": array for name, array in state.pop("arrays").items()}
+        about["states"][k] = state
+    with atomic(path) as temporary:
+        np.savez(temporary, about=json.dumps(about), **arrays)
+
+
+def read_features(path: Path) -> Fitted:
+    """Read what `write_features` has written."""
+    with np.load(path) as file:
+        about = json.loads(str(file["about"]))
+        preprocessors = {}
+        for k, state in about.pop("states").items():
+            state |= {name: file[f"{k}/{name}"] for name in ARRAYS}
+            begin = f"{k}/arrays/"
+            state["arrays"] = {name.removeprefix(begin): file[name] for name in file.files if name.startswith(begin)}
+            preprocessors[k] = Preprocessor.from_state(state)
+    return Fitted(preprocessors, **about)
+
+
+def peak_memory_mb() -> float:
+    """Return the peak resident memory of this process or of its largest child, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    users = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(user).ru_maxrss for user in users) * unit / 1e6

@@ -1,0 +1,115 @@
+"""Encoder inputs that are fitted once: the same with and without a file, counted as the method's own, refused once."""
+
+import json
+
+import numpy as np
+import pytest
+import yaml
+
+from clue.benchmark.config import Benchmark, ConfigError, features_name, load
+from clue.benchmark.contracts import read_embedding, write_test, write_train
+from clue.benchmark.data.task import make_task
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.methods import Task, run_method
+from clue.benchmark.methods.features import Fitted, fit_for_file, read_features, write_features
+from clue.simulate import simulate
+
+SETTINGS = {"n_components": 8, "n_features": {"rna": 30}}
+
+
+@pytest.fixture
+def cells():
+    return simulate(120, {"rna": 40, "atac": 50}, n_batches=2, seed=2)
+
+
+def task_of(cells, folder):
+    """Return a task of 90 training and 30 test cells."""
+    parts = make_task(cells, "tiny", "random", {"kind": "random", "fraction": 0.25, "seed": 0})
+    return Task(parts.train, parts.tests, "cpu", 1, folder)
+
+
+def fitted_files(task, folder, params, *names):
+    """Fit to files; return them as `Task.features` has them."""
+    files = {}
+    for which in names:
+        files[features_name(which, params)] = path = folder / f"{features_name(which, params)}.npz"
+        write_features(fit_for_file(task.train, which, params), path)
+    return files
+
+
+@pytest.mark.parametrize(
+    "method, names",
+    [("clue_model", ["all"]), ("cca", ["paired", "fold-1", "fold-2"]), ("ridge", ["paired", "fold-1", "fold-2"])]
+    + [("contrastive", ["fold-1"])],
+)
+def test_a_method_gives_the_same_with_and_without_files(scripts, project, cells, tmp_path, method, names):
+    spec = {"run": "r", "datasets": ["pbmc_multiome"], "methods": [method.removesuffix("_model")], "budget": "test"}
+    benchmark = Benchmark(spec | {"seeds": [1]}, project)
+    params = benchmark.params(spec["methods"][0], "default", ["rna", "atac"])
+    own, reading = (task_of(cells, tmp_path / name) for name in ("own", "reading"))
+    reading.features = fitted_files(reading, tmp_path, params, *names)
+    assert set(benchmark.features("pbmc_multiome", spec["methods"][0], "default", 1)) == set(reading.features)
+    embed = scripts(f"methods/{method}.py").embed
+    found = [embed(task, params, 1) for task in (own, reading)]
+    for arrays in zip(*[part if isinstance(part, tuple) else (part,) for part in found], strict=True):
+        for name in arrays[0]:
+            np.testing.assert_array_equal(arrays[0][name], arrays[1][name])
+    assert not own.shared and len(reading.shared) == len(names)  # each file was read, and nothing fitted besides
+
+
+def test_a_file_keeps_all_that_was_fitted(cells, tmp_path):
+    path = tmp_path / "all.npz"
+    write_features(fitted := fit_for_file(cells, "all", SETTINGS), path)
+    found = read_features(path)
+    assert found.seconds == fitted.seconds > 0 and found.memory_mb > 50 and not found.error
+    for name, adata in cells.mod.items():
+        assert found.preprocessors[name].name == name and found.preprocessors[name].features[0] == adata.var_names[0]
+        expected = fitted.preprocessors[name].transform(adata)
+        np.testing.assert_array_equal(found.preprocessors[name].transform(adata), expected)
+
+
+def test_other_cells_or_settings_are_another_file():
+    others = [("paired", SETTINGS), ("all", SETTINGS | {"n_components": None}), ("all", SETTINGS | {"n_features": {}})]
+    names = {features_name(which, settings) for which, settings in [("all", SETTINGS), *others]}
+    assert len(names) == 4
+    assert features_name("all", SETTINGS | {"penalty": 3}) in names
+
+
+def test_why_nothing_can_be_fitted_is_the_reason_of_each_method_that_reads_it(cells, tmp_path):
+    cells["atac"].X = cells["atac"].X * 0
+    task = task_of(cells, tmp_path)
+    task.features = fitted_files(task, tmp_path, SETTINGS, "all")
+    with pytest.raises(BenchmarkError, match=r"atac: 0 features with a count; .* \(among 90 training cells\)"):
+        task.fitted("all", dict(task.train.mod), SETTINGS)
+
+
+def test_a_job_counts_the_time_and_memory_of_what_it_shares(cells, tmp_path):
+    task = task_of(cells, tmp_path)
+    write_train(task.train, tmp_path / "train.h5mu")
+    for name, adata in task.test.items():
+        write_test(adata, tmp_path / f"test_{name}.h5ad")
+    fitted = fit_for_file(task.train, "all", SETTINGS)
+    path = tmp_path / f"{features_name('all', SETTINGS)}.npz"
+    write_features(Fitted(fitted.preprocessors, seconds=1000.0, memory_mb=1e6), path)
+
+    def embed(task, params, seed):
+        prepared = task.fitted("all", dict(task.train.mod), params)
+        return {name: prepared[name].transform(adata) for name, adata in task.test.items()}
+
+    options = {"method": "m", "variant": "default", "seed": 0, "params": json.dumps(SETTINGS), "device": "cpu"}
+    words = ["--train", tmp_path / "train.h5mu", "--tests", tmp_path / "test_rna.h5ad", tmp_path / "test_atac.h5ad"]
+    words += ["--features", path, "--embedding", tmp_path / "embedding.h5ad", "--threads", 1]
+    words += [word for key, value in options.items() for word in (f"--{key}", value)]
+    run_method(embed, list(map(str, words)))
+    report = json.loads((tmp_path / "run.json").read_text())
+    assert report["shared_seconds"] == 1000 and 1000 < report["seconds"] < 1060 and report["peak_memory_mb"] == 1e6
+    assert read_embedding(tmp_path / "embedding.h5ad").n_vars == 8
+
+
+def test_settings_that_encoder_inputs_need_are_demanded(project, workplace):
+    spec = yaml.safe_load((project / "config/methods/cca.yaml").read_text())
+    del spec["params"]["n_features"]
+    (workplace / "config/methods").mkdir()
+    (workplace / "config/methods/cca.yaml").write_text(yaml.safe_dump(spec))
+    with pytest.raises(ConfigError, match=r"cca.yaml: features: they need 'n_features' in params"):
+        load("methods", "cca", workplace)
