@@ -100,7 +100,11 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int, seed: int) -
             if variance <= (1 + GAIN) * before:
                 break
     leading = vectors[:, : -n_axes - 1 : -1].astype(np.float32)
-    return np.hstack(basis) @ leading
+    # part by part: side by side, the basis would be there twice
+    axes = np.zeros((matrix.shape[1], n_axes), dtype=np.float32)
+    for part, rows in zip(basis, np.split(leading, len(basis)), strict=True):
+        axes += part @ rows
+    return axes
 
 
 def _orthonormal(block: np.ndarray, basis: list[np.ndarray]) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from clue.decomposition import principal_axes
@@ -88,8 +89,7 @@ class Preprocessor(ABC):
         detected = column_sums(counts, np.sign)
         self.selected = np.flatnonzero(detected)
         if self.n_features is not None and self.n_features < len(self.selected):
-            some = ad.AnnData(columns(counts, self.selected), obs=adata.obs, var=adata.var[[]].iloc[self.selected])
-            self.selected = self.selected[self._best(some, detected[self.selected], batch_key)]
+            self.selected = self.selected[self._best(counts, detected[self.selected], adata.obs, batch_key)]
         for what, n in (("cells", counts.shape[0]), ("features with a count", len(self.selected))):
             if n < 2:
                 raise ValueError(f"{self.name}: {n} {what}; two are needed at least")
@@ -100,9 +100,12 @@ class Preprocessor(ABC):
             raise ValueError(f"{self.name}: all cells are alike; there is nothing to learn from")
         return self
 
-    def _best(self, adata: ad.AnnData, detected: np.ndarray, batch_key: str | None) -> np.ndarray:
-        """Return which `n_features` features to model, in order; `detected` says in how many cells each is seen."""
-        return np.flatnonzero(highly_variable(adata, self.n_features or adata.n_vars, batch_key))
+    def _best(
+        self, counts: sp.csr_matrix, detected: np.ndarray, obs: pd.DataFrame, batch_key: str | None
+    ) -> np.ndarray:
+        """Return which `n_features` of the selected to model, in order; each is seen in so many cells (`detected`)."""
+        some = ad.AnnData(columns(counts, self.selected), obs=obs)
+        return np.flatnonzero(highly_variable(some, self.n_features or some.n_vars, batch_key))
 
     @abstractmethod
     def _fit(self, counts: sp.csr_matrix) -> None:
@@ -255,7 +258,9 @@ class Peaks(Preprocessor):
     kind = "atac"
     per_component = ("components", "score_mean", "score_sd")
 
-    def _best(self, adata: ad.AnnData, detected: np.ndarray, batch_key: str | None) -> np.ndarray:
+    def _best(
+        self, counts: sp.csr_matrix, detected: np.ndarray, obs: pd.DataFrame, batch_key: str | None
+    ) -> np.ndarray:
         return np.sort(np.argsort(-detected, kind="stable")[: self.n_features])
 
     def _fit(self, counts: sp.csr_matrix) -> None:
