@@ -209,7 +209,9 @@ def disk_mb(row: Any, job: Planned) -> float:
     cells, features = job.cells / row.cells, job.features / row.features
     if row.what in ("prepare", "task"):  # counts
         return row.disk_mb * cells * features
-    return row.disk_mb * (features if row.steps else cells)  # mostly the weights of a network; an embedding
+    if row.what == "features" or row.steps:  # mostly axes, or the weights of a network
+        return row.disk_mb * features
+    return row.disk_mb * cells  # an embedding
 
 
 def raw_gb(spec: Mapping[str, Any]) -> float | None:
