@@ -83,8 +83,8 @@ def read_h5ad(path: Path, layer: str | None = None) -> ad.AnnData:
     path
         The file.
     layer
-        The layer that holds raw counts, or ``"raw"`` for those that scanpy's ``adata.raw`` keeps; `None` where X does.
-        It becomes X.
+        The layer that holds raw counts, or ``"raw"`` for those that scanpy's ``adata.raw`` keeps; `None` or ``"X"``
+        where X does. It becomes X.
 
     Raises
     ------
@@ -98,20 +98,21 @@ def read_h5ad(path: Path, layer: str | None = None) -> ad.AnnData:
 def elements(group: h5py.Group, path: Path, layer: str | None) -> ad.AnnData:
     """Return ``obs``, ``var`` and one matrix of an open group: a whole ``.h5ad`` file or a modality of an ``.h5mu``."""
     if not {"obs", "var"} <= set(group):
-        raise PrepareError(f"{path}: is not in anndata's format (it holds {', '.join(group)}); write it as .h5ad")
+        holds = ", ".join(group) or "nothing"
+        raise PrepareError(f"{path}: is not in anndata's format (it holds {holds}); write it as .h5ad")
     matrices = _matrices(group)
     wanted = layer or "X"
-    if wanted not in matrices:
+    if wanted in matrices:
+        found = f"{group.name}/{matrices[wanted][0]} holds no raw counts".lstrip("/")
+    else:
         known = ", ".join(name for name in matrices if name != "X") or "none"
-        key = f"layers/{layer}" if layer else "X"
-        raise PrepareError(f"{path}: has no {key} (layers: {known}); raw counts are needed")
+        found = f"has no {f'layers/{layer}' if layer else 'X'} (layers: {known})"
+    if wanted not in matrices or not _are_counts(group[matrices[wanted][0]]):
+        if others := [name for name, (place, _) in matrices.items() if _are_counts(group[place])]:
+            raise PrepareError(f"{path}: {found}, but there are counts: set prepare.layer: {others[0]}")
+        if wanted not in matrices:
+            raise PrepareError(f"{path}: {found}; raw counts are needed")
     key, features = matrices[wanted]
-    if not _are_counts(group[key]):
-        if others := [name for name, (place, _) in matrices.items() if name != "X" and _are_counts(group[place])]:
-            where = f"{group.name}/{key}".lstrip("/")
-            raise PrepareError(
-                f"{path}: {where} holds no raw counts, but there are some: set prepare.layer: {others[0]}"
-            )
     counts = ad.io.read_elem(group[key])
     with warnings.catch_warnings():
         # A name may be a gene and a protein in one file; what we make of it is checked.
@@ -127,7 +128,7 @@ def _matrices(group: h5py.Group) -> dict[str, tuple[str, str]]:
     places = {"X": ("X", "var"), "raw": ("raw/X", "raw/var")}
     if "raw.X" in group:
         places["raw"] = ("raw.X", "raw.var")
-    places |= {name: (f"layers/{name}", "var") for name in group.get("layers", {})}
+    places |= {name: (f"layers/{name}", "var") for name in group.get("layers", {}) if name != "X"}
     return {name: place for name, place in places.items() if place[0] in group}
 
 
@@ -142,6 +143,9 @@ def read_table(group: h5py.Group, key: str) -> pd.DataFrame:
     table = ad.io.read_elem(group[key])
     if isinstance(table, pd.DataFrame):
         return table
+    if isinstance(table, dict):  # SeuratDisk does not say of raw/var that it is a table
+        columns = {name: values for name, values in table.items() if isinstance(values, np.ndarray)}
+        return pd.DataFrame(columns).set_index(group[key].attrs["_index"])
     table = pd.DataFrame.from_records(table, index=table.dtype.names[0])
     for column in table:
         if (found := f"uns/{column}_categories") in group:
