@@ -19,6 +19,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.data.sources import MANIFEST
 from clue.benchmark.errors import BenchmarkError
+from clue.sparse import are_counts
 
 Spec = Mapping[str, Any]
 Modalities = dict[str, ad.AnnData]
@@ -135,7 +136,7 @@ def _matrices(group: h5py.Group) -> dict[str, tuple[str, str]]:
 def _are_counts(element: h5py.Group | h5py.Dataset) -> bool:
     """Tell whether a matrix in a file seems to hold counts, by some of its values."""
     values = element["data"][:100_000] if isinstance(element, h5py.Group) else element[:100]
-    return values.dtype.kind in "uib" or values.dtype.kind == "f" and bool(((values >= 0) & (values % 1 == 0)).all())
+    return values.dtype.kind in "uibf" and bool(are_counts(values).all())
 
 
 def read_table(group: h5py.Group, key: str) -> pd.DataFrame:
