@@ -181,6 +181,11 @@ def test_samples_are_batches_and_share_their_features(tmp_path):
     assert list(mdata.mod["rna"].obs["batch"]) == ["a"] * N_CELLS + ["b"] * N_CELLS
     assert mdata.mod["rna"].obs_names[N_CELLS] == f"b_{CELLS[0]}"
     assert (mdata.mod["adt"].X.toarray() == np.tile(COUNTS[:, N_GENES:], (2, 1))).all()
+    twice = [*named[:2], named[1], *named[3:]]
+    for prefix in ("a_", "b_"):
+        write_mex(tmp_path, prefix=prefix, features=twice)
+    assert "feature name 'ENSG1' occurs more than once" in fault(tmp_path, samples)
+    write_mex(tmp_path, prefix="a_", features=named)
     write_mex(tmp_path, prefix="b_", features=[("ENSG99", *FEATURES[0][1:]), *FEATURES[1:]])
     assert "features of sample 'b' differ" in fault(tmp_path, samples)
     assert "c_matrix.mtx.gz: no such file" in fault(tmp_path, {"kind": "tenx", "samples": {"c": "c_"}})

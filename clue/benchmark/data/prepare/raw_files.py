@@ -177,6 +177,12 @@ def modality_of(
     return ad.AnnData(counts_of(matrix, where), obs=obs.copy(), var=pd.DataFrame(index=pd.Index(features)))
 
 
+def stacked(parts: Sequence[ad.AnnData]) -> ad.AnnData:
+    """Return the cells of files that have the same features in the same order, whose names may repeat."""
+    counts = sp.vstack([part.X for part in parts], format="csr")
+    return ad.AnnData(counts, obs=pd.concat([part.obs for part in parts]), var=parts[0].var)
+
+
 def column_of(frame: pd.DataFrame, column: str, what: str, where: Path) -> pd.Series:
     """Return a column of a file's table."""
     if column not in frame:

@@ -33,7 +33,7 @@ def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
             raise PrepareError(
                 f"{folder / source}: features of sample {sample!r} differ from the first sample's; aggregate them first"
             )
-    adata = ad.concat(parts, merge="first") if len(parts) > 1 else first
+    adata = raw_files.stacked(parts)
     where = folder / next(iter(samples.values()))
     modalities = {}
     for modality in spec["modalities"]:
