@@ -106,7 +106,7 @@ def _counts(name: str, adata: ad.AnnData) -> sp.csr_matrix:
     matrix = adata.X
     if sp.issparse(matrix):
         matrix = matrix.tocsr()  # once: to take rows of a matrix stored by columns is slow
-    blocks = count_blocks(matrix, name)
+    blocks = count_blocks(matrix, name, adata)
     if matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray):
         for _ in blocks:
             pass

@@ -154,7 +154,7 @@ class Preprocessor(ABC):
     def transformed_blocks(self, adata: ad.AnnData) -> Iterator[np.ndarray]:
         """Yield what `transform` returns for a few thousand cells at a time; of a backed AnnData no more is read."""
         position = self._columns(adata)
-        for block in count_blocks(adata.X, self.name):
+        for block in count_blocks(adata.X, self.name, adata):
             yield self._transform(block if position is None else columns(block, position))
 
     def align(self, adata: ad.AnnData) -> sp.csr_matrix:

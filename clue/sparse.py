@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
@@ -42,22 +43,39 @@ def as_counts(matrix) -> sp.csr_matrix:
     return counts
 
 
-def count_blocks(matrix, modality: str) -> Iterator[sp.csr_matrix]:
+def are_counts(values: np.ndarray) -> np.ndarray:
+    """Tell of each value whether it is a whole number from 0 up."""
+    return np.isfinite(values) & (values >= 0) & (values == np.round(values))
+
+
+def count_blocks(matrix, modality: str, adata: ad.AnnData) -> Iterator[sp.csr_matrix]:
     """Yield all rows in blocks (`as_counts`).
 
     Raises
     ------
     ValueError
-        If `matrix` does not hold counts; the message names the modality.
+        If `matrix`, X of `adata`, does not hold counts; the message names the modality, and the layer that holds some.
     """
     if matrix is None:
-        raise ValueError(f"{modality}: there is no X, which must hold raw counts")
+        raise ValueError(f"{modality}: there is no X, which must hold raw counts{_counts_elsewhere(adata)}")
     for block in row_blocks(matrix):
         values = block.data
-        wrong = ~(np.isfinite(values) & (values >= 0) & (values == np.round(values)))
+        wrong = ~are_counts(values)
         if wrong.any():
-            raise ValueError(f"{modality}: X must hold raw counts, whole numbers from 0 up, not {values[wrong][0]}")
+            found = f"{modality}: X must hold raw counts, whole numbers from 0 up, not {values[wrong][0]}"
+            raise ValueError(found + _counts_elsewhere(adata))
         yield as_counts(block)
+
+
+def _counts_elsewhere(adata: ad.AnnData) -> str:
+    """Say where else counts seem to be, by some cells; nothing where there are none."""
+    places = {f"layers[{name!r}]: give layer={name!r}": matrix for name, matrix in adata.layers.items()}
+    if adata.raw is not None:
+        places["raw: give adata.raw.to_adata()"] = adata.raw.X
+    for place, matrix in places.items():
+        if are_counts(_as_csr(matrix[:100]).data).all():
+            return f"; there are counts in {place}"
+    return ""
 
 
 def row_sums(matrix: sp.csr_matrix, function: Callable[[np.ndarray], np.ndarray] = np.positive) -> np.ndarray:

@@ -42,13 +42,17 @@ def scores(vectors: np.ndarray, types: np.ndarray, modalities: np.ndarray, seed:
     near = NeighborsResults(indices=indices, distances=distances)
     graph = near.subset_neighbors(n=min(GRAPH_NEIGHBOURS, k))
     types, modalities = pd.factorize(types)[0], pd.factorize(modalities)[0]
+    # scib-metrics takes silhouettes of types with more points than modalities, and fails where there is none.
+    has_silhouettes = np.bincount(types).max() > len(np.unique(modalities))
     clusters = sm.nmi_ari_cluster_labels_kmeans(vectors, types)
     return {
         ("bio", "nmi"): clusters["nmi"],
         ("bio", "ari"): clusters["ari"],
         ("bio", "silhouette_label"): sm.silhouette_label(vectors, types, rescale=True),
         ("bio", "clisi"): sm.clisi_knn(near, types),
-        ("mixing", "silhouette_modality"): sm.silhouette_batch(vectors, types, modalities),
+        ("mixing", "silhouette_modality"): (
+            sm.silhouette_batch(vectors, types, modalities) if has_silhouettes else np.nan
+        ),
         ("mixing", "ilisi"): sm.ilisi_knn(near, modalities),
         ("mixing", "graph_connectivity"): sm.graph_connectivity(graph, types),
     }

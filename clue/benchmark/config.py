@@ -37,6 +37,15 @@ RULES_OF = ("task_", "score_")
 """How the names of rules begin that the workflow makes for sets of modalities, since their files differ."""
 FOLDERS = ("figures", "tables")
 """What is beside the folders of data sets in ``results/<run>``."""
+TYPES = {
+    "array": "a list",
+    "boolean": "true or false",
+    "integer": "a whole number",
+    "number": "a number",
+    "object": "a map of keys",
+    "string": "text",
+}
+"""What messages call the types of JSON."""
 
 
 class ConfigError(BenchmarkError):
@@ -132,8 +141,15 @@ def _one_line(error: jsonschema.ValidationError) -> str:
         known = sorted(error.schema.get("properties", {}))
         unknown = sorted(set(map(str, error.instance)) - set(known))
         return f"{key}: unknown key {', '.join(map(repr, unknown))}{_suggest(unknown[0], known)}"
-    is_number = error.validator_value == "string" and isinstance(error.instance, int | float)  # true and false are int
-    return f"{key}: {error.message}{'; put it in quotes' if is_number else ''}"
+    message = error.message
+    if error.validator == "type":
+        wanted = [error.validator_value] if isinstance(error.validator_value, str) else error.validator_value
+        is_number = wanted == ["string"] and isinstance(error.instance, int | float)  # true and false are int
+        is_needed = " or ".join(TYPES.get(kind, kind) for kind in wanted)
+        message = f"{error.instance!r} is not {is_needed}{'; put it in quotes' if is_number else ''}"
+    if error.validator in ("oneOf", "anyOf") and "description" in error.schema:
+        message = f"{error.instance!r} does not fit: {error.schema['description']}"
+    return f"{key}: {message}"
 
 
 def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -156,15 +172,18 @@ def _schema(root: Path, kind: str) -> Path:
     return root / "config" / "schemas" / f"{kind}.schema.yaml"
 
 
-def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
-    """Return the checked ``config/<kind>/<name>.yaml`` below `root`; `kind` is ``datasets`` or ``methods``."""
+def load(kind: str, name: str, root: str | Path = ".", named_by: str = "") -> dict[str, Any]:
+    """Return the checked ``config/<kind>/<name>.yaml`` below `root`; `kind` is ``datasets`` or ``methods``.
+
+    A message about the name itself begins with `named_by`, the place that names it.
+    """
     root = Path(root)
     folder = root / "config" / kind
     path = folder / f"{name}.yaml"
-    _check_name(kind, name, path)
-    if not path.exists():
-        known = sorted(file.stem for file in folder.glob("*.yaml"))
-        raise ConfigError(f"unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
+    _check_name(kind, name, path, named_by)
+    known = sorted(file.stem for file in folder.glob("*.yaml"))
+    if name not in known:
+        raise ConfigError(f"{named_by}unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
     spec = check(read_yaml(path), _schema(root, kind[:-1]), str(path))
     if kind == "methods" and spec["modalities"] == "any":
         spec["modalities"] = copy.deepcopy(ALL_SETS)
@@ -184,7 +203,7 @@ def load(kind: str, name: str, root: str | Path = ".") -> dict[str, Any]:
     return spec
 
 
-def _check_name(kind: str, name: str, path: Path) -> None:
+def _check_name(kind: str, name: str, path: Path, named_by: str) -> None:
     """Refuse a name that a rule, a folder or a pattern of paths could not have, or has already."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         reason = "must be of letters, digits and underscores, and begin with a letter"
@@ -194,7 +213,7 @@ def _check_name(kind: str, name: str, path: Path) -> None:
         reason = "is the name of a rule of the workflow, or begins as those of its rules do"
     else:
         return
-    raise ConfigError(f"{path}: the name {name!r} {reason}; rename the file")
+    raise ConfigError(f"{named_by}the name {name!r} {reason}; rename {path}")
 
 
 def _check_parameters(spec: dict[str, Any], path: Path) -> None:
@@ -339,7 +358,7 @@ class Benchmark:
         chosen: dict[str, dict[str, Any]] = {}
         for entry in self.config[kind]:
             name, _, part = entry.partition("/")
-            spec = load(kind, name, self.root)
+            spec = load(kind, name, self.root, f"{where}: {kind}: ")
             if part and part not in spec[parts]:
                 raise ConfigError(
                     f"{where}: {kind}: {name!r} has no {parts[:-1]} {part!r}{_suggest(part, sorted(spec[parts]))}"

@@ -52,7 +52,7 @@ def test_results_on_another_folder(project, tmp_path):
         ({"account": "nobody"}, "Slurm refuses a job with --account=nobody --partition=cpu: Invalid account"),
         ({"partitions": {"long": {}}}, "invalid partition specified: long"),
         ({"acount": "bench"}, "slurm-site.yaml: top level: unknown key 'acount'; did you mean 'account'?"),
-        ({"partitions": ["cpu"]}, "slurm-site.yaml: partitions: ['cpu'] is not of type 'object'"),
+        ({"partitions": ["cpu"]}, "slurm-site.yaml: partitions: ['cpu'] is not a map of keys"),
     ],
 )
 def test_wrong_site_is_said_before_anything_is_submitted(project, change, line):

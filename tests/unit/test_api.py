@@ -293,8 +293,13 @@ def apart(adata):
     return again
 
 
-def logs(adata):
-    return ad.AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var)
+def logs(adata, place=None):
+    """Return logarithms, with the counts in a layer or in raw where `place` says so."""
+    logged = ad.AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var, layers={place: adata.X} if place else None)
+    if place == "raw":
+        del logged.layers[place]
+        logged.raw = adata
+    return logged
 
 
 def doubled(adata, axis):
@@ -311,6 +316,14 @@ def doubled(adata, axis):
         (lambda c: clue.CLUE({"rna": c["rna"].X, "adt": c["adt"]}), "is needed, not a dict of"),
         (lambda c: clue.CLUE({"rna": c["rna"]}), "two modalities or more"),
         (lambda c: clue.CLUE({"rna": logs(c["rna"]), "adt": c["adt"]}), "rna: X must hold raw counts"),
+        (
+            lambda c: clue.CLUE({"rna": logs(c["rna"], "n"), "adt": c["adt"]}),
+            r"rna: .* up, not .*; there are counts in layers\['n'\]: give layer='n'$",
+        ),
+        (
+            lambda c: clue.CLUE(c, **WIDTHS).embed(logs(c["rna"], "raw"), "rna"),
+            r"rna: .* up, not .*; there are counts in raw: give adata.raw.to_adata\(\)$",
+        ),
         (lambda c: clue.CLUE(c, **WIDTHS).embed(logs(c["rna"]), "rna"), "rna: X must hold raw counts"),
         (lambda c: clue.CLUE(c, **WIDTHS).predict(logs(c["rna"]), "adt"), "rna: X must hold raw counts"),
         (lambda c: clue.CLUE(c, **WIDTHS).embed(c["rna"][:, 3:], "rna"), "rna lacks 3 of 80 features"),

@@ -37,10 +37,10 @@ def test_site(tmp_path):
     ("text", "line"),
     [
         ("acount: a", "unknown key 'acount'; did you mean 'account'?"),
-        ("account: [a, b]", "account: ['a', 'b'] is not of type 'string', 'integer'"),
-        ("partitions: [cpu]", "partitions: ['cpu'] is not of type 'object'"),
-        ("partitions: {cpu: 5}", "partitions.cpu: 5 is not of type 'object'"),
-        ("partitions: {cpu: {max_runtime: 2d}}", "partitions.cpu.max_runtime: '2d' is not of type 'integer'"),
+        ("account: [a, b]", "account: ['a', 'b'] is not text or a whole number"),
+        ("partitions: [cpu]", "partitions: ['cpu'] is not a map of keys"),
+        ("partitions: {cpu: 5}", "partitions.cpu: 5 is not a map of keys"),
+        ("partitions: {cpu: {max_runtime: 2d}}", "partitions.cpu.max_runtime: '2d' is not a whole number"),
         ("- account", "must hold a map of keys"),
     ],
 )

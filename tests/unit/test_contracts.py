@@ -128,7 +128,7 @@ def test_a_file_that_is_not_there(split_tiny):
     ("change", "message"),
     [
         ({"lable": "x"}, "top level: unknown key 'lable'; did you mean 'label'"),
-        ({"modalities": "rna"}, "modalities: 'rna' is not of type 'array'"),
+        ({"modalities": "rna"}, "modalities: 'rna' is not a list"),
         ({"modalities": ["rna", "dna"]}, "modalities.1: 'dna' is not one of"),
         ({"splits": {"s": SPLIT | {"fractoin": 1}}}, "splits.s: unknown key 'fractoin'; did you mean 'fraction'"),
         ({"splits": {"s": {"kind": "batches", "seed": 0}}}, "splits.s: 'batches' is a required property"),

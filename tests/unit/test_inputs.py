@@ -92,7 +92,7 @@ def write_h5(path, extra=None):
             file[key] = value
 
 
-def write_h5_of_version_2(path, genomes=("GRCh38",)):
+def write_h5_of_version_2(path, genomes=("GRCh38",), extra=None):
     matrix = sp.csr_matrix(COUNTS)
     with h5py.File(path, "w") as file:
         for genome in genomes:
@@ -101,12 +101,15 @@ def write_h5_of_version_2(path, genomes=("GRCh38",)):
                 group[key] = getattr(matrix, key)
             group["shape"], group["barcodes"] = matrix.shape[::-1], texts(CELLS)
             group["genes"], group["gene_names"] = (texts(column) for column in list(zip(*FEATURES, strict=True))[:2])
+        for key, value in (extra or {}).items():
+            file[key] = value
 
 
 FLEX = {"matrix/features/target_sets/Probes": np.arange(3), "matrix/features/is_probe": np.ones(len(FEATURES), bool)}
 FLEX |= {"matrix/probe_region": np.zeros(len(FEATURES)), "matrix/filtered_barcodes": np.ones(N_CELLS, bool)}
 CELLBENDER = {"matrix/target_false_positive_rate": 0.01, "metadata/estimator": "mean", "matrix/ambient": np.ones(13)}
-CELLBENDER |= {"droplet_latents/barcode": np.ones(3), "global_latents/name": np.ones(2)}
+LATENTS = {"droplet_latents/barcode": np.ones(3), "global_latents/name": np.ones(2)}
+CELLBENDER |= LATENTS
 TENX = {
     "version 3": lambda folder: write_h5(folder / "x.h5"),
     "Flex": lambda folder: write_h5(folder / "x.h5", FLEX),
@@ -129,6 +132,7 @@ def test_cell_ranger_of_many_versions(tmp_path, kind):
     ("sample", "write"),
     [
         ("x.h5", lambda folder: write_h5_of_version_2(folder / "x.h5")),
+        ("x.h5", lambda folder: write_h5_of_version_2(folder / "x.h5", ["matrix_v2"], LATENTS)),
         ("", lambda folder: write_mex(folder, ("", "", ""), "genes.tsv", columns=2)),
     ],
 )
@@ -138,13 +142,21 @@ def test_cell_ranger_2_knows_genes_alone(tmp_path, sample, write):
     assert "no feature of type 'Antibody Capture' (adt); types: Gene Expression" in message
 
 
+def test_names_in_h5_may_hold_letters_that_ascii_lacks(tmp_path):
+    write_h5(tmp_path / "x.h5")
+    with h5py.File(tmp_path / "x.h5", "a") as file:
+        del file["matrix/features/name"]
+        file["matrix/features/name"] = texts([*GENES, "TCRγδ", *PROTEINS[1:]])
+    assert prepared(tmp_path, {"kind": "tenx", "samples": {"one": "x.h5"}}).mod["adt"].var_names[0] == "TCRγδ"
+
+
 def test_faults_of_cell_ranger_name_the_file(tmp_path):
     write_h5_of_version_2(tmp_path / "x.h5", ["hg19", "mm10"])
     settings = {"kind": "tenx", "samples": {"one": "x.h5"}}
     assert "x.h5: holds the genomes hg19, mm10" in fault(tmp_path, settings)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["matrix/barcodes"] = texts(CELLS)
-    assert "x.h5: cannot be read" in fault(tmp_path, settings)
+    assert "x.h5: holds no matrix of Cell Ranger (but matrix)" in fault(tmp_path, settings)
     write_mex(tmp_path)
     shutil.copy(tmp_path / "barcodes.tsv.gz", tmp_path / "barcodes.tsv")
     assert "barcodes.tsv is beside it" in fault(tmp_path, {"kind": "tenx", "samples": {"one": ""}})
@@ -169,6 +181,11 @@ def test_samples_are_batches_and_share_their_features(tmp_path):
     assert list(mdata.mod["rna"].obs["batch"]) == ["a"] * N_CELLS + ["b"] * N_CELLS
     assert mdata.mod["rna"].obs_names[N_CELLS] == f"b_{CELLS[0]}"
     assert (mdata.mod["adt"].X.toarray() == np.tile(COUNTS[:, N_GENES:], (2, 1))).all()
+    twice = [*named[:2], named[1], *named[3:]]
+    for prefix in ("a_", "b_"):
+        write_mex(tmp_path, prefix=prefix, features=twice)
+    assert "feature name 'ENSG1' occurs more than once" in fault(tmp_path, samples)
+    write_mex(tmp_path, prefix="a_", features=named)
     write_mex(tmp_path, prefix="b_", features=[("ENSG99", *FEATURES[0][1:]), *FEATURES[1:]])
     assert "features of sample 'b' differ" in fault(tmp_path, samples)
     assert "c_matrix.mtx.gz: no such file" in fault(tmp_path, {"kind": "tenx", "samples": {"c": "c_"}})
@@ -310,13 +327,15 @@ def normalised(place):
 def test_where_counts_are_is_said_and_taken(tmp_path, place):
     write_h5ads(tmp_path, normalised(place))
     message = fault(tmp_path, OWN)
-    assert f"rna.h5ad: X holds no raw counts, but there are some: set prepare.layer: {place}" in message
+    assert f"rna.h5ad: X holds no raw counts, but there are counts: set prepare.layer: {place}" in message
     assert_counts(prepared(tmp_path, OWN | {"layer": place}))
 
 
 def test_each_modality_may_have_a_layer_of_its_own(tmp_path):
     write_h5ads(tmp_path, lambda adata: normalised("raw")(adata) if adata.n_vars == N_GENES else adata)
-    assert "adt.h5ad: has no layers/raw" in fault(tmp_path, OWN | {"layer": "raw"})
+    message = "adt.h5ad: has no layers/raw (layers: none), but there are counts: set prepare.layer: X"
+    assert message in fault(tmp_path, OWN | {"layer": "raw"})
+    assert_counts(prepared(tmp_path, OWN | {"layer": {"rna": "raw", "adt": "X"}}))
     assert_counts(prepared(tmp_path, OWN | {"layer": {"rna": "raw"}}))
 
 
@@ -324,7 +343,7 @@ def test_counts_of_a_mudata_are_found_too(tmp_path):
     write_h5ads(tmp_path, normalised("counts"))
     md.MuData({name: ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in PARTS}).write(tmp_path / "all.h5mu")
     own = {"kind": "own", "file": "all.h5mu", "batch": "batch"}
-    message = "all.h5mu: mod/rna/X holds no raw counts, but there are some: set prepare.layer: counts"
+    message = "all.h5mu: mod/rna/X holds no raw counts, but there are counts: set prepare.layer: counts"
     assert message in fault(tmp_path, own)
     assert_counts(prepared(tmp_path, own | {"layer": {"rna": "counts", "adt": "counts"}}))
 
@@ -365,7 +384,9 @@ def test_a_file_without_x(tmp_path):
         return adata
 
     write_h5ads(tmp_path, change)
-    assert "rna.h5ad: has no X (layers: counts); raw counts are needed" in fault(tmp_path, OWN)
+    message = "rna.h5ad: has no X (layers: counts), but there are counts: set prepare.layer: counts"
+    assert message in fault(tmp_path, OWN)
+    assert_counts(prepared(tmp_path, OWN | {"layer": "counts"}))
 
 
 def test_raw_of_anndata_before_0_7(tmp_path):
@@ -374,6 +395,15 @@ def test_raw_of_anndata_before_0_7(tmp_path):
         with h5py.File(tmp_path / f"{name}.h5ad", "a") as file:
             file.move("raw/X", "raw.X"), file.move("raw/var", "raw.var")
             del file["raw"]
+    assert_counts(prepared(tmp_path, OWN | {"layer": "raw"}))
+
+
+def test_raw_of_seurat_disk(tmp_path):
+    """Its table of features in raw does not say that it is one."""
+    write_h5ads(tmp_path, normalised("raw"))
+    for name in PARTS:
+        with h5py.File(tmp_path / f"{name}.h5ad", "a") as file:
+            del file["raw/var"].attrs["encoding-type"], file["raw/var"].attrs["encoding-version"]
     assert_counts(prepared(tmp_path, OWN | {"layer": "raw"}))
 
 

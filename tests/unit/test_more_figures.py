@@ -264,5 +264,7 @@ def test_integration_ranks_embeddings_by_what_they_are(scripts):
     every = [item for found in (good, split, nothing) for item in found.items()]
     outside = [(key, value) for key, value in every if not -0.05 <= value <= 1.05]
     assert not outside, "chance lies at 0, so that noise falls a little below"
+    alone = scores(noise[:20], np.tile(np.arange(10), 2), np.repeat(["rna", "adt"], 10), seed=0)
+    assert np.isnan(alone[("mixing", "silhouette_modality")]), "each type is of one cell"
     assert good[("bio", "nmi")] > 0.95 > 0.2 > nothing[("bio", "nmi")]
     assert good[("mixing", "ilisi")] > 0.8 > 0.2 > split[("mixing", "ilisi")]

@@ -286,6 +286,15 @@ def test_what_cannot_be_split_is_named(dataset, split, message):
         make_task(dataset, "tiny", "s", split)
 
 
+def test_training_cells_that_are_all_alike_are_refused(dataset):
+    with pytest.raises(TaskError, match="splits.s: no feature of rna differs between 1 training cells"):
+        make_task(dataset, "tiny", "s", {"kind": "random", "n_train": 1, "n_test": 30, "seed": 0})
+    dataset.mod["adt"].X.data[:] = 2
+    dataset.mod["adt"] = dataset.mod["adt"][:, dataset.mod["adt"].X.getnnz(axis=0) == 120].copy()
+    with pytest.raises(TaskError, match="splits.s: no feature of adt differs between 90 training cells"):
+        make_task(dataset, "tiny", "s", RANDOM)
+
+
 def test_donors_are_needed_to_split_by_donor(dataset):
     for adata in dataset.mod.values():
         del adata.obs["donor"]
@@ -318,13 +327,6 @@ def test_labels_cannot_be_derived_without_rna(dataset):
         del adata.obs["cell_type"]
     with pytest.raises(TaskError, match="neither cell types nor RNA"):
         make_task(dataset, "tiny", "s", RANDOM)
-
-
-def test_labels_cannot_be_derived_from_one_cell(dataset):
-    for adata in dataset.mod.values():
-        del adata.obs["cell_type"]
-    with pytest.raises(TaskError, match="RNA of 1 training cells; to derive cell types two are needed at least"):
-        make_task(dataset, "tiny", "s", {"kind": "random", "n_train": 1, "n_test": 30, "seed": 0})
 
 
 # ---- the program ---------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.contracts import names_of_test_cells
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.targets import choose, targets_of
+from clue.benchmark.targets import TARGET, choose, targets_of
 
 TRAIN_COLUMNS = ("batch", "donor")
 """What inner validation may need; cell types and conditions are not for methods."""
@@ -83,6 +83,11 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split, max_cells
     train.uns = dict(origin)
     for modality, cells in train.mod.items():
         choose(cells, modality)
+        if not cells.var[TARGET].any():
+            raise TaskError(
+                f"{where}: no feature of {modality} differs between {cells.n_obs} training cells; make the split"
+                " larger, or give more features"
+            )
     rows = dict(zip(mdata.mod, places[test_rows].T, strict=True))
     orders = {name: _stream(split["seed"], f"test {name}").permutation(len(test_rows)) for name in mdata.mod}
     tests = {name: _censored(mdata.mod[name], rows[name][order], name, origin) for name, order in orders.items()}
@@ -361,11 +366,6 @@ def _solution(
     if "cell_type" in cells:
         obs["cell_type"], labels = cells["cell_type"].astype(str), "published"
     elif "rna" in mdata.mod:
-        if train.mod["rna"].n_obs < 2:
-            raise TaskError(
-                f"{where}: RNA of {train.mod['rna'].n_obs} training cells; to derive cell types two are needed at"
-                " least; make the split larger, or give the cells a cell_type"
-            )
         obs["cell_type"], labels = derive_cell_types(train.mod["rna"].X, mdata.mod["rna"].X[rows["rna"]])
     else:
         raise TaskError(f"{where}: the data set has neither cell types nor RNA to derive them from")

@@ -27,7 +27,7 @@ def prepare_competition(spec: Spec, folder: Path) -> Modalities:
         if modality not in parts[1] or not parts[0][modality].var_names.equals(parts[1][modality].var_names):
             first = _find(spec, folder, "train_mod1.h5ad")
             raise PrepareError(f"{first}: features of {modality} differ between training and test files")
-        modalities[modality] = ad.concat([part[modality] for part in parts], merge="first")
+        modalities[modality] = raw_files.stacked([part[modality] for part in parts])
     if "labels" in spec["prepare"]:
         _add_cell_types(modalities, folder / spec["prepare"]["labels"])
     return {modality: modalities[modality] for modality in MODALITIES if modality in modalities}

@@ -19,6 +19,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.data.sources import MANIFEST
 from clue.benchmark.errors import BenchmarkError
+from clue.sparse import are_counts
 
 Spec = Mapping[str, Any]
 Modalities = dict[str, ad.AnnData]
@@ -83,8 +84,8 @@ def read_h5ad(path: Path, layer: str | None = None) -> ad.AnnData:
     path
         The file.
     layer
-        The layer that holds raw counts, or ``"raw"`` for those that scanpy's ``adata.raw`` keeps; `None` where X does.
-        It becomes X.
+        The layer that holds raw counts, or ``"raw"`` for those that scanpy's ``adata.raw`` keeps; `None` or ``"X"``
+        where X does. It becomes X.
 
     Raises
     ------
@@ -98,20 +99,21 @@ def read_h5ad(path: Path, layer: str | None = None) -> ad.AnnData:
 def elements(group: h5py.Group, path: Path, layer: str | None) -> ad.AnnData:
     """Return ``obs``, ``var`` and one matrix of an open group: a whole ``.h5ad`` file or a modality of an ``.h5mu``."""
     if not {"obs", "var"} <= set(group):
-        raise PrepareError(f"{path}: is not in anndata's format (it holds {', '.join(group)}); write it as .h5ad")
+        holds = ", ".join(group) or "nothing"
+        raise PrepareError(f"{path}: is not in anndata's format (it holds {holds}); write it as .h5ad")
     matrices = _matrices(group)
     wanted = layer or "X"
-    if wanted not in matrices:
+    if wanted in matrices:
+        found = f"{group.name}/{matrices[wanted][0]} holds no raw counts".lstrip("/")
+    else:
         known = ", ".join(name for name in matrices if name != "X") or "none"
-        key = f"layers/{layer}" if layer else "X"
-        raise PrepareError(f"{path}: has no {key} (layers: {known}); raw counts are needed")
+        found = f"has no {f'layers/{layer}' if layer else 'X'} (layers: {known})"
+    if wanted not in matrices or not _are_counts(group[matrices[wanted][0]]):
+        if others := [name for name, (place, _) in matrices.items() if _are_counts(group[place])]:
+            raise PrepareError(f"{path}: {found}, but there are counts: set prepare.layer: {others[0]}")
+        if wanted not in matrices:
+            raise PrepareError(f"{path}: {found}; raw counts are needed")
     key, features = matrices[wanted]
-    if not _are_counts(group[key]):
-        if others := [name for name, (place, _) in matrices.items() if name != "X" and _are_counts(group[place])]:
-            where = f"{group.name}/{key}".lstrip("/")
-            raise PrepareError(
-                f"{path}: {where} holds no raw counts, but there are some: set prepare.layer: {others[0]}"
-            )
     counts = ad.io.read_elem(group[key])
     with warnings.catch_warnings():
         # A name may be a gene and a protein in one file; what we make of it is checked.
@@ -127,14 +129,14 @@ def _matrices(group: h5py.Group) -> dict[str, tuple[str, str]]:
     places = {"X": ("X", "var"), "raw": ("raw/X", "raw/var")}
     if "raw.X" in group:
         places["raw"] = ("raw.X", "raw.var")
-    places |= {name: (f"layers/{name}", "var") for name in group.get("layers", {})}
+    places |= {name: (f"layers/{name}", "var") for name in group.get("layers", {}) if name != "X"}
     return {name: place for name, place in places.items() if place[0] in group}
 
 
 def _are_counts(element: h5py.Group | h5py.Dataset) -> bool:
     """Tell whether a matrix in a file seems to hold counts, by some of its values."""
     values = element["data"][:100_000] if isinstance(element, h5py.Group) else element[:100]
-    return values.dtype.kind in "uib" or values.dtype.kind == "f" and bool(((values >= 0) & (values % 1 == 0)).all())
+    return values.dtype.kind in "uibf" and bool(are_counts(values).all())
 
 
 def read_table(group: h5py.Group, key: str) -> pd.DataFrame:
@@ -142,6 +144,9 @@ def read_table(group: h5py.Group, key: str) -> pd.DataFrame:
     table = ad.io.read_elem(group[key])
     if isinstance(table, pd.DataFrame):
         return table
+    if isinstance(table, dict):  # SeuratDisk does not say of raw/var that it is a table
+        columns = {name: values for name, values in table.items() if isinstance(values, np.ndarray)}
+        return pd.DataFrame(columns).set_index(group[key].attrs["_index"])
     table = pd.DataFrame.from_records(table, index=table.dtype.names[0])
     for column in table:
         if (found := f"uns/{column}_categories") in group:
@@ -170,6 +175,12 @@ def modality_of(
 ) -> ad.AnnData:
     """Return the cells of one modality: their counts (`counts_of`) and annotations, and the names of its features."""
     return ad.AnnData(counts_of(matrix, where), obs=obs.copy(), var=pd.DataFrame(index=pd.Index(features)))
+
+
+def stacked(parts: Sequence[ad.AnnData]) -> ad.AnnData:
+    """Return the cells of files that have the same features in the same order, whose names may repeat."""
+    counts = sp.vstack([part.X for part in parts], format="csr")
+    return ad.AnnData(counts, obs=pd.concat([part.obs for part in parts]), var=parts[0].var)
 
 
 def column_of(frame: pd.DataFrame, column: str, what: str, where: Path) -> pd.Series:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pandas as pd
 import scipy.io
@@ -32,7 +33,7 @@ def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
             raise PrepareError(
                 f"{folder / source}: features of sample {sample!r} differ from the first sample's; aggregate them first"
             )
-    adata = ad.concat(parts, merge="first") if len(parts) > 1 else first
+    adata = raw_files.stacked(parts)
     where = folder / next(iter(samples.values()))
     modalities = {}
     for modality in spec["modalities"]:
@@ -64,18 +65,23 @@ def _read_sample(folder: Path, source: str, sample: str, several: bool) -> ad.An
 def _read_h5(path: Path) -> tuple[sp.csr_matrix, Sequence[str], pd.DataFrame]:
     """Return counts, barcodes and features of an ``.h5`` file; that of Cell Ranger 2 has a group per genome."""
     with raw_files.opened(path) as file:
-        groups = ["matrix"] if "matrix" in file else list(file)
-        if len(groups) != 1:
+        groups = [name for name, group in file.items() if isinstance(group, h5py.Group) and "indptr" in group]
+        if len(groups) > 1:
             raise PrepareError(f"{path}: holds the genomes {', '.join(groups)}; a file of one genome is needed")
+        if not groups:
+            raise PrepareError(f"{path}: holds no matrix of Cell Ranger (but {', '.join(file)}); name its .h5 file")
         group = file[groups[0]]
-        if "features" in group:
-            columns = [ad.io.read_elem(group["features"][key]) for key in ("id", "name", "feature_type")]
-        else:
-            columns = [ad.io.read_elem(group[key]) for key in ("genes", "gene_names")]
+        keys = ("features/id", "features/name", "features/feature_type")
+        columns = [_texts(group[key]) for key in (keys if "features" in group else ("genes", "gene_names"))]
         # Stored by columns, features × cells: read as rows of cells × features, it is the same matrix.
         arrays = tuple(group[key][()] for key in ("data", "indices", "indptr"))
         counts = sp.csr_matrix(arrays, shape=tuple(group["shape"][()][::-1]))
-        return counts, ad.io.read_elem(group["barcodes"]), _features(columns)
+        return counts, _texts(group["barcodes"]), _features(columns)
+
+
+def _texts(column: h5py.Dataset) -> list[str]:
+    """Return a column of texts; files call it ASCII, although names of proteins may hold Greek letters."""
+    return column.asstr("utf-8")[()].tolist()
 
 
 def _read_mex(folder: Path, prefix: str) -> tuple[sp.csr_matrix, Sequence[str], pd.DataFrame]:
