@@ -52,6 +52,10 @@ def count_blocks(matrix, modality: str) -> Iterator[sp.csr_matrix]:
     """
     if matrix is None:
         raise ValueError(f"{modality}: there is no X, which must hold raw counts")
+    if matrix.dtype.kind not in "buif":
+        raise ValueError(
+            f"{modality}: X must hold raw counts, whole numbers from 0 up, not values of type {matrix.dtype}"
+        )
     for block in row_blocks(matrix):
         values = block.data
         wrong = ~(np.isfinite(values) & (values >= 0) & (values == np.round(values)))
