@@ -571,7 +571,7 @@ class CLUE:
             raise ValueError(f"batch names {len(label)} batches for {n_cells} cells")
         position = pd.Index(self.batches).get_indexer(label)
         if (position < 0).any():
-            raise ValueError(f"the model knows no batch {label[np.argmin(position)]!r}; it knows {self.batches}")
+            raise ValueError(f"the model knows no batch {str(label[np.argmin(position)])!r}; it knows {self.batches}")
         if alone := sorted(set(label) - set(self._cells_seen[target])):
             warnings.warn(
                 f"no cell of batch {', '.join(alone)} showed {target} in training; without batch= predictions are "
