@@ -38,13 +38,27 @@ def modalities_of(data: Data) -> dict[str, ad.AnnData]:
         return dict(data.mod)
     if isinstance(data, Mapping) and all(isinstance(adata, ad.AnnData) for adata in data.values()):
         return dict(data)
-    raise ValueError(f"a MuData or a dict of AnnData by modality is needed, not {_kind_of(data)}")
+    raise ValueError(f"a MuData or a dict of AnnData by modality is needed, not {kind_of(data)}")
 
 
-def _kind_of(data) -> str:
+def kind_of(data) -> str:
+    """Return in words what an object is."""
     if isinstance(data, Mapping):
         return "a dict of " + ", ".join(sorted({type(value).__name__ for value in data.values()}))
     return f"an object of type {type(data).__name__}"
+
+
+def by_modality(name: str, given: Mapping | None, example) -> dict:
+    """Return an argument that has a value for some modalities.
+
+    Raises
+    ------
+    ValueError
+        If it is no dict.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{name} is {given!r}; it must name modalities: {name}={{'rna': {example!r}}}")
+    return dict(given or {})
 
 
 def kinds_of(names: Sequence[str], given: Mapping[str, str] | None) -> dict[str, str]:
@@ -55,7 +69,7 @@ def kinds_of(names: Sequence[str], given: Mapping[str, str] | None) -> dict[str,
     ValueError
         If a modality's kind is neither given nor known by its name.
     """
-    given = dict(given or {})
+    given = by_modality("kinds", given, "rna")
     if unknown := sorted(set(given) - set(names)):
         raise ValueError(f"kinds names {unknown}, which the data do not hold: {list(names)}")
     found = {name: given.get(name, KINDS.get(name, "")) for name in names}
@@ -77,14 +91,18 @@ def read(data: Data, layer: str | None, batch_key: str | Sequence[str] | None) -
     shared = data.obs if isinstance(data, md.MuData) else pd.DataFrame()
     found = {}
     for name, adata in modalities_of(data).items():
-        if not adata.obs_names.is_unique:
-            raise ValueError(f"{name}: several cells are named {adata.obs_names[adata.obs_names.duplicated()][0]!r}")
-        if not adata.var_names.is_unique:
-            raise ValueError(f"{name}: several features are named {adata.var_names[adata.var_names.duplicated()][0]!r}")
-        batch = _batch(name, adata, batch_key, shared)
+        check_unique(name, "cells", adata.obs_names)
+        check_unique(name, "features", adata.var_names)
+        batch = batch_of(name, adata, batch_key, shared)
         found[name] = ad.AnnData(_counts(name, of_layer(adata, layer, name)), obs=batch, var=adata.var[[]])
     _check_batches(found, batch_key)
     return found
+
+
+def check_unique(modality: str, what: str, names: pd.Index) -> None:
+    """Refuse names that repeat."""
+    if not names.is_unique:
+        raise ValueError(f"{modality}: several {what} are named {names[names.duplicated()][0]!r}")
 
 
 def of_layer(adata: ad.AnnData, layer: str | None, name: str) -> ad.AnnData:
@@ -116,9 +134,17 @@ def _counts(name: str, adata: ad.AnnData) -> sp.csr_matrix:
     return mapped(blocks, adata.n_vars)
 
 
-def _batch(name: str, adata: ad.AnnData, batch_key: str | Sequence[str] | None, shared: pd.DataFrame) -> pd.DataFrame:
-    """Return the batch of each cell: the value of the column, or the values of several columns together."""
-    keys = [batch_key] if isinstance(batch_key, str) else list(batch_key or [])
+def batch_of(
+    name: str, adata: ad.AnnData | md.MuData, batch_key: str | Sequence[str] | None, shared: pd.DataFrame
+) -> pd.DataFrame:
+    """Return the batch of each cell: the value of the column, or the values of several columns together.
+
+    Raises
+    ------
+    ValueError
+        If a column is neither in ``obs`` nor in `shared`, or a cell has no value.
+    """
+    keys = [batch_key] if np.isscalar(batch_key) else list(batch_key or [])
     values = []
     for key in keys:
         if key not in adata.obs and key not in shared:
@@ -138,7 +164,7 @@ def _check_batches(adatas: Mapping[str, ad.AnnData], batch_key) -> None:
         label = adata.obs[BATCH]
         for other, known in labels.items():
             both = label.index.intersection(known.index)
-            wrong = both[(label[both] != known[both]).to_numpy()]
+            wrong = both[label[both].to_numpy() != known[both].to_numpy()]
             if len(wrong):
                 found = f"is {label[wrong[0]]!r}, but {known[wrong[0]]!r} in {other}"
                 fix = "equal names are one cell; rename those of one sample where they are two"
@@ -162,6 +188,7 @@ def joined(first: ad.AnnData, second: ad.AnnData) -> ad.AnnData:
 
 def write_rows(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData:
     """Write an ``.h5ad`` file whose X comes in blocks of rows, atomically; return it backed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         ad.AnnData(obs=obs, var=var).write_h5ad(temporary)

@@ -5,25 +5,40 @@
 
 import pickle
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
+import mudata as md
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
 
 from clue.batches import Cells
-from clue.data import BATCH, Data, batches_of, joined, kinds_of, modalities_of, of_layer, read, write_rows
+from clue.data import (
+    BATCH,
+    Data,
+    batch_of,
+    batches_of,
+    by_modality,
+    check_unique,
+    joined,
+    kind_of,
+    kinds_of,
+    modalities_of,
+    of_layer,
+    read,
+    write_rows,
+)
 from clue.matching import l2_normalise, match_snn
 from clue.network import Network, Objective
 from clue.preprocess import Preprocessor, preprocessor
 from clue.readout import Readout, choose_width
-from clue.saved import save_atomically, with_arrays, without_arrays
+from clue.saved import is_whole, save_atomically, with_arrays, without_arrays
 from clue.sparse import BLOCK
 from clue.train import Training, held_out, train
 
@@ -121,22 +136,26 @@ class CLUE:
         device: str = "auto",
     ):
         self.device = _checked_device(device)
-        sizes = {"n_latent": n_latent, "n_components": 1 if n_components is None else n_components}
-        layers = {"encoder": encoder[1], "decoder": decoder[1], "discriminator": discriminator[1]}
-        for name, size in (sizes | layers).items():
-            if size < 1:
-                raise ValueError(f"{name} is {size}; it must be 1 at least")
+        n_features = by_modality("n_features", n_features, 5000)
+        _check_sizes({"n_latent": n_latent, "n_components": 1 if n_components is None else n_components})
+        _check_sizes({f"n_features of {k}": n for k, n in n_features.items()})
+        for name, layers in (("encoder", encoder), ("decoder", decoder), ("discriminator", discriminator)):
+            if not isinstance(layers, Sequence) or len(layers) != 2:
+                raise ValueError(f"{name} is {layers!r}; it must be (number of hidden layers, their width)")
+            _check_sizes({name: layers[1]})
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}; it must be from 0 to less than 1")
         names = list(modalities_of(mdata))
         if len(names) < 2:
             raise ValueError(f"CLUE needs two modalities or more, not {names}")
-        if unknown := sorted(set(n_features or {}) - set(names)):
+        if unknown := sorted(set(n_features) - set(names)):
             raise ValueError(f"n_features names {unknown}, which the data do not hold: {names}")
         kinds = kinds_of(names, kinds)
         self.batch_key, self.layer, self.seed = batch_key, layer, seed
         self._data = read(mdata, layer, batch_key)
         self.batches = batches_of(self._data)
         if preprocessors is None:
-            unfitted = {k: preprocessor(kinds[k], n_components, (n_features or {}).get(k), seed, k) for k in names}
+            unfitted = {k: preprocessor(kinds[k], n_components, n_features.get(k), seed, k) for k in names}
             preprocessors = {k: unfitted[k].fit(adata, BATCH) for k, adata in self._data.items()}
         self.preprocessors = {k: _of_these(preprocessors, k, adata) for k, adata in self._data.items()}
         if n_components is None:
@@ -277,8 +296,13 @@ class CLUE:
         """
         if not self._data:
             raise ValueError("the model has no training data; give them when it is loaded: CLUE.load(path, mdata)")
-        objective = objective if isinstance(objective, Objective) else Objective(**(objective or {}))
-        settings = replace(Training(), **training)
+        if not isinstance(objective, Objective):
+            if not isinstance(objective or {}, Mapping):
+                raise ValueError(f"objective is {objective!r}; give a dict of weights or an Objective")
+            _check_names(Objective, objective or {})
+            objective = Objective(**(objective or {}))
+        _check_names(Training, training)
+        settings = Training(**training)
         adatas = self._with_extra(extra)
         cells = self._cells(adatas)
         if not cells.paired().any():
@@ -386,7 +410,7 @@ class CLUE:
         ValueError
             If the modality is unknown, features are missing or X does not hold counts.
         """
-        return _stored(data, key_added, self._place(data, modality, self._posterior, self._fused))
+        return self._stored(data, modality, key_added, self._place(data, modality, self._posterior, self._fused))
 
     def posterior(self, adata: ad.AnnData, modality: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of z, given one modality.
@@ -431,9 +455,8 @@ class CLUE:
             empty = np.empty((0, readout.width))
             return (np.concatenate([empty, *(readout(k, features) for features in self._features(k, adata))]),)
 
-        return _stored(
-            data, key_added, self._place(data, modality, one, lambda parts: l2_normalise(sum(p for (p,) in parts)))
-        )
+        placed = self._place(data, modality, one, lambda parts: l2_normalise(sum(p for (p,) in parts)))
+        return self._stored(data, modality, key_added, placed)
 
     def match(
         self,
@@ -442,7 +465,7 @@ class CLUE:
         modality_a: str | None = None,
         modality_b: str | None = None,
         *,
-        within: str | None = None,
+        within: str | Sequence[str] | None = None,
         space: str = "aligned",
         matching: Callable[..., sp.csr_matrix] = match_snn,
         **options,
@@ -454,7 +477,7 @@ class CLUE:
         a, b, modality_a, modality_b
             Cells and their modalities, as of `embed`.
         within
-            Column of both ``obs``, for instance the batch: cells match only cells with the same value.
+            Column of both ``obs``, for instance the batch, or several: cells match only cells with the same values.
         space
             ``aligned`` (`align`) or ``z`` (`embed`).
         matching, options
@@ -469,10 +492,10 @@ class CLUE:
             raise ValueError(f"space {space!r} is not one of aligned, z")
         place = self.align if space == "aligned" else self.embed
         if within is not None:
-            for name, adata in (("a", a), ("b", b)):
-                if within not in adata.obs:
-                    raise ValueError(f"{name}: obs lacks the column {within!r}; it has {list(adata.obs)}")
-            options |= {"batch_x": a.obs[within].astype(str), "batch_y": b.obs[within].astype(str)}
+            for side, name, cells in (("batch_x", "a", a), ("batch_y", "b", b)):
+                if not isinstance(cells, ad.AnnData | md.MuData):
+                    raise ValueError(f"{name}: within needs obs, of an AnnData or MuData, not {kind_of(cells)}")
+                options[side] = batch_of(name, cells, within, pd.DataFrame())[BATCH]
         return matching(place(a, modality_a), place(b, modality_b), **options)
 
     @torch.no_grad()
@@ -482,7 +505,7 @@ class CLUE:
         target: str,
         *,
         source: str | None = None,
-        features: Sequence[str] | None = None,
+        features: str | Sequence[str] | None = None,
         batch: str | Sequence[str] | None = None,
         library_size: float | np.ndarray = 1.0,
         log: bool = False,
@@ -497,12 +520,13 @@ class CLUE:
         target
             Modality to predict.
         features
-            Features to return; None for all that the model decodes.
+            Features to return, or one; None for all that the model decodes.
         batch
-            Batch to decode as: one for all cells, or one for each. None averages over the batches whose cells of
-            `target` the model was trained on, each weighted by its cells.
+            Batch to decode as: one for all cells, or one for each, where a Series goes by the cells' names. None
+            averages over the batches whose cells of `target` the model was trained on, each weighted by its cells.
         library_size
-            What a cell's predictions sum to over all decoded features, for all cells or for each; 1 gives shares.
+            What a cell's predictions sum to over all decoded features, for all cells or for each, as `batch`; 1 gives
+            shares.
         log
             Whether to return log(1 + x) of the expected counts.
         path
@@ -520,12 +544,14 @@ class CLUE:
         self._check_modality(target)
         preprocessor = self.preprocessors[target]
         names = pd.Index(preprocessor.features[preprocessor.selected])
-        chosen = np.arange(len(names)) if features is None else names.get_indexer(list(features))
+        wanted = list(names) if features is None else [features] if isinstance(features, str) else list(features)
+        chosen = names.get_indexer(wanted)
         if (chosen < 0).any():
-            raise ValueError(f"{target} has no decoded feature {list(features or [])[int(np.argmin(chosen))]!r}")
+            raise ValueError(f"{target} has no decoded feature {wanted[int(np.argmin(chosen))]!r}")
         z = self.embed(data, source)
-        weights = self._decoded_batches(batch, target, len(z))
-        size = np.broadcast_to(np.asarray(library_size, dtype=np.float32), len(z))
+        cells = _names(data if source is None else self._one(data, source)[0])
+        weights = self._decoded_batches(_of_cells(batch, cells), target, len(z))
+        size = _library_size(_of_cells(library_size, cells), len(z))
 
         def blocks() -> Iterator[np.ndarray]:
             for start in range(0, len(z), BLOCK):
@@ -533,7 +559,7 @@ class CLUE:
                 expected = size[rows, None] * self._expected(z[rows], target, weights[rows])[:, chosen]
                 yield np.log1p(expected) if log else expected
 
-        obs = pd.DataFrame(index=_names(data if source is None else self._one(data, source)[0]))
+        obs = pd.DataFrame(index=cells)
         var = pd.DataFrame(index=names[chosen])
         if path is not None:
             return write_rows(Path(path), blocks(), obs, var)
@@ -544,12 +570,18 @@ class CLUE:
         if batch is None:
             cells = np.array([self._cells_seen[target].get(name, 0) for name in self.batches], dtype=float)
             return np.broadcast_to(cells / cells.sum(), (n_cells, len(cells)))
-        label = np.full(n_cells, batch, dtype=object) if isinstance(batch, str) else np.asarray(batch).astype(str)
+        label = np.full(n_cells, str(batch)) if np.ndim(batch) == 0 else np.asarray(batch).astype(str)
         if len(label) != n_cells:
             raise ValueError(f"batch names {len(label)} batches for {n_cells} cells")
         position = pd.Index(self.batches).get_indexer(label)
         if (position < 0).any():
-            raise ValueError(f"the model knows no batch {label[np.argmin(position)]!r}; it knows {self.batches}")
+            raise ValueError(f"the model knows no batch {str(label[np.argmin(position)])!r}; it knows {self.batches}")
+        if alone := sorted(set(label) - set(self._cells_seen[target])):
+            warnings.warn(
+                f"no cell of batch {', '.join(alone)} showed {target} in training; without batch= predictions are "
+                "averaged over the batches that did",
+                stacklevel=3,
+            )
         return np.eye(len(self.batches))[position]
 
     def _expected(self, z: np.ndarray, target: str, weights: np.ndarray) -> np.ndarray:
@@ -583,9 +615,24 @@ class CLUE:
             raise ValueError(f"cell {missing[0]!r} is seen in none of the model's modalities {self.modalities}")
         parts = []
         for k, adata in adatas.items():
+            check_unique(k, "cells", adata.obs_names)
             row = names.get_indexer(adata.obs_names)
             parts.append([_spread(x, row, len(names)) for x in one(k, of_layer(adata, self.layer, k))])
         return fuse(parts).astype(np.float32)
+
+    def _stored(self, data: ad.AnnData | Data, modality: str | None, key: str | None, placed: np.ndarray) -> np.ndarray:
+        if key is None:
+            return placed
+        if isinstance(data, Mapping) or len(placed) != data.n_obs:
+            raise ValueError(
+                "key_added needs data with one obsm for all that is embedded: an AnnData, or a whole MuData"
+            )
+        if isinstance(data, md.MuData) and modality is not None:
+            # a modality may hold the cells in another order
+            data.obsm[key] = placed[data[modality].obs_names.get_indexer(data.obs_names)]
+        else:
+            data.obsm[key] = placed
+        return placed
 
     def _one(self, data: ad.AnnData | Data, modality: str | None) -> tuple[ad.AnnData, str]:
         """Return the cells of one modality, with their counts in X, and which modality it is."""
@@ -593,6 +640,8 @@ class CLUE:
             self._check_modality(modality)
         if not isinstance(data, ad.AnnData):
             found = modalities_of(data)
+            if modality is None:
+                raise ValueError(f"the data hold {list(found)}; say which modality to read")
             if modality not in found:
                 raise ValueError(f"the data hold {list(found)}, not {modality!r}")
             data = found[modality]
@@ -638,6 +687,8 @@ class CLUE:
             yield np.hstack([x, encoder.hidden(given).cpu().numpy(), mean.cpu().numpy()]).astype(np.float64)
 
     def _check_modality(self, modality: str) -> None:
+        if not isinstance(modality, str):
+            raise ValueError(f"a modality is given by its name, one of {self.modalities}, not by {kind_of(modality)}")
         if modality not in self.modalities:
             raise ValueError(f"unknown modality {modality!r}; the model knows {self.modalities}")
 
@@ -698,9 +749,11 @@ class CLUE:
         """
         device = _checked_device(device)
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError):
-            raise ValueError(f"{path}: holds no model that CLUE.save wrote, or is damaged") from None
+            state = torch.load(path, map_location=device, weights_only=True) if is_whole(path) else None
+        except (pickle.UnpicklingError, RuntimeError):
+            state = None
+        if state is None:
+            raise ValueError(f"{path}: holds no model that CLUE.save wrote, or is damaged")
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
             raise ValueError(f"{path}: is no model of this version of clue; train it again and save it")
         model = cls.__new__(cls)
@@ -723,10 +776,27 @@ class CLUE:
         return f"CLUE({widths}; {batches}; embedding of {self.width})"
 
 
+def _check_sizes(sizes: Mapping[str, Any]) -> None:
+    for name, size in sizes.items():
+        if not (isinstance(size, int | np.integer) and size >= 1):
+            raise ValueError(f"{name} is {size!r}; it must be a whole number, 1 at least")
+
+
+def _check_names(kind: type, names: Iterable[str]) -> None:
+    """Refuse names of settings that a dataclass does not have."""
+    known = [field.name for field in fields(kind)]
+    if unknown := sorted(set(names) - set(known)):
+        raise TypeError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
+
+
 def _checked_device(device: str) -> str:
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
-    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+    try:
+        kind = torch.device(device).type
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device {device!r} is unknown; use 'cpu', 'cuda' or 'auto'") from None
+    if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: torch finds no GPU; use device='cpu'")
     return device
 
@@ -750,21 +820,24 @@ def _of_these(preprocessors: Mapping[str, Preprocessor], modality: str, adata: a
     return copy(preprocessors[modality])
 
 
+def _of_cells(value: Any, names: pd.Index) -> Any:
+    """Return a Series that goes by cells' names in the order of `names`, and anything else as it is."""
+    return value.reindex(names) if isinstance(value, pd.Series) and names.isin(value.index).all() else value
+
+
+def _library_size(value: Any, n_cells: int) -> np.ndarray:
+    size = np.asarray(value)
+    if size.dtype.kind not in "uif" or size.shape not in ((), (n_cells,)) or not (size >= 0).all():
+        given = f"{value!r}" if size.ndim == 0 else f"an array of {size.dtype} of shape {size.shape}"
+        raise ValueError(f"library_size is {given}; it must be a number from 0 up, or one for each of {n_cells} cells")
+    return np.broadcast_to(size.astype(np.float32), n_cells)
+
+
 def _spread(x: np.ndarray, row: np.ndarray, n_rows: int) -> np.ndarray:
     """Return `n_rows` rows, of which `row` are those of `x` and the others are zeros."""
     spread = np.zeros((n_rows, x.shape[1]), dtype=x.dtype)
     spread[row] = x
     return spread
-
-
-def _stored(data: ad.AnnData | Data, key: str | None, placed: np.ndarray) -> np.ndarray:
-    if key is not None:
-        if isinstance(data, Mapping) or len(placed) != data.n_obs:
-            raise ValueError(
-                "key_added needs data with one obsm for all that is embedded: an AnnData, or a whole MuData"
-            )
-        data.obsm[key] = placed
-    return placed
 
 
 def _grow(value: torch.Tensor, shape: torch.Size, n_known: int) -> torch.Tensor:

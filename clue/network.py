@@ -64,6 +64,11 @@ class Objective:
     contrastive: float = 0.0
     temperature: float = 0.1
 
+    def __post_init__(self):
+        for name, weight in vars(self).items():
+            if not weight >= 0:
+                raise ValueError(f"{name} is {weight!r}; a loss has a weight from 0 up")
+
 
 class Network(nn.Module):
     """Encoders, decoders and discriminator of CLUE, and its losses.

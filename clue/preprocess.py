@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from clue.data import check_unique
 from clue.decomposition import principal_axes
 from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
 
@@ -167,6 +168,7 @@ class Preprocessor(ABC):
         """Positions of the training data's features in `adata`; None where they are the same features in order."""
         if len(self.features) == adata.n_vars and (adata.var_names == self.features).all():
             return None
+        check_unique(self.name, "features", adata.var_names)
         position = adata.var_names.get_indexer(self.features)
         missing = self.features[position < 0]
         if len(missing):

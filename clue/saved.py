@@ -1,6 +1,8 @@
 """Files of models and checkpoints: written at once or not at all, and read as data alone."""
 
 import os
+import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,15 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Whether a file is an archive as `torch.save` writes it, and its contents match their checksums."""
+    with open(path, "rb") as file:
+        try:
+            return zipfile.ZipFile(file).testzip() is None
+        except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError, OSError):
+            return False  # what zipfile raises depends on where the damage is
 
 
 def without_arrays(value: Any) -> Any:

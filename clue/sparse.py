@@ -58,6 +58,9 @@ def count_blocks(matrix, modality: str, adata: ad.AnnData) -> Iterator[sp.csr_ma
     """
     if matrix is None:
         raise ValueError(f"{modality}: there is no X, which must hold raw counts{_counts_elsewhere(adata)}")
+    if matrix.dtype.kind not in "buif":
+        found = f"{modality}: X must hold raw counts, whole numbers from 0 up, not values of type {matrix.dtype}"
+        raise ValueError(found + _counts_elsewhere(adata))
     for block in row_blocks(matrix):
         values = block.data
         wrong = ~are_counts(values)
@@ -73,7 +76,7 @@ def _counts_elsewhere(adata: ad.AnnData) -> str:
     if adata.raw is not None:
         places["raw: give adata.raw.to_adata()"] = adata.raw.X
     for place, matrix in places.items():
-        if are_counts(_as_csr(matrix[:100]).data).all():
+        if matrix.dtype.kind in "buif" and are_counts(_as_csr(matrix[:100]).data).all():
             return f"; there are counts in {place}"
     return ""
 

@@ -17,7 +17,7 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import combinations
 from math import cos, pi
 from pathlib import Path
@@ -46,6 +46,9 @@ It is the shortest patience of the authors, that of their fine-tuning, so that t
 
 _SAVE, _STOP = 1, 2
 """What a process may ask of all after a step: to write a checkpoint, or to write one and stop."""
+
+
+_CHOICES = {"optimizer": ("rmsprop", "adam"), "schedule": ("plateau", "cosine"), "monitor": ("loss", "foscttm")}
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,21 @@ class Training:
     monitor: str = "loss"
     checkpoint_seconds: float = 30.0
     compile: str = ""
+
+    def __post_init__(self):
+        for name, known in _CHOICES.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, int) and not (isinstance(value, int | np.integer) and value >= 0):
+                raise ValueError(f"{field.name} is {value!r}; it must be a whole number from 0 up")
+            if isinstance(field.default, float) and not value >= 0:
+                raise ValueError(f"{field.name} is {value!r}; it must be 0 at least")
+        if self.batch_size < 2:
+            raise ValueError(f"batch_size is {self.batch_size}; batch normalisation needs two cells at least")
+        if self.validation >= 1:
+            raise ValueError(f"validation is {self.validation}; it is a fraction of the cells, from 0 to less than 1")
 
     def in_steps(self, pass_steps: int) -> "Training":
         """Return the same training with every length in steps alone.
@@ -197,16 +215,16 @@ class _Loop:
 
     def __init__(self, network, cells: Cells, objective, settings: Training, seed: int, history: list | None = None):
         self.network, self.cells, self.objective, self.seed = network, cells, objective, seed
-        if settings.schedule not in ("plateau", "cosine"):
-            raise ValueError(f"schedule {settings.schedule!r} is not one of plateau, cosine")
-        if settings.batch_size < 2:
-            raise ValueError(f"batch_size is {settings.batch_size}; batch normalisation needs two cells at least")
         self.processes = Processes(cells.device)
         if settings.batch_size % self.processes.n:
             raise ValueError(f"{self.processes.n} processes cannot share batch_size {settings.batch_size} evenly")
         torch.manual_seed(seed + self.processes.rank)
         chosen = held_out(cells.names, settings.validation, seed)
         self.held_out = torch.from_numpy(np.flatnonzero(chosen))
+        if (n_left := np.count_nonzero(~chosen)) < 2:
+            raise ValueError(
+                f"{n_left} of {len(chosen)} cells to train on, others are held out; two are needed at least"
+            )
         self.sampler = Sampler(np.flatnonzero(~chosen), settings.batch_size, seed)
         self.settings = settings.in_steps(len(self.sampler))
         self.generator_side = _optimizer(network.generator_parameters(), settings)
@@ -269,7 +287,10 @@ class _Loop:
         self.network.train()
         if self.settings.schedule == "cosine":
             self._set_learning_rate(0.5 * (1 + cos(pi * (self.step / self.settings.max_steps))))
-        self.learn(self.cells.draw(self.processes.share(index)), *self._weights())
+        draw = self.cells.draw(self.processes.share(index))
+        if not draw.rows:
+            raise ValueError(f"no modality shows two of the {len(index)} cells of a mini-batch; make batch_size larger")
+        self.learn(draw, *self._weights())
         self.step += 1
 
     def _learn(self, draw: Draw, noise: float | torch.Tensor | None, kl: float | torch.Tensor) -> None:
@@ -316,6 +337,8 @@ class _Loop:
             self.best_weights, self.best_step = _copy(self.network.state_dict()), self.step
             return
         watched = row[self.settings.monitor]
+        if np.isnan(watched):
+            raise ValueError("monitor 'foscttm' needs two held-out cells seen in two modalities; use 'loss'")
         if self.step <= self.settings.warmup_steps and self.step < self.settings.max_steps:
             # Losses during warm-up are not comparable with later ones: noise hides the modality.
             self.best_weights, self.best_step = _copy(self.network.state_dict()), self.step
@@ -447,9 +470,7 @@ def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
         common |= {"lr": torch.tensor(settings.learning_rate, device=parameters[0].device), "capturable": True}
     if settings.optimizer == "rmsprop":
         return _RMSprop(parameters, **common)
-    if settings.optimizer == "adam":
-        return torch.optim.Adam(parameters, **common)
-    raise ValueError(f"optimizer {settings.optimizer!r} is not one of rmsprop, adam")
+    return torch.optim.Adam(parameters, **common)
 
 
 class _RMSprop(torch.optim.Adam):

@@ -57,6 +57,12 @@ def test_a_mosaic_is_placed_in_the_order_of_its_cells(model, cells, place):
     assert np.array_equal(place(mosaic, "rna"), place(mosaic["rna"], "rna")), "one modality of several"
 
 
+def test_one_modality_in_another_order_is_stored_by_name(model, cells):
+    mdata = md.MuData({"rna": cells["rna"].copy(), "adt": cells["adt"][::-1].copy()})
+    model.embed(mdata, "adt", key_added="X_adt")
+    np.testing.assert_allclose(mdata.obsm["X_adt"], model.embed(cells["adt"]), atol=1e-5)
+
+
 def test_product_fusion_weighs_by_precision(cells):
     """Cells seen in one modality alone are where that one puts them."""
     model = clue.CLUE(cells, fusion="product", **WIDTHS)
@@ -85,7 +91,7 @@ def test_posterior_is_embedding_and_deviation(model, cells):
 
 
 def test_match_is_within_the_given_column(model, cells):
-    rna, adt = cells["rna"], cells["adt"][np.random.default_rng(0).permutation(300)].copy()
+    rna, adt = cells["rna"].copy(), cells["adt"][np.random.default_rng(0).permutation(300)].copy()
     truth = adt.obs_names.get_indexer(rna.obs_names)
     free, within = model.match(rna, adt), model.match(rna, adt, within="batch")
     batch = rna.obs["batch"].to_numpy()[:, None] == adt.obs["batch"].to_numpy()[None, :]
@@ -96,10 +102,10 @@ def test_match_is_within_the_given_column(model, cells):
         assert match_score(matches, truth) > 0.05
     soft = model.match(rna, adt, space="z", matching=clue.matching.match_gaussian, k=5)
     assert (np.diff(soft.indptr) == 5).all()
-    with pytest.raises(ValueError, match="b: obs lacks the column 'lane'"):
-        model.match(rna, adt, within="lane") if "lane" in rna.obs else model.match(
-            ad.AnnData(rna.X, obs=rna.obs.assign(lane="a"), var=rna.var), adt, within="lane"
-        )
+    with pytest.raises(ValueError, match="b: obs lacks the batch column 'lane'"):
+        model.match(ad.AnnData(rna.X, obs=rna.obs.assign(lane="a"), var=rna.var), adt, within="lane")
+    rna.obs["site"] = adt.obs["site"] = "s"
+    assert (model.match(rna, adt, within=["batch", "site"]) != within).nnz == 0
 
 
 def test_predict_averages_over_batches_or_takes_one(model, cells):
@@ -117,16 +123,43 @@ def test_predict_averages_over_batches_or_takes_one(model, cells):
         model.predict(rna, "adt", batch="x")
 
 
+def test_values_of_cells_go_by_name(model, cells):
+    rna = cells["rna"]
+    batch, size = rna.obs["batch"][::-1], pd.Series(np.arange(300.0), index=rna.obs_names)[::-1]
+    by_name = model.predict(rna[:9], "adt", batch=batch, library_size=size).X
+    expected = model.predict(rna[:9], "adt", batch=rna.obs["batch"][:9], library_size=np.arange(9)).X
+    np.testing.assert_array_equal(by_name, expected)
+
+
+def test_predicting_as_a_batch_without_the_target_warns(cells):
+    some = {"rna": cells["rna"], "adt": cells["adt"][cells["adt"].obs["batch"] == "batch1"].copy()}
+    model = clue.CLUE(some, batch_key="batch", **WIDTHS)
+    with pytest.warns(UserWarning, match="no cell of batch batch2 showed adt in training"):
+        model.predict(cells["rna"], "adt", batch="batch2")
+
+
+def test_batches_of_numbers_are_named_by_number(cells):
+    data = {k: cells[k].copy() for k in ("rna", "adt")}
+    for adata in data.values():
+        adata.obs["batch"] = np.arange(300) % 2
+    model = clue.CLUE(data, batch_key="batch", **WIDTHS)
+    assert np.array_equal(
+        model.predict(cells["rna"], "adt", batch=1).X, model.predict(cells["rna"], "adt", batch="1").X
+    )
+
+
 def test_predict_chosen_features_as_counts_to_a_file(model, cells, tmp_path, monkeypatch):
     monkeypatch.setattr(clue.model, "BLOCK", 64)
     whole = model.predict(cells, "rna")
     genes = list(whole.var_names[[7, 3]])
     size = np.linspace(100, 1000, 300)
-    backed = model.predict(cells, "rna", features=genes, library_size=size, log=True, path=tmp_path / "predicted.h5ad")
+    path = tmp_path / "new" / "predicted.h5ad"
+    backed = model.predict(cells, "rna", features=genes, library_size=size, log=True, path=path)
     assert backed.isbacked and list(backed.var_names) == genes and list(backed.obs_names) == list(cells.obs_names)
     np.testing.assert_allclose(backed.X[:], np.log1p(size[:, None] * whole[:, genes].X), rtol=1e-4)
     backed.file.close()
-    assert [path.name for path in tmp_path.iterdir()] == ["predicted.h5ad"]
+    assert [path.name for path in path.parent.iterdir()] == ["predicted.h5ad"]
+    assert np.array_equal(model.predict(cells, "rna", features=genes[0]).X, whole[:, genes[:1]].X)
     with pytest.raises(ValueError, match="rna has no decoded feature 'none'"):
         model.predict(cells, "rna", features=["none"])
 
@@ -220,10 +253,16 @@ def test_loading_executes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"PK\x03\x04"])
-def test_a_file_that_is_no_model(tmp_path, content):
+def test_a_file_that_is_no_model(model, tmp_path, content):
     (tmp_path / "file.pt").write_bytes(content)
     with pytest.raises(ValueError, match="file.pt: holds no model"):
         clue.CLUE.load(tmp_path / "file.pt")
+    model.save(tmp_path / "file.pt")
+    whole = (tmp_path / "file.pt").read_bytes()
+    for damaged in (whole[:5000], whole[: len(whole) // 2] + b"x" + whole[len(whole) // 2 + 1 :]):
+        (tmp_path / "file.pt").write_bytes(damaged)
+        with pytest.raises(ValueError, match="file.pt: holds no model .* or is damaged"):
+            clue.CLUE.load(tmp_path / "file.pt")
     torch.save({"network": {}}, tmp_path / "old.pt")
     with pytest.raises(ValueError, match="old.pt: is no model of this version"):
         clue.CLUE.load(tmp_path / "old.pt")
@@ -302,6 +341,10 @@ def logs(adata, place=None):
     return logged
 
 
+def texts(adata):
+    return ad.AnnData(np.full(adata.shape, "1", dtype=object), obs=adata.obs, var=adata.var)
+
+
 def doubled(adata, axis):
     names = adata.obs_names if axis == "obs" else adata.var_names
     again = adata.copy()
@@ -332,7 +375,41 @@ def doubled(adata, axis):
         (lambda c: clue.CLUE({"rna": c["rna"], "adt": apart(c["adt"])}, **WIDTHS).fit(), "no cell is seen in two"),
         (lambda c: clue.CLUE(c, batch_key="lane"), "rna: obs lacks the batch column 'lane'; it has"),
         (lambda c: clue.CLUE(c, n_latent=0), "n_latent is 0"),
+        (lambda c: clue.CLUE(c, n_latent=2.5), "n_latent is 2.5; it must be a whole number"),
         (lambda c: clue.CLUE(c, encoder=(1, 0)), "encoder is 0"),
+        (lambda c: clue.CLUE(c, encoder=256), "encoder is 256; it must be .number of hidden layers, their width"),
+        (lambda c: clue.CLUE(c, dropout=1.0), "dropout is 1.0"),
+        (lambda c: clue.CLUE(c, device="gpu"), "device 'gpu' is unknown; use 'cpu', 'cuda' or 'auto'"),
+        (lambda c: clue.CLUE(c, n_features=500), "n_features is 500; it must name modalities"),
+        (lambda c: clue.CLUE(c, n_features={"rna": 0}), "n_features of rna is 0"),
+        (lambda c: clue.CLUE(c, kinds="rna"), "kinds is 'rna'; it must name modalities"),
+        (lambda c: clue.CLUE(c, batch_key=3), "rna: obs lacks the batch column 3"),
+        (
+            lambda c: clue.CLUE({"rna": texts(c["rna"]), "adt": c["adt"]}),
+            "rna: X must hold .* not values of type object",
+        ),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(max_steps=1.5), "max_steps is 1.5; it must be a whole number"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(learning_rate=-1), "learning_rate is -1"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(validation=1.0), "validation is 1.0"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(monitor="acc"), "monitor 'acc' is not one of loss, foscttm"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(objective="mse"), "objective is 'mse'; give a dict of weights"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(objective={"mse": -1}), "mse is -1; a loss has a weight from 0 up"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(validation=0.999), "cells to train on, others are held out"),
+        (
+            lambda c: clue.CLUE({"rna": c["rna"][:151], "adt": c["adt"][150:]}, **WIDTHS).fit(**SHORT, batch_size=2),
+            "no modality shows two of the 2 cells of a mini-batch; make batch_size larger",
+        ),
+        (lambda c: clue.CLUE(c, **WIDTHS).posterior(c), "say which modality to read"),
+        (lambda c: clue.CLUE(c, **WIDTHS).embed(doubled(c["rna"], "var"), "rna"), "rna: several features are named"),
+        (lambda c: clue.CLUE(c, **WIDTHS).embed({"rna": doubled(c["rna"], "obs")}), "rna: several cells are named"),
+        (lambda c: clue.CLUE(c, **WIDTHS).predict("adt", c["rna"]), "a modality is given by its name"),
+        (lambda c: clue.CLUE(c, **WIDTHS).predict(c["rna"], "adt", features=np.ones(20, bool)), "no decoded feature"),
+        (lambda c: clue.CLUE(c, **WIDTHS).predict(c["rna"], "adt", library_size=-1), "library_size is -1; it must be"),
+        (lambda c: clue.CLUE(c, **WIDTHS).predict(c["rna"], "adt", library_size=[1, 2]), "one for each of 300 cells"),
+        (
+            lambda c: clue.CLUE(c, **WIDTHS).match({"rna": c["rna"]}, c["adt"], within="batch"),
+            "a: within needs obs, of an AnnData or MuData, not a dict of AnnData",
+        ),
         (lambda c: clue.CLUE(c, kinds={"gex": "rna"}), "kinds names .'gex'., which the data do not hold"),
         (lambda c: clue.CLUE(c, kinds={"rna": "dna"}), "kind 'dna' of modality 'rna' is unknown"),
         (lambda c: clue.CLUE(c, layer="counts"), "rna: there is no layer 'counts'"),
@@ -358,6 +435,30 @@ def test_wrong_calls_say_what_is_there_and_what_is_wanted(cells, call, message):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("settings", [{"max_epochs": 10}, {"objective": {"adversary": 1}}])
+def test_an_unknown_setting_is_met_by_the_known_ones(cells, settings):
+    known = (
+        "Objective has no adversary; it has .*adversarial" if "objective" in settings else "no max_epochs.*max_passes"
+    )
+    with pytest.raises(TypeError, match=known):
+        clue.CLUE(cells, **WIDTHS).fit(**settings)
+
+
+def test_encoder_inputs_of_another_model_serve_again(cells):
+    widths = {name: value for name, value in WIDTHS.items() if name != "n_components"}
+    first = clue.CLUE(cells, **widths)
+    again = clue.CLUE(cells, preprocessors=first.preprocessors, **widths)
+    np.testing.assert_array_equal(again.embed(cells), first.embed(cells))
+    with pytest.raises(ValueError, match="preprocessors: there is none for rna that was fitted on its 79 features"):
+        clue.CLUE({"rna": cells["rna"][:, 1:], "adt": cells["adt"]}, preprocessors=first.preprocessors)
+
+
+def test_names_of_another_type_are_the_same_names(cells):
+    adt = cells["adt"].copy()
+    adt.obs.index = adt.obs.index.astype("string")
+    clue.CLUE({"rna": cells["rna"], "adt": adt}, batch_key="batch", **WIDTHS)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu(cells):
     with pytest.raises(ValueError, match="device 'cuda': torch finds no GPU"):
@@ -369,3 +470,7 @@ def test_a_single_held_out_cell_trains(cells, monkeypatch):
     monkeypatch.setattr(clue.train, "held_out", lambda names, fraction, seed: np.arange(len(names)) == 3)
     model = clue.CLUE(cells, **WIDTHS).fit(**SHORT)
     assert np.isfinite(model.history["loss"]).all()
+    with pytest.raises(
+        ValueError, match="monitor 'foscttm' needs two held-out cells seen in two modalities; use 'loss'"
+    ):
+        model.fit(**SHORT, monitor="foscttm")
