@@ -15,6 +15,7 @@ from scipy.io import mmwrite
 
 from clue.benchmark.data.download import download
 from clue.benchmark.data.prepare import prepare
+from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
 
 N_CELLS, N_GENES, N_PROTEINS = 24, 9, 4
@@ -425,11 +426,11 @@ def test_cells_without_a_partner_are_kept_where_the_yaml_says_so(tmp_path):
         assert "expect" not in message and "keep_unpaired" not in message, "no cell is left that could be allowed"
 
 
-def write_mosaic(folder, parts: dict[str, slice]) -> None:
+def write_mosaic(folder, parts: dict[str, slice | list[int]]) -> None:
     """Write three modalities, each of some of the cells."""
     for name, part in parts.items():
         counts, features = PARTS["adt" if name == "adt" else "rna"]
-        obs = pd.DataFrame({"batch": BATCH}, index=CELLS)[part]
+        obs = pd.DataFrame({"batch": BATCH}, index=CELLS).iloc[part]
         cells = ad.AnnData(sp.csr_matrix(counts[part].astype(np.float32)), obs=obs, var=pd.DataFrame(index=features))
         cells.write_h5ad(folder / f"{name}.h5ad")
 
