@@ -26,8 +26,8 @@ BATCH = "batch"
 """Column of ``obs`` that holds the batch in the form that `read` returns."""
 
 
-def modalities_of(data: Data) -> dict[str, ad.AnnData]:
-    """Return the modalities by name.
+def modalities_of(data: Data, also: str = "") -> dict[str, ad.AnnData]:
+    """Return the modalities by name; `also` is what else the caller takes.
 
     Raises
     ------
@@ -38,7 +38,7 @@ def modalities_of(data: Data) -> dict[str, ad.AnnData]:
         return dict(data.mod)
     if isinstance(data, Mapping) and all(isinstance(adata, ad.AnnData) for adata in data.values()):
         return dict(data)
-    raise ValueError(f"a MuData or a dict of AnnData by modality is needed, not {kind_of(data)}")
+    raise ValueError(f"{also}a MuData or a dict of AnnData by modality is needed, not {kind_of(data)}")
 
 
 def kind_of(data) -> str:

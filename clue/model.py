@@ -490,6 +490,8 @@ class CLUE:
         """
         if space not in ("aligned", "z"):
             raise ValueError(f"space {space!r} is not one of aligned, z")
+        if not callable(matching):
+            raise ValueError(f"matching is {matching!r}; give a function of clue.matching, such as match_ot")
         place = self.align if space == "aligned" else self.embed
         if within is not None:
             for side, name, cells in (("batch_x", "a", a), ("batch_y", "b", b)):
@@ -606,7 +608,7 @@ class CLUE:
         if isinstance(data, ad.AnnData) or modality is not None:
             adata, modality = self._one(data, modality)
             return one(modality, adata)[0].astype(np.float32, copy=False)
-        adatas = {k: adata for k, adata in modalities_of(data).items() if k in self.modalities}
+        adatas = {k: adata for k, adata in modalities_of(data, "an AnnData, ").items() if k in self.modalities}
         if not adatas:
             raise ValueError(f"data hold {list(modalities_of(data))}; the model knows {self.modalities}")
         names = _names(data)
@@ -639,7 +641,7 @@ class CLUE:
         if modality is not None:
             self._check_modality(modality)
         if not isinstance(data, ad.AnnData):
-            found = modalities_of(data)
+            found = modalities_of(data, "an AnnData, ")
             if modality is None:
                 raise ValueError(f"the data hold {list(found)}; say which modality to read")
             if modality not in found:

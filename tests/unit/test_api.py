@@ -399,6 +399,11 @@ def doubled(adata, axis):
             lambda c: clue.CLUE({"rna": c["rna"][:151], "adt": c["adt"][150:]}, **WIDTHS).fit(**SHORT, batch_size=2),
             "no modality shows two of the 2 cells of a mini-batch; make batch_size larger",
         ),
+        (lambda c: clue.CLUE(c, **WIDTHS).embed(c["rna"].to_df()), "^an AnnData, a MuData or a dict of AnnData"),
+        (
+            lambda c: clue.CLUE(c, **WIDTHS).match(c["rna"], c["adt"], matching="ot"),
+            "matching is 'ot'; give a function",
+        ),
         (lambda c: clue.CLUE(c, **WIDTHS).posterior(c), "say which modality to read"),
         (lambda c: clue.CLUE(c, **WIDTHS).embed(doubled(c["rna"], "var"), "rna"), "rna: several features are named"),
         (lambda c: clue.CLUE(c, **WIDTHS).embed({"rna": doubled(c["rna"], "obs")}), "rna: several cells are named"),

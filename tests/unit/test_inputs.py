@@ -15,6 +15,7 @@ from scipy.io import mmwrite
 
 from clue.benchmark.data.download import download
 from clue.benchmark.data.prepare import prepare
+from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
 
 N_CELLS, N_GENES, N_PROTEINS = 24, 9, 4
@@ -453,6 +454,37 @@ def test_cells_without_a_partner_are_kept_where_the_yaml_says_so(tmp_path):
         message = fault(tmp_path, settings)
         assert "24 of 24 cells of rna are not in adt" in message
         assert "expect" not in message and "keep_unpaired" not in message, "no cell is left that could be allowed"
+
+
+def write_mosaic(folder, parts: dict[str, slice | list[int]]) -> None:
+    """Write three modalities, each of some of the cells."""
+    for name, part in parts.items():
+        counts, features = PARTS["adt" if name == "adt" else "rna"]
+        obs = pd.DataFrame({"batch": BATCH}, index=CELLS).iloc[part]
+        cells = ad.AnnData(sp.csr_matrix(counts[part].astype(np.float32)), obs=obs, var=pd.DataFrame(index=features))
+        cells.write_h5ad(folder / f"{name}.h5ad")
+
+
+THREE = ("rna", "atac", "adt")
+OWN_THREE = {"kind": "own", "files": {name: f"{name}.h5ad" for name in THREE}, "keep_unpaired": True}
+
+
+def test_cells_of_which_none_is_seen_in_all_of_three_modalities(tmp_path):
+    write_mosaic(tmp_path, {"rna": slice(0, 24), "atac": slice(0, 12), "adt": slice(12, 24)})
+    message = fault(tmp_path, OWN_THREE, modalities=list(THREE))
+    assert "rna.h5ad: no cell is seen in all of rna, atac, adt, as test cells must be" in message
+    assert "names differ" not in message
+    assert prepared(tmp_path, OWN_THREE | {"files": {k: f"{k}.h5ad" for k in ("rna", "adt")}}).n_obs == 24
+
+
+def test_a_mosaic_without_training_pairs_of_two_modalities(tmp_path):
+    """Cells 0 to 9 have RNA and peaks, 10 to 19 RNA and proteins, and the others, which are tested, all three."""
+    write_mosaic(tmp_path, {"rna": slice(0, 24), "atac": [*range(10), *range(20, 24)], "adt": slice(10, 24)})
+    mdata = prepared(tmp_path, OWN_THREE, modalities=THREE)
+    task = make_task(mdata, "tiny", "s", {"kind": "random", "n_test": 4, "seed": 0})
+    names = {name: set(adata.obs_names) for name, adata in task.train.mod.items()}
+    assert not names["atac"] & names["adt"] and len(names["rna"] & names["adt"]) == 10
+    assert {name: adata.n_obs for name, adata in task.tests.items()} == dict.fromkeys(THREE, 4)
 
 
 def test_a_few_lost_cells_are_no_error(tmp_path):

@@ -117,6 +117,11 @@ def _paired(
         raw_files.check_unique(cells, f"cell name of {modality}", where[modality])
     first = next(iter(names.values()))
     shared = first[np.logical_and.reduce([first.isin(cells) for cells in names.values()])]
+    if not len(shared) and any(len(a.intersection(b)) for a, b in itertools.combinations(names.values(), 2)):
+        raise PrepareError(
+            f"{next(iter(where.values()))}: no cell is seen in all of {', '.join(names)}, as test cells must be; "
+            "name modalities that share cells"
+        )
     lost = []
     for modality, cells in names.items():
         n_lost = len(cells) - len(shared)
