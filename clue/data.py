@@ -14,6 +14,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from clue.disk import fill, is_mapped, mapped
+from clue.preprocess import check_unique
 from clue.sparse import as_counts, count_blocks, row_blocks
 
 Data: TypeAlias = md.MuData | Mapping[str, ad.AnnData]
@@ -97,12 +98,6 @@ def read(data: Data, layer: str | None, batch_key: str | Sequence[str] | None) -
         found[name] = ad.AnnData(_counts(name, of_layer(adata, layer, name)), obs=batch, var=adata.var[[]])
     _check_batches(found, batch_key)
     return found
-
-
-def check_unique(modality: str, what: str, names: pd.Index) -> None:
-    """Refuse names that repeat."""
-    if not names.is_unique:
-        raise ValueError(f"{modality}: several {what} are named {names[names.duplicated()][0]!r}")
 
 
 def of_layer(adata: ad.AnnData, layer: str | None, name: str) -> ad.AnnData:

@@ -25,7 +25,6 @@ from clue.data import (
     batch_of,
     batches_of,
     by_modality,
-    check_unique,
     joined,
     kind_of,
     kinds_of,
@@ -36,7 +35,7 @@ from clue.data import (
 )
 from clue.matching import l2_normalise, match_snn
 from clue.network import Network, Objective
-from clue.preprocess import Preprocessor, preprocessor
+from clue.preprocess import Preprocessor, check_unique, preprocessor
 from clue.readout import Readout, choose_width
 from clue.saved import is_whole, save_atomically, with_arrays, without_arrays
 from clue.sparse import BLOCK

@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from clue.data import check_unique
 from clue.decomposition import principal_axes
 from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
 
@@ -322,6 +321,12 @@ def _mean_and_sd(values: np.ndarray, ddof: int = 0) -> tuple[np.ndarray, np.ndar
 def _not_constant(mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
     """Return `sd`, but 1 for a constant feature: what is left of it is rounding."""
     return np.where(sd > 1e-6 * np.abs(mean), sd, 1)
+
+
+def check_unique(modality: str, what: str, names: pd.Index) -> None:
+    """Refuse names that repeat."""
+    if not names.is_unique:
+        raise ValueError(f"{modality}: several {what} are named {names[names.duplicated()][0]!r}")
 
 
 # ---- which genes -----------------------------------------------------------------------------------

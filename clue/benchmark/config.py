@@ -233,17 +233,20 @@ def _check_parameters(spec: dict[str, Any], path: Path) -> None:
     for part in ("presets", "budgets", "variants"):
         for name, layer in spec[part].items():
             for known in everywhere:
-                for place, key, others in _unknown(layer, known, f"{part}.{name}"):
-                    raise ConfigError(f"{path}: {place}: {key!r} is not in params{_suggest(key, sorted(others))}")
+                for fault in _faults(layer, known, f"{part}.{name}"):
+                    raise ConfigError(f"{path}: {fault}")
 
 
-def _unknown(layer: Mapping, known: Mapping, place: str) -> Iterator[tuple[str, str, list[str]]]:
-    """Yield each key of a layer that what lies below it lacks: where it is, the key, and the keys that are known."""
+def _faults(layer: Mapping, known: Mapping, place: str) -> Iterator[str]:
+    """Yield what is wrong with a layer: keys that what lies below it lacks, or other values where that has maps."""
     for key, value in layer.items():
         if key not in known and key not in MODALITIES:
-            yield place, key, list(known)
-        elif isinstance(value, dict) and isinstance(known.get(key), dict):
-            yield from _unknown(value, known[key], f"{place}.{key}")
+            yield f"{place}: {key!r} is not in params{_suggest(key, sorted(known))}"
+        elif isinstance(known.get(key), dict):
+            if not isinstance(value, dict):
+                yield f"{place}.{key}: {value!r} is not a map of keys, as in params"
+            else:
+                yield from _faults(value, known[key], f"{place}.{key}")
 
 
 def _resolve_within(splits: dict[str, dict[str, Any]], path: Path) -> None:

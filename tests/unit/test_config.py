@@ -173,6 +173,10 @@ def test_missing_key(project):
             "budgets.quick: 'max_epoch' is not in params; did you mean 'max_epochs",
         ),
         (
+            {"params": METHOD["params"] | {"net": {"depth": 2}}, "variants": {"deep": {"net": [3]}}},
+            "variants.deep.net: [3] is not a map of keys, as in params",
+        ),
+        (
             {"params": METHOD["params"] | {"net": {"depth": 2}}, "variants": {"deep": {"net": {"dept": 3}}}},
             "variants.deep.net: 'dept' is not in params; did you mean 'depth'?",
         ),

@@ -76,8 +76,8 @@ def test_other_cells_or_settings_are_another_file():
 
 
 def test_why_nothing_can_be_fitted_is_the_reason_of_each_method_that_reads_it(cells, tmp_path):
-    cells["atac"].X = cells["atac"].X * 0
     task = task_of(cells, tmp_path)
+    task.train.mod["atac"].X = task.train.mod["atac"].X * 0
     task.features = fitted_files(task, tmp_path, SETTINGS, "all")
     with pytest.raises(BenchmarkError, match=r"atac: 0 features with a count; .* \(among 90 training cells\)"):
         task.fitted("all", dict(task.train.mod), SETTINGS)
