@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from clue.benchmark.config import load
 from clue.benchmark.files import atomic
@@ -91,6 +92,8 @@ def datasets(sizes: pd.DataFrame, display: style.Display) -> Figure:
     for axes in (left, right):
         axes.tick_params(axis="y", length=0, labelsize=8.5)
         axes.minorticks_off()
+        # 100k: powers of ten need formulas, which names with a dollar sign forbid
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
 

@@ -136,7 +136,8 @@ def steps_done(output: Path) -> int:
 def left_mb(job: Planned) -> float:
     """Return the size of what a job has left. What scoring leaves in the folder of a method's job is part of that."""
     output = Path(job.step.output)
-    pattern = {"prepare": output.name, "task": "*", "score": "metrics.tsv"}.get(job.what, "**/*")
+    own = {"prepare": output.name, "features": output.name, "task": "*", "score": "metrics.tsv"}
+    pattern = own.get(job.what, "**/*")
     return sum(file.stat().st_size for file in output.parent.glob(pattern) if file.is_file()) / 1e6
 
 
