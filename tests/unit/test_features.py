@@ -68,6 +68,15 @@ def test_a_file_keeps_all_that_was_fitted(cells, tmp_path):
         np.testing.assert_array_equal(found.preprocessors[name].transform(adata), expected)
 
 
+@pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04", b"text"])
+def test_a_damaged_file_is_named(cells, tmp_path, damaged):
+    task = task_of(cells, tmp_path)
+    task.features = {features_name("all", SETTINGS): tmp_path / "all.npz"}
+    (tmp_path / "all.npz").write_bytes(damaged)
+    with pytest.raises(BenchmarkError, match="all.npz: cannot be read .*; delete it and run again"):
+        task.fitted("all", dict(task.train.mod), SETTINGS)
+
+
 def test_other_cells_or_settings_are_another_file():
     others = [("paired", SETTINGS), ("all", SETTINGS | {"n_components": None}), ("all", SETTINGS | {"n_features": {}})]
     names = {features_name(which, settings) for which, settings in [("all", SETTINGS), *others]}

@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,14 +92,18 @@ def write_features(fitted: Fitted, path: Path) -> None:
 
 def read_features(path: Path) -> Fitted:
     """Read what `write_features` has written."""
-    with np.load(path) as file:
-        about = json.loads(str(file["about"]))
-        preprocessors = {}
-        for k, state in about.pop("states").items():
-            state |= {name: file[f"{k}/{name}"] for name in ARRAYS}
-            begin = f"{k}/arrays/"
-            state["arrays"] = {name.removeprefix(begin): file[name] for name in file.files if name.startswith(begin)}
-            preprocessors[k] = Preprocessor.from_state(state)
+    try:
+        with np.load(path) as file:
+            arrays = dict(file)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
+    about = json.loads(str(arrays.pop("about")))
+    preprocessors = {}
+    for k, state in about.pop("states").items():
+        state |= {name: arrays[f"{k}/{name}"] for name in ARRAYS}
+        begin = f"{k}/arrays/"
+        state["arrays"] = {name.removeprefix(begin): arrays[name] for name in arrays if name.startswith(begin)}
+        preprocessors[k] = Preprocessor.from_state(state)
     return Fitted(preprocessors, **about)
 
 

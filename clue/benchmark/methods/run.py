@@ -104,7 +104,7 @@ class Task:
     info: dict[str, Any] = field(default_factory=dict)
     features: Mapping[str, Path] = field(default_factory=dict)
     shared: list[Fitted] = field(default_factory=list)
-    """What was read of `features`."""
+    """What it took to fit those of `features` that were read."""
 
     def fitted(self, which: str, cells: Mapping[str, ad.AnnData], params: Mapping[str, Any]) -> dict[str, Preprocessor]:
         """Return the encoder inputs of each modality: from the file, if the method's YAML has it made, else fitted now.
@@ -128,7 +128,7 @@ class Task:
         if path is None:
             return fit_features(cells, params)
         found = read_features(path)
-        self.shared.append(found)
+        self.shared.append(replace(found, preprocessors={}))
         if found.error:
             raise BenchmarkError(found.error)
         return found.preprocessors
