@@ -20,7 +20,8 @@ def test_benchmark_on_two_nodes_and_two_partitions(finished):
     nodes = {comment.split("_wildcards")[0]: node for comment, node, _ in finished.jobs()}
     assert nodes.pop("rule_clue") == "gpu1"
     assert set(nodes.values()) == {"cpu1"}
-    assert {"rule_random", "rule_cca", "rule_task_rna_atac", "rule_score_rna_atac", "rule_collect"} <= set(nodes)
+    rules = ("random", "cca", "features", "task_rna_atac", "score_rna_atac", "collect")
+    assert {f"rule_{name}" for name in rules} <= set(nodes)
     assert finished.path("results/test/report.html").exists()
     assert "rule_html_report" not in nodes, "small rules run where Snakemake does"
     assert {state for _, _, state in finished.jobs()} == {"COMPLETED"}
@@ -31,7 +32,7 @@ def test_benchmark_on_two_nodes_and_two_partitions(finished):
     assert len(finished.jobs()) == n_jobs
 
     status, output = finished.call("scripts/status.py", "--config", "config/test.yaml")
-    assert status == 0 and "11 done of 11 steps" in output, output
+    assert status == 0 and "15 done of 15 steps" in output, output
 
 
 def test_results_on_another_folder(project, tmp_path):
