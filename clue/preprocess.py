@@ -18,8 +18,8 @@ from clue.decomposition import principal_axes
 from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
 
 MOST_COMPONENTS, CELLS_PER_COMPONENT = 400, 10
-"""How many components there are at most, and for how many cells one more, where no number is given: with fewer cells
-for each, later ones are noise."""
+"""Where no number of components is given: at most so many, and no more than one for so many cells. With fewer cells for
+each, later ones are noise."""
 
 CLIP = 10.0
 """Standardised expression is clipped to ± this many standard deviations, as scanpy's and the authors' code do."""

@@ -229,7 +229,7 @@ def _check_parameters(spec: dict[str, Any], path: Path) -> None:
     everywhere = [_merge(spec["params"], spec["presets"].get(name, {})) for name in supported]
     for key in FEATURES_SETTINGS if spec["features"] else ():
         if not all(key in params for params in everywhere):
-            raise ConfigError(f"{path}: features: they need {key!r} in params, or in the presets of all modalities")
+            raise ConfigError(f"{path}: features: encoder inputs need {key!r} in params or in every preset")
     for part in ("presets", "budgets", "variants"):
         for name, layer in spec[part].items():
             for known in everywhere:

@@ -120,5 +120,5 @@ def test_settings_that_encoder_inputs_need_are_demanded(project, workplace):
     del spec["params"]["n_features"]
     (workplace / "config/methods").mkdir()
     (workplace / "config/methods/cca.yaml").write_text(yaml.safe_dump(spec))
-    with pytest.raises(ConfigError, match=r"cca.yaml: features: they need 'n_features' in params"):
+    with pytest.raises(ConfigError, match=r"cca.yaml: features: encoder inputs need 'n_features' in params"):
         load("methods", "cca", workplace)

@@ -540,7 +540,7 @@ def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> 
 
 
 def _report(arguments: argparse.Namespace, metric: Any, task: Task, seconds: float) -> dict[str, Any]:
-    # as if the method had fitted what it shares by itself: other methods do all of their work by themselves
+    # counts as the method's own: other methods do all of their work themselves
     shared = sum(part.seconds for part in task.shared)
     return {
         "metric": metric,
