@@ -1,7 +1,9 @@
 """Errors that a user can fix: each is one line that names the file, the key and the fix."""
 
 import io
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import TypeVar
@@ -25,11 +27,20 @@ def one_line(text: str) -> str:
 
 
 def exit_on_error(function: Callable[[], Result]) -> Result:
-    """Return what a function does; a `BenchmarkError` becomes one line on stderr and exit status 1."""
+    """Return what a function does; a `BenchmarkError` becomes one line on stderr and exit status 1.
+
+    Where standard output ends early (``make estimate | head``) the process ends without a word, as others do there.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a locale may lack letters of names
     try:
-        return function()
+        result = function()
+        sys.stdout.flush()
+        return result
     except BenchmarkError as error:
         sys.exit(f"error: {error}")
+    except BrokenPipeError:
+        # else Python would try to write the rest at the exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)

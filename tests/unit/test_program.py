@@ -1,5 +1,8 @@
 """Command lines are made from the signatures of programs."""
 
+import subprocess
+import sys
+
 import pytest
 
 from clue.benchmark.program import command_line
@@ -45,3 +48,12 @@ def test_every_program_says_what_its_options_mean(folder, project, load_program)
         if "run_program(main)" in path.read_text():
             program = load_program(f"{folder}/{path.name}")
             assert command_line(program.main).format_help()
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_that_has_read_enough(lines):
+    program = f"from clue.benchmark.errors import exit_on_error; exit_on_error(lambda: print('x\\n' * {lines}))"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
