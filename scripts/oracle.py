@@ -14,7 +14,7 @@ import pandas as pd
 from clue.benchmark.config import ORACLE
 from clue.benchmark.contracts import cells_of_test_file, read_solution, write_embedding
 from clue.benchmark.files import atomic
-from clue.benchmark.methods import peak_memory_mb
+from clue.benchmark.methods.features import peak_memory_mb
 from clue.benchmark.program import run_program
 from clue.matching import l2_normalise
 

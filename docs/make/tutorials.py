@@ -18,7 +18,7 @@ from PIL import Image
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
-from clue.benchmark.methods import commit
+from clue.benchmark.methods.record import commit
 from clue.benchmark.program import run_program
 
 TUTORIALS = Path("docs", "tutorials")

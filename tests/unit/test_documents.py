@@ -12,7 +12,7 @@ import yaml
 from tidy import metrics, resources
 
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.methods import commit
+from clue.benchmark.methods.record import commit
 from clue.benchmark.report import reference, tables
 
 NAN = float("nan")

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from clue.benchmark.methods.run import Task
+from clue.benchmark.methods.task import Task
 
 MAX_CELLS = 2000
 """Most training cells by which a prediction is brought to scale."""

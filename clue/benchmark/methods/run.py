@@ -11,39 +11,30 @@ and errors, so that a method is its own few lines::
 """
 
 import argparse
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import random
 import shutil
 import signal
-import socket
-import subprocess
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import anndata as ad
 import mudata as md
 import numpy as np
-import pandas as pd
-import scipy.sparse as sp
 import threadpoolctl
 
-from clue.benchmark.config import features_name
 from clue.benchmark.contracts import (
     ContractError,
     check_embedding_fits,
-    check_prediction,
     join_pairs,
     read_test,
     read_train,
@@ -52,115 +43,14 @@ from clue.benchmark.contracts import (
 )
 from clue.benchmark.errors import BenchmarkError, one_line
 from clue.benchmark.files import atomic
-from clue.benchmark.methods.features import Fitted, fit_features, peak_memory_mb, read_features
-from clue.benchmark.targets import Targets, directions, targets_of
-from clue.matching import Metric
-from clue.preprocess import Preprocessor
+from clue.benchmark.methods.checks import check_arrays, check_left_alone, check_predictions, to_embedding
+from clue.benchmark.methods.record import commit, report, write_json
+from clue.benchmark.methods.task import Embed, Params, Task
 from clue.sparse import column_sums
 
 NOTED_EVERY = 5.0
 """Seconds between notes of a method's run time, in case it is killed."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
-REPORTED_PACKAGES = ("clue-bench", "numpy", "scipy", "pandas", "anndata", "mudata")
-REPORTED_IF_IMPORTED = {
-    "torch": "torch",
-    "scglue": "scglue",
-    "sklearn": "scikit-learn",
-    "scanpy": "scanpy",
-    "scvi": "scvi-tools",
-}
-
-
-@dataclass
-class Task:
-    """What a method may see.
-
-    Parameters
-    ----------
-    train
-        Training cells, raw counts; cells of one name in two modalities are one cell.
-    test
-        Test cells of each modality, shuffled and renamed; nothing in ``obs`` but ``batch``.
-    device
-        ``"cpu"`` or ``"cuda"``; the GPU is there when it says so.
-    threads
-        How many threads the method may use.
-    checkpoints
-        A folder that survives a failed run; empty unless a run of the same settings and data was cut short.
-    metric
-        By which the embedded cells are to be compared; a method whose space is Euclidean sets ``"euclidean"``.
-    info
-        What the method wants to have in ``run.json``, for instance ``epochs``.
-    features
-        Files of encoder inputs that jobs of their own have fitted, by name; see `fitted`.
-    """
-
-    train: md.MuData
-    test: dict[str, ad.AnnData]
-    device: str
-    threads: int
-    checkpoints: Path
-    metric: Metric = "cosine"
-    info: dict[str, Any] = field(default_factory=dict)
-    features: Mapping[str, Path] = field(default_factory=dict)
-    shared: list[Fitted] = field(default_factory=list)
-    """What it took to fit those of `features` that were read."""
-
-    def fitted(self, which: str, cells: Mapping[str, ad.AnnData], params: Mapping[str, Any]) -> dict[str, Preprocessor]:
-        """Return the encoder inputs of each modality: from the file, if the method's YAML has it made, else fitted now.
-
-        Parameters
-        ----------
-        which
-            Which training cells they are fitted on: ``all``; ``paired``, what `paired_cells` returns; or ``fold-3``,
-            what `inner_split` of these with the seed 3 returns to fit on.
-        cells
-            These cells.
-        params
-            Hyper-parameters, of which ``n_components`` and ``n_features`` are read.
-
-        Raises
-        ------
-        BenchmarkError
-            If a modality has too few cells or features, or nothing in which they differ.
-        """
-        path = self.features.get(features_name(which, params))
-        if path is None:
-            return fit_features(cells, params)
-        found = read_features(path)
-        self.shared.append(replace(found, preprocessors={}))
-        if found.error:
-            raise BenchmarkError(found.error)
-        return found.preprocessors
-
-    @property
-    def targets(self) -> dict[str, Targets]:
-        """What is predicted of each modality: the features, and the scale."""
-        return targets_of(self.train.mod)
-
-    @property
-    def directions(self) -> list[tuple[str, str]]:
-        """Each modality to predict from, with each other one to predict."""
-        return directions(list(self.test))
-
-    def of_pair(self, first: str, second: str) -> "Task":
-        """Return the task of two of the modalities, with all training cells that are seen in either."""
-        train = md.MuData({name: self.train.mod[name].copy() for name in (first, second)})
-        train.uns = dict(self.train.uns)
-        test = {name: self.test[name].copy() for name in (first, second)}
-        checkpoints = self.checkpoints / f"{first}+{second}"
-        return replace(self, train=train, test=test, checkpoints=checkpoints, info={}, features={})
-
-
-Arrays = Mapping[str, np.ndarray]
-Embed = Callable[[Task, dict[str, Any], int], Arrays | tuple[Arrays, Arrays]]
-
-
-class Params(dict):
-    """Hyper-parameters; a missing one is an error that says where to add it."""
-
-    def __missing__(self, key: str) -> NoReturn:
-        raise BenchmarkError(f"parameter {key!r} missing; add it to params in the method's YAML")
 
 
 # ---- the program ---------------------------------------------------------------------------------
@@ -253,9 +143,9 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
         embedding, predictions = (_by_pairs if arguments.by_pairs else _embed)(embed, task, arguments)
     embedding.uns |= {**identity, "params": json.dumps(arguments.params, sort_keys=True)}
     check_embedding_fits(embedding, names, str(arguments.embedding))
-    report = identity | _report(arguments, embedding.uns["metric"], task, seconds())
-    report |= {"commit": checkout, "date": date.today().isoformat()}
-    _write_json(arguments.embedding.with_name("run.json"), report)
+    record = identity | report(arguments, embedding.uns["metric"], task, seconds())
+    record |= {"commit": checkout, "date": date.today().isoformat()}
+    write_json(arguments.embedding.with_name("run.json"), record)
     if arguments.predictions:
         write_predictions(predictions, arguments.predictions)
     # Last: whoever finds an embedding finds all that belongs to it.
@@ -323,30 +213,13 @@ def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.
     """Call the method; return the embedding, with the metric that it chose, and the predictions; both checked."""
     given = {name: cells.obs.copy() for name, cells in task.test.items()}
     returned = _call(embed, task, arguments)
-    _check_left_alone(task, given, arguments.method)
+    check_left_alone(task, given, arguments.method)
     arrays, predictions = returned if isinstance(returned, tuple) else (returned, None)
-    predictions = _check_predictions(predictions, task, arguments)
+    predictions = check_predictions(predictions, task, arguments.method, arguments.predictions is not None)
     arrays = check_arrays(arrays, {name: obs.index for name, obs in given.items()}, arguments.method)
-    embedding = _embedding(arrays, given)
+    embedding = to_embedding(arrays, given)
     embedding.uns["metric"] = task.metric
     return embedding, predictions
-
-
-def _check_predictions(predictions: Any, task: Task, arguments: argparse.Namespace) -> dict[str, np.ndarray]:
-    where = f"embed of {arguments.method} returned"
-    if arguments.predictions is None:
-        if predictions is not None:
-            print("predictions are not kept: the method's YAML does not say predicts: true", flush=True)
-        return {}
-    if predictions is None:
-        raise ContractError(f"{where} no predictions, but its YAML says predicts: true; return embeddings, predictions")
-    shapes = {f"{a}2{b}": (task.test[a].n_obs, len(task.targets[b].names)) for a, b in task.directions}
-    if not isinstance(predictions, Mapping) or set(predictions) != set(shapes):
-        raise ContractError(f"{where} predictions of {list(predictions)}; it must return those of {list(shapes)}")
-    arrays = {direction: np.asarray(predictions[direction]) for direction in shapes}
-    for direction, array in arrays.items():
-        check_prediction(array, shapes[direction], f"{where} predictions: {direction}")
-    return {direction: array.astype(np.float32) for direction, array in arrays.items()}
 
 
 def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
@@ -364,16 +237,6 @@ def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
             f"embed of {arguments.method} called sys.exit({'' if end.code is None else repr(end.code)});"
             " it must return the embedding or raise an exception"
         ) from end
-
-
-def _check_left_alone(task: Task, given: Mapping[str, pd.DataFrame], method: str) -> None:
-    """Check that a method has left the test cells in their order, since its rows may be in the order that it made."""
-    for name, obs in given.items():
-        if name in task.test and not task.test[name].obs_names.equals(obs.index):
-            raise ContractError(
-                f"embed of {method} has filtered, reordered or renamed the cells of task.test[{name!r}]; which row is"
-                f" whose cannot be told; work on task.test[{name!r}].copy()"
-            )
 
 
 def _keyed(path: Path) -> tuple[str, ad.AnnData]:
@@ -452,80 +315,7 @@ def _prepare_checkpoints(arguments: argparse.Namespace) -> None:
             temporary.write_text(json.dumps(settings))
 
 
-# ---- after: checks and files ---------------------------------------------------------------------
-
-
-def check_arrays(arrays: Any, test: Mapping[str, pd.Index], method: str) -> dict[str, np.ndarray]:
-    """Return what a method gave as float32 arrays in the order of `test`, or say what is wrong with it.
-
-    Parameters
-    ----------
-    arrays
-        What the method returned. The rows of a data frame are put in order by the names in its index.
-    test
-        The names of the test cells of each modality.
-    method
-        The name of the method, for messages.
-
-    Raises
-    ------
-    ContractError
-        If a modality is missing or unknown, or an array has other rows than the test cells, another
-        width than the first, or values that are not finite numbers.
-    """
-    where = f"embed of {method} returned"
-    if not isinstance(arrays, Mapping):
-        raise ContractError(f"{where} {type(arrays).__name__}; it must return a dict of modality to array")
-    if set(arrays) != set(test):
-        raise ContractError(f"{where} {sorted(arrays)} for the modalities {list(test)}")
-    checked: dict[str, np.ndarray] = {}
-    for modality, cells in test.items():
-        array = _array(_in_order(arrays[modality], cells, f"{where} a data frame for {modality}"), where, modality)
-        if array.ndim != 2 or array.dtype.kind not in "fiu":
-            raise ContractError(f"{where} {array.ndim}-d {array.dtype} for {modality}; give 2-d numbers")
-        if len(array) != len(cells):
-            raise ContractError(f"{where} {len(array)} rows for {len(cells)} cells of {modality}")
-        if array.shape[1] == 0:
-            raise ContractError(f"{where} 0 columns for {modality}")
-        for first, other in checked.items():
-            if array.shape[1] != other.shape[1]:
-                raise ContractError(f"{where} {array.shape[1]} columns for {modality}; {first} has {other.shape[1]}")
-        with np.errstate(over="ignore"):
-            array = array.astype(np.float32)
-        bad = int((~np.isfinite(array)).any(axis=1).sum())
-        if bad:
-            raise ContractError(f"{where} {bad} of {len(array)} rows of {modality} that are not finite in float32")
-        checked[modality] = array
-    return checked
-
-
-def _array(values: Any, where: str, modality: str) -> np.ndarray:
-    try:
-        return values.toarray() if sp.issparse(values) else np.asarray(values)
-    except (ValueError, TypeError, RuntimeError) as error:
-        raise ContractError(f"{where} for {modality} something that is no array: {error}") from error
-
-
-def _in_order(values: Any, cells: pd.Index, where: str) -> Any:
-    """Return values with the rows of a data frame in the order of the cells; one without names is left as it is."""
-    if not isinstance(values, pd.DataFrame) or values.index.equals(pd.RangeIndex(len(values))):
-        return values
-    if not values.index.is_unique or set(values.index) != set(cells):
-        raise ContractError(f"{where} whose index does not name its test cells, each once")
-    return values.loc[cells]
-
-
-def _embedding(arrays: dict[str, np.ndarray], given: Mapping[str, pd.DataFrame]) -> ad.AnnData:
-    names = np.concatenate([obs.index for obs in given.values()])
-    obs = pd.DataFrame(
-        {
-            "cell": names,
-            "modality": np.repeat(list(given), [len(obs) for obs in given.values()]),
-            "batch": np.concatenate([obs["batch"].astype(str) for obs in given.values()]),
-        },
-        index=names,
-    )
-    return ad.AnnData(np.concatenate(list(arrays.values())), obs=obs)
+# ---- after ---------------------------------------------------------------------------------------
 
 
 def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> dict[str, Any]:
@@ -539,68 +329,5 @@ def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> 
     }
 
 
-def _report(arguments: argparse.Namespace, metric: Any, task: Task, seconds: float) -> dict[str, Any]:
-    # counts as the method's own: other methods do all of their work themselves
-    shared = sum(part.seconds for part in task.shared)
-    return {
-        "metric": metric,
-        "params": arguments.params,
-        "by_pairs": arguments.by_pairs,
-        "device": arguments.device,
-        "threads": arguments.threads,
-        # as Slurm calls the machine where it runs the process
-        "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
-        "seconds": round(seconds + shared, 3),
-        "shared_seconds": round(shared, 3),
-        "peak_memory_mb": round(max([peak_memory_mb(), *(part.memory_mb for part in task.shared)]), 1),
-        "gpu_memory_mb": _gpu_memory_mb(arguments.device),
-        "versions": _versions(),
-        "info": task.info,
-    }
-
-
-def commit(root: Path = Path(__file__).parents[3]) -> str:
-    """Return git's short hash of the checkout that runs, ``-dirty`` with changes; empty where there is no git.
-
-    Changes of documents do not count: they change no result.
-    """
-    git = ["git", "-C", str(root)]
-    head = ["rev-parse", "--short", "HEAD"]
-    changes = ["diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!*.md"]
-    try:
-        found = subprocess.run([*git, *head], capture_output=True, text=True, check=True).stdout.strip()
-        return found + ("-dirty" if subprocess.run([*git, *changes], capture_output=True).returncode else "")
-    except (OSError, subprocess.CalledProcessError):
-        return ""
-
-
-def _gpu_memory_mb(device: str) -> float | None:
-    return round(sys.modules["torch"].cuda.max_memory_allocated() / 1e6, 1) if device == "cuda" else None
-
-
-def _versions() -> dict[str, str]:
-    imported = [package for module, package in REPORTED_IF_IMPORTED.items() if module in sys.modules]
-    versions = {"python": platform.python_version()}
-    for package in (*REPORTED_PACKAGES, *imported):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            # The library runs from a checkout that is on the path but not installed.
-            versions[package] = "not installed"
-    return versions
-
-
 def _write_failure(path: Path, reason: str) -> None:
-    _write_json(path, {"error": one_line(reason)})
-
-
-def _write_json(path: Path, data: dict[str, Any]) -> None:
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, default=_plain) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """Turn numpy's numbers and arrays, which methods like to put into `info`, into Python's."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return str(value)
+    write_json(path, {"error": one_line(reason)})

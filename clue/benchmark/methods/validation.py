@@ -16,7 +16,7 @@ from clue.metrics import foscttm, match_score
 from clue.preprocess import Preprocessor
 
 if TYPE_CHECKING:
-    from clue.benchmark.methods.run import Task
+    from clue.benchmark.methods.task import Task
 
 FRACTION = 0.25
 """Share of the paired training cells that is held out."""

@@ -1,0 +1,92 @@
+"""What ``run.json`` keeps of a run: settings, time and memory, machine, versions and commit."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clue.benchmark.files import atomic
+from clue.benchmark.methods.features import peak_memory_mb
+from clue.benchmark.methods.task import Task
+
+REPORTED_PACKAGES = ("clue-bench", "numpy", "scipy", "pandas", "anndata", "mudata")
+REPORTED_IF_IMPORTED = {
+    "torch": "torch",
+    "scglue": "scglue",
+    "sklearn": "scikit-learn",
+    "scanpy": "scanpy",
+    "scvi": "scvi-tools",
+}
+
+
+def report(arguments: argparse.Namespace, metric: Any, task: Task, seconds: float) -> dict[str, Any]:
+    """Return what ``run.json`` says of a finished run beside whose it is."""
+    # counts as the method's own: other methods do all of their work themselves
+    shared = sum(part.seconds for part in task.shared)
+    return {
+        "metric": metric,
+        "params": arguments.params,
+        "by_pairs": arguments.by_pairs,
+        "device": arguments.device,
+        "threads": arguments.threads,
+        # as Slurm calls the machine where it runs the process
+        "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
+        "seconds": round(seconds + shared, 3),
+        "shared_seconds": round(shared, 3),
+        "peak_memory_mb": round(max([peak_memory_mb(), *(part.memory_mb for part in task.shared)]), 1),
+        "gpu_memory_mb": _gpu_memory_mb(arguments.device),
+        "versions": _versions(),
+        "info": task.info,
+    }
+
+
+def commit(root: Path = Path(__file__).parents[3]) -> str:
+    """Return git's short hash of the checkout that runs, ``-dirty`` with changes; empty where there is no git.
+
+    Changes of documents do not count: they change no result.
+    """
+    git = ["git", "-C", str(root)]
+    head = ["rev-parse", "--short", "HEAD"]
+    changes = ["diff", "--quiet", "HEAD", "--", ".", ":!docs", ":!*.md"]
+    try:
+        found = subprocess.run([*git, *head], capture_output=True, text=True, check=True).stdout.strip()
+        return found + ("-dirty" if subprocess.run([*git, *changes], capture_output=True).returncode else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _gpu_memory_mb(device: str) -> float | None:
+    return round(sys.modules["torch"].cuda.max_memory_allocated() / 1e6, 1) if device == "cuda" else None
+
+
+def _versions() -> dict[str, str]:
+    imported = [package for module, package in REPORTED_IF_IMPORTED.items() if module in sys.modules]
+    versions = {"python": platform.python_version()}
+    for package in (*REPORTED_PACKAGES, *imported):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            # The library runs from a checkout that is on the path but not installed.
+            versions[package] = "not installed"
+    return versions
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write a JSON file, atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=1, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Turn numpy's numbers and arrays, which methods like to put into `info`, into Python's."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    return str(value)
