@@ -50,7 +50,7 @@ MAX_CHOOSING = 10_000
 LEAST_COMPONENTS = 25
 """Fewer components are not considered."""
 
-_FORMAT = 3
+_FORMAT = 4
 """Of the files that `CLUE.save` writes."""
 
 

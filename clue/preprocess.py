@@ -252,8 +252,11 @@ class Peaks(Preprocessor):
     """Chromatin accessibility: latent semantic indexing.
 
     Term frequency times inverse document frequency, c / Σc · cells / Σ_cells c, is scaled to a sum of 10⁴ in each cell;
-    log(1 + x) is projected on its leading singular vectors. Scores are standardised over the training cells, then
-    within each cell.
+    log(1 + x) is projected on its leading singular vectors. Scores are standardised over the training cells, then those
+    of each cell are scaled to a root mean square of 1, which takes out what is left of its depth.
+
+    Upstream subtracts each cell's mean over the components as well. That mean depends on the components' arbitrary
+    signs, and without it one direction is lost, which costs matches where few components are kept.
     """
 
     kind = "atac"
@@ -270,12 +273,8 @@ class Peaks(Preprocessor):
         self.arrays = {"idf": idf.astype(np.float32)}
         values = self._normalised(counts)
         axes = self._axes(values, centred=False)[1]
-        scores = values @ axes
-        # a cell's scores are centred across components, so that signs matter: sklearn's rule, and so upstream's
-        sign = np.sign(scores[np.abs(scores).argmax(axis=0), np.arange(scores.shape[1])])
-        mean, sd = _mean_and_sd(scores * sign, ddof=1)
-        self.arrays |= {"components": axes * sign, "score_mean": mean.astype(np.float32)}
-        self.arrays["score_sd"] = sd.astype(np.float32)
+        mean, sd = _mean_and_sd(values @ axes)
+        self.arrays |= {"components": axes, "score_mean": mean.astype(np.float32), "score_sd": sd.astype(np.float32)}
 
     def _normalised(self, counts: sp.csr_matrix) -> sp.csr_matrix:
         total = np.maximum(row_sums(counts), 1)
@@ -289,11 +288,10 @@ class Peaks(Preprocessor):
 
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
         scores = self._normalised(counts) @ self.arrays["components"]
-        return _within_cells((scores - self.arrays["score_mean"]) / self.arrays["score_sd"])
+        return _of_one_scale((scores - self.arrays["score_mean"]) / self.arrays["score_sd"])
 
     def first(self, x: np.ndarray, width: int) -> np.ndarray:
-        # a cell's scores are its inputs, but for their mean and scale
-        return _within_cells(x[:, :width])
+        return _of_one_scale(x[:, :width])
 
 
 _KINDS: dict[str, type[Preprocessor]] = {kind.kind: kind for kind in (Expression, Peaks, Proteins)}
@@ -304,18 +302,17 @@ def _standardised(values: np.ndarray, arrays: dict[str, np.ndarray]) -> np.ndarr
     return np.clip(values, -CLIP, CLIP, out=values) - arrays["centre"]
 
 
-def _within_cells(scores: np.ndarray) -> np.ndarray:
-    """Standardise the scores of each cell."""
-    scores = scores - scores.mean(axis=1, keepdims=True)
-    sd = scores.std(axis=1, ddof=1, keepdims=True)
-    return (scores / np.where(sd > 0, sd, 1)).astype(np.float32)
+def _of_one_scale(scores: np.ndarray) -> np.ndarray:
+    """Scale the scores of each cell to a root mean square of 1."""
+    size = np.sqrt(np.square(scores).mean(axis=1, keepdims=True))
+    return (scores / np.where(size > 0, size, 1)).astype(np.float32)
 
 
-def _mean_and_sd(values: np.ndarray, ddof: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_sd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return mean and standard deviation of each column, added up in float64; 1 for a constant one's deviation."""
     mean = values.mean(axis=0, dtype=np.float64)
     squares = sum(np.square(values[i : i + BLOCK] - mean).sum(axis=0) for i in range(0, len(values), BLOCK))
-    return mean, _not_constant(mean, np.sqrt(squares / (len(values) - ddof)))
+    return mean, _not_constant(mean, np.sqrt(squares / len(values)))
 
 
 def _not_constant(mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
