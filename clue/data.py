@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from clue.checks import kind_of, shown
 from clue.disk import fill, is_mapped, mapped
 from clue.preprocess import check_unique
 from clue.sparse import as_counts, count_blocks, row_blocks
@@ -42,13 +43,6 @@ def modalities_of(data: Data, also: str = "") -> dict[str, ad.AnnData]:
     raise ValueError(f"{also}a MuData or a dict of AnnData by modality is needed, not {kind_of(data)}")
 
 
-def kind_of(data) -> str:
-    """Return in words what an object is."""
-    if isinstance(data, Mapping):
-        return "a dict of " + ", ".join(sorted({type(value).__name__ for value in data.values()}))
-    return f"an object of type {type(data).__name__}"
-
-
 def by_modality(name: str, given: Mapping | None, example) -> dict:
     """Return an argument that has a value for some modalities.
 
@@ -58,7 +52,7 @@ def by_modality(name: str, given: Mapping | None, example) -> dict:
         If it is no dict.
     """
     if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"{name} is {given!r}; it must name modalities: {name}={{'rna': {example!r}}}")
+        raise ValueError(f"{name} is {shown(given)}; it must name modalities: {name}={{'rna': {example!r}}}")
     return dict(given or {})
 
 

@@ -10,6 +10,8 @@ from typing import Literal
 import numpy as np
 import scipy.sparse as sp
 
+from clue.checks import checked
+
 Metric = Literal["cosine", "euclidean"]
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 
@@ -31,6 +33,7 @@ class BatchTooLarge(ValueError):
 # ---- the matchings -------------------------------------------------------------------------------
 
 
+@checked
 def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None, metric: Metric = "cosine") -> sp.csr_matrix:
     """Match by shared nearest neighbours.
 
@@ -63,10 +66,11 @@ def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None, metric: Metric = "co
     The matching of the winner of the NeurIPS 2021 multimodal competition (modality matching), who
     used ``k=1`` within batch.
     """
-    _check_k(k)
+    _check_positive(k=k)
     return _match_by_batch(x, y, batch_x, batch_y, metric, lambda a, b: shared_neighbours(a, b, k))
 
 
+@checked
 def match_gaussian(x, y, k: int = 20, batch_x=None, batch_y=None, metric: Metric = "cosine") -> sp.csr_matrix:
     """Match each cell of x to its `k` nearest cells of y by a Gaussian kernel.
 
@@ -76,10 +80,11 @@ def match_gaussian(x, y, k: int = 20, batch_x=None, batch_y=None, metric: Metric
 
     Parameters and returned matrix are those of `match_snn`; `k` is capped at the cells of y in a batch.
     """
-    _check_k(k)
+    _check_positive(k=k)
     return _match_by_batch(x, y, batch_x, batch_y, metric, lambda a, b: _gaussian(a, b, k))
 
 
+@checked
 def match_ot(
     x,
     y,
@@ -124,6 +129,8 @@ def match_ot(
     ----------
     Cuturi, Sinkhorn distances, NeurIPS 2013.
     """
+
+    _check_positive(epsilon=epsilon, max_iterations=max_iterations, max_matches=max_matches)
 
     def transport(a: np.ndarray, b: np.ndarray) -> sp.csr_matrix:
         if len(a) * len(b) > MAX_TRANSPORT_ENTRIES:
@@ -285,9 +292,10 @@ def _largest_per_row(dense: np.ndarray, n: int) -> sp.csr_matrix:
 # ---- batches -------------------------------------------------------------------------------------
 
 
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k is {k}; at least one neighbour is needed")
+def _check_positive(**numbers: float) -> None:
+    for name, number in numbers.items():
+        if number <= 0:
+            raise ValueError(f"{name} is {number}; it must be greater than 0")
 
 
 def _check_shapes(x: np.ndarray, y: np.ndarray) -> None:

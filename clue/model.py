@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import anndata as ad
 import mudata as md
@@ -19,6 +19,7 @@ import scipy.sparse as sp
 import torch
 
 from clue.batches import Cells
+from clue.checks import checked, is_whole_number, kind_of, shown
 from clue.data import (
     BATCH,
     Data,
@@ -26,7 +27,6 @@ from clue.data import (
     batches_of,
     by_modality,
     joined,
-    kind_of,
     kinds_of,
     modalities_of,
     of_layer,
@@ -111,6 +111,7 @@ class CLUE:
     >>> mdata.obsm["X_clue"] = model.embed(mdata)
     """
 
+    @checked
     def __init__(
         self,
         mdata: Data,
@@ -123,16 +124,16 @@ class CLUE:
         decoder: tuple[int, int] = (1, 128),
         discriminator: tuple[int, int] = (2, 128),
         dropout: float = 0.2,
-        fusion: str = "mean",
-        library: str = "observed",
+        fusion: Literal["mean", "product"] = "mean",
+        library: Literal["observed", "learned"] = "observed",
         normalize: bool = True,
-        precision: str = "float32",
+        precision: Literal["float32", "bfloat16"] = "float32",
         shared_batches: bool = True,
         n_components: int | None = None,
         n_features: dict[str, int] | None = None,
         preprocessors: Mapping[str, Preprocessor] | None = None,
         seed: int = 0,
-        device: str = "auto",
+        device: str | torch.device = "auto",
     ):
         self.device = _checked_device(device)
         n_features = by_modality("n_features", n_features, 5000)
@@ -140,8 +141,11 @@ class CLUE:
         _check_sizes({f"n_features of {k}": n for k, n in n_features.items()})
         for name, layers in (("encoder", encoder), ("decoder", decoder), ("discriminator", discriminator)):
             if not isinstance(layers, Sequence) or len(layers) != 2:
-                raise ValueError(f"{name} is {layers!r}; it must be (number of hidden layers, their width)")
-            _check_sizes({name: layers[1]})
+                raise ValueError(f"{name} is {shown(layers)}; it must be (number of hidden layers, their width)")
+            _check_sizes({f"the number of hidden layers of {name}": layers[0]}, least=0)
+            _check_sizes({f"the width of {name}": layers[1]})
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed is {seed}; it must be from 0 to less than 2**63")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout!r}; it must be from 0 to less than 1")
         names = list(modalities_of(mdata))
@@ -150,11 +154,11 @@ class CLUE:
         if unknown := sorted(set(n_features) - set(names)):
             raise ValueError(f"n_features names {unknown}, which the data do not hold: {names}")
         kinds = kinds_of(names, kinds)
-        self.batch_key, self.layer, self.seed = batch_key, layer, seed
+        self.batch_key, self.layer, self.seed = batch_key, layer, int(seed)
         self._data = read(mdata, layer, batch_key)
         self.batches = batches_of(self._data)
         if preprocessors is None:
-            unfitted = {k: preprocessor(kinds[k], n_components, n_features.get(k), seed, k) for k in names}
+            unfitted = {k: preprocessor(kinds[k], n_components, n_features.get(k), self.seed, k) for k in names}
             preprocessors = {k: unfitted[k].fit(adata, BATCH) for k, adata in self._data.items()}
         self.preprocessors = {k: _of_these(preprocessors, k, adata) for k, adata in self._data.items()}
         if n_components is None:
@@ -251,7 +255,7 @@ class CLUE:
         (``train_loss``), and every loss on the held-out cells, of which ``loss`` is the objective."""
         return pd.DataFrame(self._rows)
 
-    def to(self, device: str) -> "CLUE":
+    def to(self, device: str | torch.device) -> "CLUE":
         """Move the model to a device, as `device` of the constructor."""
         self.device = _checked_device(device)
         self.network.to(self.device)
@@ -259,6 +263,7 @@ class CLUE:
 
     # ---- training --------------------------------------------------------------------------------
 
+    @checked
     def fit(
         self,
         extra: Data | None = None,
@@ -296,10 +301,11 @@ class CLUE:
         if not self._data:
             raise ValueError("the model has no training data; give them when it is loaded: CLUE.load(path, mdata)")
         if not isinstance(objective, Objective):
-            if not isinstance(objective or {}, Mapping):
-                raise ValueError(f"objective is {objective!r}; give a dict of weights or an Objective")
-            _check_names(Objective, objective or {})
-            objective = Objective(**(objective or {}))
+            weights = {} if objective is None else objective
+            if not isinstance(weights, Mapping):
+                raise ValueError(f"objective is {shown(weights)}; give a dict of weights or an Objective")
+            _check_names(Objective, weights)
+            objective = Objective(**weights)
         _check_names(Training, training)
         settings = Training(**training)
         adatas = self._with_extra(extra)
@@ -310,7 +316,7 @@ class CLUE:
             warnings.warn(
                 f"batches seen in one modality alone ({', '.join(alone)}) are not aligned by the discriminator, which "
                 "reads the batch; CLUE(…, shared_batches=False) aligns them",
-                stacklevel=2,
+                stacklevel=3,
             )
         # a modality that is missing from these data is decoded as before
         self._cells_seen |= _cells_seen(adatas)
@@ -382,6 +388,7 @@ class CLUE:
 
     # ---- use -------------------------------------------------------------------------------------
 
+    @checked
     def embed(
         self, data: ad.AnnData | Data, modality: str | None = None, *, key_added: str | None = None
     ) -> np.ndarray:
@@ -411,6 +418,7 @@ class CLUE:
         """
         return self._stored(data, modality, key_added, self._place(data, modality, self._posterior, self._fused))
 
+    @checked
     def posterior(self, adata: ad.AnnData, modality: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation of z, given one modality.
 
@@ -423,6 +431,7 @@ class CLUE:
         adata, modality = self._one(adata, modality)
         return self._posterior(modality, adata)
 
+    @checked
     def align(
         self, data: ad.AnnData | Data, modality: str | None = None, *, key_added: str | None = None
     ) -> np.ndarray:
@@ -457,6 +466,7 @@ class CLUE:
         placed = self._place(data, modality, one, lambda parts: l2_normalise(sum(p for (p,) in parts)))
         return self._stored(data, modality, key_added, placed)
 
+    @checked
     def match(
         self,
         a: ad.AnnData,
@@ -465,7 +475,7 @@ class CLUE:
         modality_b: str | None = None,
         *,
         within: str | Sequence[str] | None = None,
-        space: str = "aligned",
+        space: Literal["aligned", "z"] = "aligned",
         matching: Callable[..., sp.csr_matrix] = match_snn,
         **options,
     ) -> sp.csr_matrix:
@@ -487,10 +497,8 @@ class CLUE:
         Float32 CSR matrix, cells of `a` by cells of `b`; entry (i, j) is the weight that cell i of `a` is cell j of
         `b`, and every row sums to 1.
         """
-        if space not in ("aligned", "z"):
-            raise ValueError(f"space {space!r} is not one of aligned, z")
         if not callable(matching):
-            raise ValueError(f"matching is {matching!r}; give a function of clue.matching, such as match_ot")
+            raise ValueError(f"matching is {shown(matching)}; give a function of clue.matching, such as match_ot")
         place = self.align if space == "aligned" else self.embed
         if within is not None:
             for side, name, cells in (("batch_x", "a", a), ("batch_y", "b", b)):
@@ -499,6 +507,7 @@ class CLUE:
                 options[side] = batch_of(name, cells, within, pd.DataFrame())[BATCH]
         return matching(place(a, modality_a), place(b, modality_b), **options)
 
+    @checked
     @torch.no_grad()
     def predict(
         self,
@@ -545,7 +554,7 @@ class CLUE:
         self._check_modality(target)
         preprocessor = self.preprocessors[target]
         names = pd.Index(preprocessor.features[preprocessor.selected])
-        wanted = list(names) if features is None else [features] if isinstance(features, str) else list(features)
+        wanted = list(names) if features is None else [features] if np.isscalar(features) else list(features)
         chosen = names.get_indexer(wanted)
         if (chosen < 0).any():
             raise ValueError(f"{target} has no decoded feature {wanted[int(np.argmin(chosen))]!r}")
@@ -581,7 +590,7 @@ class CLUE:
             warnings.warn(
                 f"no cell of batch {', '.join(alone)} showed {target} in training; without batch= predictions are "
                 "averaged over the batches that did",
-                stacklevel=3,
+                stacklevel=5,
             )
         return np.eye(len(self.batches))[position]
 
@@ -688,8 +697,6 @@ class CLUE:
             yield np.hstack([x, encoder.hidden(given).cpu().numpy(), mean.cpu().numpy()]).astype(np.float64)
 
     def _check_modality(self, modality: str) -> None:
-        if not isinstance(modality, str):
-            raise ValueError(f"a modality is given by its name, one of {self.modalities}, not by {kind_of(modality)}")
         if modality not in self.modalities:
             raise ValueError(f"unknown modality {modality!r}; the model knows {self.modalities}")
 
@@ -712,6 +719,7 @@ class CLUE:
 
     # ---- saving ----------------------------------------------------------------------------------
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the model (weights, preprocessing, settings, read-out; not the data) to one file, atomically."""
         state = {
@@ -730,7 +738,8 @@ class CLUE:
         save_atomically(without_arrays(state), Path(path))
 
     @classmethod
-    def load(cls, path: str | Path, mdata: Data | None = None, device: str = "auto") -> "CLUE":
+    @checked
+    def load(cls, path: str | Path, mdata: Data | None = None, device: str | torch.device = "auto") -> "CLUE":
         """Read a saved model. Nothing that the file holds is executed.
 
         Parameters
@@ -777,29 +786,29 @@ class CLUE:
         return f"CLUE({widths}; {batches}; embedding of {self.width})"
 
 
-def _check_sizes(sizes: Mapping[str, Any]) -> None:
+def _check_sizes(sizes: Mapping[str, Any], least: int = 1) -> None:
     for name, size in sizes.items():
-        if not (isinstance(size, int | np.integer) and size >= 1):
-            raise ValueError(f"{name} is {size!r}; it must be a whole number, 1 at least")
+        if not (is_whole_number(size) and size >= least):
+            raise ValueError(f"{name} is {shown(size)}; it must be a whole number, {least} at least")
 
 
 def _check_names(kind: type, names: Iterable[str]) -> None:
     """Refuse names of settings that a dataclass does not have."""
     known = [field.name for field in fields(kind)]
-    if unknown := sorted(set(names) - set(known)):
+    if unknown := sorted(map(str, set(names) - set(known))):
         raise TypeError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
 
 
-def _checked_device(device: str) -> str:
-    if device == "auto":
+def _checked_device(device: str | torch.device) -> str:
+    if isinstance(device, str) and device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         kind = torch.device(device).type
     except (RuntimeError, TypeError):
-        raise ValueError(f"device {device!r} is unknown; use 'cpu', 'cuda' or 'auto'") from None
+        raise ValueError(f"device {shown(device)} is unknown; use 'cpu', 'cuda' or 'auto'") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {device!r}: torch finds no GPU; use device='cpu'")
-    return device
+    return str(device)
 
 
 def _cells_seen(adatas: Mapping[str, ad.AnnData]) -> dict[str, dict[str, int]]:
@@ -816,9 +825,10 @@ def _names(data: ad.AnnData | Data) -> pd.Index:
 
 def _of_these(preprocessors: Mapping[str, Preprocessor], modality: str, adata: ad.AnnData) -> Preprocessor:
     """Return a copy of a modality's preprocessor, which may be narrowed, if it was fitted on these features."""
-    if modality not in preprocessors or not np.array_equal(preprocessors[modality].features, adata.var_names):
+    fitted = preprocessors.get(modality) if isinstance(preprocessors, Mapping) else None
+    if not isinstance(fitted, Preprocessor) or not np.array_equal(fitted.features, adata.var_names):
         raise ValueError(f"preprocessors: there is none for {modality} that was fitted on its {adata.n_vars} features")
-    return copy(preprocessors[modality])
+    return copy(fitted)
 
 
 def _of_cells(value: Any, names: pd.Index) -> Any:
@@ -828,9 +838,11 @@ def _of_cells(value: Any, names: pd.Index) -> Any:
 
 def _library_size(value: Any, n_cells: int) -> np.ndarray:
     size = np.asarray(value)
-    if size.dtype.kind not in "uif" or size.shape not in ((), (n_cells,)) or not (size >= 0).all():
-        given = f"{value!r}" if size.ndim == 0 else f"an array of {size.dtype} of shape {size.shape}"
-        raise ValueError(f"library_size is {given}; it must be a number from 0 up, or one for each of {n_cells} cells")
+    fits = size.dtype.kind in "uif" and size.shape in ((), (n_cells,))
+    if not fits or not ((size >= 0) & (size < np.inf)).all():
+        given = shown(value) if size.ndim == 0 else f"an array of {size.dtype} of shape {size.shape}"
+        wanted = f"a finite number from 0 up, or one for each of {n_cells} cells"
+        raise ValueError(f"library_size is {given}; it must be {wanted}")
     return np.broadcast_to(size.astype(np.float32), n_cells)
 
 

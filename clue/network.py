@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clue.batches import MiniBatch
+from clue.checks import check_kinds
 from clue.likelihood import cosine_distance, gaussian_kl, info_nce
 from clue.nn import Decoder, Discriminator, LearnedLibrary, ModalityEncoder, ObservedLibrary
 
@@ -65,9 +66,12 @@ class Objective:
     temperature: float = 0.1
 
     def __post_init__(self):
+        check_kinds(Objective, vars(self))
         for name, weight in vars(self).items():
-            if not weight >= 0:
+            if weight < 0:
                 raise ValueError(f"{name} is {weight!r}; a loss has a weight from 0 up")
+        if self.contrastive and not self.temperature:
+            raise ValueError("temperature is 0; contrastive divides by it")
 
 
 class Network(nn.Module):
@@ -120,12 +124,6 @@ class Network(nn.Module):
         shared_batches: bool = True,
     ):
         super().__init__()
-        if fusion not in ("mean", "product"):
-            raise ValueError(f"fusion {fusion!r} is not one of mean, product")
-        if library not in ("observed", "learned"):
-            raise ValueError(f"library {library!r} is not one of observed, learned")
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision {precision!r} is not one of float32, bfloat16")
         dtype = getattr(torch, precision)
         self.modalities = list(n_inputs)
         self.n_latent, self.fusion, self.normalize = n_latent, fusion, normalize

@@ -17,18 +17,19 @@ import logging
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from math import cos, pi
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from clue.batches import Cells, Draw, Sampler
+from clue.checks import check_kinds
 from clue.graphs import Graphs
 from clue.processes import Processes
 from clue.saved import save_atomically
@@ -46,9 +47,6 @@ It is the shortest patience of the authors, that of their fine-tuning, so that t
 
 _SAVE, _STOP = 1, 2
 """What a process may ask of all after a step: to write a checkpoint, or to write one and stop."""
-
-
-_CHOICES = {"optimizer": ("rmsprop", "adam"), "schedule": ("plateau", "cosine"), "monitor": ("loss", "foscttm")}
 
 
 @dataclass(frozen=True)
@@ -98,9 +96,9 @@ class Training:
     max_passes: int = 0
     batch_size: int = 128
     learning_rate: float = 2e-3
-    optimizer: str = "rmsprop"
+    optimizer: Literal["rmsprop", "adam"] = "rmsprop"
     weight_decay: float = 0.0
-    schedule: str = "plateau"
+    schedule: Literal["plateau", "cosine"] = "plateau"
     validation: float = 0.1
     check_steps: int = 50
     warmup_steps: int = 2_000
@@ -110,24 +108,22 @@ class Training:
     patience_passes: int = 9
     reduce_steps: int = 1_500
     reduce_passes: int = 3
-    monitor: str = "loss"
+    monitor: Literal["loss", "foscttm"] = "loss"
     checkpoint_seconds: float = 30.0
     compile: str = ""
 
     def __post_init__(self):
-        for name, known in _CHOICES.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(field.default, int) and not (isinstance(value, int | np.integer) and value >= 0):
-                raise ValueError(f"{field.name} is {value!r}; it must be a whole number from 0 up")
-            if isinstance(field.default, float) and not value >= 0:
-                raise ValueError(f"{field.name} is {value!r}; it must be 0 at least")
+        check_kinds(Training, vars(self))
+        for name, value in vars(self).items():
+            if not isinstance(value, str) and value < 0:
+                raise ValueError(f"{name} is {value!r}; it must be 0 at least")
         if self.batch_size < 2:
             raise ValueError(f"batch_size is {self.batch_size}; batch normalisation needs two cells at least")
         if self.validation >= 1:
             raise ValueError(f"validation is {self.validation}; it is a fraction of the cells, from 0 to less than 1")
+        if self.compile and self.compile not in torch.compiler.list_backends(exclude_tags=()):
+            known = ", ".join(torch.compiler.list_backends())
+            raise ValueError(f"compile is {self.compile!r}; it must be a backend of torch.compile: {known}")
 
     def in_steps(self, pass_steps: int) -> "Training":
         """Return the same training with every length in steps alone.
@@ -401,7 +397,7 @@ class _Loop:
         digest = hashlib.sha256()
         device = torch.device(self.cells.device).type
         settings = [_FORMAT, asdict(self.objective), asdict(self.settings), self.seed, self.processes.n, device]
-        digest.update(json.dumps(settings, sort_keys=True).encode())
+        digest.update(json.dumps(settings, sort_keys=True, default=np.generic.item).encode())
         digest.update(str(self.network).encode())
         for value in self.network.state_dict().values():
             digest.update(value.detach().cpu().numpy().ravel().data)

@@ -83,12 +83,16 @@ def regress_to_scale(
     # What each row's prediction would be, had it been left out: ridge regression needs no second fit for that.
     leverage = (1 + np.einsum("ij,ij->i", a, np.linalg.solve(line["covariance"], a.T).T)[:, None]) / len(a)
     left_out = (predicted - leverage * b) / (1 - leverage)
-    correlation = np.clip([np.corrcoef(m, p)[0, 1] for m, p in zip(b.T, left_out.T, strict=True)], 0, 1)
+    # a component that is the same in all cells says nothing: its values are 0, and stay so
+    varies = (b.std(axis=0) > 0) & (predicted.std(axis=0) > 0)
+    weight = np.zeros(len(varies))
+    for i in np.flatnonzero(varies):
+        weight[i] = np.clip(np.corrcoef(b[:, i], left_out[:, i])[0, 1], 0, 1) ** power
     return {
         "centre": line["centre"],
-        "coefficients": line["coefficients"] * correlation**power / predicted.std(axis=0),
+        "coefficients": line["coefficients"] * weight / np.where(varies, predicted.std(axis=0), 1),
         "mean": line["mean"],
-        "scale": correlation**power / b.std(axis=0),
+        "scale": weight / np.where(varies, b.std(axis=0), 1),
     }
 
 

@@ -173,6 +173,19 @@ def test_ridge_gives_measured_and_predicted_components_one_scale(program):
         np.testing.assert_allclose(embedding.mean(axis=0), 0, atol=1e-12)
 
 
+@pytest.mark.parametrize("power", [0, 1])
+def test_a_component_that_does_not_vary_has_no_weight_in_ridge(program, power):
+    """Few cells of few proteins have fewer components than were asked for."""
+    ridge = program("ridge")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(12, 3)), np.hstack([rng.normal(size=(12, 2)), np.zeros((12, 1))])
+    found, without = (ridge.regress_to_scale(x, targets, 0.1, power) for targets in (y, y[:, :2]))
+    for key in ("coefficients", "scale"):
+        np.testing.assert_allclose(found[key][..., :2], without[key])
+        assert not found[key][..., 2].any()
+    assert all(np.isfinite(z).all() for z in ridge.place(x, y, ridge.fit(x, y, 0.1, 3, power)))
+
+
 # ---- contrastive ---------------------------------------------------------------------------------
 
 

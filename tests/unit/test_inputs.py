@@ -164,6 +164,9 @@ def test_faults_of_cell_ranger_name_the_file(tmp_path):
     (tmp_path / "barcodes.tsv").unlink()
     (tmp_path / "barcodes.tsv.gz").write_bytes(gzip.compress("\n".join(CELLS[:-1]).encode()))
     assert "24 × 13 counts for 23 barcodes" in fault(tmp_path, {"kind": "tenx", "samples": {"one": ""}})
+    (tmp_path / "barcodes.tsv.gz").write_bytes(gzip.compress("\n".join(["AC\0GT", *CELLS[1:]]).encode()))
+    message = fault(tmp_path, {"kind": "tenx", "samples": {"one": ""}})
+    assert "barcodes.tsv.gz: cannot be read (it holds zero bytes, as damaged files do)" in message
 
 
 def test_samples_are_batches_and_share_their_features(tmp_path):

@@ -407,7 +407,7 @@ def test_bfloat16_products_train(two):
     np.testing.assert_allclose(x, y, atol=0.05 * np.abs(x).max())
     rounded.fit(**SHORT)
     assert np.isfinite(rounded.embed(two["rna"], "rna")).all()
-    with pytest.raises(ValueError, match="precision 'float16' is not one of"):
+    with pytest.raises(ValueError, match="precision is 'float16'; it must be"):
         clue.CLUE(two, precision="float16", **SMALL)
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import yaml
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from scipy.io import mmwrite
@@ -159,7 +159,6 @@ def test_any_matrix_and_labels(tmp_path, values, form, labels, data):
 @examples(40)
 @given(st.integers(1, 5).flatmap(names), st.integers(1, 5).flatmap(names), st.data())
 def test_any_names_in_a_folder_of_cell_ranger(tmp_path, cells, genes, data):
-    assume(not cells[-1].endswith(("\n", "\r")))  # the end of the file, not of a name
     types = data.draw(
         st.lists(st.sampled_from(["Gene Expression", "Antibody Capture"]), min_size=len(genes), max_size=len(genes))
     )
@@ -169,6 +168,8 @@ def test_any_names_in_a_folder_of_cell_ranger(tmp_path, cells, genes, data):
     (tmp_path / "features.tsv").write_bytes("\n".join(lines).encode())
     (tmp_path / "barcodes.tsv").write_bytes("\n".join(cells).encode())
     files = ["matrix.mtx", "features.tsv", "barcodes.tsv"]
-    if mdata := prepared(tmp_path, files, {"kind": "tenx", "samples": {"one": ""}}):
+    mdata = prepared(tmp_path, files, {"kind": "tenx", "samples": {"one": ""}})
+    # with one of these in a name, the files say something else
+    if mdata and not set('\t\n\r"\ufeff') & set("".join(cells + genes)):
         assert list(mdata.obs_names) == cells
         assert sum(adata.X.sum() for adata in mdata.mod.values()) == counts.sum()

@@ -59,8 +59,7 @@ def prepare_npz(spec: Spec, folder: Path) -> Modalities:
     """Return the modalities; the table of cells is in the order of the matrices' columns."""
     settings = spec["prepare"]
     path = folder / settings["cells"]
-    with raw_files.reading(path):
-        cells = pd.read_csv(path, index_col=0)
+    cells = raw_files.read_text(path, index_col=0)
     cells.index = cells.index.astype(str)
     obs = raw_files.obs_of(cells, settings["obs"], path)
     modalities = {}

@@ -1,6 +1,7 @@
 """Read raw files: what the layouts share. Whatever is wrong with a file is one line that names it."""
 
 import gzip
+import io
 import shutil
 import tempfile
 import warnings
@@ -51,6 +52,16 @@ def reading(path: Path) -> Iterator[None]:
         raise PrepareError(
             f"{path.resolve() if path.is_symlink() else path}: cannot be read ({reason}); {fix}"
         ) from error
+
+
+def read_text(path: Path, **options) -> pd.DataFrame:
+    """Read a table of text, packed or not; options as of `pandas.read_csv`."""
+    with reading(path):
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read()
+        if b"\0" in content:
+            raise ValueError("it holds zero bytes, as damaged files do")  # pandas would cut names at them
+        return pd.read_csv(io.BytesIO(content), **options)
 
 
 # ---- h5ad ----------------------------------------------------------------------------------------

@@ -76,8 +76,7 @@ def _report_absent(
 
 def _read_cell_types(path: Path) -> pd.DataFrame:
     """Return ``rna``, ``atac`` (barcodes) and ``cell_type`` of the cells that have one."""
-    with raw_files.reading(path):
-        table = pd.read_table(path, dtype=str, keep_default_na=False)
+    table = raw_files.read_text(path, sep="\t", dtype=str, keep_default_na=False)
     columns = {"rna": "rna.bc", "atac": "atac.bc", "cell_type": "celltype"}
     cells = pd.DataFrame(
         {ours: raw_files.column_of(table, theirs, "the table", path) for ours, theirs in columns.items()}
@@ -182,10 +181,8 @@ def _parse(lines: Iterator[bytes], n_cells: int, path: Path) -> tuple[list[str],
 def _read_atac(paths: dict[str, Path]) -> ad.AnnData:
     with raw_files.reading(paths["atac"]):
         peaks_by_cells = mmread(paths["atac"])
-    with raw_files.reading(paths["barcodes"]):
-        barcodes = pd.read_table(paths["barcodes"], header=None, usecols=[0], dtype=str)[0]
-    with raw_files.reading(paths["peaks"]):
-        bed = pd.read_table(paths["peaks"], header=None, usecols=[0, 1, 2], dtype=str)
+    barcodes = raw_files.read_text(paths["barcodes"], sep="\t", header=None, usecols=[0], dtype=str)[0]
+    bed = raw_files.read_text(paths["peaks"], sep="\t", header=None, usecols=[0, 1, 2], dtype=str)
     for axis, number, what in ((0, len(bed), "peaks"), (1, len(barcodes), "barcodes")):
         if peaks_by_cells.shape[axis] != number:
             found = peaks_by_cells.shape[axis]

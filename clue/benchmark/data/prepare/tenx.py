@@ -104,11 +104,10 @@ def _find(folder: Path, prefix: str, names: tuple[str, ...]) -> Path:
 
 
 def _columns(path: Path) -> list[Sequence[str]]:
-    with raw_files.reading(path):
-        # A gene may be called NA, and a name may hold a quotation mark.
-        text = {"dtype": str, "keep_default_na": False, "quoting": csv.QUOTE_NONE, "encoding": "utf-8"}
-        table = pd.read_csv(path, sep="\t", header=None, **text)
-        return [_unquoted(table[column].tolist()) for column in table]
+    # A gene may be called NA, and a name may hold a quotation mark.
+    text = {"dtype": str, "keep_default_na": False, "quoting": csv.QUOTE_NONE, "encoding": "utf-8"}
+    table = raw_files.read_text(path, sep="\t", header=None, **text)
+    return [_unquoted(table[column].tolist()) for column in table]
 
 
 def _unquoted(column: list[str]) -> list[str]:

@@ -1,0 +1,83 @@
+"""Wrong arguments, refused by what annotations say: one line says what is given and what is wanted."""
+
+import os
+from collections.abc import Callable, Mapping
+from functools import wraps
+from inspect import signature
+from math import isfinite
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, ParamSpec, TypeAlias, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Kind: TypeAlias = tuple[str, Callable[[Any], bool]]
+"""What a value is called, and whether one is such a value."""
+
+_KINDS: dict[Any, Kind] = {
+    bool: ("True or False", lambda value: isinstance(value, bool | np.bool_)),
+    int: ("a whole number", lambda value: isinstance(value, Integral) and not isinstance(value, bool)),
+    float: (
+        "a finite number",
+        lambda value: isinstance(value, Real) and not isinstance(value, bool) and isfinite(value),
+    ),
+    str: ("a string", lambda value: isinstance(value, str)),
+    Path: ("a Path", lambda value: isinstance(value, os.PathLike)),
+    NoneType: ("None", lambda value: value is None),
+}
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """Have a function check its arguments (`check_kinds`) before it does anything."""
+    names = list(signature(function).parameters)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_kinds(function, dict(zip(names, args, strict=False)) | kwargs)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def check_kinds(annotated: Any, given: Mapping[str, Any]) -> None:
+    """Check values by the annotations of a function or dataclass; one of other than simple kinds is not checked.
+
+    Raises
+    ------
+    ValueError
+        If a value is of another kind.
+    """
+    for name, hint in get_type_hints(annotated).items():
+        parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+        wanted = [kind for kind in map(_kind, parts) if kind]
+        if name in given and len(wanted) == len(parts) and not any(fits(given[name]) for _, fits in wanted):
+            raise ValueError(f"{name} is {shown(given[name])}; it must be {' or '.join(words for words, _ in wanted)}")
+
+
+def _kind(hint: Any) -> Kind | None:
+    """Return the entry of `_KINDS`, also of a `Literal`; None of what is not simple."""
+    if get_origin(hint) is Literal:
+        return " or ".join(map(repr, get_args(hint))), lambda value: isinstance(value, str) and value in get_args(hint)
+    return _KINDS.get(hint)
+
+
+def is_whole_number(value: Any) -> bool:
+    """Return whether a value is an integer, of Python or numpy."""
+    return _KINDS[int][1](value)
+
+
+def shown(value: Any) -> str:
+    """Return a value as messages show it, in one short line."""
+    text = repr(value)
+    return text if len(text) <= 80 and "\n" not in text else kind_of(value)
+
+
+def kind_of(value: Any) -> str:
+    """Return in words what an object is."""
+    if isinstance(value, Mapping):
+        return "a dict of " + ", ".join(sorted({type(part).__name__ for part in value.values()}))
+    return f"an object of type {type(value).__name__}"
