@@ -274,6 +274,8 @@ class Peaks(Preprocessor):
         values = self._normalised(counts)
         axes = self._axes(values, centred=False)[1]
         mean, sd = _mean_and_sd(values @ axes)
+        # beyond the rank of the counts, scores are rounding: they become 0
+        sd[sd < 1e-5 * sd.max()] = np.inf
         self.arrays |= {"components": axes, "score_mean": mean.astype(np.float32), "score_sd": sd.astype(np.float32)}
 
     def _normalised(self, counts: sp.csr_matrix) -> sp.csr_matrix:

@@ -60,6 +60,14 @@ def test_peaks_equal_the_dense_formula(data, monkeypatch):
     same_scores(found, scores / np.sqrt(np.square(scores).mean(axis=1, keepdims=True)))
 
 
+def test_peaks_of_few_kinds_of_cells_have_no_scores_made_of_rounding():
+    kinds = np.random.default_rng(0).poisson(1.5, (4, 30))
+    cells = np.random.default_rng(1).integers(0, 4, 40)
+    adata = ad.AnnData(sp.csr_matrix(kinds[cells].astype(np.float32)))
+    found = preprocessor("atac", 10).fit(adata, None).transform(adata)
+    assert np.ptp(found[:, :4], axis=0).min() > 1 and not found[:, 4:].any()
+
+
 @pytest.mark.parametrize("n_features", [None, 60])
 @pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
 def test_counts_are_not_changed(data, modality, n_features):
