@@ -316,7 +316,7 @@ class CLUE:
             warnings.warn(
                 f"batches seen in one modality alone ({', '.join(alone)}) are not aligned by the discriminator, which "
                 "reads the batch; CLUE(…, shared_batches=False) aligns them",
-                stacklevel=3,
+                stacklevel=3,  # the caller of `fit`, past its decorator
             )
         # a modality that is missing from these data is decoded as before
         self._cells_seen |= _cells_seen(adatas)
@@ -590,7 +590,7 @@ class CLUE:
             warnings.warn(
                 f"no cell of batch {', '.join(alone)} showed {target} in training; without batch= predictions are "
                 "averaged over the batches that did",
-                stacklevel=5,
+                stacklevel=5,  # the caller of `predict`, past its decorators
             )
         return np.eye(len(self.batches))[position]
 

@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 from clue.benchmark.running.cluster import read_site
 from clue.benchmark.config import ORACLE, Benchmark, read_yaml
 from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.program import imported
 from clue.benchmark.running.machine import unavailable
 from clue.benchmark.data.sources import MANIFEST, has_files, sources
 
@@ -195,11 +196,11 @@ def digest(*patterns):
 
 
 def method_code(spec):
-    """Return the digest of a method's program and of the files that it names as its sources."""
+    """Return the digest of a method's program, of what that imports, and of the files that its YAML names."""
     missing = [pattern for pattern in spec["sources"] if not any(ROOT.glob(pattern))]
     if missing:
         raise WorkflowError(f"config/methods: sources of {spec['script']}: no file matches {missing}")
-    return digest(f"scripts/methods/{spec['script']}", *spec["sources"])
+    return digest(*imported(f"scripts/methods/{spec['script']}", ROOT), *spec["sources"])
 
 
 def usable(path):

@@ -4,6 +4,8 @@ import argparse
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -69,3 +71,35 @@ def _meanings(text: str) -> dict[str, str]:
     """Return what a docstring says of each parameter."""
     found = re.findall(r"^(\w+(?:, \w+)*)\n((?: {4}.+\n?)+)", text, re.MULTILINE)
     return {name: " ".join(meaning.split()).rstrip(".") for names, meaning in found for name in names.split(", ")}
+
+
+# ---- what a program imports ----------------------------------------------------------------------
+
+
+def imported(program: str, root: Path) -> set[str]:
+    """Return a program and the modules of this project that it imports, and these in turn, relative to `root`.
+
+    Imports inside functions and under ``if TYPE_CHECKING`` do not count. Of clue.benchmark the tools of methods alone
+    do: the rest runs methods, and an edit there changes no result.
+    """
+    found, left = set(), {program}
+    while left:
+        found.add(path := left.pop())
+        left |= _imports(path, root) - found
+    return found
+
+
+@cache
+def _imports(path: str, root: Path) -> set[str]:
+    found = set()
+    for module, name in re.findall(
+        r"^(?:from|import) ([\w.]+)(?: import (\w+))?", (root / path).read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        if not re.match(r"clue(?!\.benchmark(?!\.methods))|scripts\.", module):
+            continue
+        if module == "clue":  # it imports its modules when they are used
+            found |= {str(file.relative_to(root)) for file in root.glob("clue/*.py")}
+        for each in (module, f"{module}.{name}"):
+            place = each.replace(".", "/")
+            found |= {file for file in (f"{place}.py", f"{place}/__init__.py") if (root / file).is_file()}
+    return found

@@ -56,8 +56,8 @@ def test_train_backed_needs_less_anonymous_memory(project, tmp_path):
     header, *rows = run(project, "train_backed", "--cells", 40000, "--genes", 2000, "--steps", 2, "--folder", tmp_path)
     assert [row[2] for row in rows] == ["memory", "backed"] and not list(tmp_path.iterdir())
     added = [float(row[header.index("peak_anon_GB")]) - float(row[header.index("before_GB")]) for row in rows]
-    # 0.29 and 0.19 GB: the counts are 77 MB, and the rest both sides need
-    assert added[1] < 0.85 * added[0]
+    # 0.42 and 0.34 GB: the counts are 77 MB, and the rest both sides need
+    assert added[0] - added[1] > 0.04
 
 
 @pytest.mark.slow

@@ -400,18 +400,3 @@ def test_container_is_made_from_the_conda_environment():
     text = (ROOT / "envs/apptainer.def").read_text()
     assert "envs/{{ env }}.yaml /opt/environment.yaml" in text and "--file /opt/environment.yaml" in text
     assert not re.findall(r"^[^#]*[a-z]=+[0-9]", text.replace("micromamba:2.0.5", ""), flags=re.MULTILINE)
-
-
-@pytest.mark.parametrize("path", sorted((ROOT / "config" / "methods").glob("*.yaml")), ids=lambda path: path.stem)
-def test_sources_name_what_they_import(path):
-    """A change of a module of the library re-runs every method that computes with it."""
-    spec = yaml.safe_load(path.read_text())
-    sources = {file for pattern in spec.get("sources", []) for file in ROOT.glob(pattern)}
-    script = ROOT / "scripts" / "methods" / spec.get("script", path.with_suffix(".py").name)
-    imported = {
-        module
-        for file in {script, *sources}
-        if file.suffix == ".py"
-        for module in re.findall(r"^from (clue\.(?!benchmark)\w+) import", file.read_text(), re.MULTILINE)
-    }
-    assert {ROOT / f"{module.replace('.', '/')}.py" for module in imported} <= sources

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from clue.benchmark.program import command_line
+from clue.benchmark.program import command_line, imported
 
 PROGRAMS = ["scripts", "scripts/figures", "docs/make", "tools"]
 
@@ -48,6 +48,18 @@ def test_every_program_says_what_its_options_mean(folder, project, load_program)
         if "run_program(main)" in path.read_text():
             program = load_program(f"{folder}/{path.name}")
             assert command_line(program.main).format_help()
+
+
+def test_what_a_method_imports(project):
+    """A change of any of it re-runs the method."""
+    cobolt = imported("scripts/methods/cobolt_authors.py", project)
+    assert cobolt >= {"scripts/methods/cobolt_native.py", "clue/benchmark/methods/validation.py", "clue/matching.py"}
+    assert cobolt >= {"clue/checks.py", "clue/sparse.py", "clue/disk.py"} and "clue/model.py" not in cobolt
+    assert "clue/benchmark/methods/prediction.py" in imported("scripts/methods/multivi.py", project)
+    clue = imported("scripts/methods/clue_model.py", project)
+    assert clue >= {str(path.relative_to(project)) for path in project.glob("clue/*.py")}
+    for machinery in ("methods/run.py", "contracts.py", "errors.py"):
+        assert f"clue/benchmark/{machinery}" not in cobolt | clue
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])

@@ -1,11 +1,15 @@
 """What predicting methods share: training cells to learn from, and a line from expected to measured values."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from clue.benchmark.methods.task import Task
+if TYPE_CHECKING:
+    from clue.benchmark.methods.task import Task
 
 MAX_CELLS = 2000
 """Most training cells by which a prediction is brought to scale."""
