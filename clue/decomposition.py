@@ -6,13 +6,12 @@ matrix that a randomised decomposition needs for the same accuracy (`benchmarks/
 """
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.sparse as sp
 
-from clue.sparse import column_sums, row_blocks
+from clue.sparse import column_sums, row_blocks, times, times_transposed
 
 SMALL = 2000
 """Rows or columns up to which all their products are held in a dense matrix."""
@@ -118,22 +117,14 @@ def _orthonormal(block: np.ndarray, basis: list[np.ndarray]) -> np.ndarray:
 
 def _covariance_times(matrix: sp.csr_matrix, centre: np.ndarray, block: np.ndarray) -> np.ndarray:
     """Return AᵀA · block, where A is the centred matrix."""
-
-    def part(rows: sp.csr_matrix) -> np.ndarray:
-        return rows.T @ (rows @ block)
-
     total = np.zeros(block.shape, dtype=np.float64)
+
+    def part(start: int) -> np.ndarray:
+        rows = slice(start, start + _ROWS)
+        return times_transposed(matrix, times(matrix, block, rows), rows)
+
     with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)) as threads:
-        for product in threads.map(part, _views(matrix)):
+        for product in threads.map(part, range(0, matrix.shape[0], _ROWS)):
             total += product
     total -= np.outer(centre, matrix.shape[0] * (centre @ block))
     return total.astype(np.float32)
-
-
-def _views(matrix: sp.csr_matrix) -> Iterator[sp.csr_matrix]:
-    """Yield all rows in blocks that share the matrix's memory."""
-    for start in range(0, matrix.shape[0], _ROWS):
-        indptr = matrix.indptr[start : start + _ROWS + 1]
-        entries = slice(indptr[0], indptr[-1])
-        parts = matrix.data[entries], matrix.indices[entries], indptr - indptr[0]
-        yield sp.csr_matrix(parts, shape=(len(indptr) - 1, matrix.shape[1]))

@@ -15,7 +15,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from clue.decomposition import principal_axes
-from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
+from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, times, with_values
 
 MOST_COMPONENTS, CELLS_PER_COMPONENT = 400, 10
 """Where no number of components is given: at most so many, and no more than one for so many cells. With fewer cells for
@@ -273,7 +273,7 @@ class Peaks(Preprocessor):
         self.arrays = {"idf": idf.astype(np.float32)}
         values = self._normalised(counts)
         axes = self._axes(values, centred=False)[1]
-        mean, sd = _mean_and_sd(values @ axes)
+        mean, sd = _mean_and_sd(times(values, axes))
         # beyond the rank of the counts, scores are rounding: they become 0
         sd[sd < 1e-5 * sd.max()] = np.inf
         self.arrays |= {"components": axes, "score_mean": mean.astype(np.float32), "score_sd": sd.astype(np.float32)}
@@ -289,7 +289,7 @@ class Peaks(Preprocessor):
         return with_values(counts, scaled)
 
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
-        scores = self._normalised(counts) @ self.arrays["components"]
+        scores = times(self._normalised(counts), self.arrays["components"])
         return _of_one_scale((scores - self.arrays["score_mean"]) / self.arrays["score_sd"])
 
     def first(self, x: np.ndarray, width: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from sklearn.decomposition import PCA
 
 from clue import decomposition, sparse
 from clue.decomposition import principal_axes
+from clue.sparse import times, times_transposed
 
 ROUTES = {"columns": (700, 200), "rows": (200, 700), "krylov": (700, 600)}
 
@@ -78,3 +79,32 @@ def test_axes_of_many_cells_far_from_zero():
     np.testing.assert_allclose(centre, values.mean(axis=0, dtype=np.float64), rtol=1e-7)
     expected = np.linalg.eigh(np.cov(values.T.astype(np.float64)))[1][:, ::-1].T
     np.testing.assert_allclose(np.abs((axes.T * expected[:3]).sum(axis=1)), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_products_a_tile_of_features_at_a_time(monkeypatch, index):
+    """Several tiles, rows without a value, and indices in any order."""
+    monkeypatch.setattr(sparse.kernel, "rows_by_block", sparse.kernel.rows_by_block.py_func)
+    monkeypatch.setattr(sparse.kernel, "columns_by_block", sparse.kernel.columns_by_block.py_func)
+    monkeypatch.setattr(sparse.kernel, "TILE", 35)
+    rng = np.random.default_rng(0)
+    dense = sp.random(40, 70, 0.2, dtype=np.float32, random_state=0).toarray()
+    dense[10:12] = 0
+    matrix = sp.csr_matrix(dense)
+    shuffled = matrix.copy()
+    for start, end in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
+        order = start + rng.permutation(end - start)
+        shuffled.indices[start:end], shuffled.data[start:end] = matrix.indices[order], matrix.data[order]
+    shuffled = sp.csr_matrix((shuffled.data, shuffled.indices.astype(index), shuffled.indptr.astype(index)))
+    block, cells = (rng.standard_normal((n, 5)).astype(np.float32) for n in (70, 30))
+    np.testing.assert_allclose(times(shuffled, block, slice(8, 38)), matrix[8:38] @ block, atol=1e-5)
+    np.testing.assert_allclose(times_transposed(shuffled, cells, slice(8, 38)), matrix[8:38].T @ cells, atol=1e-5)
+
+
+def test_products_as_compiled():
+    matrix = sp.random(300, 5000, 0.1, format="csr", dtype=np.float32, random_state=0)
+    block = np.random.default_rng(0).standard_normal((5000, 100)).astype(np.float32)
+    assert sparse.kernel.TILE < block.size
+    product = times(matrix, block)
+    np.testing.assert_allclose(product, matrix @ block, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(times_transposed(matrix, product), matrix.T @ product, rtol=1e-3, atol=1e-3)

@@ -191,7 +191,7 @@ def test_many_cells_have_the_moments_of_float64(modality):
     counts = sp.csr_matrix(counts)
     if modality == "atac":
         mean, sd = "score_mean", "score_sd"
-        values = prepared._normalised(counts) @ prepared.arrays["components"]
+        values = sparse.times(prepared._normalised(counts), prepared.arrays["components"])
     else:
         mean, sd = "mean", "sd"
         values = prepared._normalised(counts)
