@@ -721,7 +721,15 @@ class CLUE:
 
     @checked
     def save(self, path: str | Path) -> None:
-        """Write the model (weights, preprocessing, settings, read-out; not the data) to one file, atomically."""
+        """Write the model (weights, preprocessing, settings, read-out; not the data) to one file, atomically.
+
+        Raises
+        ------
+        IsADirectoryError
+            If the path is a folder, or empty.
+        """
+        if Path(path).is_dir():
+            raise IsADirectoryError(f"{str(path)!r} is a folder, not the file of a model: name one, such as model.pt")
         state = {
             "format": _FORMAT,
             "batches": self.batches,

@@ -255,6 +255,15 @@ def test_loading_executes_nothing(tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
+@pytest.mark.parametrize("path", ["", "folder"])
+def test_a_model_is_saved_to_a_file(model, tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError, match="is a folder, not the file of a model"):
+        model.save(path)
+    assert [file.name for file in tmp_path.rglob("*")] == ["folder"]
+
+
 @pytest.mark.parametrize("content", [b"", b"no model", b"PK\x03\x04"])
 def test_a_file_that_is_no_model(model, tmp_path, content):
     (tmp_path / "file.pt").write_bytes(content)
