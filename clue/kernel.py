@@ -1,4 +1,4 @@
-"""The likelihood of decoded counts and its derivatives in single precision, compiled for the processor.
+"""The likelihood of decoded counts, its derivatives, and products of sparse counts in single precision, compiled.
 
 A decoded row (one pass, one cell) of 30,000 features takes 120 kB. Operations on whole tensors make some 25 passes over
 such rows. Here there are four, each over one row while it is in the processor's cache, and `exp` and `log` are short
