@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import scipy.sparse as sp
 
-from clue.sparse import column_sums, row_blocks, times, times_transposed
+from clue.products import times, times_transposed
+from clue.sparse import column_sums, row_blocks
 
 SMALL = 2000
 """Rows or columns up to which all their products are held in a dense matrix."""

@@ -1,53 +1,29 @@
-"""The likelihood of decoded counts, its derivatives, and products of sparse counts in single precision, compiled.
+"""The likelihood of decoded counts and its derivatives in single precision, compiled for the processor.
 
 A decoded row (one pass, one cell) of 30,000 features takes 120 kB. Operations on whole tensors make some 25 passes over
 such rows. Here there are four, each over one row while it is in the processor's cache, and `exp` and `log` are short
 polynomials that the compiler turns into vector instructions. `clue.likelihood` has the formulas and their notation, and
 the same computation for GPUs and for double precision.
-
-The compiler may reorder sums, but it may not assume that numbers are finite: a training that diverges must show it.
 """
 
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from numpy import float32, float64, int32
+
+from clue.compiled import EXACT, SUMS, compiled
 
 EPSILON = 1e-7
 """Added to the mean, as the authors' code does, so that a mean of zero keeps a finite logarithm."""
 
 ZERO, HALF, ONE = float32(0), float32(0.5), float32(1)
 
-_EXACT = ("contract",)
-_SUMS = ("contract", "reassoc", "nsz")
-"""LLVM's fast-math flags where the order of operations matters, and for sums."""
-
-
-def _compiled(*flags: str, cache: bool = False) -> Callable[[Callable], Callable]:
-    """Return a decorator that compiles a function at its first call; with `cache` the result is kept on disk."""
-    # What is called is inlined. Otherwise a process that compiles calls one copy of it, and a process that loads the
-    # result another, whose sums have another order.
-    options: dict[str, Any] = {"fastmath": set(flags), "error_model": "numpy", "nogil": True, "forceinline": not cache}
-
-    def decorate(function: Callable) -> Callable:
-        try:
-            return njit(cache=cache, **options)(function)
-        except RuntimeError:
-            # Neither the package's folder nor the user's can be written to: every process compiles, for seconds.
-            return njit(**options)(function)
-
-    return decorate
-
-
 # ---- sparse products -----------------------------------------------------------------------------
 
 
-@_compiled(*_SUMS, cache=True)
+@compiled(*SUMS, cache=True)
 def rows_by_weight(start, feature, value, weight, product):
     """Write the product of a compressed sparse row matrix and the transpose of `weight`, (n_outputs, n_features)."""
     for cell in range(len(product)):
@@ -58,56 +34,13 @@ def rows_by_weight(start, feature, value, weight, product):
             product[cell, k] = total
 
 
-@_compiled(*_EXACT, cache=True)
+@compiled(*EXACT, cache=True)
 def slopes_by_rows(start, feature, value, slope, product):
     """Add the product of the transpose of `slope`, (n_cells, n_outputs), and a compressed sparse row matrix."""
     for cell in range(len(slope)):
         for k in range(len(product)):
             for i in range(start[cell], start[cell + 1]):
                 product[k, feature[i]] += slope[cell, k] * value[i]
-
-
-TILE = 2**16
-"""Numbers of a dense factor, 256 kB, that fit in a core's cache. A product of many cells reads such a tile until all
-cells are done with it; where each non-zero fetches its row from memory instead, it takes several times as long."""
-
-
-@_compiled(*_SUMS, cache=True)
-def rows_by_block(start, feature, value, block, product):
-    """Add the product of a compressed sparse row matrix and `block`, (n_features, width), to `product`.
-
-    Features must ascend within each row.
-    """
-    tile = max(1, TILE // block.shape[1])
-    here = start[:-1].copy()
-    for first in range(0, len(block), tile):
-        for cell in range(len(product)):
-            i = here[cell]
-            while i < start[cell + 1] and feature[i] < first + tile:
-                x, j = value[i], feature[i]
-                for k in range(block.shape[1]):
-                    product[cell, k] += x * block[j, k]
-                i += 1
-            here[cell] = i
-
-
-@_compiled(*_SUMS, cache=True)
-def columns_by_block(start, feature, value, block, product):
-    """Add the product of the transpose of a compressed sparse row matrix and `block`, (n_cells, width), to `product`.
-
-    Features must ascend within each row.
-    """
-    tile = max(1, TILE // block.shape[1])
-    here = start[:-1].copy()
-    for first in range(0, len(product), tile):
-        for cell in range(len(block)):
-            i = here[cell]
-            while i < start[cell + 1] and feature[i] < first + tile:
-                x, j = value[i], feature[i]
-                for k in range(block.shape[1]):
-                    product[j, k] += x * block[cell, k]
-                i += 1
-            here[cell] = i
 
 
 # ---- exponential and logarithm -------------------------------------------------------------------
@@ -133,13 +66,13 @@ SQRT_HALF = int(float32(0.5**0.5).view(int32))
 """The bits of √½. Those of y less these, without the 23 of the mantissa, are the exponent of 2 nearest to y."""
 
 
-@_compiled(*_EXACT)
+@compiled(*EXACT)
 def _power_of_2(k):
     """Return 2ᵏ for −127 < k < 128."""
     return int32((k + 127) << 23).view(float32)
 
 
-@_compiled(*_EXACT)
+@compiled(*EXACT)
 def _polynomial(coefficients, x):
     total = coefficients[-1]
     for i in range(2, len(coefficients) + 1):
@@ -147,7 +80,7 @@ def _polynomial(coefficients, x):
     return total
 
 
-@_compiled(*_EXACT)
+@compiled(*EXACT)
 def exp(x):
     """Return eˣ = 2ᵏ eʳ, with the integer k nearest to x / log 2."""
     x = LEAST if x < LEAST else x
@@ -159,7 +92,7 @@ def exp(x):
     return ((_polynomial(EXP, r) * r) * r + r + ONE) * _power_of_2(k >> 1) * _power_of_2(k - (k >> 1))
 
 
-@_compiled(*_EXACT)
+@compiled(*EXACT)
 def log_of_sum(c, x):
     """Return log(c + x) = k log 2 + log(1 + f) for c of 0 or 1 and a positive sum; log(1 + x) keeps the digits of x."""
     k = int32(float32(c + x).view(int32) - SQRT_HALF >> 23)
@@ -177,7 +110,7 @@ FEW = 16
 """Counts up to this one have their gamma functions as a product."""
 
 
-@_compiled()
+@compiled()
 def _digamma(x):
     """Return the derivative of lgamma by its asymptotic series."""
     total = 0.0
@@ -188,7 +121,7 @@ def _digamma(x):
     return total + math.log(x) - 0.5 / x - s * (1 / 12 - s * (1 / 120 - s * (1 / 252 - s * (1 / 240 - s / 132))))
 
 
-@_compiled()
+@compiled()
 def gamma_difference(x, theta):
     """Return lgamma(x + θ) − lgamma(θ) − x log θ, and θ times its derivative by θ, in double precision.
 
@@ -204,7 +137,7 @@ def gamma_difference(x, theta):
     return value, theta * (_digamma(x + theta) - _digamma(theta)) - x
 
 
-@_compiled()
+@compiled()
 def _at_counts(feature, value, theta, gamma, digamma, theta_x):
     """Write `gamma_difference` of a cell's counts, and θ at their features; both are the same in every pass."""
     for i in range(len(value)):
@@ -218,13 +151,13 @@ def _at_counts(feature, value, theta, gamma, digamma, theta_x):
 # ---- passes over a row ---------------------------------------------------------------------------
 
 
-@_compiled(*_EXACT)
+@compiled(*EXACT)
 def _in_order(bits):
     """Return the bits of a number as an integer that is larger for larger numbers, or such an integer's bits again."""
     return int32(bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
-@_compiled(*_EXACT)
+@compiled(*EXACT)
 def _logits(loc, scale, shift, logit):
     """Write scale · loc + shift; return the largest."""
     # Integers, since the compiler makes no vector instructions of the largest of floating-point numbers.
@@ -236,7 +169,7 @@ def _logits(loc, scale, shift, logit):
     return int32(_in_order(largest)).view(float32)
 
 
-@_compiled(*_SUMS)
+@compiled(*SUMS)
 def _exponentials(logit, largest):
     """Replace logits by exp(logit − largest), the softmax but for its divisor; return their sum, the divisor."""
     total = ZERO
@@ -246,7 +179,7 @@ def _exponentials(logit, largest):
     return total
 
 
-@_compiled(*_SUMS)
+@compiled(*SUMS)
 def _zeros(weight, per_weight, theta, inverse_theta, inverse, grad_log_theta):
     """Add up the log-likelihood as if all counts were zero, −Σ θ log(1 + q), and add its derivatives by log θ.
 
@@ -264,7 +197,7 @@ def _zeros(weight, per_weight, theta, inverse_theta, inverse, grad_log_theta):
     return value, slope
 
 
-@_compiled(*_SUMS)
+@compiled(*SUMS)
 def _nonzeros(feature, value, gamma, digamma, theta_x, weight, per_weight, slope_x, grad_x):
     """Add up what the non-zero counts add to the two sums of `_zeros`.
 
@@ -286,7 +219,7 @@ def _nonzeros(feature, value, gamma, digamma, theta_x, weight, per_weight, slope
     return total, slope
 
 
-@_compiled(*_EXACT)
+@compiled(*EXACT)
 def _add_nonzeros(feature, slope_x, grad_x, inverse, grad_log_theta):
     """Add the derivatives of `_nonzeros` where they belong; a feature may come twice."""
     for i in range(len(feature)):
@@ -294,7 +227,7 @@ def _add_nonzeros(feature, slope_x, grad_x, inverse, grad_log_theta):
         grad_log_theta[feature[i]] += grad_x[i]
 
 
-@_compiled(*_SUMS)
+@compiled(*SUMS)
 def _gradients(loc, weight, inverse, factor, mean_slope, scale, grad_scale, grad_shift):
     """Add the gradients of scale and shift, and write that of `loc` in its place."""
     # in two loops, for which the compiler can check at run time that no array overlaps another
@@ -306,7 +239,7 @@ def _gradients(loc, weight, inverse, factor, mean_slope, scale, grad_scale, grad
         loc[i] = inverse[i] * scale[i]
 
 
-@_compiled(cache=True)
+@compiled(cache=True)
 def _sweep(
     loc, library, batch, parameters, start, feature, value, run, likelihood, grad_library, gradients, differentiate
 ):

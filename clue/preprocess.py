@@ -15,7 +15,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from clue.decomposition import principal_axes
-from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, times, with_values
+from clue.products import times
+from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
 
 MOST_COMPONENTS, CELLS_PER_COMPONENT = 400, 10
 """Where no number of components is given: at most so many, and no more than one for so many cells. With fewer cells for

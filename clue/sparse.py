@@ -6,7 +6,6 @@ import anndata as ad
 import numpy as np
 import scipy.sparse as sp
 
-from clue import kernel
 from clue.disk import as_type, fill, filled, is_mapped, mapped
 
 BLOCK = 1024
@@ -137,25 +136,3 @@ def with_values(
         return matrix
     data = filled(parts, matrix.nnz, np.float32, is_mapped(matrix.data))
     return sp.csr_matrix((data, matrix.indices, matrix.indptr), shape=matrix.shape)
-
-
-def times(matrix: sp.csr_matrix, block: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
-    """Return the product of some rows of a float32 matrix and a dense block, float32."""
-    start = _starts(matrix, rows)
-    product = np.zeros((len(start) - 1, block.shape[1]), dtype=np.float32)
-    kernel.rows_by_block(start, matrix.indices, matrix.data, block, product)
-    return product
-
-
-def times_transposed(matrix: sp.csr_matrix, block: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
-    """Return the product of the transpose of some rows of a float32 matrix and a dense block, float32."""
-    product = np.zeros((matrix.shape[1], block.shape[1]), dtype=np.float32)
-    kernel.columns_by_block(_starts(matrix, rows), matrix.indices, matrix.data, block, product)
-    return product
-
-
-def _starts(matrix: sp.csr_matrix, rows: slice) -> np.ndarray:
-    """Return where some rows start; what is compiled reads features in ascending order."""
-    matrix.sort_indices()
-    start, stop, _ = rows.indices(matrix.shape[0])
-    return matrix.indptr[start : stop + 1]

@@ -5,9 +5,9 @@ import pytest
 import scipy.sparse as sp
 from sklearn.decomposition import PCA
 
-from clue import decomposition, sparse
+from clue import decomposition, products, sparse
 from clue.decomposition import principal_axes
-from clue.sparse import times, times_transposed
+from clue.products import times, times_transposed
 
 ROUTES = {"columns": (700, 200), "rows": (200, 700), "krylov": (700, 600)}
 
@@ -84,9 +84,9 @@ def test_axes_of_many_cells_far_from_zero():
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 def test_products_a_tile_of_features_at_a_time(monkeypatch, index):
     """Several tiles, rows without a value, and indices in any order."""
-    monkeypatch.setattr(sparse.kernel, "rows_by_block", sparse.kernel.rows_by_block.py_func)
-    monkeypatch.setattr(sparse.kernel, "columns_by_block", sparse.kernel.columns_by_block.py_func)
-    monkeypatch.setattr(sparse.kernel, "TILE", 35)
+    monkeypatch.setattr(products, "_rows_by_block", products._rows_by_block.py_func)
+    monkeypatch.setattr(products, "_columns_by_block", products._columns_by_block.py_func)
+    monkeypatch.setattr(products, "TILE", 35)
     rng = np.random.default_rng(0)
     dense = sp.random(40, 70, 0.2, dtype=np.float32, random_state=0).toarray()
     dense[10:12] = 0
@@ -104,7 +104,7 @@ def test_products_a_tile_of_features_at_a_time(monkeypatch, index):
 def test_products_as_compiled():
     matrix = sp.random(300, 5000, 0.1, format="csr", dtype=np.float32, random_state=0)
     block = np.random.default_rng(0).standard_normal((5000, 100)).astype(np.float32)
-    assert sparse.kernel.TILE < block.size
+    assert products.TILE < block.size
     product = times(matrix, block)
     np.testing.assert_allclose(product, matrix @ block, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(times_transposed(matrix, product), matrix.T @ product, rtol=1e-3, atol=1e-3)

@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from sklearn.utils.extmath import randomized_svd
 
 import clue
-from clue import decomposition, preprocess, sparse
+from clue import decomposition, preprocess, products, sparse
 from clue.preprocess import CLIP, preprocessor
 from clue.simulate import simulate
 
@@ -191,7 +191,7 @@ def test_many_cells_have_the_moments_of_float64(modality):
     counts = sp.csr_matrix(counts)
     if modality == "atac":
         mean, sd = "score_mean", "score_sd"
-        values = sparse.times(prepared._normalised(counts), prepared.arrays["components"])
+        values = products.times(prepared._normalised(counts), prepared.arrays["components"])
     else:
         mean, sd = "mean", "sd"
         values = prepared._normalised(counts)
