@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import scipy.sparse as sp
 
-from clue.products import times, times_transposed
+from clue.products import times
 from clue.sparse import column_sums, row_blocks
 
 SMALL = 2000
@@ -34,7 +34,7 @@ def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int 
     Parameters
     ----------
     matrix
-        Cells x features, float32.
+        Cells x features, float32. Its indices are sorted in place if they are not sorted.
     n_axes
         Number of axes, fewer than rows and columns.
     centred
@@ -50,6 +50,7 @@ def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int 
         Orthonormal columns, the axis of the largest variance first, shape (n_features, n_axes), float32. The entry of
         an axis that is largest in size is positive.
     """
+    matrix.sort_indices()  # threads, which would do it at the same time, must find it done
     n_rows, n_columns = matrix.shape
     centre = column_sums(matrix) / n_rows if centred else np.zeros(n_columns)
     if n_columns <= SMALL:
@@ -122,7 +123,7 @@ def _covariance_times(matrix: sp.csr_matrix, centre: np.ndarray, block: np.ndarr
 
     def part(start: int) -> np.ndarray:
         rows = slice(start, start + _ROWS)
-        return times_transposed(matrix, times(matrix, block, rows), rows)
+        return times(matrix, times(matrix, block, rows), rows, transposed=True)
 
     with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)) as threads:
         for product in threads.map(part, range(0, matrix.shape[0], _ROWS)):

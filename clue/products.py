@@ -6,65 +6,49 @@ import scipy.sparse as sp
 from clue.compiled import SUMS, compiled
 
 TILE = 2**16
-"""Numbers of a dense factor, 256 kB, that fit in a core's cache. A product of many cells reads such a tile until all
-cells are done with it; where each non-zero fetches its row from memory instead, it takes several times as long."""
+"""Numbers, 256 kB, that a core's cache holds: the rows of the dense matrix for so many features are used by all cells
+before the next are. Otherwise each non-zero waits for a row from memory."""
 
 
-@compiled(*SUMS, cache=True)
-def _rows_by_block(start, feature, value, block, product):
-    """Add the product of a compressed sparse row matrix and `block`, (n_features, width), to `product`.
+def times(matrix: sp.csr_matrix, block: np.ndarray, rows: slice = slice(None), transposed: bool = False) -> np.ndarray:
+    """Return the product of some rows of a sparse matrix, or of their transpose, and a dense matrix.
 
-    Features must ascend within each row.
+    Parameters
+    ----------
+    matrix
+        Cells x features, float32. Its indices are sorted in place if they are not sorted.
+    block
+        Dense factor, shape (n_features, width), or (n_rows, width) for the transpose.
+    rows
+        Which rows of `matrix`, without a step.
+    transposed
+        Whether the rows are transposed.
+
+    Returns
+    -------
+    The product, float32, shape (n_rows, width), or (n_features, width) for the transpose.
     """
-    tile = max(1, TILE // block.shape[1])
-    here = start[:-1].copy()
-    for first in range(0, len(block), tile):
-        for cell in range(len(product)):
-            i = here[cell]
-            while i < start[cell + 1] and feature[i] < first + tile:
-                x, j = value[i], feature[i]
-                for k in range(block.shape[1]):
-                    product[cell, k] += x * block[j, k]
-                i += 1
-            here[cell] = i
-
-
-@compiled(*SUMS, cache=True)
-def _columns_by_block(start, feature, value, block, product):
-    """Add the product of the transpose of a compressed sparse row matrix and `block`, (n_cells, width), to `product`.
-
-    Features must ascend within each row.
-    """
-    tile = max(1, TILE // block.shape[1])
-    here = start[:-1].copy()
-    for first in range(0, len(product), tile):
-        for cell in range(len(block)):
-            i = here[cell]
-            while i < start[cell + 1] and feature[i] < first + tile:
-                x, j = value[i], feature[i]
-                for k in range(block.shape[1]):
-                    product[j, k] += x * block[cell, k]
-                i += 1
-            here[cell] = i
-
-
-def times(matrix: sp.csr_matrix, block: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
-    """Return the product of some rows of a float32 matrix and a dense block, float32."""
-    start = _starts(matrix, rows)
-    product = np.zeros((len(start) - 1, block.shape[1]), dtype=np.float32)
-    _rows_by_block(start, matrix.indices, matrix.data, block, product)
-    return product
-
-
-def times_transposed(matrix: sp.csr_matrix, block: np.ndarray, rows: slice = slice(None)) -> np.ndarray:
-    """Return the product of the transpose of some rows of a float32 matrix and a dense block, float32."""
-    product = np.zeros((matrix.shape[1], block.shape[1]), dtype=np.float32)
-    _columns_by_block(_starts(matrix, rows), matrix.indices, matrix.data, block, product)
-    return product
-
-
-def _starts(matrix: sp.csr_matrix, rows: slice) -> np.ndarray:
-    """Return where some rows start; what is compiled reads features in ascending order."""
     matrix.sort_indices()
-    start, stop, _ = rows.indices(matrix.shape[0])
-    return matrix.indptr[start : stop + 1]
+    first, last, _ = rows.indices(matrix.shape[0])
+    start = matrix.indptr[first : last + 1]
+    product = np.zeros((matrix.shape[1] if transposed else len(start) - 1, block.shape[1]), dtype=np.float32)
+    block = np.ascontiguousarray(block, dtype=np.float32)
+    _add_product(start, matrix.indices, matrix.data, matrix.shape[1], block, transposed, product)
+    return product
+
+
+@compiled(*SUMS, cache=True)
+def _add_product(start, feature, value, n_features, block, transposed, product):
+    """Add to `product`; features must ascend within each row."""
+    tile = max(1, TILE // block.shape[1])
+    here = start[:-1].copy()
+    for first in range(0, n_features, tile):
+        for cell in range(len(here)):
+            i = here[cell]
+            while i < start[cell + 1] and feature[i] < first + tile:
+                x = value[i]
+                to, of = (feature[i], cell) if transposed else (cell, feature[i])
+                for k in range(block.shape[1]):
+                    product[to, k] += x * block[of, k]
+                i += 1
+            here[cell] = i

@@ -9,8 +9,7 @@ import scipy.sparse as sp
 from clue.disk import as_type, fill, filled, is_mapped, mapped
 
 BLOCK = 1024
-"""Cells that are read, or made dense, at a time. Dense blocks come on top of the counts: RNA of the competition's size
-needs 1.86 times its counts, and with 4096 cells 2.05 times (`benchmarks/preprocess_scale.py`)."""
+"""Cells that are read, or made dense, at a time. Dense blocks take memory beside the counts."""
 
 
 def row_blocks(matrix) -> Iterator[sp.csr_matrix]:

@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 
 from clue import decomposition, products, sparse
 from clue.decomposition import principal_axes
-from clue.products import times, times_transposed
+from clue.products import times
 
 ROUTES = {"columns": (700, 200), "rows": (200, 700), "krylov": (700, 600)}
 
@@ -81,30 +81,35 @@ def test_axes_of_many_cells_far_from_zero():
     np.testing.assert_allclose(np.abs((axes.T * expected[:3]).sum(axis=1)), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize("index", [np.int32, np.int64])
-def test_products_a_tile_of_features_at_a_time(monkeypatch, index):
-    """Several tiles, rows without a value, and indices in any order."""
-    monkeypatch.setattr(products, "_rows_by_block", products._rows_by_block.py_func)
-    monkeypatch.setattr(products, "_columns_by_block", products._columns_by_block.py_func)
-    monkeypatch.setattr(products, "TILE", 35)
+def shuffled(matrix):
+    """Return the same matrix with the indices of each row in a random order."""
     rng = np.random.default_rng(0)
-    dense = sp.random(40, 70, 0.2, dtype=np.float32, random_state=0).toarray()
+    bounds = zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True)
+    order = np.concatenate([start + rng.permutation(end - start) for start, end in bounds])
+    found = sp.csr_matrix((matrix.data[order], matrix.indices[order], matrix.indptr.copy()), shape=matrix.shape)
+    assert not found.has_sorted_indices
+    return found
+
+
+def test_the_order_of_indices_changes_nothing(matrix, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    expected = principal_axes(matrix.copy(), 20, centred=True)[1]
+    assert np.array_equal(principal_axes(shuffled(matrix), 20, centred=True)[1], expected)
+
+
+@pytest.mark.parametrize("tile", [35, products.TILE])
+@pytest.mark.parametrize("index", [np.int32, np.int64])
+def test_products_a_tile_of_features_at_a_time(monkeypatch, index, tile):
+    """Several tiles, rows without a value, indices in any order, and columns of a wider dense matrix."""
+    if tile != products.TILE:  # which is a constant of what is compiled
+        monkeypatch.setattr(products, "TILE", tile)
+        monkeypatch.setattr(products, "_add_product", products._add_product.py_func)
+    dense = sp.random(40, 5000, 0.1, dtype=np.float32, random_state=0).toarray()
     dense[10:12] = 0
-    matrix = sp.csr_matrix(dense)
-    shuffled = matrix.copy()
-    for start, end in zip(matrix.indptr[:-1], matrix.indptr[1:], strict=True):
-        order = start + rng.permutation(end - start)
-        shuffled.indices[start:end], shuffled.data[start:end] = matrix.indices[order], matrix.data[order]
-    shuffled = sp.csr_matrix((shuffled.data, shuffled.indices.astype(index), shuffled.indptr.astype(index)))
-    block, cells = (rng.standard_normal((n, 5)).astype(np.float32) for n in (70, 30))
-    np.testing.assert_allclose(times(shuffled, block, slice(8, 38)), matrix[8:38] @ block, atol=1e-5)
-    np.testing.assert_allclose(times_transposed(shuffled, cells, slice(8, 38)), matrix[8:38].T @ cells, atol=1e-5)
-
-
-def test_products_as_compiled():
-    matrix = sp.random(300, 5000, 0.1, format="csr", dtype=np.float32, random_state=0)
-    block = np.random.default_rng(0).standard_normal((5000, 100)).astype(np.float32)
-    assert products.TILE < block.size
-    product = times(matrix, block)
-    np.testing.assert_allclose(product, matrix @ block, rtol=1e-3, atol=1e-4)
-    np.testing.assert_allclose(times_transposed(matrix, product), matrix.T @ product, rtol=1e-3, atol=1e-3)
+    matrix = shuffled(sp.csr_matrix(dense))
+    matrix.indices, matrix.indptr = matrix.indices.astype(index), matrix.indptr.astype(index)
+    wide = np.random.default_rng(0).standard_normal((5000, 30)).astype(np.float32)
+    rows = slice(8, 38)
+    np.testing.assert_allclose(times(matrix, wide[:, :20], rows), dense[rows] @ wide[:, :20], atol=1e-4)
+    product = times(matrix, wide[rows, :20], rows, transposed=True)
+    np.testing.assert_allclose(product, dense[rows].T @ wide[rows, :20], atol=1e-4)
