@@ -27,7 +27,7 @@ include: "rules/common.smk"
 
 
 # Used with --software-deployment-method apptainer only; a method of another environment has its own.
-container: of_checkout("envs/python.sif")
+container: checkout_path("envs/python.sif")
 
 
 include: "rules/data.smk"

@@ -1,7 +1,7 @@
 """Feature preparation at the competition's full size, ours beside the winning entry's route.
 
     OMP_NUM_THREADS=1 python benchmarks/preprocess_scale.py [--cells 5000 20000 69249] [--genes 13431] [--peaks 116490]
-        [--limit-gb 12] [--folder FOLDER] [--sides ours peer]
+        [--components 100] [--modalities rna atac] [--limit-gb 12] [--folder FOLDER] [--sides ours peer]
 
 Simulated cells of ten types; about 4,500 non-zeros among the peaks and 1,500 among the genes of each. The peer takes
 the winning entry's steps with scanpy and scikit-learn, from the same raw counts: variable genes by batch, dense
@@ -27,7 +27,6 @@ from tqdm import tqdm
 N_TYPES, N_BATCHES = 10, 13
 NONZERO = {"rna": 1_500, "atac": 4_500}
 SELECTED = {"rna": 10_000, "atac": 30_000}
-N_COMPONENTS = 100
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -36,40 +35,43 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cells", type=int, nargs="+", default=[5_000, 20_000, 69_249])
     parser.add_argument("--genes", type=int, default=13_431)
     parser.add_argument("--peaks", type=int, default=116_490)
+    parser.add_argument("--components", type=int, default=100)
+    parser.add_argument("--modalities", nargs="+", choices=NONZERO, default=list(NONZERO))
     parser.add_argument("--limit-gb", type=float, default=12.0)
     parser.add_argument("--folder", type=Path, help="where the counts (4 GB at full size) are written and removed")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
     parser.add_argument("--run", nargs=3, metavar=("SIDE", "MODALITY", "FILE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
     if arguments.run:
-        measure(*arguments.run)
+        measure(*arguments.run, arguments.components)
         return
-    print("cells\tmodality\tside\tseconds\tpeak_GB\tcsr_GB\ttimes_csr\tpeer_over_ours", flush=True)
+    print("cells\tmodality\tcomponents\tside\tseconds\tpeak_GB\tcsr_GB\ttimes_csr\tpeer_over_ours", flush=True)
     for n_cells in arguments.cells:
-        for modality, n_features in (("rna", arguments.genes), ("atac", arguments.peaks)):
+        for modality in arguments.modalities:
+            n_features = arguments.genes if modality == "rna" else arguments.peaks
             with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
                 path = Path(folder) / "counts.npz"
                 sp.save_npz(path, simulated(n_cells, n_features, NONZERO[modality]), compressed=False)
-                compare(n_cells, modality, path, arguments.limit_gb, arguments.sides)
+                compare(n_cells, modality, path, arguments)
 
 
-def compare(n_cells: int, modality: str, path: Path, limit_gb: float, sides: list[str]) -> None:
+def compare(n_cells: int, modality: str, path: Path, arguments: argparse.Namespace) -> None:
     """Run each side on one file and print their rows."""
-    ours = None
-    for side in sides:
-        command = [sys.executable, __file__, "--run", side, modality, str(path)]
+    ours, limit_gb, n = None, arguments.limit_gb, arguments.components
+    for side in arguments.sides:
+        command = [sys.executable, __file__, "--components", str(n), "--run", side, modality, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=lambda: limit(limit_gb))
         if done.returncode:
             if "MemoryError" not in done.stderr and "Unable to allocate" not in done.stderr:
                 raise SystemExit(f"preprocess_scale: {side}, {modality}, {n_cells} cells failed:\n{done.stderr}")
-            print(f"{n_cells}\t{modality}\t{side}\tout of memory\t>{limit_gb:g}\t-\t-\t-", flush=True)
+            print(f"{n_cells}\t{modality}\t{n}\t{side}\tout of memory\t>{limit_gb:g}\t-\t-\t-", flush=True)
             continue
         found = json.loads(done.stdout.splitlines()[-1])
         ours = found["seconds"] if side == "ours" else ours
         ratio = f"{found['seconds'] / ours:.2f}" if ours else "-"
         added = found["csr_gb"] + found["peak_gb"] - found["before_gb"]
         print(
-            f"{n_cells}\t{modality}\t{side}\t{found['seconds']:.3g}\t{found['peak_gb']:.2f}\t{found['csr_gb']:.2f}"
+            f"{n_cells}\t{modality}\t{n}\t{side}\t{found['seconds']:.3g}\t{found['peak_gb']:.2f}\t{found['csr_gb']:.2f}"
             f"\t{added / found['csr_gb']:.2f}\t{ratio}",
             flush=True,
         )
@@ -105,7 +107,7 @@ def simulated(n_cells: int, n_features: int, n_nonzero: int, block: int = 2_000)
 # ---- in a child process --------------------------------------------------------------------------
 
 
-def measure(side: str, modality: str, path: str) -> None:
+def measure(side: str, modality: str, path: str, n_components: int) -> None:
     """Fit and transform; print seconds and peak memory."""
     import scanpy  # noqa: F401  both sides use it; its import is not what is measured
 
@@ -116,7 +118,7 @@ def measure(side: str, modality: str, path: str) -> None:
     adata = ad.AnnData(counts)
     adata.obs["batch"] = (np.arange(adata.n_obs) % N_BATCHES).astype(str)
     before, start = peak_gb(), time.monotonic()
-    result = SIDES[side](adata, modality)
+    result = SIDES[side](adata, modality, n_components)
     seconds = time.monotonic() - start
     assert len(result) == adata.n_obs and np.isfinite(result).all()
     print(json.dumps({"seconds": seconds, "peak_gb": peak_gb(), "before_gb": before, "csr_gb": size}))
@@ -127,19 +129,19 @@ def peak_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
-def ours(adata: ad.AnnData, modality: str) -> np.ndarray:
+def ours(adata: ad.AnnData, modality: str, n_components: int) -> np.ndarray:
     """Our encoder input."""
     from clue.preprocess import preprocessor
 
-    return preprocessor(modality, N_COMPONENTS, SELECTED[modality]).fit(adata).transform(adata)
+    return preprocessor(modality, n_components, SELECTED[modality]).fit(adata).transform(adata)
 
 
-def peer(adata: ad.AnnData, modality: str) -> np.ndarray:
+def peer(adata: ad.AnnData, modality: str, n_components: int) -> np.ndarray:
     """The winning entry's encoder input."""
-    return _peer_rna(adata) if modality == "rna" else _peer_atac(adata)
+    return (_peer_rna if modality == "rna" else _peer_atac)(adata, n_components)
 
 
-def _peer_rna(adata: ad.AnnData) -> np.ndarray:
+def _peer_rna(adata: ad.AnnData, n_components: int) -> np.ndarray:
     import scanpy as sc
     from sklearn.utils.extmath import randomized_svd
 
@@ -151,11 +153,11 @@ def _peer_rna(adata: ad.AnnData) -> np.ndarray:
     values -= values.mean(axis=0)
     values /= np.maximum(values.std(axis=0), 1e-12)
     values = np.clip(values, -10, 10)
-    u, s, _ = randomized_svd(values, min(N_COMPONENTS, min(values.shape) - 1), n_iter=15, random_state=0)
+    u, s, _ = randomized_svd(values, min(n_components, min(values.shape) - 1), n_iter=15, random_state=0)
     return u * s
 
 
-def _peer_atac(adata: ad.AnnData) -> np.ndarray:
+def _peer_atac(adata: ad.AnnData, n_components: int) -> np.ndarray:
     from sklearn.preprocessing import normalize
     from sklearn.utils.extmath import randomized_svd
 
@@ -164,7 +166,7 @@ def _peer_atac(adata: ad.AnnData) -> np.ndarray:
     idf = counts.shape[0] / np.maximum(np.asarray(counts.sum(axis=0)), 1)
     values = normalize(sp.csr_matrix(frequency.multiply(idf)), norm="l1") * 1e4
     values = np.log1p(values)
-    u, s, _ = randomized_svd(values, min(N_COMPONENTS, min(values.shape) - 1), n_iter=15, random_state=0)
+    u, s, _ = randomized_svd(values, min(n_components, min(values.shape) - 1), n_iter=15, random_state=0)
     scores = u * s
     scores = (scores - scores.mean(axis=0)) / scores.std(axis=0, ddof=1)
     scores -= scores.mean(axis=1, keepdims=True)

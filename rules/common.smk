@@ -83,7 +83,7 @@ wildcard_constraints:
     features="|".join(FEATURES),
 
 
-def of_checkout(path):
+def checkout_path(path):
     """Return where a file of the checkout is."""
     return os.path.normpath(f"{CHECKOUT}/{path}")
 
@@ -203,7 +203,7 @@ def method_code(spec):
     return digest(*imported(f"scripts/methods/{spec['script']}", ROOT), *spec["sources"])
 
 
-def usable(path):
+def is_available(path):
     """Tell whether a file may be asked for: any, but only those that exist once jobs have failed."""
     return Path(path).exists() or not FINISHING
 
@@ -213,7 +213,7 @@ def has_one_space(job):
     return not BENCHMARK.is_by_pairs(job.method, modalities(job.dataset))
 
 
-def drawn(dataset, split):
+def umap_embeddings(dataset, split):
     """Return the embeddings of a split's UMAPs: each method's default variant, its first seed; no control."""
     first = {}
     for job in filter(has_one_space, RUNNABLE):
@@ -225,7 +225,7 @@ def drawn(dataset, split):
 
 def matches_of(dataset, split):
     """Return the match matrices of the embeddings of a split's UMAPs, both directions of each pair."""
-    folders = [Path(path).parent for path in drawn(dataset, split)]
+    folders = [Path(path).parent for path in umap_embeddings(dataset, split)]
     return [path for folder in folders for path in match_files(folder, modalities(dataset))]
 
 
@@ -234,12 +234,12 @@ def solution(dataset, split):
     return f"{RESULTS}/{dataset}/{split}/solution.h5ad"
 
 
-def shown(path, name, category="Scores"):
+def in_report(path, name, category="Scores"):
     """Return a figure or table as a part of `snakemake --report`, with the caption of its name."""
     return report(path, caption=f"captions/{name}.rst", category=CATEGORIES.get(name, category))
 
 
-def looks(*patterns):
+def figure_code(*patterns):
     """Return the digest of what decides how a figure looks; labels are in the YAML of methods and data sets."""
     shared = ["clue/benchmark/report/style.py", "clue/benchmark/report/tables.py", "clue/benchmark/scores/stats.py"]
     return digest(*patterns, *shared, "config/display.yaml", "config/methods/*.yaml", "config/datasets/*.yaml")

@@ -4,12 +4,12 @@ FIGURE = f"{RESULTS}/figures/{{name}}.png"
 TABLE_OF = f"{RESULTS}/tables/{{name}}.tsv"
 UMAP_POINTS = 5000
 PUBLISHED = expand(
-    of_checkout("config/reference/{name}.tsv"),
+    checkout_path("config/reference/{name}.tsv"),
     name=["leaderboard", "cell_type_match", "organisers", "rebenchmarks", "scmmib"],
 )
 
-SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS if usable(solution(job.dataset, job.split))))
-UMAPS = [split for split in SPLITS if drawn(*split)]
+SPLITS = list(dict.fromkeys((job.dataset, job.split) for job in JOBS if is_available(solution(job.dataset, job.split))))
+UMAP_SPLITS = [split for split in SPLITS if umap_embeddings(*split)]
 
 INTEGRATION_POINTS = 4000
 RESOURCES = f"{RESULTS}/resources.tsv"
@@ -18,28 +18,28 @@ PROBES = f"{RESULTS}/probes.tsv"
 SIMULATED = [split for split in SPLITS if split[0] not in RAW]
 
 # Figures that differ in what they read alone: name -> the options of its program, with their files.
-DRAWINGS = {
+FIGURES_OF_TABLES = {
     "leaderboard": {"metrics": TABLE, "published": PUBLISHED},
     "ranking": {"metrics": TABLE},
-    "ablation": {"metrics": TABLE, "reference": of_checkout("config/reference/ablation.tsv")},
-    "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAPS]},
+    "ablation": {"metrics": TABLE, "reference": checkout_path("config/reference/ablation.tsv")},
+    "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAP_SPLITS]},
     "resources": {"resources": RESOURCES},
-    "prediction": {"metrics": TABLE, "published": of_checkout("config/reference/predict_modality.tsv")},
+    "prediction": {"metrics": TABLE, "published": checkout_path("config/reference/predict_modality.tsv")},
 }
 if SIMULATED:
-    DRAWINGS["factors"] = {"probes": PROBES}
+    FIGURES_OF_TABLES["factors"] = {"probes": PROBES}
 SPECS = [BENCHMARK.datasets[a]["splits"][b] for a, b in SPLITS]
 if len({(spec.get("paired_fraction"), spec.get("n_train")) for spec in SPECS}) > 1:
-    DRAWINGS["pairing"] = {"metrics": TABLE, "published": PUBLISHED}
+    FIGURES_OF_TABLES["pairing"] = {"metrics": TABLE, "published": PUBLISHED}
 # The same, where the program also looks into the results of jobs.
-WALKS = {"learning": {"resources": RESOURCES}, "scaling": {"resources": RESOURCES}}
+FIGURES_OF_JOBS = {"learning": {"resources": RESOURCES}, "scaling": {"resources": RESOURCES}}
 REPORT = f"{RESULTS}/report.html"
-FIGURES = expand(FIGURE, name=["comparison", *DRAWINGS, *WALKS])
-FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAPS]
-TABLES = expand(TABLE_OF, name=["comparison", "summary", "paper", "datasets", *DRAWINGS, *WALKS])
+FIGURES = expand(FIGURE, name=["comparison", *FIGURES_OF_TABLES, *FIGURES_OF_JOBS])
+FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAP_SPLITS]
+TABLES = expand(TABLE_OF, name=["comparison", "summary", "paper", "datasets", *FIGURES_OF_TABLES, *FIGURES_OF_JOBS])
 if FINISHING == "report":
     # Those that could not be drawn do not take the report with them.
-    FIGURES, TABLES = list(filter(usable, FIGURES)), list(filter(usable, TABLES))
+    FIGURES, TABLES = list(filter(is_available, FIGURES)), list(filter(is_available, TABLES))
 
 
 rule figures:
@@ -48,7 +48,7 @@ rule figures:
         TABLES,
 
 
-for name, options in (DRAWINGS | WALKS).items():
+for name, options in (FIGURES_OF_TABLES | FIGURES_OF_JOBS).items():
 
     rule:
         name:
@@ -56,7 +56,7 @@ for name, options in (DRAWINGS | WALKS).items():
         input:
             **options,
         output:
-            png=shown(FIGURE.format(name=name), name),
+            png=in_report(FIGURE.format(name=name), name),
             pdf=f"{RESULTS}/figures/{name}.pdf",
             table=TABLE_OF.format(name=name),
         log:
@@ -71,8 +71,8 @@ for name, options in (DRAWINGS | WALKS).items():
         params:
             script=f"scripts/figures/{name}.py",
             files=lambda wildcards, input: " ".join(f"--{option} {files}" for option, files in input.items()),
-            results=f"--results {RESULTS}" if name in WALKS else "",
-            code=looks(
+            results=f"--results {RESULTS}" if name in FIGURES_OF_JOBS else "",
+            code=figure_code(
                 f"scripts/figures/{name}.py", "clue/benchmark/report/plots.py", "clue/benchmark/report/reference.py"
             ),
         shell:
@@ -111,10 +111,10 @@ rule comparison:
         metrics=TABLE,
         cells=[f"{job.folder}/cells.tsv.gz" for job in RUNNABLE],
     output:
-        png=shown(FIGURE.format(name="comparison"), "comparison"),
+        png=in_report(FIGURE.format(name="comparison"), "comparison"),
         pdf=f"{RESULTS}/figures/comparison.pdf",
         table=f"{RESULTS}/tables/comparison.tsv",
-        summary=shown(f"{RESULTS}/tables/summary.tsv", "summary"),
+        summary=in_report(f"{RESULTS}/tables/summary.tsv", "summary"),
         tests=f"{RESULTS}/tables/tests.tsv",
         intervals=f"{RESULTS}/tables/intervals.tsv",
     log:
@@ -128,7 +128,7 @@ rule comparison:
         runtime=minutes(60),
     params:
         folder=subpath(input.metrics, parent=True),
-        code=looks("scripts/figures/comparison.py", "clue/benchmark/report/plots.py"),
+        code=figure_code("scripts/figures/comparison.py", "clue/benchmark/report/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/comparison.py --metrics {input.metrics} --cells {params.folder}"
         " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table}"
@@ -139,9 +139,9 @@ rule paper:
     input:
         metrics=TABLE,
         published=PUBLISHED,
-        ablation=of_checkout("config/reference/ablation.tsv"),
+        ablation=checkout_path("config/reference/ablation.tsv"),
     output:
-        shown(TABLE_OF.format(name="paper"), "paper"),
+        in_report(TABLE_OF.format(name="paper"), "paper"),
     log:
         f"{LOGS}/figures/paper.log",
     benchmark:
@@ -150,7 +150,9 @@ rule paper:
     conda:
         "../envs/python.yaml"
     params:
-        code=looks("scripts/figures/paper.py", "clue/benchmark/report/plots.py", "clue/benchmark/report/reference.py"),
+        code=figure_code(
+            "scripts/figures/paper.py", "clue/benchmark/report/plots.py", "clue/benchmark/report/reference.py"
+        ),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/paper.py --metrics {input.metrics} --published {input.published}"
         " --ablation {input.ablation} --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
@@ -159,9 +161,9 @@ rule paper:
 rule umap:
     input:
         solution=f"{TASK}/solution.h5ad",
-        embeddings=lambda wildcards: drawn(wildcards.dataset, wildcards.split),
+        embeddings=lambda wildcards: umap_embeddings(wildcards.dataset, wildcards.split),
     output:
-        png=shown(FIGURE.format(name="umap_{dataset}_{split}"), "umap", "Embeddings"),
+        png=in_report(FIGURE.format(name="umap_{dataset}_{split}"), "umap", "Embeddings"),
         pdf=f"{RESULTS}/figures/umap_{{dataset}}_{{split}}.pdf",
         table=f"{RESULTS}/tables/umap_{{dataset}}_{{split}}.tsv.gz",
     log:
@@ -175,7 +177,7 @@ rule umap:
         runtime=minutes(60),
     params:
         points=UMAP_POINTS,
-        code=looks(
+        code=figure_code(
             "scripts/figures/umaps.py",
             "clue/benchmark/report/plots.py",
             "clue/benchmark/report/umap.py",
@@ -190,7 +192,7 @@ rule umap:
 rule integration_scores:
     input:
         solution=f"{TASK}/solution.h5ad",
-        embeddings=lambda wildcards: drawn(wildcards.dataset, wildcards.split),
+        embeddings=lambda wildcards: umap_embeddings(wildcards.dataset, wildcards.split),
     output:
         f"{TASK}/integration.tsv",
     log:
@@ -215,7 +217,7 @@ rule confusion:
         solution=f"{TASK}/solution.h5ad",
         matches=lambda wildcards: matches_of(wildcards.dataset, wildcards.split),
     output:
-        png=shown(FIGURE.format(name="confusion_{dataset}_{split}"), "confusion", "Embeddings"),
+        png=in_report(FIGURE.format(name="confusion_{dataset}_{split}"), "confusion", "Embeddings"),
         pdf=f"{RESULTS}/figures/confusion_{{dataset}}_{{split}}.pdf",
         table=TABLE_OF.format(name="confusion_{dataset}_{split}"),
     log:
@@ -228,7 +230,7 @@ rule confusion:
         mem_mb=memory(4000),
         runtime=minutes(15),
     params:
-        code=looks("scripts/figures/confusion.py", "clue/benchmark/report/plots.py"),
+        code=figure_code("scripts/figures/confusion.py", "clue/benchmark/report/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
         " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
@@ -236,10 +238,10 @@ rule confusion:
 
 rule datasets:
     input:
-        datasets=filter(usable, expand(PREPARED, dataset=BENCHMARK.datasets)),
+        datasets=filter(is_available, expand(PREPARED, dataset=BENCHMARK.datasets)),
         solutions=[solution(*split) for split in SPLITS],
     output:
-        shown(f"{RESULTS}/tables/datasets.tsv", "datasets", "Data"),
+        in_report(f"{RESULTS}/tables/datasets.tsv", "datasets", "Data"),
     log:
         f"{LOGS}/figures/datasets.log",
     benchmark:
@@ -250,7 +252,7 @@ rule datasets:
         mem_mb=memory(4000),
         runtime=minutes(60),
     params:
-        code=looks("scripts/figures/datasets.py", "clue/benchmark/report/plots.py"),
+        code=figure_code("scripts/figures/datasets.py", "clue/benchmark/report/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/datasets.py --datasets {input.datasets} --solutions {input.solutions}"
         " --display $CLUE_CHECKOUT/config/display.yaml --table {output} > {log} 2>&1"
@@ -261,7 +263,7 @@ rule html_report:
         figures=FIGURES,
         tables=TABLES,
         collected=[TABLE, RESOURCES, f"{RESULTS}/failures.tsv"],
-        captions=[of_checkout(f"rules/captions/{path.name}") for path in sorted(ROOT.glob("rules/captions/*.rst"))],
+        captions=[checkout_path(f"rules/captions/{path.name}") for path in sorted(ROOT.glob("rules/captions/*.rst"))],
     output:
         REPORT,
     log:
@@ -275,7 +277,7 @@ rule html_report:
         folder=subpath(output[0], parent=True),
         config=to_json(BENCHMARK.config),
         configfiles=" ".join(map(os.path.relpath, workflow.configfiles)),
-        code=looks("scripts/figures/report*", "clue/benchmark/report/plots.py"),
+        code=figure_code("scripts/figures/report*", "clue/benchmark/report/plots.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/figures/report.py --results {params.folder} --figures {input.figures}"
         " --captions $CLUE_CHECKOUT/rules/captions --config {params.config:q} --configfiles {params.configfiles:q}"

@@ -58,7 +58,7 @@ for method, spec in BENCHMARK.methods.items():
         conda:
             f"../envs/{spec['env']}.yaml"
         container:
-            of_checkout(f"envs/{spec['env']}.sif")
+            checkout_path(f"envs/{spec['env']}.sif")
         threads: spec["resources"]["threads"]
         resources:
             **resources_of(method),

@@ -10,8 +10,8 @@ from snakemake.scheduling.greedy import SchedulerSettings
 
 from clue.benchmark.running.cluster import refusal
 from clue.benchmark.running.machine import require_gpu, require_slurm
-from clue.benchmark.running.recovery import start
-from clue.benchmark.running.status import Standing, Step, failures, has_explained, why
+from clue.benchmark.running.recovery import register_run
+from clue.benchmark.running.status import Standing, Step, failures, has_explained, failure_reason
 
 
 onstart:
@@ -34,7 +34,7 @@ def begin_run():
             # Figures of finished results are drawn anywhere.
             if any(job.resources.get("gpu") for job in workflow.dag.needrun_jobs()):
                 require_gpu()
-        start(Path.cwd())
+        register_run(Path.cwd())
     except BenchmarkError as error:
         raise WorkflowError(str(error)) from None
 
@@ -58,12 +58,12 @@ def check_requests():
         if reason := refusal(options):
             asked = {name: job.resources.get(name, 0) for name in ("mem_mb", "runtime", "gpu", "_cores")}
             told = " ".join(f"{name.strip('_')}={value}" for name, value in asked.items())
-            lines.append(f"{job.rule.name}: Slurm refuses {told}{where['partition']}: {reason}; {place(job)}")
+            lines.append(f"{job.rule.name}: Slurm refuses {told}{where['partition']}: {reason}; {where_to_change(job)}")
     if lines:
         raise BenchmarkError("\n".join(sorted(lines)))
 
 
-def place(job):
+def where_to_change(job):
     """Return where the resources of a job are changed."""
     if job.rule.name in BENCHMARK.methods:
         return f"change resources in config/methods/{job.rule.name}.yaml, or {SITE.file}"
@@ -94,15 +94,15 @@ def end_run():
     # A run that was interrupted leaves jobs at work, and ends at once.
     if ended.scheduler.failed and not ended.scheduler.running:
         if any(job.rule.name == "collect" for job in ended.dag.jobs):
-            finish(ended)
+            collect_and_draw(ended)
     failed = {*ended.scheduler.failed, *(workflow.scheduler.failed if workflow.scheduler else ())}
     steps = {Step(job.rule.name, tuple(job.wildcards), job.output[0], job.log[0]) for job in failed}
-    lines = sorted(failures([Standing(step, "failed", why(step, Path.cwd())) for step in steps]))
+    lines = sorted(failures([Standing(step, "failed", failure_reason(step, Path.cwd())) for step in steps]))
     lines.append("Finished jobs are kept and training resumes from its checkpoint: start the same command again.")
     print("\n".join(["", *lines]), file=sys.stderr)
 
 
-def finish(ended):
+def collect_and_draw(ended):
     """Run the rules after scoring on what exists; once more without the figures that cannot be drawn, if any."""
     targets = set(ended.dag_settings.targets)
     figure_rules = {rule.name for rule in ended.rules if Path(rule.snakefile).name == "figures.smk"}

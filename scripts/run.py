@@ -20,7 +20,7 @@ from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.program import run_program
 from clue.benchmark.running.machine import writable_caches
 from clue.benchmark.running.progress import Progress
-from clue.benchmark.running.recovery import clear_killed_run, end, hold, processes_at_work
+from clue.benchmark.running.recovery import clear_killed_run, end_processes, lock_folder, processes_at_work
 
 PROJECT = Path(__file__).resolve().parents[1]
 HERE = ["--scheduler", "greedy", "--resources", "gpu=1", "--show-failed-logs"]
@@ -44,15 +44,16 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
     if cores is not None and cores < 1:
         raise BenchmarkError(f"--cores: {cores} run nothing; give at least 1 (make run CORES=2)")
     benchmark = Benchmark(read_yaml(config), PROJECT, str(config))
-    held = hold(Path.cwd())
+    held = lock_folder(Path.cwd())
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
     progress, name = Progress(benchmark, sys.stderr.isatty(), download), benchmark.config["run"]
     log = Path("logs", name, "snakemake.log")
-    words = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile"), "--configfile", str(config)]
-    words += ["--profile", profile] if profile else [*HERE, "--cores", str(cores)]
-    words += ["--keep-going", "--rerun-incomplete", "--", "downloaded" if download else "all"]
-    status = run(words, log, progress, held)
+    command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
+    command += ["--configfile", str(config)]
+    command += ["--profile", profile] if profile else [*HERE, "--cores", str(cores)]
+    command += ["--keep-going", "--rerun-incomplete", "--", "downloaded" if download else "all"]
+    status = run(command, log, progress, held)
     jobs = "some files could not be downloaded; see logs/download, and run again"
     if not download:
         if not status or progress.n_failed:  # else nothing was started, and the results are of another run
@@ -64,7 +65,7 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
         sys.exit(f"error: {reason(status, progress, log, jobs)}")
 
 
-def run(words: list[str], log: Path, progress: Progress, held: TextIO) -> int:
+def run(command: list[str], log: Path, progress: Progress, held: TextIO) -> int:
     """Run Snakemake to its end, its output in a log; an interrupt or a termination is handed on to it and its jobs.
 
     Snakemake keeps the folder `held` where this process is killed.
@@ -76,7 +77,7 @@ def run(words: list[str], log: Path, progress: Progress, held: TextIO) -> int:
     # Not a pipe: Snakemake would stop with this process, and what a killed one has left at work would keep it open.
     with open(log, "w") as output:
         process = subprocess.Popen(
-            words,
+            command,
             stdout=output,
             stderr=subprocess.STDOUT,
             preexec_fn=_listen_to_interrupts,
@@ -90,7 +91,7 @@ def run(words: list[str], log: Path, progress: Progress, held: TextIO) -> int:
         if isinstance(interrupt, SystemExit):
             # A terminal interrupts Snakemake too; a termination reaches this process only.
             process.send_signal(signal.SIGINT)
-        end(list(processes_at_work(Path.cwd())))
+        end_processes(list(processes_at_work(Path.cwd())))
         process.wait()
         sys.exit(128 + (signal.SIGTERM if isinstance(interrupt, SystemExit) else signal.SIGINT))
     finally:
@@ -121,8 +122,8 @@ def reason(status: int, progress: Progress, log: Path, jobs: str) -> str:
         return f"Snakemake was ended by {signal.Signals(-status).name}; start the same command again"
     if progress.n_failed:
         return jobs
-    said = [line for line in progress.wrong if line and not line.endswith(":") and line[0] != " "]
-    return "\n".join(line.removeprefix("error: ") for line in said) or f"Snakemake has failed; see {log}"
+    lines = [line for line in progress.wrong if line and not line.endswith(":") and line[0] != " "]
+    return "\n".join(line.removeprefix("error: ") for line in lines) or f"Snakemake has failed; see {log}"
 
 
 def print_results(folder: Path) -> None:

@@ -7,7 +7,7 @@ from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.program import run_program
 from clue.benchmark.running.cluster import SLURM_LOGS
 from clue.benchmark.running.machine import unavailable
-from clue.benchmark.running.recovery import host, snakemakes
+from clue.benchmark.running.recovery import last_host, snakemakes
 from clue.benchmark.running.status import report, standings
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -27,7 +27,7 @@ def _at_work(folder: Path) -> str:
         words = process.cmdline()
         config = words[words.index("--configfile") + 1] if "--configfile" in words else "config/config.yaml"
         return f"Snakemake is at work in this folder (process {process.pid}, {config})"
-    owner = host(folder)
+    owner = last_host(folder)
     if owner not in ("", socket.gethostname()):
         return f"last started on {owner}; what runs on that machine itself is seen there only"
     return "Snakemake is not at work"

@@ -15,7 +15,7 @@ class BenchmarkError(Exception):
     """What a user gave is wrong; the message names the file, the key and the fix."""
 
 
-def plain(text: str) -> str:
+def without_control_codes(text: str) -> str:
     """Return text without the codes by which programs colour what they print, or steer a terminal."""
     text = re.sub(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|.)", "", text)
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", " ", text)
@@ -23,7 +23,7 @@ def plain(text: str) -> str:
 
 def one_line(text: str) -> str:
     """Return plain text on one line."""
-    return " ".join(plain(text).split())
+    return " ".join(without_control_codes(text).split())
 
 
 def exit_on_error(function: Callable[[], Result]) -> Result:

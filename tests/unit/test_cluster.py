@@ -12,7 +12,7 @@ import pytest
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.running import cluster, status
 from clue.benchmark.running.cluster import Site, slurm_site
-from clue.benchmark.running.recovery import MARK, clear_killed_run, hold, start
+from clue.benchmark.running.recovery import MARK, clear_killed_run, lock_folder, register_run
 
 
 @pytest.fixture(autouse=True)
@@ -117,24 +117,24 @@ def lock(tmp_path):
 
 
 def test_lock_of_a_dead_run_is_cleared(tmp_path, lock):
-    start(tmp_path)
+    register_run(tmp_path)
     assert clear_killed_run(tmp_path) == ["Cleared the lock of a killed run."]
     assert not lock.exists()
     assert clear_killed_run(tmp_path) == []
 
 
 def test_a_folder_has_one_run_until_all_its_processes_end(tmp_path):
-    file = hold(tmp_path)
+    file = lock_folder(tmp_path)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[file.fileno()])
     file.close()  # as when the run is killed, and Snakemake is not
     with pytest.raises(BenchmarkError, match="another run is at work here"):
-        hold(tmp_path)
+        lock_folder(tmp_path)
     child.communicate(b"\n")
-    hold(tmp_path).close()
+    lock_folder(tmp_path).close()
 
 
 def test_lock_of_another_machine_is_not_touched(tmp_path, lock):
-    start(tmp_path)
+    register_run(tmp_path)
     (tmp_path / ".snakemake/clue-bench-host").write_text("login2")
     with pytest.raises(BenchmarkError, match="started here on login2; do this there, or.* delete .*-host first"):
         clear_killed_run(tmp_path)
@@ -154,21 +154,23 @@ def write(path, text=""):
 
 
 def test_reasons_from_the_most_telling_to_the_least(tmp_path):
-    assert status.why(STEP, tmp_path) == "ended without a message, as when it is killed"
+    assert status.failure_reason(STEP, tmp_path) == "ended without a message, as when it is killed"
     write(tmp_path / STEP.log, "reading\n 10%|#   |\r 20%|##  | 40/200\n\n")
     killed = "ended without a message, as when it is killed; its log ends in: "
-    assert status.why(STEP, tmp_path) == killed + "20%|##  | 40/200"
+    assert status.failure_reason(STEP, tmp_path) == killed + "20%|##  | 40/200"
     write(tmp_path / STEP.log, "using default settings\n")
-    assert status.why(STEP, tmp_path) == killed + "using default settings"
+    assert status.failure_reason(STEP, tmp_path) == killed + "using default settings"
     write(tmp_path / STEP.log, "reading\n\x1b[31mValueError\x1b[0m: no luck\n\x1b[0m\n")
-    assert status.why(STEP, tmp_path) == "ValueError: no luck"
+    assert status.failure_reason(STEP, tmp_path) == "ValueError: no luck"
     slurm_log = tmp_path / "logs/slurm/rule_clue/d_s_default_0/7.log"
     write(
         slurm_log, "x\nslurmstepd-n1: error: *** JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT ***\n"
     )
-    assert status.why(STEP, tmp_path) == "Slurm: JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT"
+    assert (
+        status.failure_reason(STEP, tmp_path) == "Slurm: JOB 7 ON n1 CANCELLED AT 2026-01-01T00:00:00 DUE TO TIME LIMIT"
+    )
     write(tmp_path / "results/x/failure.json", json.dumps({"error": "ValueError: no\nluck"}))
-    assert status.why(STEP, tmp_path) == "ValueError: no luck"
+    assert status.failure_reason(STEP, tmp_path) == "ValueError: no luck"
 
 
 @pytest.mark.parametrize(
@@ -192,7 +194,7 @@ def test_an_error_is_not_tried_again_unless_more_memory_may_help(tmp_path, error
 @pytest.mark.parametrize("text", ["", "[]", '{"error"', "{}"])
 def test_odd_failure_says_nothing(tmp_path, text):
     write(tmp_path / "results/x/failure.json", text)
-    assert status.why(STEP, tmp_path) == "ended without a message, as when it is killed"
+    assert status.failure_reason(STEP, tmp_path) == "ended without a message, as when it is killed"
 
 
 def test_job_at_work_is_seen_by_its_open_log(tmp_path):

@@ -12,7 +12,7 @@ from clue.benchmark.config import ConfigError, load
 from clue.benchmark.data import download as module
 from clue.benchmark.data.download import download
 from clue.benchmark.data.prepare import PrepareError, prepare
-from clue.benchmark.data.sources import DownloadError, taken
+from clue.benchmark.data.sources import DownloadError, as_downloaded
 from clue.benchmark.data.transfer import Patience
 
 CONTENT = b"cells and genes\n" * 1000
@@ -61,7 +61,7 @@ def test_a_member_is_extracted_once_and_nothing_else_is_left(spec, tmp_path, mon
     download("tiny", spec, tmp_path / "raw", patience=HASTE)
     assert (tmp_path / "raw" / "counts.bin").read_bytes() == CONTENT
     assert left(tmp_path / "raw") == ["counts.bin", "source.json"]
-    assert taken(spec, tmp_path / "raw")["files"] == {"counts.bin": digest(CONTENT)}
+    assert as_downloaded(spec, tmp_path / "raw")["files"] == {"counts.bin": digest(CONTENT)}
 
 
 def test_a_truncated_file_is_replaced_and_leftovers_of_a_killed_run_are_removed(spec, tmp_path):
@@ -99,7 +99,7 @@ def test_local_files_are_linked_relative_to_the_project_and_variables_expanded(t
     download("tiny", {"source": source}, tmp_path / "raw", root=tmp_path)
     download("tiny", {"source": source}, tmp_path / "raw", root=tmp_path)
     assert (tmp_path / "raw" / "a.h5ad").read_bytes() == b"a"
-    assert taken({"source": source}, tmp_path / "raw")["files"] == {"a.h5ad": digest(b"a")}
+    assert as_downloaded({"source": source}, tmp_path / "raw")["files"] == {"a.h5ad": digest(b"a")}
 
 
 def test_a_local_file_that_is_in_its_place_already_is_left_alone(tmp_path):
@@ -128,7 +128,7 @@ def test_an_absent_or_damaged_file_of_the_user_is_named_itself(tmp_path):
 def test_simulated_data_have_no_files(tmp_path):
     spec = {"source": {"kind": "simulated"}}
     download("tiny", spec, tmp_path / "raw")
-    assert taken(spec, tmp_path / "raw")["files"] == {} and not (tmp_path / "raw").exists()
+    assert as_downloaded(spec, tmp_path / "raw")["files"] == {} and not (tmp_path / "raw").exists()
 
 
 # ---- what is downloaded is not trusted -----------------------------------------------------------

@@ -20,7 +20,7 @@ from faulty_web import Web, page, stall, status, trickle, truncate
 from clue.benchmark.config import ConfigError, load
 from clue.benchmark.data import transfer as module
 from clue.benchmark.data.download import PINNED, SUMS, download, pin, read_sums
-from clue.benchmark.data.sources import DownloadError, taken
+from clue.benchmark.data.sources import DownloadError, as_downloaded
 from clue.benchmark.data.transfer import LocalError, Patience
 from clue.benchmark.errors import BenchmarkError
 
@@ -475,7 +475,7 @@ def test_the_first_source_is_down_and_the_second_taken(web, web2, folder, capsys
     download("tiny", spec, folder, patience=HASTE)
     assert left(folder) == [SUMS, "b.bin", "source.json"]
     assert "tiny: first cannot be used: " in capsys.readouterr().out
-    used = taken(spec, folder)
+    used = as_downloaded(spec, folder)
     assert (used["source"], used["prepare"], used["expect"]) == (second, {"kind": "npy"}, {"n_cells": 5})
     assert used["files"] == {"b.bin": sha256(CONTENT)} and used["label"] == "Tiny" and "sources" not in used
 
@@ -519,7 +519,7 @@ def test_a_damaged_or_old_download_is_one_line(web, folder, damage, line):
     get(folder, source(web))
     damage(folder)
     with pytest.raises(DownloadError, match=line) as error:
-        taken({"source": source(web)}, folder)
+        as_downloaded({"source": source(web)}, folder)
     assert "\n" not in str(error.value)
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from clue.benchmark.config import Benchmark
 from clue.benchmark.running.cost import COLUMNS, costs
-from clue.benchmark.running.progress import Progress, words
+from clue.benchmark.running.progress import Progress, job_label
 from clue.benchmark.running.status import steps
 
 RUN = {"run": "test", "datasets": ["pbmc_cite/donors"], "methods": ["random"], "seeds": [1]}
@@ -105,4 +105,4 @@ def test_the_bar_counts_steps(benchmark, capsys):
     ],
 )
 def test_jobs_in_words(benchmark, rule, wildcards, said):
-    assert words(benchmark, rule, wildcards) == said
+    assert job_label(benchmark, rule, wildcards) == said

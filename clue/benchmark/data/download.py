@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from clue.benchmark.data.sources import MANIFEST, DownloadError, has_files, sources
-from clue.benchmark.data.transfer import LocalError, Patience, digest, fetch, look, what_differs
+from clue.benchmark.data.transfer import LocalError, Patience, check_exists, digest, fetch, what_differs
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 
@@ -226,7 +226,7 @@ def _download_files(source: Source, folder: Path, patience: Patience, lock: int)
     addresses = _addresses(source)
     missing = [file for file, facts in source["files"].items() if not _is_right(folder / file, facts)]
     for file in missing:
-        look(addresses[file], patience, lock)
+        check_exists(addresses[file], patience, lock)
     for file in missing:
         print(f"{addresses[file]} -> {folder / file}", flush=True)
         fetch(addresses[file], folder / file, source["files"][file], patience, lock)

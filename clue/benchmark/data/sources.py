@@ -28,7 +28,7 @@ def has_files(spec: Mapping[str, Any]) -> bool:
     return any(source["kind"] != "simulated" for source in sources(spec))
 
 
-def taken(spec: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
+def as_downloaded(spec: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
     """Return a data set as it was downloaded: with the one source that was taken.
 
     Parameters

@@ -185,7 +185,7 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
     return ""
 
 
-def look(url: str, patience: Patience, lock: int) -> None:
+def check_exists(url: str, patience: Patience, lock: int) -> None:
     """Raise a `DownloadError` where there is no such file; that a server is away or busy, `fetch` will find."""
     answer = _curl(url, ["--head", "--output", os.devnull], patience, lock)
     if answer.exit == HTTP_ERROR and answer.status in (401, 403, 404, 410):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
-from clue.benchmark.errors import plain
+from clue.benchmark.errors import without_control_codes
 from clue.benchmark.report import style
 from clue.benchmark.report.tables import rows_of
 from clue.benchmark.scores.stats import summarise
@@ -259,7 +259,7 @@ def add_notes(figure: Figure, notes: Iterable[str]) -> None:
 
 def shorten(text: str, width: int = LONGEST_NAME) -> str:
     """Return a text of one line and of at most `width` characters; the middle is cut, since names differ at the end."""
-    text = re.sub(r"\s", " ", plain(text)).strip()
+    text = re.sub(r"\s", " ", without_control_codes(text)).strip()
     return text if len(text) <= width else f"{text[: width * 2 // 3 - 1]}…{text[-(width // 3) :]}"
 
 

@@ -53,8 +53,9 @@ def size_of(spec: Mapping[str, Any], split: str | None, max_cells: int | None) -
     max_cells
         As in the run's configuration.
     """
-    said = [spec["size"], spec.get("expect", {}), spec.get("prepare", {}).get("arguments", {})]
-    n_cells, n_features = (next((one[key] for one in said if key in one), None) for key in ("n_cells", "n_features"))
+    places = [spec["size"], spec.get("expect", {}), spec.get("prepare", {}).get("arguments", {})]
+    keys = ("n_cells", "n_features")
+    n_cells, n_features = (next((place[key] for place in places if key in place), None) for key in keys)
     if not n_cells or not n_features:
         return None
     if split is None:

@@ -23,10 +23,10 @@ def unavailable(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         The checked ``config/methods/<name>.yaml`` by name, of which ``requires`` counts. No module is imported; R says
         which packages it has.
     """
-    return {name: reason for name, spec in methods.items() if (reason := _lacks(spec["requires"]))}
+    return {name: reason for name, spec in methods.items() if (reason := _missing(spec["requires"]))}
 
 
-def _lacks(requires: Mapping[str, list[str]]) -> str:
+def _missing(requires: Mapping[str, list[str]]) -> str:
     reasons = [f"no program {name}" for name in requires["program"] if not shutil.which(name)]
     reasons += [f"no Python module {name}" for name in requires["python"] if not importlib.util.find_spec(name)]
     if requires["r"]:

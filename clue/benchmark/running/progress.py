@@ -7,7 +7,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clue.benchmark.config import Benchmark
-from clue.benchmark.running.status import last_line, log_says, steps
+from clue.benchmark.running.status import last_line, reason_in_log, steps
 
 STARTS = re.compile(r"(?:local)?(?:rule|checkpoint) (\w+):$")
 FAILS = re.compile(r"Error in rule (\w+):$")
@@ -48,7 +48,7 @@ class Progress:
     def __init__(self, benchmark: Benchmark, terminal: bool, download: bool = False):
         self.benchmark = benchmark
         self.at_work: dict[str, str] = {}
-        self._words: dict[str, str] = {}
+        self._labels: dict[str, str] = {}
         self.n_failed = 0
         self.last: list[str] = []
         self.wrong: list[str] = []
@@ -77,7 +77,7 @@ class Progress:
                 self._n_done += 1
                 self._bar.update()
         elif found := AGAIN.search(line):
-            self._say(f"tried again: {self._words[found[1]]}")
+            self._say(f"tried again: {self._labels[found[1]]}")
         elif not self._is_planned and (found := PLANNED.match(line)):
             self._plan(found[1], int(found[2]))
         elif LAST.match(line):
@@ -99,13 +99,13 @@ class Progress:
             self._wildcards = value
         elif key == "resources" and not self._failing and self._rule not in TARGETS:
             wildcards = dict(pair.split("=", 1) for pair in self._wildcards.split(", ") if pair)
-            self.at_work[self._job] = self._words[self._job] = words(self.benchmark, self._rule, wildcards)
+            self.at_work[self._job] = self._labels[self._job] = job_label(self.benchmark, self._rule, wildcards)
             if self._bar.disable:
                 self._say(f"{self._n_done} of {self._n_steps} steps done; at work: {self.at_work[self._job]}")
         elif key == "log" and self._failing:
             self.n_failed += 1
             log = value.partition(" (check")[0]
-            reason = log_says(last_line(Path(log)))
+            reason = reason_in_log(last_line(Path(log)))
             self._say(f"failed: {self.at_work.pop(self._job, self._rule)}: {reason} (log: {log})")
 
     def _say(self, line: str) -> None:
@@ -120,7 +120,7 @@ class Progress:
         self._bar.close()
 
 
-def words(benchmark: Benchmark, rule: str, wildcards: Mapping[str, str]) -> str:
+def job_label(benchmark: Benchmark, rule: str, wildcards: Mapping[str, str]) -> str:
     """Return a job as a person says it: ``CLUE, PBMC CITE-seq donors, seed 1``."""
     method = wildcards.get("method", rule)
     label = benchmark.methods[method]["label"] if method in benchmark.methods else method.replace("_", " ")

@@ -18,7 +18,7 @@ MARK = "CLUE_BENCH_FOLDER"
 GRACE_SECONDS = 30
 
 
-def start(folder: Path) -> None:
+def register_run(folder: Path) -> None:
     """Begin a run: no job of an earlier one may be in the queue; note which machine runs Snakemake.
 
     Raises
@@ -32,7 +32,7 @@ def start(folder: Path) -> None:
         temporary.write_text(socket.gethostname())
 
 
-def hold(folder: Path) -> TextIO:
+def lock_folder(folder: Path) -> TextIO:
     """Return an open file that makes this `make run` the only one of a folder, until all processes that have it end.
 
     Snakemake's own lock is not enough: it is set after planning only, and a run that ends removes those of others.
@@ -70,7 +70,7 @@ def clear_killed_run(folder: Path) -> list[str]:
     # The queue first: the processes of its jobs end with them.
     if n_jobs := cancel(folder):
         lines.append(f"Cancelled {n_jobs} job(s) that a killed run has left in Slurm's queue.")
-    end(list(processes_at_work(folder)))
+    end_processes(list(processes_at_work(folder)))
     if locks := _locks(folder):
         for lock in locks:
             lock.unlink(missing_ok=True)
@@ -83,7 +83,7 @@ def _refuse_if_alive(folder: Path) -> None:
         raise BenchmarkError(
             f"{folder}: another run is at work here (process {process.pid}); wait for its end or interrupt it"
         )
-    owner = host(folder)
+    owner = last_host(folder)
     if owner not in ("", socket.gethostname()):
         raise BenchmarkError(
             f"{folder}: a run was started here on {owner}; do this there, or, if it has ended or {owner} is gone, "
@@ -99,7 +99,7 @@ def _host_file(folder: Path) -> Path:
     return folder / ".snakemake" / "clue-bench-host"
 
 
-def host(folder: Path) -> str:
+def last_host(folder: Path) -> str:
     """Return the machine on which the last run was started here, or nothing if that is not known."""
     file = _host_file(folder)
     return file.read_text().strip() if file.exists() else ""
@@ -131,7 +131,7 @@ def _processes(is_wanted: Callable[[psutil.Process], bool]) -> Iterator[psutil.P
                 yield process
 
 
-def end(processes: list[psutil.Process]) -> None:
+def end_processes(processes: list[psutil.Process]) -> None:
     """Terminate processes, and kill those that do not end in time."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):

@@ -11,7 +11,7 @@ import psutil
 
 from clue.benchmark.config import ORACLE, Benchmark, Job
 from clue.benchmark.data.sources import MANIFEST, has_files
-from clue.benchmark.errors import one_line, plain
+from clue.benchmark.errors import one_line, without_control_codes
 from clue.benchmark.running.cluster import SLURM_LOGS, slurm_jobs
 from clue.benchmark.running.recovery import processes_at_work
 
@@ -129,7 +129,7 @@ def _standing(step: Step, root: Path, queue: dict, open_logs: dict[str, float]) 
     if _is_made(step, root):
         return Standing(step, "done")
     if log.exists() or slurm_log(step, root):
-        return Standing(step, "failed", why(step, root))
+        return Standing(step, "failed", failure_reason(step, root))
     return Standing(step, "waiting")
 
 
@@ -156,19 +156,19 @@ def _open_logs(root: Path) -> dict[str, float]:
 # ---- why one failed ------------------------------------------------------------------------------
 
 
-def why(step: Step, root: Path) -> str:
+def failure_reason(step: Step, root: Path) -> str:
     """Return one line: what the method said, else why Slurm ended the job, else the last line of its log."""
-    return said(root / step.output) or slurm_reason(step, root) or log_says(last_line(root / step.log))
+    return recorded_error(root / step.output) or slurm_reason(step, root) or reason_in_log(last_line(root / step.log))
 
 
-def log_says(line: str) -> str:
+def reason_in_log(line: str) -> str:
     """Return the reason of a failure from the last line of a log; a process that is killed leaves none there."""
     if _IS_REASON.search(line):
         return line
     return "ended without a message, as when it is killed" + (f"; its log ends in: {line}" if line else "")
 
 
-def said(output: Path) -> str:
+def recorded_error(output: Path) -> str:
     """Return the error that a method has left in ``failure.json``; an odd file says nothing."""
     if output.name != "embedding.h5ad":
         return ""
@@ -185,7 +185,7 @@ def has_explained(outputs: Sequence[str], logs: Sequence[str]) -> bool:
     It has if its method has left ``failure.json``, or its log ends in a program's ``error: …``. A lack of memory is no
     such error: the next try gets more.
     """
-    errors = [said(Path(output)) for output in outputs]
+    errors = [recorded_error(Path(output)) for output in outputs]
     errors += [line for log in logs if (line := last_line(Path(log))).startswith("error: ")]
     return any(error and not _WANTS_MORE.search(error) for error in errors)
 
@@ -211,8 +211,9 @@ def last_line(log: Path) -> str:
         return ""
     with open(log, "rb") as file:
         file.seek(max(log.stat().st_size - 4096, 0))
-        lines = [plain(line).strip() for line in re.split(r"[\r\n]+", file.read().decode(errors="replace"))]
-    return next((line[:LONGEST_REASON] for line in reversed(lines) if line), "")
+        lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
+    shown = (without_control_codes(line).strip() for line in reversed(lines))
+    return next((line[:LONGEST_REASON] for line in shown if line), "")
 
 
 # ---- to print ------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from clue.benchmark.config import Job
-from clue.benchmark.running.status import method_step, said, slurm_reason
+from clue.benchmark.running.status import method_step, recorded_error, slurm_reason
 from clue.benchmark.scores import FAILURES_COLUMNS, IDENTITY_COLUMNS, MEASURED, METRICS_COLUMNS, RESOURCES_COLUMNS
 
 
@@ -92,7 +92,7 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
     if not embedding.exists():
         step = method_step(job)
-        if reason := said(embedding):
+        if reason := recorded_error(embedding):
             raise NoResult(reason)
         if not (root / step.log).exists():
             raise NoResult(slurm_reason(step, root) or "not run, since an earlier step failed or the run was ended")

@@ -300,10 +300,10 @@ def identify(embedding: ad.AnnData, solution: ad.AnnData, run: str, where: str) 
     """
     identity = {"run": run}
     for key in ("dataset", "split"):
-        said, known = (str(uns.get(key, "")) for uns in (embedding.uns, solution.uns))
-        if said and known and said != known:
-            raise ContractError(f"{where}: uns[{key!r}] is {said!r}, but the solution is of {known!r}")
-        identity[key] = said or known
+        own, known = (str(uns.get(key, "")) for uns in (embedding.uns, solution.uns))
+        if own and known and own != known:
+            raise ContractError(f"{where}: uns[{key!r}] is {own!r}, but the solution is of {known!r}")
+        identity[key] = own or known
     identity.update({key: str(embedding.uns[key]) for key in ("method", "variant")})
     try:
         identity["seed"] = int(embedding.uns["seed"])

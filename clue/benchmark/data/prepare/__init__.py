@@ -25,7 +25,7 @@ from clue.benchmark.data.prepare.share_seq import prepare_glue, prepare_share_se
 from clue.benchmark.data.prepare.simulated import prepare_simulated
 from clue.benchmark.data.prepare.tenx import prepare_tenx
 from clue.benchmark.data.prepare.user_files import prepare_own
-from clue.benchmark.data.sources import describe_source, taken
+from clue.benchmark.data.sources import as_downloaded, describe_source
 
 __all__ = ["PREPARERS", "PrepareError", "prepare"]
 
@@ -68,7 +68,7 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
         If a raw file cannot be read or does not hold what the YAML says.
     """
     folder = Path(folder)
-    spec = taken(spec, folder)
+    spec = as_downloaded(spec, folder)
     modalities = PREPARERS[spec["prepare"]["kind"]](spec, folder)
     if sorted(modalities) != sorted(spec["modalities"]):
         raise PrepareError(
