@@ -36,7 +36,7 @@ def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int 
     matrix
         Cells x features, float32. Its indices are sorted in place if they are not sorted.
     n_axes
-        Number of axes, fewer than rows and columns.
+        Number of axes; fewer where rows, or columns with a value, are fewer.
     centred
         Whether the columns' means are subtracted; the matrix stays sparse.
     seed
@@ -52,13 +52,15 @@ def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int 
     """
     matrix.sort_indices()  # threads, which would do it at the same time, must find it done
     n_rows, n_columns = matrix.shape
+    used = column_sums(matrix, np.abs) > 0  # a column of zeros is part of no axis
+    n_axes = max(1, min(n_axes, n_rows - 1, int(used.sum()) - 1))
     centre = column_sums(matrix) / n_rows if centred else np.zeros(n_columns)
     if n_columns <= SMALL:
         axes = _through_columns(matrix, centre, n_axes)
     elif n_rows <= SMALL:
         axes = _through_rows(matrix, centre, n_axes)
     else:
-        axes = _krylov(matrix, centre, n_axes, seed)
+        axes = _krylov(matrix, centre, used, n_axes, seed)
     largest = axes[np.abs(axes).argmax(axis=0), np.arange(n_axes)]
     return centre, np.ascontiguousarray(axes * np.sign(largest), dtype=np.float32)
 
@@ -80,11 +82,12 @@ def _through_rows(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int) -> np.
     return np.linalg.qr(exact.T @ sides - np.outer(centre, sides.sum(axis=0)))[0]
 
 
-def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int, seed: int) -> np.ndarray:
+def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, used: np.ndarray, n_axes: int, seed: int) -> np.ndarray:
     """Search the space of X, CX, C²X … for the eigenvectors of C = AᵀA, where X is random and A is centred."""
     width = max(10, -(-n_axes // 5))
-    most = min(MOST_STEPS, min(matrix.shape) // width)
+    most = min(MOST_STEPS, min(matrix.shape[0], int(used.sum())) // width)
     block = np.random.default_rng(seed).standard_normal((matrix.shape[1], width), dtype=np.float32)
+    block[~used] = 0
     basis: list[np.ndarray] = []
     projected = np.empty((0, 0))
     variance = 0.0

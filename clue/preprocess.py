@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from clue.decomposition import principal_axes
+from clue.decomposition import SMALL, principal_axes
 from clue.products import times
 from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
 
@@ -118,7 +118,7 @@ class Preprocessor(ABC):
 
     def _axes(self, values: sp.csr_matrix, centred: bool) -> tuple[np.ndarray, np.ndarray]:
         n_components = self.n_components or max(1, min(MOST_COMPONENTS, values.shape[0] // CELLS_PER_COMPONENT))
-        return principal_axes(values, min(n_components, min(values.shape) - 1), centred, self.seed)
+        return principal_axes(values, n_components, centred, self.seed)
 
     def narrow(self, width: int) -> None:
         """Keep the first components alone."""
@@ -202,10 +202,15 @@ class Expression(Preprocessor):
         So the standardised matrix is a sparse one, of the differences from that zero, and a constant row, which
         centring removes.
         """
-        values = self._normalised(counts)
+        # A matrix of the selected genes alone would take as much memory as the counts. So the other genes stay in it and
+        # become zeros, unless the selected ones are few.
+        narrowed = len(self.selected) <= SMALL
+        kept = np.arange(len(self.selected)) if narrowed else self.selected
+        values = self._normalised(counts, narrowed)
         mean = column_sums(values) / values.shape[0]
         variance = column_sums(values, np.square) / values.shape[0] - mean**2
-        sd = _not_constant(mean, np.sqrt(np.maximum(variance, 0)))
+        sd = np.full(len(mean), np.inf)
+        sd[kept] = _not_constant(mean, np.sqrt(np.maximum(variance, 0)))[kept]
         zero = np.clip(-mean / sd, -CLIP, CLIP)
 
         def differences(block: sp.csr_matrix, rows: slice) -> np.ndarray:
@@ -214,11 +219,11 @@ class Expression(Preprocessor):
 
         centre, axes = self._axes(with_values(values, differences, overwrite=True), centred=True)
         self.arrays = {"mean": mean, "sd": sd, "centre": zero + centre, "components": axes}
-        self.arrays = {name: array.astype(np.float32) for name, array in self.arrays.items()}
+        self.arrays = {name: array[kept].astype(np.float32) for name, array in self.arrays.items()}
 
-    def _normalised(self, counts: sp.csr_matrix) -> sp.csr_matrix:
+    def _normalised(self, counts: sp.csr_matrix, narrowed: bool = True) -> sp.csr_matrix:
         total = np.maximum(row_sums(counts), 1)
-        some = columns(counts, self.selected)
+        some = columns(counts, self.selected) if narrowed else counts
 
         def scaled(block: sp.csr_matrix, rows: slice) -> np.ndarray:
             return np.log1p(block.data * per_value(block, 1e4 / total[rows]))

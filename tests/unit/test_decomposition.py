@@ -49,6 +49,17 @@ def test_centred_axes_are_those_of_sklearn(matrix):
     np.testing.assert_allclose(np.abs((axes.T * expected).sum(axis=1)), 1, atol=1e-4)
 
 
+def test_columns_of_zeros_have_no_part(matrix):
+    """As those of genes that are not selected."""
+    wide = sp.hstack([matrix, sp.csr_matrix((matrix.shape[0], 100), dtype=np.float32)], format="csr")
+    order = np.random.default_rng(1).permutation(wide.shape[1])
+    _, axes = principal_axes(wide[:, order], 5, centred=True)
+    np.testing.assert_allclose(axes[order >= matrix.shape[1]], 0, atol=1e-12)
+    expected = principal_axes(matrix, 5, centred=True)[1]
+    cosines = (axes[np.argsort(order)[: matrix.shape[1]]] * expected).sum(axis=0)
+    np.testing.assert_allclose(cosines, 1, atol=1e-4)
+
+
 def test_threads_change_nothing(matrix, monkeypatch):
     found = []
     for n in ("1", "3"):
