@@ -1,6 +1,6 @@
 """Compare our Cobolt with the authors' on one task: match score and FOSCTTM over seeds.
 
-Their code is a Git repository (github.com/boyinggong/cobolt); with a checkout of the commit in envs/cobolt.yaml:
+The authors' code is a Git repository (github.com/boyinggong/cobolt). With a checkout of the commit in envs/cobolt.yaml:
 
     PYTHONPATH=<checkout> python benchmarks/cobolt_methods.py --task results/quick/pbmc_multiome/random30 --seeds 0 1 2
 """
@@ -31,10 +31,12 @@ def main(
     ----------
     task
         Folder of train.h5mu, test files and solution.h5ad.
-    seeds, methods
-        To run.
+    seeds
+        Seeds to run.
+    methods
+        Methods to run.
     budget
-        Of their YAML.
+        A budget in the methods' YAML.
     """
     torch.set_num_threads(1)
     print("method\tseed\tmatch_score\tfoscttm\tmetric\tcpu_seconds\tlearning_rate", flush=True)
@@ -47,7 +49,7 @@ def main(
 
 
 def run(folder: Path, method: str, seed: int, budget: str) -> tuple[float, float]:
-    """Train and score once; print a line."""
+    """Train and score once, and print a line."""
     paths = [folder / f"test_{name}.h5ad" for name in MODALITIES]
     tests = {path.stem.removeprefix("test_"): read_test(path) for path in paths if path.exists()}
     config = {"run": "x", "datasets": ["simulated"], "methods": [method], "seeds": [seed], "budget": budget}

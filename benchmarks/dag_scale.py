@@ -1,10 +1,10 @@
-"""How long `snakemake --dry-run` takes for many jobs, against the floor: as many jobs of trivial rules.
+"""Time `snakemake --dry-run` for many jobs, compared with a floor: as many jobs of trivial rules.
 
     python benchmarks/dag_scale.py [--jobs 100 1000 10000] [--repeats 3]
 
 The floor has the benchmark's shape, two jobs in a row for each result, and rules with one input, one output and one
-line of shell. Both take turns; printed are CPU seconds (medians; other work on the machine disturbs them least), their
-ratio, and the median of the ratios of wall-clock times.
+line of shell. The two sides take turns. The output is their CPU seconds (medians, which other work on the machine
+disturbs least), the ratio of these, and the median ratio of wall-clock times.
 """
 
 import argparse
@@ -52,14 +52,14 @@ def main() -> None:
 
 
 def _write(folder: Path, n_jobs: int) -> tuple[tuple[Path, list[str]], tuple[Path, list[str]]]:
-    """Return where to run either side, and with which options."""
+    """Write both sides; return the folder and the options of each."""
     config, snakefile = folder / "config.yaml", folder / "Snakefile"
-    # Each planned job is embedded and scored; the oracle alone does not grow with the seeds.
+    # Each planned job is embedded and scored; only the oracle does not grow with the seeds.
     per_seed = 2 * sum(not job.reason and job.method != ORACLE for job in Benchmark(RUN | {"seeds": [0]}, ROOT).plan())
     config.write_text(yaml.safe_dump(RUN | {"seeds": list(range(max(round(n_jobs / per_seed), 1)))}))
     snakefile.write_text(FLOOR.format(n=n_jobs // 2))
     ours = ["--snakefile", str(ROOT / "Snakefile"), "--configfile", str(config), "--directory", str(folder / "ours")]
-    # The workflow asks for files of the project by relative paths.
+    # The workflow refers to files of the project by relative paths.
     (folder / "ours").mkdir()
     (folder / "ours" / "config").symlink_to(ROOT / "config")
     return (folder, ours), (folder, ["--snakefile", str(snakefile), "--directory", str(folder / "floor")])

@@ -1,10 +1,10 @@
-"""A million cells from a file through `CLUE.embed` and `CLUE.predict`, in little memory.
+"""Run `CLUE.embed` and `CLUE.predict` on a million cells from a file, in little memory.
 
     OMP_NUM_THREADS=1 python benchmarks/embed_scale.py [--cells 1000000] [--genes 2000] [--folder FOLDER]
 
-Writes simulated counts (CSR, 12 % non-zeros) as .h5ad, block by block; then a process of its own opens the
-file backed, embeds all cells with an untrained model of the default sizes, predicts 100 proteins of each into another
-file, and reports its peak memory. Weights do not change what that costs.
+It writes simulated counts (CSR, 12 % non-zeros) as .h5ad, block by block. A separate process then opens the file
+backed, embeds all cells with an untrained model of the default sizes, predicts 100 proteins of each into another file,
+and reports its peak memory. A trained model would cost the same.
 """
 
 import argparse
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 def write(path: Path, n_cells: int, genes: pd.Index, block: int = 10_000) -> None:
     """Write simulated counts, `block` cells at a time."""
     rng = np.random.default_rng(0)
-    # one block is drawn and its rows are shuffled for the others: drawing a million cells would take the longest
+    # draw one block and shuffle its rows for the others: drawing a million cells would take most of the time
     drawn = sp.random(block, len(genes), DENSITY, format="csr", dtype=np.float32, rng=rng)
     drawn.data = rng.geometric(0.5, drawn.nnz).astype(np.float32)
     obs = pd.DataFrame(index=[f"cell_{i}" for i in range(n_cells)])
@@ -96,7 +96,7 @@ def embed(cells: Path, model: Path, predicted: Path) -> None:
 
 
 def peak_gb() -> float:
-    """Return the largest memory of this process so far."""
+    """Return the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

@@ -1,10 +1,10 @@
-"""Exact FOSCTTM and SNN matching of many cells, beside the naive formula and where it ends.
+"""Exact FOSCTTM and SNN matching of many cells, compared with the naive formula and its limit.
 
     OMP_NUM_THREADS=1 python benchmarks/foscttm_scale.py [--cells 100000] [--dimensions 40] [--naive 2000 5000 10000]
 
 The naive reference is the published one: `scipy.spatial.distance_matrix` of all pairs in float64 and comparisons with
 its diagonal, 8 N² bytes of distances and as much again in temporaries. It runs at the sizes of `--naive`, where its
-result must equal ours; at the large size its memory is computed, not tried. Each row is a process of its own.
+result must equal ours. At the large size, its memory is computed, not measured. Each row is a separate process.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def run(side: str, n_cells: int, n_dimensions: int) -> float:
-    """Measure in a process of its own, print the row, return the result."""
+    """Measure in a separate process, print the row and return the result."""
     command = [sys.executable, __file__, "--side", side, "--cells", str(n_cells), "--dimensions", str(n_dimensions)]
     answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     print(f"{n_cells}\t{side}\t{answer['seconds']:.3g}\t{answer['peak_gb']:.2f}\t{answer['result']:.6f}", flush=True)

@@ -1,18 +1,20 @@
-"""Check CLUE on a GPU: the same results as on the CPU, its speed beside the authors' `scglue`, and where time goes.
+"""Check CLUE on a GPU: the same results as on the CPU, its speed against the authors' `scglue`, and where time goes.
 
     python benchmarks/gpu_check.py [--only losses scores speed time resume methods run]
 
-It needs torch, the packages that `clue` imports, and for some checks more: what is not installed is named and skipped.
-Without a GPU it says so in one line. Each check is a process of its own; one that fails makes the exit status 1.
+It needs torch and the packages that `clue` imports. Some checks need more; those whose packages are not installed say
+so and are skipped. Without a GPU it says so in one line. Each check is a separate process. If one fails, the exit
+status is 1.
 
 losses    The first 50 steps from the same weights, with the same noise and no dropout, on both devices.
 scores    FOSCTTM and match score of trained models, three seeds on each device.
 speed     Training steps at the competition's Multiome sizes (10,000 genes, 30,000 peaks, mini-batches of 128): scglue,
           and ours in float32, with TF32 products, in bfloat16, and with `torch.compile`. Wall-clock time of whole steps
-          with what they read, after the device has finished; the median of several turns. Peak memory of the GPU.
-time      A profile of ours: seconds by stage, kernels and waits for the device in a step.
-resume    A training is killed (SIGKILL) after a checkpoint; the one that goes on ends like one that was left alone.
-methods   CLUE, contrastive learning and MultiVI of the benchmark, each on its own small task, with ``--device cuda``.
+          including the reading of data, after the device has finished; the median of several turns. Peak GPU memory.
+time      A profile of our training: seconds by stage, kernels and waits for the device in a step.
+resume    Training is killed (SIGKILL) after a checkpoint; when resumed, it must end like training that ran undisturbed.
+methods   CLUE, CLUE (scglue), contrastive learning and MultiVI of the benchmark, on one small task, with
+          ``--device cuda``.
 run       The benchmark's run of simulated data, from preparation to figures, with ``device: cuda``.
 """
 
@@ -34,13 +36,13 @@ CHECKS = ["losses", "scores", "speed", "time", "resume", "methods", "run"]
 SIDES = ["scglue", "float32", "tf32", "bfloat16", "compiled"]
 BATCH_SIZE = 128
 ANSWER = "GPU_CHECK_ANSWER"
-"""The variable of the environment that tells a child where to write its answer."""
+"""Environment variable that tells a child process where to write its answer."""
 FIRST_STEP, TOLERANCE = 1e-5, 1e-2
-"""Relative difference of losses in the first step (sums in another order) and in 50 (which training amplifies)."""
+"""Largest relative difference of losses in the first step (sums in another order) and in 50 (training amplifies it)."""
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run each check in a process of its own."""
+    """Run each check in a separate process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=CHECKS, default=CHECKS)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: try the program itself")
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def child(check: str, arguments, *more: str) -> subprocess.CompletedProcess:
-    """Run one check, with the sizes that were asked for."""
+    """Run one check with the requested sizes."""
     sizes = [f"--{name}={getattr(arguments, name)}" for name in ("device", "cells", "genes", "peaks")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-W", "ignore", __file__, "--check", check, *sizes, *more]
@@ -125,7 +127,7 @@ def first_losses(device: str, n_steps: int = 50) -> list[float]:
 
 
 def check_scores(arguments) -> None:
-    """Train three models on each device; their scores must be alike."""
+    """Train three models on each device; their scores must agree."""
     import numpy as np
 
     from clue import CLUE, metrics, simulate
@@ -155,7 +157,7 @@ def check_scores(arguments) -> None:
 
 
 def check_speed(arguments) -> None:
-    """Print the time of a step of each side, its ratio to the reference's, and the peak memory of the GPU."""
+    """Print each side's time per step, the reference's time divided by it, and the peak memory of the GPU."""
     if arguments.side:
         measure_side(arguments)
         return
@@ -238,7 +240,7 @@ def train_scglue(adatas, arguments, timed) -> None:
 
 @contextmanager
 def quiet():
-    """Let nothing through to standard output and error: scglue prints its progress."""
+    """Silence standard output and error, since scglue prints its progress."""
     kept = os.dup(1), os.dup(2)
     with open(os.devnull, "w") as nothing:
         os.dup2(nothing.fileno(), 1)
@@ -251,7 +253,7 @@ def quiet():
 
 
 def train_clue(adatas, arguments, timed) -> None:
-    """Train ours with the same settings."""
+    """Train our network with the same settings."""
     loop = clue_loop(adatas, arguments)
     if arguments.side == "compiled":
         loop.network.compile_layers("inductor")
@@ -276,7 +278,7 @@ def clue_loop(adatas, arguments):
 
 
 def check_time(arguments) -> None:
-    """Profile 20 steps of ours: kernels and waits in a step, and the kernels that take longest."""
+    """Profile 20 steps of our training: kernels and waits in a step, and the kernels that take longest."""
     import torch
     from torch.profiler import ProfilerActivity, profile
     from train_speed import MODALITIES, simulated
@@ -319,7 +321,7 @@ def check_time(arguments) -> None:
 
 
 def check_resume(arguments) -> None:
-    """Kill a training after a checkpoint and let another one go on; compare with one that was left alone."""
+    """Kill training after a checkpoint and resume it; compare with training that ran undisturbed."""
     code = f"import gpu_check; gpu_check.train_with_checkpoints({arguments.device!r})"
     command = [sys.executable, "-W", "ignore", "-c", code]
     paths = [str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
@@ -345,7 +347,7 @@ def check_resume(arguments) -> None:
 
 
 def train_with_checkpoints(device: str) -> None:
-    """Train a small model that writes checkpoints to the folder of the check, and its history at the end."""
+    """Train a small model; write checkpoints, and its history at the end, to the folder of the check."""
     from clue import CLUE, simulate
 
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
@@ -360,7 +362,7 @@ def train_with_checkpoints(device: str) -> None:
 
 
 def check_methods(arguments) -> None:
-    """Run methods of the benchmark on a small task, by the command line that Snakemake uses."""
+    """Run methods of the benchmark on a small task, with the command line that Snakemake uses."""
     from importlib.util import find_spec
 
     from clue import simulate

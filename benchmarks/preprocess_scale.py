@@ -1,13 +1,14 @@
-"""Feature preparation at the competition's full size, ours beside the winning entry's route.
+"""Feature preparation at the competition's full size, ours compared with the winning entry's.
 
     OMP_NUM_THREADS=1 python benchmarks/preprocess_scale.py [--cells 5000 20000 69249] [--genes 13431] [--peaks 116490]
         [--components 100] [--modalities rna atac] [--limit-gb 12] [--folder FOLDER] [--sides ours peer]
 
-Simulated cells of ten types; about 4,500 non-zeros among the peaks and 1,500 among the genes of each. The peer takes
-the winning entry's steps with scanpy and scikit-learn, from the same raw counts: variable genes by batch, dense
-standardised expression, randomised SVD; TF-IDF through sparse products, randomised SVD. Each row is a process of its
-own, refused memory above the limit; one that needs more is a row that says so. Peak memory includes the Python
-libraries (0.2 to 0.3 GB); times_csr does not: it is the counts, and what was added to them, over the counts.
+The cells are simulated, of ten types, each with about 4,500 non-zeros among the peaks and 1,500 among the genes. The
+peer takes the winning entry's steps with scanpy and scikit-learn, from the same raw counts. For RNA: variable genes by
+batch, dense standardised expression, randomised SVD. For ATAC: TF-IDF through sparse products, randomised SVD. Each row
+is a separate process, which gets no memory above the limit; if it needs more, its row says so. Peak memory includes the
+Python libraries (0.2 to 0.3 GB). times_csr does not: it is the memory of the counts plus the memory added to them,
+divided by the memory of the counts.
 """
 
 import argparse
@@ -78,7 +79,7 @@ def compare(n_cells: int, modality: str, path: Path, arguments: argparse.Namespa
 
 
 def limit(gb: float) -> None:
-    """Refuse this process more memory than `gb`."""
+    """Limit the memory of this process to `gb`."""
     resource.setrlimit(resource.RLIMIT_DATA, (int(gb * 2**30), int(gb * 2**30)))
 
 
@@ -91,7 +92,7 @@ def simulated(n_cells: int, n_features: int, n_nonzero: int, block: int = 2_000)
     blocks = []
     for start in tqdm(range(0, n_cells, block), desc=f"simulating {n_cells} cells", unit="block", mininterval=5):
         n = min(block, n_cells - start)
-        # some draws fall on one feature: counts above 1
+        # several draws may hit one feature, which gives counts above 1
         depth = rng.poisson(n_nonzero * rng.lognormal(0, 0.3, n))
         cell = np.repeat(np.arange(n), depth)
         kind = np.repeat(rng.integers(0, N_TYPES, n), depth)
@@ -109,7 +110,7 @@ def simulated(n_cells: int, n_features: int, n_nonzero: int, block: int = 2_000)
 
 def measure(side: str, modality: str, path: str, n_components: int) -> None:
     """Fit and transform; print seconds and peak memory."""
-    import scanpy  # noqa: F401  both sides use it; its import is not what is measured
+    import scanpy  # noqa: F401  both sides use it, and its import is not to be measured
 
     import clue.preprocess  # noqa: F401  likewise
 
@@ -125,7 +126,7 @@ def measure(side: str, modality: str, path: str, n_components: int) -> None:
 
 
 def peak_gb() -> float:
-    """Return the largest memory of this process so far."""
+    """Return the peak memory of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

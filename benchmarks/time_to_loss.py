@@ -1,16 +1,18 @@
-"""How long ours trains to the loss that the authors' `scglue.models.SCCLUEModel` has after 60 epochs.
+"""Time our training to the loss that the authors' `scglue.models.SCCLUEModel` has after 60 epochs.
 
     OMP_NUM_THREADS=1 python benchmarks/time_to_loss.py [--cells 2000] [--epochs 60] [--precision float32]
         [--folder FOLDER]
 
-Both sides get the same simulated cells, encoder inputs and competition settings for Multiome as in `train_speed.py`,
-and are judged by the same further cells, which neither sees: likelihoods, KL, joint cross and cosine loss, weighted as
-in training, without dropout, noise drawn five times. (The discriminator's loss is left out: a bad one would look like
-progress.) Their read-outs of the library size begin with the same weights: more than anything else these decide the
-loss of the first epochs, since a read-out below zero is cut off. Both train for all epochs; the reference's loss at the
-end is the mark, and ours is judged after each epoch. Ours trains as the reference does, and with five times its
-learning rate, which the reference might have as well. Counted are CPU seconds of training steps with what they read;
-preparation, the reference's own validation and the judging are not.
+Both sides get the same simulated cells, encoder inputs and competition settings for Multiome as in `train_speed.py`.
+They are judged on the same further cells, which neither sees, by likelihoods, KL, joint cross and cosine loss, weighted
+as in training, without dropout, with noise drawn five times. (The discriminator's loss is left out, since a bad
+discriminator would look like progress.) Their read-outs of the library size start with the same weights. More than
+anything else, these decide the loss of the first epochs, since a read-out below zero is cut off.
+
+Both sides train for all epochs. The reference's loss at the end is the mark, and ours is judged after each epoch. Ours
+trains once as the reference does, and once with five times its learning rate, which the reference could use as well.
+CPU seconds of training steps count, including the reading of their data; preparation, the reference's own validation
+and the judging do not.
 """
 
 import argparse
@@ -27,10 +29,10 @@ from train_speed import ANSWER, MODALITIES, GivenInput, network_of, say, setting
 
 N_JUDGES, N_DRAWS, BATCH_SIZE = 200, 5, 128
 BATCHES = ["batch1", "batch2"]
-"""The names that `clue.simulate` gives them."""
+"""Names of the batches that `clue.simulate` makes."""
 LEARNING_RATE = {"clue": 2e-3, "clue_fast": 1e-2}
 LIBRARIES = "libraries.pt"
-"""The reference's first weights of the library sizes."""
+"""File of the reference's first weights for the library sizes."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
             end = run(side, folder, arguments) if side in LEARNING_RATE else reference
             there = [(i, t) for i, (t, loss) in enumerate(end["judged"], 1) if loss <= reference["judged"][-1][1]]
             epochs, seconds = there[0] if there else ("-", float("inf"))
-            # the reference is judged at its end only
+            # the reference is judged only at its end
             epochs = epochs if side in LEARNING_RATE else arguments.epochs
             total, loss = end["judged"][-1]
             print(
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def write_cells(folder: Path, arguments) -> None:
-    """Simulate cells and write those to train on and those that judge, with encoder inputs."""
+    """Simulate cells; write the training cells and the judging cells, with encoder inputs."""
     from clue.preprocess import preprocessor
     from clue.simulate import simulate
 
@@ -88,7 +90,7 @@ def write_cells(folder: Path, arguments) -> None:
 
 
 def run(side: str, folder: str, arguments) -> dict:
-    """Train one side in a process of its own; return pairs of the seconds so far and the loss then."""
+    """Train one side in a separate process; return pairs of the seconds so far and the loss at that time."""
     command = [sys.executable, __file__, "--side", side, "--folder", folder]
     command += ["--epochs", str(arguments.epochs), "--precision", arguments.precision]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
@@ -110,7 +112,7 @@ class Timed:
         self.function, self.seconds = function, 0.0
 
     def __call__(self, *arguments):
-        """Call it."""
+        """Call the function."""
         start = time.process_time()
         result = self.function(*arguments)
         self.seconds += time.process_time() - start
@@ -158,7 +160,7 @@ def train_reference(arguments) -> dict:
 
 
 def train_clue(arguments) -> dict:
-    """Train ours and judge it after each epoch."""
+    """Train our network and judge it after each epoch."""
     import torch
 
     from clue.batches import Cells

@@ -1,13 +1,13 @@
-"""Memory and speed of training from a backed file, beside training in memory.
+"""Memory and speed of training from a backed file, compared with training in memory.
 
     OMP_NUM_THREADS=1 python benchmarks/train_backed.py [--cells 20000] [--genes 2000] [--steps 100] [--folder FOLDER]
         [--sides memory backed]
 
-Writes simulated counts (CSR, 12 % non-zeros) of genes and 20 proteins; then each side, a process of its own, reads
-them, makes a model of the default sizes with 100 components, and calls `fit`, which ends in a validation of a tenth of
-the cells. Peaks are of the whole process, libraries included, every 10 ms: RssAnon, which only swapping can give back,
-and VmRSS, which counts the mapped pages that the operating system may take back. before_GB is RssAnon after the
-imports.
+It writes simulated counts (CSR, 12 % non-zeros) of genes and 20 proteins. Then each side, in a separate process, reads
+them, makes a model of the default sizes with 100 components, and calls `fit`, which ends with a validation on a tenth
+of the cells. Peaks are of the whole process, including libraries, sampled every 10 ms: RssAnon, which only swapping can
+free, and VmRSS, which also counts the mapped pages that the operating system may reclaim. before_GB is RssAnon after
+the imports.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def watched(side: str, folder: str, n_steps: int) -> tuple[dict, dict[str, float]]:
-    """Train one side in a process; return what it says and its peaks of memory."""
+    """Train one side in a separate process; return its answer and its peak memory."""
     command = [sys.executable, __file__, "--side", side, "--folder", folder, "--steps", str(n_steps)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     peaks = Peaks(process.pid, interval=0.01)
@@ -68,7 +68,7 @@ def watched(side: str, folder: str, n_steps: int) -> tuple[dict, dict[str, float
 
 
 def train(side: str, folder: Path, n_steps: int) -> None:
-    """Train `n_steps` steps; print seconds and the memory before."""
+    """Train `n_steps` steps; print the seconds and the memory before."""
     before = memory_gb("self")["RssAnon"]
     start = time.monotonic()
     adatas = {k: ad.read_h5ad(folder / f"{k}.h5ad", backed=SIDES[side]) for k in ("rna", "adt")}

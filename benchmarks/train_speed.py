@@ -1,16 +1,18 @@
-"""Training speed and memory of ours against the authors' `scglue.models.SCCLUEModel`, side by side.
+"""Training speed and memory of our model and of the authors' `scglue.models.SCCLUEModel`, side by side.
 
     OMP_NUM_THREADS=1 python benchmarks/train_speed.py [--cells 2000 10000 40000] [--seconds 120]
 
-The competition's Multiome settings on both sides: sizes and loss weights from `config/methods/clue_scglue.yaml` and
+All sides use the competition's Multiome settings: sizes and loss weights from `config/methods/clue_scglue.yaml` and
 `clue_competition.yaml`, the same loss terms, the same simulated counts and random encoder inputs, read from the same
-files (preprocessing is not measured here). Each side trains in a process of its own; reference, ours, ours with counts
-that stay in files, and, where the processor multiplies it faster, ours with bfloat16 matrix products take turns, a few
-steps at a time, so that other work on the machine disturbs all alike. Timed are training steps, with what they read;
-validation and start-up are not. Printed per number of cells: CPU seconds per epoch from the median step; the ratio to
-the reference (median of the ratios of neighbouring turns); peak memory from start to end, every 20 ms: RssAnon, which
-only swapping can give back, its ratio to the reference's, and VmRSS, which counts the mapped pages that the operating
-system may take back; and the floor: the step's matrix products at this machine's measured rate.
+files (preprocessing is not measured here). Each side trains in a separate process. The sides are the reference, ours,
+ours with counts that stay in files, and, if the processor multiplies bfloat16 faster, ours with bfloat16 matrix
+products. They take turns, a few steps at a time, so that other work on the machine disturbs all alike. Training steps
+are timed, including the reading of their data; validation and start-up are not.
+
+For each number of cells, it prints CPU seconds per epoch, from the median step; the speed relative to the reference
+(median of the ratios of neighbouring turns); peak memory from start to end, sampled every 20 ms: RssAnon, which only
+swapping can free, its ratio to the reference's, and VmRSS, which also counts the mapped pages that the operating system
+may reclaim; and the floor, which is the step's matrix products at this machine's measured rate.
 """
 
 import argparse
@@ -35,7 +37,7 @@ MODALITIES = ("rna", "atac")
 BATCHES = 10
 WIDTH = 100
 ANSWER = "@"
-"""Marks the lines for the parent among what a library prints."""
+"""Marks the lines for the parent among the output of libraries."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -65,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     for n_cells in arguments.cells:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             shape = ["--cells", n_cells, "--genes", arguments.genes, "--peaks", arguments.peaks]
-            # in a process of its own: a process's peak memory includes that of the one that started it
+            # in a separate process: a process's peak memory includes that of the process that started it
             subprocess.run(command_of(WRITER, folder, *shape), check=True)
             compare(n_cells, folder, sides, arguments, rates)
 
@@ -115,7 +117,7 @@ def matmul_rate(dtype: str) -> float:
 
 
 class Peaks(dict):
-    """The peaks of a process's memory in GB, by their names in ``/proc/<pid>/status``, until it is told to stop."""
+    """The peak memory of a process in GB, by the names in ``/proc/<pid>/status``, watched until `stop` is called."""
 
     def __init__(self, pid: int, interval: float = 0.02):
         super().__init__(RssAnon=0.0, VmRSS=0.0)
@@ -124,7 +126,7 @@ class Peaks(dict):
         self._thread.start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Stop watching."""
         self._stopped.set()
         self._thread.join()
 
@@ -135,7 +137,7 @@ class Peaks(dict):
 
 
 def memory_gb(pid: int | str) -> dict[str, float]:
-    """Return the memory of a process now; nothing of one that has ended."""
+    """Return the current memory of a process; empty if it has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -156,7 +158,7 @@ class Child:
         self.answer()
 
     def answer(self):
-        """Wait for the process to say something."""
+        """Wait for the next answer of the process."""
         for line in self.process.stdout:
             if line.startswith(ANSWER):
                 return json.loads(line[len(ANSWER) :])
@@ -169,7 +171,7 @@ class Child:
 
     def finish(self) -> float:
         """End the process; return the arithmetic of a step in GFLOP."""
-        self.peaks.stop()  # counting it is no training
+        self.peaks.stop()  # counting the arithmetic is not part of training
         print(0, file=self.process.stdin, flush=True)
         gflop = self.answer()
         self.process.wait()
@@ -184,7 +186,7 @@ class Done(Exception):
 
 
 class Turnstile:
-    """Wraps the function that trains one step: it waits for the parent's word, and times the step."""
+    """Wraps the function that trains one step: waits for the parent's request, and times the step."""
 
     def __init__(self, step):
         self.step, self.left, self.turn, self.seconds, self.gflop = step, 0, 0, 0.0, 0.0
@@ -237,10 +239,10 @@ def write_cells(folder: Path, n_cells: int, n_genes: int, n_peaks: int) -> None:
 
 
 def simulated(n_cells: int, n_features: int, density: float, seed: int) -> ad.AnnData:
-    """Return Poisson counts of the given density of non-zeros, with a random encoder input."""
+    """Return Poisson counts with the given density of non-zeros, and a random encoder input."""
     rng = np.random.default_rng(seed)
     rate = rng.lognormal(0, 1.5, n_features).astype(np.float32)
-    # so that the mean of 1 − exp(−rate) is the density
+    # scale the rates so that the mean of 1 − exp(−rate) is the density
     scale = 1.0
     for _ in range(50):
         scale *= density / np.mean(1 - np.exp(-rate * scale))
@@ -281,7 +283,7 @@ def train_reference(adatas, folder: str, precision: str) -> Turnstile:
 
 
 class GivenInput:
-    """Stands where `clue.preprocess.Preprocessor` does; the encoder input is there already."""
+    """Stands in for `clue.preprocess.Preprocessor`, with an encoder input that already exists."""
 
     def __init__(self, n_features: int):
         self.selected = range(n_features)
@@ -296,7 +298,7 @@ class GivenInput:
 
 
 def network_of(cells, n_batches: int, precision: str):
-    """Return our network for these cells and its objective, as the competition had them."""
+    """Return our network for these cells and its objective, with the competition's settings."""
     import torch
 
     from clue.network import Network, Objective

@@ -1,7 +1,7 @@
 """CLUE: one embedding for cells seen in any subset of several modalities.
 
-`CLUE` is the model, which `Objective` and `Training` configure; `clue.matching` and `clue.metrics` match and score
-embeddings; `clue.simulate` makes data with known factors; `clue.preprocess` prepares encoder inputs.
+`CLUE` is the model; `Objective` and `Training` configure it. `clue.matching` and `clue.metrics` match and score
+embeddings, `clue.simulate` makes data with known factors, and `clue.preprocess` prepares encoder inputs.
 """
 
 import importlib
@@ -13,7 +13,7 @@ _HOMES = {"CLUE": "clue.model", "Objective": "clue.network", "Training": "clue.t
 
 
 def __getattr__(name: str):
-    """Import torch and the like only when what needs them is used."""
+    """Import a module on first use, so that `import clue` loads neither torch nor other large packages."""
     if name not in __all__:
         raise AttributeError(f"module 'clue' has no attribute {name!r}")
     if name in _HOMES:

@@ -18,7 +18,7 @@ from clue.sparse import columns, row_sums
 
 @dataclass
 class Seen:
-    """What a mini-batch holds of one modality.
+    """The part of a mini-batch that belongs to one modality.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Seen:
 
 @dataclass
 class MiniBatch:
-    """A mini-batch: which cells it holds (on the CPU), and what is seen of them in each modality (on the device)."""
+    """A mini-batch: the indices of its cells (on the CPU) and their data in each modality (on the device)."""
 
     index: torch.Tensor
     seen: dict[str, Seen]
@@ -53,17 +53,18 @@ class MiniBatch:
 
 @dataclass
 class Draw:
-    """Where to find a mini-batch: all that must be known on the CPU before the device gathers it.
+    """Where to find a mini-batch: everything the CPU must know before the device gathers it.
 
     Attributes
     ----------
     index
         The cells, shape (n_cells,).
     rows
-        For each modality in which cells are seen, int64, shape (5, n_seen): their position in the mini-batch, their
-        row in the modality, their batch, and the first and the number of their non-zero counts.
+        For each modality in which cells are seen, int64, shape (5, n_seen): each cell's position in the mini-batch, its
+        row in the modality, its batch, the position of its first non-zero count and the number of its non-zero counts.
     n_entries
-        For each modality, at least as many as the cells have non-zero counts; what is more is filled with zeros.
+        For each modality, the number of entries to gather. It is at least the number of the cells' non-zero counts; the
+        rest is filled with zeros.
     """
 
     index: torch.Tensor
@@ -71,14 +72,14 @@ class Draw:
     n_entries: dict[str, int]
 
     def shape(self) -> tuple:
-        """Return all that decides about the shapes of the mini-batch's tensors."""
+        """Return everything that determines the shapes of the mini-batch's tensors."""
         return len(self.index), *((k, rows.shape[1], self.n_entries[k]) for k, rows in self.rows.items())
 
 
 class Counts:
-    """A compressed sparse row matrix whose rows are gathered where it lies: on the device or, if mapped, on disk.
+    """A compressed sparse row matrix whose rows are gathered where it is stored: on the device or, if mapped, on disk.
 
-    On a CPU it is not copied. Where each row starts stays on the CPU, so that nothing has to wait for the GPU to tell.
+    On a CPU it is not copied. The start of each row stays on the CPU, so that reading it never waits for the GPU.
     """
 
     def __init__(self, matrix: sp.csr_matrix, device: str):
@@ -89,7 +90,7 @@ class Counts:
         self.device = device
         place = "cpu" if is_mapped(matrix.data) else device
         self.start = torch.from_numpy(matrix.indptr.astype(np.int64, copy=False))
-        # int32 halves the memory of the largest array; indices become int64 in the mini-batch only
+        # int32 halves the memory of the largest array; only the indices of a mini-batch become int64
         feature, value = as_type(matrix.indices, np.int32), as_type(matrix.data, np.float32)
         self.maps = [found for array in (feature, value) if (found := map_of(array)) is not None]
         self.feature, self.value = (torch.from_numpy(array).to(place) for array in (feature, value))
@@ -101,15 +102,15 @@ class Counts:
     def rows(self, row: torch.Tensor, first: torch.Tensor, length: torch.Tensor, n_entries: int) -> SparseCounts:
         """Return the cells `row`, whose counts begin at `first`, on the device.
 
-        Of `n_entries`, those that are more than the sum of `length` are zeros of the last cell, at various features.
+        If `n_entries` exceeds the sum of `length`, the surplus entries are zeros of the last cell, at various features.
         """
         place, n = self.feature.device, len(row)
         row, first, length = (tensor.to(place) for tensor in (row, first, length))
         shift = first - (length.cumsum(0) - length)
-        # a GPU is not asked whether there is padding: it would have to be waited for
+        # on a GPU, always assume padding: checking the sum would wait for the GPU
         padded = length.is_cuda or n_entries > int(length.sum())
         if padded:
-            # row n is none; its entries begin with the matrix's
+            # the padding is an extra row n, whose entries start at the first of the matrix
             padding = (n_entries - length.sum()).unsqueeze(0)
             length, shift = torch.cat([length, padding]), torch.cat([shift, padding - n_entries])
         cell = torch.repeat_interleave(length, output_size=n_entries)
@@ -130,27 +131,27 @@ class Counts:
 
 
 def send(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Return a tensor on the device, without waiting for what the device has still to do."""
+    """Return a tensor on the device, without waiting for the device to finish its queued work."""
     if tensor.is_cuda or torch.device(device).type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class Cells:
-    """All cells to train on, resident on the device but for mapped counts, and what is seen of each.
+    """All training cells and their data, which reside on the device except for mapped counts.
 
-    Which row of a modality a cell is, and its batch, stay on the CPU, where mini-batches are drawn.
+    Each cell's row in each modality, and its batch, stay on the CPU, where mini-batches are drawn.
 
     Parameters
     ----------
     adatas
-        Cells of each modality; equal names are one cell.
+        Cells of each modality; cells with the same name are one cell.
     preprocessors
-        Fitted, one per modality.
+        Fitted preprocessors, one per modality.
     batches
         All batch labels, in the model's order.
     batch_key
-        Column of ``obs`` with the batch; None where there are no batches.
+        Column of ``obs`` with the batch; None if there are no batches.
     """
 
     def __init__(
@@ -183,19 +184,19 @@ class Cells:
         return len(self.names)
 
     def resident(self) -> bool:
-        """Whether everything is on the device, so that a mini-batch can be gathered there."""
+        """Return whether everything is on the device, so that a mini-batch can be gathered there."""
         return not any(counts.maps for counts in self.counts.values())
 
     def in_any_order(self) -> AbstractContextManager[None]:
-        """While the block lasts, expect mini-batches to be taken, not passes over all cells in their order."""
+        """Return a context for reading cells in random order, as mini-batches do, instead of one after another."""
         return read_here_and_there([found for counts in self.counts.values() for found in counts.maps])
 
     def paired(self) -> np.ndarray:
-        """Return which cells are seen in two modalities or more, shape (n_cells,)."""
+        """Return a mask of the cells that are seen in two or more modalities, shape (n_cells,)."""
         return (torch.stack(list(self.row.values())) >= 0).sum(0).numpy() > 1
 
     def one_sided_batches(self) -> list[str]:
-        """Return the batches whose cells are all seen in one and the same modality alone."""
+        """Return the batches in which only one modality is seen."""
         held = [torch.bincount(self.batch[row >= 0], minlength=len(self.batches)) > 0 for row in self.row.values()]
         return [name for name, n in zip(self.batches, torch.stack(held).sum(0).tolist(), strict=True) if n == 1]
 
@@ -204,7 +205,7 @@ class Cells:
         return self.gather(self.draw(index, least))
 
     def draw(self, index: torch.Tensor, least: int = 2) -> Draw:
-        """Look up the cells `index`, a tensor on the CPU, sorted by batch: so the likelihood is fastest.
+        """Look up the cells `index`, a tensor on the CPU, and sort them by batch, which makes the likelihood fastest.
 
         A modality in which fewer than `least` of them are seen is left out: in training, batch normalisation needs two.
         """
@@ -223,7 +224,7 @@ class Cells:
         return Draw(index, rows, n_entries)
 
     def _round_up(self, n: int) -> int:
-        """Return `n`; for a GPU, by an eighth more at most, so that few shapes are to be recorded (`clue.graphs`)."""
+        """Return `n`, on a GPU rounded up by at most an eighth so that few shapes need recording (`clue.graphs`)."""
         if torch.device(self.device).type != "cuda":
             return n
         step = 2 ** max(n.bit_length() - 4, 0)
@@ -241,23 +242,23 @@ class Cells:
 
 
 def batch_labels(adata: ad.AnnData, batches: list[str], batch_key: str | None) -> np.ndarray:
-    """Return the position of each cell's batch in `batches`, −1 for a batch not among them."""
+    """Return the position of each cell's batch in `batches`, or −1 if it is not there."""
     if batch_key is None:
         return np.zeros(adata.n_obs, dtype=np.int64)
     return pd.Index(batches).get_indexer(adata.obs[batch_key].astype(str)).astype(np.int64)
 
 
 class Sampler:
-    """An endless iterator over the mini-batches of shuffled passes over cells, with a state that can be saved.
+    """An endless iterator over mini-batches, in shuffled passes over the cells, with a state that can be saved.
 
-    The last, smaller mini-batch of a pass is dropped where there is a full one.
+    The last mini-batch of a pass is dropped if it is smaller than the others.
 
     Attributes
     ----------
     order
-        The cells as this pass goes through them, shape (n_cells,).
+        The cells in the order of this pass, shape (n_cells,).
     position
-        Mini-batches of this pass that were given.
+        Number of mini-batches of this pass returned so far.
     """
 
     def __init__(self, cells: np.ndarray, batch_size: int, seed: int):
@@ -268,14 +269,14 @@ class Sampler:
         self.position = len(self)
 
     def __len__(self) -> int:
-        """Mini-batches in one pass."""
+        """Number of mini-batches in one pass."""
         return len(self.cells) // self.batch_size
 
     def __iter__(self) -> "Sampler":
         return self
 
     def __next__(self) -> torch.Tensor:
-        """Return the cells of the next mini-batch; after a whole pass, of the first one of a new pass."""
+        """Return the cells of the next mini-batch; after a whole pass, start a new one."""
         if self.pass_is_over():
             self.order = self.cells[torch.randperm(len(self.cells), generator=self.generator)]
             self.position = 0
@@ -284,14 +285,14 @@ class Sampler:
         return self.order[start : start + self.batch_size]
 
     def pass_is_over(self) -> bool:
-        """Whether the last mini-batch of a pass was given, or none yet."""
+        """Return whether a pass is complete, or none has begun."""
         return self.position == len(self)
 
     def state(self) -> dict:
-        """Return what `load_state` needs to give the mini-batches that would come next."""
+        """Return a state from which `load_state` continues with the same mini-batches."""
         return {"generator": self.generator.get_state(), "order": self.order, "position": self.position}
 
     def load_state(self, state: dict) -> None:
-        """Restore what `state` returned."""
+        """Restore a state returned by `state`."""
         self.generator.set_state(state["generator"].cpu())
         self.order, self.position = state["order"].cpu(), state["position"]

@@ -1,4 +1,4 @@
-"""Wrong arguments, refused by what annotations say: one line says what is given and what is wanted."""
+"""Check arguments against their annotations; a one-line error states the given value and the expected kind."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Kind: TypeAlias = tuple[str, Callable[[Any], bool]]
-"""What a value is called, and whether one is such a value."""
+"""The name of a kind of value, and a test for it."""
 
 _KINDS: dict[Any, Kind] = {
     bool: ("True or False", lambda value: isinstance(value, bool | np.bool_)),
@@ -32,7 +32,7 @@ _KINDS: dict[Any, Kind] = {
 
 
 def checked(function: Callable[P, R]) -> Callable[P, R]:
-    """Have a function check its arguments (`check_kinds`) before it does anything."""
+    """Make a function check its arguments (`check_kinds`) before it does anything else."""
     names = list(signature(function).parameters)
 
     @wraps(function)
@@ -44,12 +44,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def check_kinds(annotated: Any, given: Mapping[str, Any]) -> None:
-    """Check values by the annotations of a function or dataclass; one of other than simple kinds is not checked.
+    """Check values against the annotations of a function or dataclass; only simple annotations are checked.
 
     Raises
     ------
     ValueError
-        If a value is of another kind.
+        If a value is of the wrong kind.
     """
     for name, hint in get_type_hints(annotated).items():
         parts = get_args(hint) if isinstance(hint, UnionType) else (hint,)
@@ -59,25 +59,25 @@ def check_kinds(annotated: Any, given: Mapping[str, Any]) -> None:
 
 
 def _kind(hint: Any) -> Kind | None:
-    """Return the entry of `_KINDS`, also of a `Literal`; None of what is not simple."""
+    """Return the entry of `_KINDS` for an annotation, or one for a `Literal`; None if the annotation is not simple."""
     if get_origin(hint) is Literal:
         return " or ".join(map(repr, get_args(hint))), lambda value: isinstance(value, str) and value in get_args(hint)
     return _KINDS.get(hint)
 
 
 def is_whole_number(value: Any) -> bool:
-    """Return whether a value is an integer, of Python or numpy."""
+    """Return whether a value is a Python or numpy integer."""
     return _KINDS[int][1](value)
 
 
 def shown(value: Any) -> str:
-    """Return a value as messages show it, in one short line."""
+    """Return a value as messages show it: one short line."""
     text = repr(value)
     return text if len(text) <= 80 and "\n" not in text else kind_of(value)
 
 
 def kind_of(value: Any) -> str:
-    """Return in words what an object is."""
+    """Describe the type of an object in words."""
     if isinstance(value, Mapping):
         return "a dict of " + ", ".join(sorted({type(part).__name__ for part in value.values()}))
     return f"an object of type {type(value).__name__}"

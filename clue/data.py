@@ -1,4 +1,4 @@
-"""What a user hands over: counts, batches and names of each modality, checked and brought into one form."""
+"""Read the user's data: check the counts, batches and names of each modality, and convert them to one form."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,17 +19,17 @@ from clue.preprocess import check_unique
 from clue.sparse import as_counts, count_blocks, row_blocks
 
 Data: TypeAlias = md.MuData | Mapping[str, ad.AnnData]
-"""Cells of several modalities; cells of equal names are one cell."""
+"""Cells of several modalities; cells with the same name are one cell."""
 
 KINDS = {"rna": "rna", "atac": "atac", "adt": "adt", "prot": "adt"}
-"""How the counts of a modality of this name are prepared; ``prot`` is muon's name of surface proteins."""
+"""How counts are prepared, by the name of the modality; ``prot`` is muon's name for surface proteins."""
 
 BATCH = "batch"
-"""Column of ``obs`` that holds the batch in the form that `read` returns."""
+"""Column of ``obs`` that holds the batch in the data that `read` returns."""
 
 
 def modalities_of(data: Data, also: str = "") -> dict[str, ad.AnnData]:
-    """Return the modalities by name; `also` is what else the caller takes.
+    """Return the modalities by name; `also` names, for the error message, what else the caller accepts.
 
     Raises
     ------
@@ -44,12 +44,12 @@ def modalities_of(data: Data, also: str = "") -> dict[str, ad.AnnData]:
 
 
 def by_modality(name: str, given: Mapping | None, example) -> dict:
-    """Return an argument that has a value for some modalities.
+    """Return an argument that gives values for some modalities as a dict.
 
     Raises
     ------
     ValueError
-        If it is no dict.
+        If it is not a dict.
     """
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(f"{name} is {shown(given)}; it must name modalities: {name}={{'rna': {example!r}}}")
@@ -57,12 +57,12 @@ def by_modality(name: str, given: Mapping | None, example) -> dict:
 
 
 def kinds_of(names: Sequence[str], given: Mapping[str, str] | None) -> dict[str, str]:
-    """Return for each modality how its counts are prepared: as ``rna``, ``atac`` or ``adt``.
+    """Return how the counts of each modality are prepared: as ``rna``, ``atac`` or ``adt``.
 
     Raises
     ------
     ValueError
-        If a modality's kind is neither given nor known by its name.
+        If a modality's kind is neither given nor known from its name.
     """
     given = by_modality("kinds", given, "rna")
     if unknown := sorted(set(given) - set(names)):
@@ -76,12 +76,12 @@ def kinds_of(names: Sequence[str], given: Mapping[str, str] | None) -> dict[str,
 
 
 def read(data: Data, layer: str | None, batch_key: str | Sequence[str] | None) -> dict[str, ad.AnnData]:
-    """Return each modality's counts, in the form of `as_counts` or mapped, with `BATCH` alone in ``obs``.
+    """Return each modality's counts, in the form of `as_counts` or mapped, with only `BATCH` in ``obs``.
 
     Raises
     ------
     ValueError
-        If counts, names or batches are not what `clue.CLUE` takes.
+        If counts, names or batches do not meet the requirements of `clue.CLUE`.
     """
     shared = data.obs if isinstance(data, md.MuData) else pd.DataFrame()
     found = {}
@@ -112,7 +112,7 @@ def of_layer(adata: ad.AnnData, layer: str | None, name: str) -> ad.AnnData:
 def _counts(name: str, adata: ad.AnnData) -> sp.csr_matrix:
     matrix = adata.X
     if sp.issparse(matrix):
-        matrix = matrix.tocsr()  # once: to take rows of a matrix stored by columns is slow
+        matrix = matrix.tocsr()  # once: taking rows from a matrix stored by columns is slow
     blocks = count_blocks(matrix, name, adata)
     if matrix is None or sp.issparse(matrix) or isinstance(matrix, np.ndarray):
         for _ in blocks:
@@ -126,7 +126,7 @@ def _counts(name: str, adata: ad.AnnData) -> sp.csr_matrix:
 def batch_of(
     name: str, adata: ad.AnnData | md.MuData, batch_key: str | Sequence[str] | None, shared: pd.DataFrame
 ) -> pd.DataFrame:
-    """Return the batch of each cell: the value of the column, or the values of several columns together.
+    """Return the batch of each cell: the value of the column, or the combined values of several columns.
 
     Raises
     ------
@@ -147,7 +147,7 @@ def batch_of(
 
 
 def _check_batches(adatas: Mapping[str, ad.AnnData], batch_key) -> None:
-    """Refuse a cell whose batch differs between its modalities."""
+    """Raise an error if a cell's batch differs between its modalities."""
     labels: dict[str, pd.Series] = {}
     for name, adata in adatas.items():
         label = adata.obs[BATCH]
@@ -167,7 +167,7 @@ def batches_of(adatas: Mapping[str, ad.AnnData]) -> list[str]:
 
 
 def joined(first: ad.AnnData, second: ad.AnnData) -> ad.AnnData:
-    """Return the cells of both, which have the same features; mapped if either is."""
+    """Return the cells of both, which have the same features; the counts are mapped if either's are."""
     if is_mapped(first.X.data) or is_mapped(second.X.data):
         counts = mapped(chain(row_blocks(first.X), row_blocks(second.X)), first.n_vars)
     else:
@@ -176,7 +176,7 @@ def joined(first: ad.AnnData, second: ad.AnnData) -> ad.AnnData:
 
 
 def write_rows(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, var: pd.DataFrame) -> ad.AnnData:
-    """Write an ``.h5ad`` file whose X comes in blocks of rows, atomically; return it backed."""
+    """Atomically write an ``.h5ad`` file whose X comes in blocks of rows; return it backed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -184,7 +184,7 @@ def write_rows(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, var:
         with h5py.File(temporary, "a") as file:
             file.pop("X", None)
             matrix = file.create_dataset("X", (len(obs), len(var)), np.float32)
-            # what anndata calls a dense matrix
+            # how anndata marks a dense matrix
             matrix.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
             fill(matrix, blocks)
         os.replace(temporary, path)

@@ -1,8 +1,9 @@
-"""Principal axes of a sparse matrix: its leading right singular vectors, of the centred matrix or of the matrix as is.
+"""Principal axes of a sparse matrix: the leading right singular vectors of the matrix, centred or as it is.
 
 A matrix with few rows or columns is decomposed exactly, through the dense matrix of their products. The axes of a large
-one are searched in a block Krylov space (Musco & Musco, NeurIPS 2015), which needs a fraction of the products with the
-matrix that a randomised decomposition needs for the same accuracy (`benchmarks/preprocess_scale.py` compares them).
+matrix are found in a block Krylov space (Musco & Musco, NeurIPS 2015). For the same accuracy, this needs only a
+fraction of the products with the matrix that a randomised decomposition needs (`benchmarks/preprocess_scale.py`
+compares them).
 """
 
 import os
@@ -15,28 +16,29 @@ from clue.products import times
 from clue.sparse import column_sums, row_blocks
 
 SMALL = 2000
-"""Rows or columns up to which all their products are held in a dense matrix."""
+"""Up to this many rows or columns, all their products are held in a dense matrix."""
 
 GAIN = 0.01
 """The Krylov space grows until `STEPS` further blocks add less than this share to the variance of the axes. Where the
-spectrum is flat, as that of sparse peaks of few cells, it takes twice as many blocks as where cell types stand out."""
+spectrum is flat, as for sparse peaks of few cells, it takes twice as many blocks as where cell types stand out."""
 
 STEPS, MOST_STEPS = 4, 60
-"""Blocks, each of a fifth of the wanted axes, between two looks at the gain, and at most."""
+"""Number of blocks between two checks of the gain, and the largest number of blocks. A block has a fifth as many
+columns as there are axes."""
 
 _ROWS = 8192
 """Rows that a thread multiplies at a time; fixed, so that results do not depend on the number of threads."""
 
 
 def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is subtracted from each row, and the leading axes.
+    """Return the centre, which is subtracted from each row, and the leading axes.
 
     Parameters
     ----------
     matrix
         Cells x features, float32. Its indices are sorted in place if they are not sorted.
     n_axes
-        Number of axes; fewer where rows, or columns with a value, are fewer.
+        Number of axes; less if there are fewer rows, or fewer columns with a value.
     centred
         Whether the columns' means are subtracted; the matrix stays sparse.
     seed
@@ -47,12 +49,12 @@ def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int 
     centre
         Means of the columns, or zeros, shape (n_features,), float64.
     axes
-        Orthonormal columns, the axis of the largest variance first, shape (n_features, n_axes), float32. The entry of
-        an axis that is largest in size is positive.
+        Orthonormal columns in descending order of variance, shape (n_features, n_axes), float32. The entry of each
+        axis with the largest absolute value is positive.
     """
-    matrix.sort_indices()  # threads, which would do it at the same time, must find it done
+    matrix.sort_indices()  # now, since otherwise several threads would sort at the same time
     n_rows, n_columns = matrix.shape
-    used = column_sums(matrix, np.abs) > 0  # a column of zeros is part of no axis
+    used = column_sums(matrix, np.abs) > 0  # columns of zeros contribute to no axis
     n_axes = max(1, min(n_axes, n_rows - 1, int(used.sum()) - 1))
     centre = column_sums(matrix) / n_rows if centred else np.zeros(n_columns)
     if n_columns <= SMALL:
@@ -94,7 +96,7 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, used: np.ndarray, n_axes:
     for step in range(1, most + 1):
         basis.append(_orthonormal(block, basis))
         block = _covariance_times(matrix, centre, basis[-1])
-        # the new columns of C in the basis; eigh reads its upper triangle alone
+        # the new columns of C in the basis; eigh reads only the upper triangle
         new = np.vstack([part.T @ block for part in basis])
         projected = np.pad(projected, (0, width))
         projected[:, -width:] = new
@@ -104,7 +106,7 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, used: np.ndarray, n_axes:
             if variance <= (1 + GAIN) * before:
                 break
     leading = vectors[:, : -n_axes - 1 : -1].astype(np.float32)
-    # part by part: side by side, the basis would be there twice
+    # part by part: stacking the parts would hold the basis in memory twice
     axes = np.zeros((matrix.shape[1], n_axes), dtype=np.float32)
     for part, rows in zip(basis, np.split(leading, len(basis)), strict=True):
         axes += part @ rows
@@ -112,7 +114,7 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, used: np.ndarray, n_axes:
 
 
 def _orthonormal(block: np.ndarray, basis: list[np.ndarray]) -> np.ndarray:
-    # Where the basis holds all that the block spans, what is left is rounding: two passes do not make it orthogonal.
+    # If the basis already spans the block, only rounding errors are left, and two passes do not make them orthogonal.
     for _ in range(3):
         for part in basis:
             block = block - part @ (part.T @ block)

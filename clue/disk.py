@@ -1,9 +1,9 @@
-"""Matrices that need not fit in memory: written once to files without a name, then mapped.
+"""Matrices that need not fit in memory: they are written once to unnamed files, then mapped.
 
-The pages of such a map are copies of what the disk holds, so that the operating system takes them back when it needs
-memory. A file without a name belongs to one process and is gone with it, however that ends: nothing is left behind,
-and nothing half-written can be taken for done. The files lie in Python's folder for temporary files; the environment
-variable ``TMPDIR`` names another, which should be on a disk and not, as some ``/tmp``, in memory.
+The pages of such a map are copies of data on disk, so the operating system can reclaim them when it needs memory. An
+unnamed file belongs to one process and disappears with it, however the process ends: nothing is left behind, and no
+half-written file can be mistaken for a complete one. The files lie in Python's folder for temporary files. The
+environment variable ``TMPDIR`` names another folder, which should be on a disk and not in memory, as some ``/tmp`` are.
 """
 
 import mmap
@@ -16,11 +16,11 @@ import numpy as np
 import scipy.sparse as sp
 
 PART = 2**22
-"""Numbers that are converted at a time."""
+"""How many numbers are converted at a time."""
 
 
 class _File:
-    """An array that grows, in a file without a name."""
+    """A growing array in an unnamed file."""
 
     def __init__(self, dtype):
         self.dtype = np.dtype(dtype)
@@ -28,9 +28,9 @@ class _File:
         self.file = tempfile.TemporaryFile(prefix="clue-")
 
     def append(self, values: np.ndarray) -> None:
-        """Write more values; they are on their way to the disk when this returns."""
+        """Write more values; when this returns, the operating system has them."""
         try:
-            # not through the map: there, a full disk would kill the process
+            # not through a map, where a full disk would kill the process
             self.file.write(np.ascontiguousarray(values, self.dtype))
             self.file.flush()
         except OSError as error:
@@ -40,14 +40,14 @@ class _File:
         self.size += len(values)
 
     def mapped(self) -> np.ndarray:
-        """Return all values as a map. It is shared, not private: private ones need as much free memory as they map."""
+        """Return all values as a shared map; a private one would need as much free memory as it maps."""
         if not self.size:
             return np.empty(0, self.dtype)
         return np.asarray(np.memmap(self.file, self.dtype, "r+"))
 
 
 def map_of(array: np.ndarray) -> mmap.mmap | None:
-    """Return the map of a file that an array lies in; None of one in memory."""
+    """Return the file map that holds an array; None if the array is in memory."""
     owner: object = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
@@ -55,16 +55,16 @@ def map_of(array: np.ndarray) -> mmap.mmap | None:
 
 
 def is_mapped(array: np.ndarray) -> bool:
-    """Return whether an array lies in a map of a file."""
+    """Return whether a file map holds an array."""
     return map_of(array) is not None
 
 
 @contextmanager
 def read_here_and_there(maps: Iterable[mmap.mmap]) -> Iterator[None]:
-    """While the block lasts, have the operating system read those pages only that are touched.
+    """While the block lasts, have the operating system read only the pages that are touched.
 
-    It reads ahead, megabytes for each row of a mini-batch, which serves passes over all rows: of data larger than the
-    memory, whatever it has read ahead is gone before it is used.
+    By default it reads ahead, megabytes for each row of a mini-batch. This helps passes over all rows. But if the data
+    are larger than memory, the pages that were read ahead are dropped before they are used.
     """
     # Windows has no such advice
     advised = list(maps) if hasattr(mmap, "MADV_RANDOM") else []
@@ -78,7 +78,7 @@ def read_here_and_there(maps: Iterable[mmap.mmap]) -> Iterator[None]:
 
 
 def filled(parts: Iterable[np.ndarray], size: int, dtype, on_disk: bool) -> np.ndarray:
-    """Return an array of `size` that consists of the parts, in memory or mapped."""
+    """Return the parts as one array of `size`, in memory or mapped."""
     if on_disk:
         file = _File(dtype)
         for part in parts:
@@ -88,7 +88,7 @@ def filled(parts: Iterable[np.ndarray], size: int, dtype, on_disk: bool) -> np.n
 
 
 def fill(array: np.ndarray, parts: Iterable[np.ndarray]) -> np.ndarray:
-    """Write the parts into an array, one after the other; return it."""
+    """Write the parts into an array, one after another, and return it."""
     end = 0
     for part in parts:
         array[end : end + len(part)] = part
@@ -97,7 +97,7 @@ def fill(array: np.ndarray, parts: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def as_type(array: np.ndarray, dtype) -> np.ndarray:
-    """Return an array with another type, or itself; of a map, a map."""
+    """Return an array with another type, or itself if it has that type; a mapped array stays mapped."""
     if array.dtype == dtype:
         return array
     parts = (array[start : start + PART] for start in range(0, len(array), PART))
@@ -105,7 +105,7 @@ def as_type(array: np.ndarray, dtype) -> np.ndarray:
 
 
 def mapped(blocks: Iterable[sp.csr_matrix], n_columns: int) -> sp.csr_matrix:
-    """Write blocks of rows one after the other; return them as one matrix, float32, mapped, without explicit zeros."""
+    """Write blocks of rows one after another; return them as one mapped float32 matrix without explicit zeros."""
     data, indices = _File(np.float32), _File(np.int32)
     ends = [np.zeros(1, dtype=np.int64)]
     for block in blocks:
@@ -115,7 +115,7 @@ def mapped(blocks: Iterable[sp.csr_matrix], n_columns: int) -> sp.csr_matrix:
         ends.append(data.size + block.indptr[1:].astype(np.int64))
         data.append(block.data)
         indices.append(block.indices)
-    # scipy wants one type for both, and would convert to it in memory
+    # scipy wants one type for both index arrays, and would convert them in memory
     index = sp.get_index_dtype(maxval=max(data.size, n_columns))
     indptr = np.concatenate(ends).astype(index)
     return sp.csr_matrix((data.mapped(), as_type(indices.mapped(), index), indptr), shape=(len(indptr) - 1, n_columns))

@@ -1,7 +1,7 @@
-"""A training step as CUDA graphs: recorded once per shape of the mini-batch, then replayed by a single launch.
+"""Training steps as CUDA graphs: each shape of mini-batch is recorded once, then replayed by a single launch.
 
-A step of CLUE is about a thousand small kernels. To launch them one by one takes the processor several times as long
-as the GPU needs to run them.
+A step of CLUE is about a thousand small kernels. Launching them one by one takes the processor several times as long
+as running them takes the GPU.
 """
 
 from collections.abc import Callable
@@ -12,21 +12,21 @@ import torch
 from clue.batches import Draw, send
 
 _MOST = 16
-"""Most graphs to keep; mini-batches of further shapes run kernel by kernel, as do those of unpaired cells, whose shapes
-rarely repeat."""
+"""Most graphs to keep. Mini-batches of further shapes run kernel by kernel. So do mini-batches with unpaired cells,
+whose shapes rarely repeat."""
 
 _WARM_UP = 2
-"""Steps of a shape that run kernel by kernel first: libraries initialise themselves, which cannot be recorded."""
+"""Steps of each shape that run kernel by kernel first: libraries initialise themselves, which cannot be recorded."""
 
 
 class Graphs:
-    """Calls a function that works on a GPU without waiting for it, and replays it where it knows the shapes.
+    """Call a function that runs on a GPU without waiting for it, or replay it if the shapes are known.
 
     Parameters
     ----------
     learn
-        Takes a mini-batch's `Draw` and two scalars, each a tensor on the device or None. Everything it does to
-        tensors happens on the device and in place, and it returns nothing.
+        Function of a mini-batch's `Draw` and two scalars, each a tensor on the device or None. It changes tensors only
+        on the device and in place, and returns nothing.
     device
         The GPU.
     """
@@ -39,7 +39,7 @@ class Graphs:
         self.graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]] = {}
 
     def __call__(self, draw: Draw, *scalars: float | None) -> None:
-        """Do what the function does."""
+        """Run the function, or replay it."""
         given = [*draw.rows.values(), *(torch.tensor(value) for value in scalars if value is not None)]
         key = draw.shape() + tuple(value is None for value in scalars)
         if key in self.graphs:

@@ -1,9 +1,9 @@
 """The likelihood of decoded counts and its derivatives in single precision, compiled for the processor.
 
 A decoded row (one pass, one cell) of 30,000 features takes 120 kB. Operations on whole tensors make some 25 passes over
-such rows. Here there are four, each over one row while it is in the processor's cache, and `exp` and `log` are short
-polynomials that the compiler turns into vector instructions. `clue.likelihood` has the formulas and their notation, and
-the same computation for GPUs and for double precision.
+such rows. This module makes four, each over one row while it is in the processor's cache. `exp` and `log` are short
+polynomials, which the compiler vectorises. `clue.likelihood` has the formulas and their notation, and the same
+computation for GPUs and for double precision.
 """
 
 import math
@@ -16,7 +16,7 @@ from numpy import float32, float64, int32
 from clue.compiled import EXACT, SUMS, compiled
 
 EPSILON = 1e-7
-"""Added to the mean, as the authors' code does, so that a mean of zero keeps a finite logarithm."""
+"""Added to the mean, as in the authors' code, so that the logarithm of a zero mean is finite."""
 
 ZERO, HALF, ONE = float32(0), float32(0.5), float32(1)
 
@@ -51,19 +51,20 @@ LN2_REST = float32(math.log(2) - 0.693359375)
 """log 2 in two parts. The first has few digits, so that its product with an exponent is exact."""
 
 EXP = tuple(float32(c) for c in (0.49999993, 0.16666515, 0.041668456, 0.0083694107, 0.0013813161))
-"""(eʳ − 1 − r) / r² for |r| ≤ 0.35 in ascending powers of r; its largest relative error in eʳ is the least."""
+"""(eʳ − 1 − r) / r² for |r| ≤ 0.35 in ascending powers of r, fitted to minimise the largest relative error in eʳ."""
 
 LOG = tuple(
     float32(c)
     for c in (0.33333331, -0.25000855, 0.2000136, -0.16622167, 0.14197604, -0.13168193, 0.12796738, -0.0765777)
 )
-"""(log(1 + f) − f + f² / 2) / f³ for √½ ≤ 1 + f ≤ √2, likewise."""
+"""(log(1 + f) − f + f² / 2) / f³ for √½ ≤ 1 + f ≤ √2, fitted likewise."""
 
 LEAST, MOST = float32(-150), float32(150)
-"""Where eˣ is 0 and infinite, so that the exponent of 2 stays an exponent."""
+"""At these x, eˣ is 0 and infinite. x is clipped to them, so that the exponent of 2 stays in its range."""
 
 SQRT_HALF = int(float32(0.5**0.5).view(int32))
-"""The bits of √½. Those of y less these, without the 23 of the mantissa, are the exponent of 2 nearest to y."""
+"""The bits of √½. Subtract them from the bits of y and drop the 23 bits of the mantissa: the rest is the exponent of
+the power of 2 nearest to y."""
 
 
 @compiled(*EXACT)
@@ -88,13 +89,13 @@ def exp(x):
     exponent = np.rint(x * LOG2_E)
     r = (x - exponent * LN2) - exponent * LN2_REST
     k = int32(exponent)
-    # in two factors, since 2ᵏ alone may be too small or too large for a number
+    # two factors, since 2ᵏ alone may underflow or overflow
     return ((_polynomial(EXP, r) * r) * r + r + ONE) * _power_of_2(k >> 1) * _power_of_2(k - (k >> 1))
 
 
 @compiled(*EXACT)
 def log_of_sum(c, x):
-    """Return log(c + x) = k log 2 + log(1 + f) for c of 0 or 1 and a positive sum; log(1 + x) keeps the digits of x."""
+    """Return log(c + x) = k log 2 + log(1 + f) for c = 0 or 1 and a positive sum; log(1 + x) keeps the digits of x."""
     k = int32(float32(c + x).view(int32) - SQRT_HALF >> 23)
     a, b = _power_of_2(-(k >> 1)), _power_of_2((k >> 1) - k)
     # for k = 0, f is x itself
@@ -104,15 +105,15 @@ def log_of_sum(c, x):
     return (f + rest) + exponent * LN2
 
 
-# ---- what a count adds ---------------------------------------------------------------------------
+# ---- the contribution of a count -----------------------------------------------------------------
 
 FEW = 16
-"""Counts up to this one have their gamma functions as a product."""
+"""Up to this count, the difference of gamma functions is computed as a product."""
 
 
 @compiled()
 def _digamma(x):
-    """Return the derivative of lgamma by its asymptotic series."""
+    """Return the derivative of lgamma, from its asymptotic series."""
     total = 0.0
     while x < 8:
         total -= 1 / x
@@ -123,9 +124,9 @@ def _digamma(x):
 
 @compiled()
 def gamma_difference(x, theta):
-    """Return lgamma(x + θ) − lgamma(θ) − x log θ, and θ times its derivative by θ, in double precision.
+    """Return lgamma(x + θ) − lgamma(θ) − x log θ, and θ times its derivative with respect to θ, in double precision.
 
-    For a whole number x they are log Π (1 + i / θ) and −Σ i / (θ + i) over 0 < i < x.
+    For a whole number x, these are log Π (1 + i / θ) and −Σ i / (θ + i) over 0 < i < x.
     """
     if x <= FEW and x == math.floor(x) and theta > 1e-15:
         product, slope = 1.0, 0.0
@@ -153,14 +154,14 @@ def _at_counts(feature, value, theta, gamma, digamma, theta_x):
 
 @compiled(*EXACT)
 def _in_order(bits):
-    """Return the bits of a number as an integer that is larger for larger numbers, or such an integer's bits again."""
+    """Map the bits of a number to an integer with the same order; the function is its own inverse."""
     return int32(bits ^ ((bits >> 31) & 0x7FFFFFFF))
 
 
 @compiled(*EXACT)
 def _logits(loc, scale, shift, logit):
-    """Write scale · loc + shift; return the largest."""
-    # Integers, since the compiler makes no vector instructions of the largest of floating-point numbers.
+    """Write scale · loc + shift; return the largest value."""
+    # Compare integers, since the compiler does not vectorise the maximum of floating-point numbers.
     largest = int32(-(2**31))
     for i in range(len(loc)):
         logit[i] = loc[i] * scale[i] + shift[i]
@@ -171,7 +172,7 @@ def _logits(loc, scale, shift, logit):
 
 @compiled(*SUMS)
 def _exponentials(logit, largest):
-    """Replace logits by exp(logit − largest), the softmax but for its divisor; return their sum, the divisor."""
+    """Replace logits by exp(logit − largest), the softmax before division; return their sum, the divisor."""
     total = ZERO
     for i in range(len(logit)):
         logit[i] = exp(logit[i] - largest)
@@ -181,7 +182,7 @@ def _exponentials(logit, largest):
 
 @compiled(*SUMS)
 def _zeros(weight, per_weight, theta, inverse_theta, inverse, grad_log_theta):
-    """Add up the log-likelihood as if all counts were zero, −Σ θ log(1 + q), and add its derivatives by log θ.
+    """Sum the log-likelihood as if all counts were zero, −Σ θ log(1 + q); add its derivatives with respect to log θ.
 
     Write 1 / (1 + q) to `inverse`. Return the sum, and Σ weight / (1 + q), which `_sweep` needs for the softmax.
     """
@@ -192,21 +193,22 @@ def _zeros(weight, per_weight, theta, inverse_theta, inverse, grad_log_theta):
         log1p_q = log_of_sum(ONE, q)
         value -= theta[i] * log1p_q
         slope += weight[i] * inverse[i]
-        # subtracted before they are summed: both are nearly q where θ is large
+        # subtract before summing: both are nearly q where θ is large
         grad_log_theta[i] -= theta[i] * (log1p_q - q * inverse[i])
     return value, slope
 
 
 @compiled(*SUMS)
 def _nonzeros(feature, value, gamma, digamma, theta_x, weight, per_weight, slope_x, grad_x):
-    """Add up what the non-zero counts add to the two sums of `_zeros`.
+    """Return the contributions of the non-zero counts to the two sums of `_zeros`.
 
-    Write to `slope_x` what each takes from `inverse`, and to `grad_x` its derivative by log θ.
+    Write to `slope_x` the amount each count subtracts from `inverse`, and to `grad_x` its derivative with respect to
+    log θ.
     """
     total = slope = ZERO
     for i in range(len(value)):
         slope_x[i] = weight[feature[i]]
-    # no look-ups from here on, so that these are vector instructions too
+    # no look-ups in this loop, so that it is vectorised too
     for i in range(len(value)):
         mean = slope_x[i] * per_weight + float32(EPSILON)
         both = ONE / (theta_x[i] + mean)
@@ -221,7 +223,7 @@ def _nonzeros(feature, value, gamma, digamma, theta_x, weight, per_weight, slope
 
 @compiled(*EXACT)
 def _add_nonzeros(feature, slope_x, grad_x, inverse, grad_log_theta):
-    """Add the derivatives of `_nonzeros` where they belong; a feature may come twice."""
+    """Add the derivatives from `_nonzeros` at their features; a feature may occur twice."""
     for i in range(len(feature)):
         inverse[feature[i]] -= slope_x[i]
         grad_log_theta[feature[i]] += grad_x[i]
@@ -229,8 +231,8 @@ def _add_nonzeros(feature, slope_x, grad_x, inverse, grad_log_theta):
 
 @compiled(*SUMS)
 def _gradients(loc, weight, inverse, factor, mean_slope, scale, grad_scale, grad_shift):
-    """Add the gradients of scale and shift, and write that of `loc` in its place."""
-    # in two loops, for which the compiler can check at run time that no array overlaps another
+    """Add to the gradients of scale and shift, and replace `loc` by its gradient."""
+    # two loops, for which the compiler can check at run time that no array overlaps another
     for i in range(len(loc)):
         inverse[i] = factor * weight[i] * (inverse[i] - mean_slope)
         grad_shift[i] += inverse[i]
@@ -243,11 +245,11 @@ def _gradients(loc, weight, inverse, factor, mean_slope, scale, grad_scale, grad
 def _sweep(
     loc, library, batch, parameters, start, feature, value, run, likelihood, grad_library, gradients, differentiate
 ):
-    """Do `sweep` for the cells of neighbouring runs, cells `run[i]` to `run[i + 1]` each."""
+    """Do the work of `sweep` for the cells of neighbouring runs; run i is cells `run[i]` to `run[i + 1]`."""
     n = 0
     for cell in range(run[0], run[-1]):
         n = max(n, start[cell + 1] - start[cell])
-    # arrays of their own, not parts of one: so the compiler knows that they do not overlap
+    # separate arrays, not parts of one, so that the compiler knows that they do not overlap
     gamma, digamma, theta_x = np.empty(n, float32), np.empty(n, float32), np.empty(n, float32)
     slope_x, grad_x = np.empty(n, float32), np.empty(n, float32)
     weight, inverse = np.empty(loc.shape[2], float32), np.empty(loc.shape[2], float32)
@@ -283,12 +285,12 @@ def sweep(
     differentiate: bool,
     n_threads: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute the log-likelihood of each pass and cell and its gradients, that of `loc` in its place.
+    """Compute the log-likelihood of each pass and cell and its gradients; the gradient of `loc` replaces `loc`.
 
     Parameters
     ----------
     loc
-        What the last layer's product gives, float32, shape (n_passes, n_cells, n_features).
+        The last layer's product, float32, shape (n_passes, n_cells, n_features).
     library
         Library size of each pass and cell, float32, shape (n_passes, n_cells).
     batch
@@ -299,9 +301,9 @@ def sweep(
     start, feature, value
         The cells' non-zero counts as the three arrays of a compressed sparse row matrix; counts are float32.
     differentiate
-        Whether gradients are wanted; without, they mean nothing and `loc` keeps its values.
+        Whether to compute gradients. If not, the returned gradients are meaningless and `loc` keeps its values.
     n_threads
-        Threads that share the cells; sums over cells depend on it by rounding.
+        Number of threads that share the cells; it affects sums over cells through rounding.
 
     Returns
     -------

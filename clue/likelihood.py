@@ -1,9 +1,9 @@
 """Negative binomial log-likelihood of sparse counts, decoded through a softmax.
 
-Most counts of a single-cell matrix are zero, and a zero needs neither `lgamma` nor its
-derivative: only the non-zero counts pay for them. Value and gradients are written by hand so that
-the dense (cells × features) passes are few: for a CPU in `clue.kernel`, for a GPU and in double precision here.
-`tests/unit/test_likelihood.py` compares both with `torch.distributions` in float64.
+Most counts of a single-cell matrix are zero, and a zero needs neither `lgamma` nor its derivative. Only non-zero counts
+pay for them. The value and its gradients are written by hand to keep dense (cells × features) passes few: in
+`clue.kernel` for a CPU, here for a GPU and for double precision. `tests/unit/test_likelihood.py` compares both with
+`torch.distributions` in float64.
 """
 
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class SparseCounts:
     total
         Sum of each cell's counts, shape (n_cells,).
     log_factorial
-        Sum over features of log(count!) of each cell, shape (n_cells,); constant in every likelihood.
+        Sum over features of log(count!) of each cell, shape (n_cells,); a constant of every likelihood.
     n_features
         Number of features.
     """
@@ -51,7 +51,7 @@ class SparseCounts:
         return self.cell * self.n_features + self.feature
 
     def compressed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the three arrays of a compressed sparse row matrix: where each cell starts, features and values."""
+        """Return the three arrays of a compressed sparse row matrix: the start of each cell, features and values."""
         start = torch.searchsorted(self.cell, torch.arange(len(self.total) + 1))
         return start.numpy(), self.feature.contiguous().numpy(), self.value.numpy()
 
@@ -86,9 +86,9 @@ class _DecodedLikelihood(torch.autograd.Function):
 
     Where θ is large, log(1 + q) is small and keeps its digits, unlike the difference of log θ and log(m + θ).
 
-    The forward pass computes the gradients as well, so that nothing is computed twice. The gradient of `loc` takes the
-    place of `loc`, the only dense matrix that is kept; the backward pass has but two matrix products left. What depends
-    on the batch alone, the offset and the batch's rows of `weight`, is in shift = bias + scale · offset, not in the
+    The forward pass also computes the gradients, so that nothing is computed twice. The gradient of `loc` replaces
+    `loc`, the only dense matrix that is kept, and leaves only two matrix products for the backward pass. The offset and
+    the batch's rows of `weight` depend only on the batch. They are part of shift = bias + scale · offset, not of the
     products.
     """
 
@@ -142,7 +142,7 @@ def _product(x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def _row_by_row(loc, parameters, library, batch, counts, differentiate: bool) -> tuple[torch.Tensor, ...]:
-    """Do what `_all_at_once` does, with the compiled functions of `clue.kernel`."""
+    """Compute the same as `_all_at_once`, with the compiled functions of `clue.kernel`."""
     scale, shift, theta = parameters
     own = torch.stack([scale, shift, theta, theta.reciprocal()], 1)
     arrays = [t.detach().contiguous().numpy() for t in (loc, library, batch, own)] + list(counts.compressed())
@@ -160,12 +160,13 @@ def _all_at_once(loc, parameters, library, batch, counts, differentiate: bool) -
     parameters
         Scale, shift and θ, each of shape (n_batches, n_features). The softmax reads scale · loc + shift.
     differentiate
-        Whether gradients are wanted; they are zeros otherwise.
+        Whether to compute gradients; otherwise `loc` is returned in place of its gradient, and the others are zeros.
 
     Returns
     -------
-    Log-likelihoods, shape (n_passes, n_cells); the gradients of `loc` and `library`; those of scale, shift and log θ,
-    summed over the cells of some batch, shape (n_sums, n_passes, 3, n_features); and that batch, shape (n_sums,).
+    Log-likelihoods, shape (n_passes, n_cells); the gradients of `loc` and `library`; the gradients of scale, shift and
+    log θ, each summed over cells of one batch, shape (n_sums, n_passes, 3, n_features); and the batch of each sum,
+    shape (n_sums,).
     """
     rows = _Rows(loc, parameters, library, batch, counts)
     likelihood = rows.log_likelihood()
@@ -179,7 +180,7 @@ def _all_at_once(loc, parameters, library, batch, counts, differentiate: bool) -
 
 
 class _Rows:
-    """The likelihood of the rows of `loc`, and its derivatives; the notation is `_DecodedLikelihood`'s."""
+    """The likelihood of the rows of `loc`, and its derivatives, in the notation of `_DecodedLikelihood`."""
 
     def __init__(self, loc, parameters, library, batch, counts: SparseCounts):
         self.loc, self.library, self.batch, self.counts = loc, library, batch, counts
@@ -203,27 +204,27 @@ class _Rows:
         self.weight_x = self.at_counts(self.weight)
         self.mean_x = self.weight_x * per_weight.index_select(1, self.counts.cell) + EPSILON
         gamma_x, self.digamma_x = _gamma_differences(self.counts.value, self.at_counts(self.theta.unsqueeze(0)))
-        # added where they are, not to their cell's sum: on a GPU thousands would wait for each other there
+        # add each at its own entry: on a GPU, thousands of additions to the cell's sum would wait for each other
         of_entries = self.log1p_q * -self.theta
         per_count = self.counts.value * (self.mean_x.log() - self.at_counts(self.log1p_q)) + gamma_x
         of_entries.view(len(of_entries), -1).index_add_(1, self.flat, per_count)
         return of_entries.sum(-1)
 
     def differentiate(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return the gradients of loc and library, and those of the batches' parameters by pass and batch."""
+        """Return the gradients of loc and library, and of the batches' parameters by pass and batch."""
         n_batches, n_features = self.theta_of_batches.shape
-        # which cells are of a batch: a product with it sums over them
+        # marks the cells of each batch, so that a product with it sums over them
         members = torch.eye(n_batches, dtype=self.loc.dtype, device=self.loc.device)[:, self.batch]
         inverse = (self.q + 1).reciprocal_()
         inverse_x = self.at_counts(inverse)
-        # subtracted before they are summed: both are nearly q where θ is large
+        # subtract before summing: both are nearly q where θ is large
         of_cells = self.log1p_q.addcmul_(self.q, inverse, value=-1)
         grad_log_theta = torch.matmul(members, of_cells).mul_(-self.theta_of_batches)
         at = self.batch.index_select(0, self.counts.cell) * n_features + self.counts.feature
         per_count = self.counts.value * self.at_counts(self.q) * inverse_x + self.digamma_x
         grad_log_theta.flatten(1).index_add_(1, at, per_count)
 
-        # −weight · d ll / d m: zeros everywhere first, then what the non-zero counts add
+        # −weight · d ll / d m: first as if all counts were zero, then the contributions of the non-zero counts
         slope = inverse.mul_(self.weight)
         per_count = self.weight_x * self.counts.value * inverse_x / -self.mean_x
         slope.view(len(slope), -1).index_add_(1, self.flat, per_count)
@@ -237,9 +238,9 @@ class _Rows:
 
 
 def _gamma_differences(x: torch.Tensor, theta: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return lgamma(x + θ) − lgamma(θ) − x log θ, and θ times its derivative by θ.
+    """Return lgamma(x + θ) − lgamma(θ) − x log θ, and θ times its derivative with respect to θ.
 
-    In double precision: they are small differences of large numbers where θ is large.
+    They are computed in double precision, since they are small differences of large numbers where θ is large.
     """
     n, r = x.double(), theta.double()
     value = torch.lgamma(n + r) - torch.lgamma(r) - n * r.log()
@@ -259,31 +260,33 @@ def decoded_log_likelihood(
     counts: SparseCounts,
     dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Mean log-likelihood of counts under several decodings of the same cells, last linear layer included.
+    """Return the mean log-likelihood of counts under several decodings of the same cells.
+
+    The decoder's last linear layer is part of the computation.
 
     Parameters
     ----------
     hidden
-        Input of the decoder's last layer, shape (n_passes, n_cells, n_hidden); each pass decodes another
-        latent code.
+        Input of the decoder's last layer, shape (n_passes, n_cells, n_hidden); each pass decodes a different latent
+        code.
     weight, offset
         The last layer, shapes (n_hidden + n_batches, n_features) and (n_features,): ``loc = x @ weight + offset``,
-        where x is `hidden` and behind it the batch, one-hot.
+        where x is `hidden` followed by the one-hot batch.
     scale, bias, log_theta
         Parameters of each batch, shape (n_batches, n_features): the softmax reads
         ``scale · loc + bias`` and ``exp(log_theta)`` is the inverse dispersion.
     library
         Library size of each pass and cell, shape (n_passes, n_cells).
     batch
-        Batch of each cell, int64, shape (n_cells,). Fastest where equal labels are neighbours.
+        Batch of each cell, int64, shape (n_cells,). Fastest if equal labels are next to each other.
     counts
         The cells' counts.
     dtype
-        Type of the matrix products' factors and of `loc`; that of `hidden` by default.
+        Type of the matrix products' factors and of `loc`; by default the type of `hidden`.
 
     Returns
     -------
-    Sum over features of the log-likelihood, mean over cells, shape (n_passes,).
+    Log-likelihood, summed over features and averaged over cells, shape (n_passes,).
     """
     likelihood = _DecodedLikelihood.apply(
         hidden,
@@ -312,6 +315,6 @@ def cosine_distance(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def info_nce(x: torch.Tensor, y: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Mean cross-entropy of finding for each row of `x` the same row of `y` by cosine similarity / temperature."""
+    """Mean cross-entropy of finding the matching row of `y` for each row of `x` by cosine similarity / temperature."""
     similarity = F.normalize(x, dim=1) @ F.normalize(y, dim=1).T
     return F.cross_entropy(similarity / temperature, torch.arange(len(x), device=x.device))

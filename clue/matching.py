@@ -1,7 +1,7 @@
-"""From two embeddings to a sparse match matrix: entry (i, j) is the weight that cell i of x is cell j of y.
+"""Match two embeddings: entry (i, j) of the sparse match matrix is the weight that cell i of x is cell j of y.
 
-All matchings compare cells by the embedding's metric, see `as_points` (cosine: directions only), and stay within a
-batch where batches are given. Every row sums to 1.
+All matchings compare cells by the embedding's metric (see `as_points`; cosine compares only directions). If batches are
+given, cells match only within a batch. Every row sums to 1.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Metric = Literal["cosine", "euclidean"]
 METRICS: tuple[Metric, ...] = ("cosine", "euclidean")
 
 MAX_TRANSPORT_ENTRIES = 200_000_000
-"""Largest dense plan of `match_ot`, in entries of one batch (about 3 GB while it is made)."""
+"""Most entries of the dense plan that `match_ot` makes for one batch (about 3 GB at its peak)."""
 
 MAX_MATCHES_PER_CELL = 1000
 """The competition allows this many entries per row on average."""
@@ -37,18 +37,18 @@ class BatchTooLarge(ValueError):
 def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None, metric: Metric = "cosine") -> sp.csr_matrix:
     """Match by shared nearest neighbours.
 
-    Two cells match by the Jaccard index of their `k` nearest neighbours in x and in y together. With
-    ``k=1`` mutual nearest neighbours weigh 1 and one-sided ones 1/3 before rows are normalised. A cell
-    is always the first of its own neighbours, also where another cell coincides with it.
+    The weight of two cells is the Jaccard index of their `k` nearest neighbours in x and in y together. With
+    ``k=1``, mutual nearest neighbours get 1 and one-sided ones 1/3 before rows are normalised. A cell is
+    always the first of its own neighbours, even if another cell coincides with it.
 
     Parameters
     ----------
     x, y
         Embeddings, cells x dimensions; the numbers of cells may differ.
     k
-        Number of neighbours; capped at the cells of the smaller side of a batch.
+        Number of neighbours; capped at the number of cells on the smaller side of a batch.
     batch_x, batch_y
-        Batch of each cell. Without them any cell may match any other.
+        Batch of each cell. Without batches, any cell may match any other.
     metric
         How cells are compared: ``"cosine"`` or ``"euclidean"``, see `as_points`.
 
@@ -59,12 +59,12 @@ def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None, metric: Metric = "co
     Raises
     ------
     ValueError
-        If the shapes do not fit, a batch of x has no cell in y, or the metric is unknown.
+        If the shapes do not match, a batch of x has no cell in y, or the metric is unknown.
 
     Notes
     -----
-    The matching of the winner of the NeurIPS 2021 multimodal competition (modality matching), who
-    used ``k=1`` within batch.
+    The winner of the NeurIPS 2021 multimodal competition (modality matching) used this matching, with
+    ``k=1`` within each batch.
     """
     _check_positive(k=k)
     return _match_by_batch(x, y, batch_x, batch_y, metric, lambda a, b: shared_neighbours(a, b, k))
@@ -74,11 +74,12 @@ def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None, metric: Metric = "co
 def match_gaussian(x, y, k: int = 20, batch_x=None, batch_y=None, metric: Metric = "cosine") -> sp.csr_matrix:
     """Match each cell of x to its `k` nearest cells of y by a Gaussian kernel.
 
-    The weight is ``exp(-(d**2 - d_1**2) / (2 h**2))`` with d the distance in `metric` and d_1 that of
-    the nearest cell: the likelihood of normal noise of standard deviation h in each dimension.
+    The weight is ``exp(-(d**2 - d_1**2) / (2 h**2))``, where d is the distance in `metric` and d_1 the distance to
+    the nearest cell. This is the likelihood of normal noise with standard deviation h in each dimension.
     Per batch, ``h**2`` is the median of ``d_1**2`` over the cells of x, divided by the number of dimensions.
 
-    Parameters and returned matrix are those of `match_snn`; `k` is capped at the cells of y in a batch.
+    Takes the same parameters as `match_snn` and returns a matrix of the same form; `k` is capped at the number of
+    cells of y in a batch.
     """
     _check_positive(k=k)
     return _match_by_batch(x, y, batch_x, batch_y, metric, lambda a, b: _gaussian(a, b, k))
@@ -98,17 +99,17 @@ def match_ot(
 ) -> sp.csr_matrix:
     """Match by entropic optimal transport between all cells of a batch, each of equal mass.
 
-    Sinkhorn's algorithm in the log domain, with half the squared distance between points (`as_points`) as
-    the cost, which is the cosine distance where `metric` is ``"cosine"``. It stops when no
-    potential moves by more than `tolerance` (in units of `epsilon`) or after `max_iterations`: rows
-    then sum to 1, columns nearly so. The `max_matches` largest entries of each row are kept.
+    This is Sinkhorn's algorithm in the log domain. The cost is half the squared distance between points
+    (`as_points`), which is the cosine distance if `metric` is ``"cosine"``. The algorithm stops when no
+    potential moves by more than `tolerance` (in units of `epsilon`), or after `max_iterations`. Rows then sum
+    to 1, and columns nearly to (cells of x) / (cells of y). The `max_matches` largest entries of each row are kept.
 
     Parameters
     ----------
     x, y, batch_x, batch_y, metric
         As for `match_snn`.
     epsilon
-        Strength of the entropy; smaller is sharper and slower.
+        Strength of the entropy; a smaller value is sharper and slower.
     max_iterations, tolerance
         When to stop.
     max_matches
@@ -121,7 +122,7 @@ def match_ot(
     Raises
     ------
     BatchTooLarge
-        If a batch would need a plan of more than `MAX_TRANSPORT_ENTRIES`.
+        If the plan of a batch would have more than `MAX_TRANSPORT_ENTRIES` entries.
     ValueError
         As for `match_snn`.
 
@@ -152,20 +153,20 @@ def l2_normalise(embedding) -> np.ndarray:
 
 
 def as_points(*embeddings, metric: Metric = "cosine") -> list[np.ndarray]:
-    """Return embeddings as points whose Euclidean distances are those of the metric.
+    """Return embeddings as points whose Euclidean distances are the distances of the metric.
 
     Parameters
     ----------
     embeddings
-        Embeddings of one space, each cells x dimensions.
+        Embeddings in one space, each cells x dimensions.
     metric
         ``"cosine"``: rows of unit length. ``"euclidean"``: rows as they are, in units of their root-mean-square
-        distance from the common mean. So distances have the scale of those between unit vectors, and what is made
-        for these, such as the entropy of `match_ot`, means the same.
+        distance from the common mean. Distances then have the same scale as between unit vectors, so that settings
+        such as the entropy of `match_ot` have the same meaning.
 
     Returns
     -------
-    Arrays of the same shapes in float64, their common mean at the origin: distances stay as they are, and lose fewer
+    Arrays of the same shapes in float64, with their common mean at the origin. Distances do not change, and lose fewer
     digits where all points are far from the origin and near to each other.
 
     Raises
@@ -187,7 +188,7 @@ def as_points(*embeddings, metric: Metric = "cosine") -> list[np.ndarray]:
 
 def nearest(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Return squared Euclidean distances and indices of the exact `k` nearest rows of `base`."""
-    import faiss  # late: it starts threads and takes time that most of the library does not need
+    import faiss  # late: the import starts threads and takes time, and most of the library does not need it
 
     index = faiss.IndexFlatL2(base.shape[1])
     index.add(np.ascontiguousarray(base, dtype=np.float32))
@@ -197,7 +198,7 @@ def nearest(queries: np.ndarray, base: np.ndarray, k: int) -> tuple[np.ndarray, 
 def shared_neighbours(x: np.ndarray, y: np.ndarray, k: int) -> sp.csr_matrix:
     """Return the Jaccard index of the `k` nearest neighbours of cells of x and cells of y.
 
-    `x` and `y` are points whose Euclidean distances count, as `as_points` returns them.
+    `x` and `y` are points as returned by `as_points`, compared by their Euclidean distances.
     """
     k = min(k, len(x), len(y))
     x2y, y2x = _neighbour_graph(x, y, k), _neighbour_graph(y, x, k)
@@ -217,7 +218,7 @@ def _own_neighbour_graph(points: np.ndarray, k: int) -> sp.csr_matrix:
         return _graph(own, len(points))
     found = nearest(points, points, k)[1]
     others = found != own
-    # A cell that coincides with many others may be missing from its own list: the last found gives way.
+    # A cell that coincides with many others may be missing from its own list: then drop the last one found.
     others[others.all(axis=1), -1] = False
     return _graph(np.hstack([own, found[others].reshape(len(points), k - 1)]), len(points))
 
@@ -232,7 +233,7 @@ def _gaussian(x: np.ndarray, y: np.ndarray, k: int) -> sp.csr_matrix:
     squared, neighbours = nearest(x, y, min(k, len(y)))
     variance = np.median(squared[:, 0]) / x.shape[1]
     graph = _graph(neighbours, len(y))
-    # A variance of zero (cells that coincide) leaves weight to the nearest cells alone.
+    # A variance of zero (cells that coincide) gives weight only to the nearest cells.
     exponent = (squared - squared[:, :1]) / max(2 * variance, np.finfo(np.float32).tiny)
     graph.data = np.exp(-exponent).ravel()
     return graph
@@ -250,13 +251,13 @@ def _squared_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def _sinkhorn(cost: np.ndarray, epsilon: float, max_iterations: int, tolerance: float) -> np.ndarray:
     """Return the entropic plan between uniform masses, scaled so that rows sum to 1.
 
-    The kernel is rebuilt from log potentials every few iterations: as safe as the log domain, where
-    exp(-cost / epsilon) would underflow, and as fast as plain scaling in between. `cost` is overwritten.
+    The kernel is rebuilt from log potentials every few iterations. Where exp(-cost / epsilon) would underflow,
+    this is as safe as the log domain, and in between it is as fast as plain scaling. `cost` is overwritten.
     """
     log_kernel = cost
     log_kernel *= -1 / epsilon
     n_x, n_y = cost.shape
-    # Largest entry of each row and column 1: nothing overflows, and no row or column vanishes.
+    # Make 1 the largest entry of each row and column: nothing overflows, and no row or column vanishes.
     log_u = -log_kernel.max(axis=1, keepdims=True)
     log_v = -(log_kernel + log_u).max(axis=0, keepdims=True)
     kernel = np.empty_like(log_kernel)
@@ -306,7 +307,7 @@ def _check_shapes(x: np.ndarray, y: np.ndarray) -> None:
 
 
 def _batches(x, y, batch_x, batch_y) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return for each batch the rows of x and of y."""
+    """Return the rows of x and the rows of y that belong to each batch."""
     if (batch_x is None) != (batch_y is None):
         raise ValueError("give the batches of both x and y, or of neither")
     if batch_x is None:

@@ -1,7 +1,7 @@
-"""How well two embeddings of the same cells agree: match score, FOSCTTM, label transfer.
+"""Measure how well two embeddings of the same cells agree: match score, FOSCTTM, label transfer.
 
-Throughout, x and y are embeddings of two modalities. The match score and its kin read a match matrix
-of `clue.matching`; FOSCTTM and label transfer read the embeddings.
+Throughout, x and y are embeddings of two modalities. The match score and related metrics take a match matrix
+of `clue.matching`; FOSCTTM and label transfer take the embeddings.
 """
 
 from typing import Literal, NamedTuple
@@ -13,10 +13,10 @@ from clue.matching import Metric, as_points, shared_neighbours
 
 Ties = Literal["half", "strict"]
 
-# With the default block a tile of distances takes 2 MB and stays in a core's cache.
+# With the default block, a tile of distances takes 2 MB and stays in a core's cache.
 _TILE_COLUMNS = 1024
 
-# Rounding of a squared distance in float64, relative to the squared norms it is made of, is below this.
+# The rounding error of a squared distance in float64, relative to the squared norms it is made of, is below this.
 _ROUNDING = 1e-12
 
 
@@ -32,7 +32,7 @@ def match_score(matches, truth) -> float:
         Match matrix, cells of x by cells of y, sparse or dense. Negative weights count as zero and rows
         are divided by their sum.
     truth
-        For each row the column of its true partner.
+        Column of the true partner of each row.
 
     Returns
     -------
@@ -41,19 +41,19 @@ def match_score(matches, truth) -> float:
     Raises
     ------
     ValueError
-        If a row is empty or `truth` does not fit.
+        If a row is empty or `truth` does not fit the matrix.
 
     Notes
     -----
-    ``match_probability`` of the NeurIPS 2021 multimodal competition.
+    This is ``match_probability`` of the NeurIPS 2021 multimodal competition.
     """
     return float(np.mean(true_weights(matches, truth)))
 
 
 def true_weights(matches, truth) -> np.ndarray:
-    """Return for each row of a match matrix the weight of its true partner; their mean is `match_score`.
+    """Return the weight of the true partner of each row of a match matrix; the mean is `match_score`.
 
-    Parameters and errors are those of `match_score`.
+    Takes the same parameters and raises the same errors as `match_score`.
     """
     matches = _non_negative(matches)
     truth = np.asarray(truth)
@@ -68,7 +68,7 @@ def true_weights(matches, truth) -> np.ndarray:
 
 
 def cell_type_match(matches, types_x, types_y) -> float:
-    """Return the fraction of all match weight that lies between cells of the same type.
+    """Return the fraction of the match weight that is between cells of the same type.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ def _non_negative(matches):
 
 
 class Closer(NamedTuple):
-    """How many cells of the other modality lie closer than, or as far as, the true match.
+    """Numbers of cells of the other modality that are closer than, or as far as, the true match.
 
     The true match itself is not counted. Arrays have one entry per pair.
     """
@@ -117,10 +117,10 @@ class Closer(NamedTuple):
         return (self.closer_x + weight * self.tied_x) / n, (self.closer_y + weight * self.tied_y) / n
 
     def top1(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return per cell of x and per cell of y whether its nearest neighbour is the true match.
+        """Return, per cell of x and per cell of y, whether its nearest neighbour is the true match.
 
-        0 where a cell lies closer, and 1 / (n + 1) where n cells are as near as the true match: the expected value of
-        drawing one of them. A collapsed embedding thus gets 1 / N, not 1.
+        The value is 0 if another cell is closer. If n other cells are as near as the true match, it is 1 / (n + 1), the
+        expected value when one of them is drawn. A collapsed embedding thus gets 1 / N, not 1.
         """
         first_x, first_y = (
             np.where(closer == 0, 1 / (tied + 1), 0.0)
@@ -130,15 +130,15 @@ class Closer(NamedTuple):
 
 
 def foscttm(x, y, metric: Metric = "cosine", ties: Ties = "half", block: int = 256) -> tuple[np.ndarray, np.ndarray]:
-    """Return for each cell the fraction of samples closer than the true match (FOSCTTM).
+    """Return, for each cell, the fraction of samples closer than the true match (FOSCTTM).
 
-    For a cell of x, ``(closer + w * tied) / N``: `closer` counts the cells of y nearer to it than its
-    true partner, `tied` those exactly as near (up to float64 rounding) without the partner; w is 1/2
-    for ``ties="half"`` and 0 for ``ties="strict"``. Likewise for a cell of y. The usual FOSCTTM is the
-    mean over both arrays: 0 is perfect, random embeddings sit at (N - 1) / 2N.
+    For a cell of x it is ``(closer + w * tied) / N``. `closer` counts the cells of y that are nearer to it than
+    its true partner. `tied` counts the cells exactly as near (up to float64 rounding), without the partner.
+    w is 1/2 for ``ties="half"`` and 0 for ``ties="strict"``. Cells of y are treated likewise. The usual FOSCTTM
+    is the mean over both arrays: 0 is perfect, and random embeddings get (N - 1) / 2N.
 
-    An embedding that puts all cells on one point scores (N - 1) / 2N with ``ties="half"``; the
-    published strict formula calls it perfect.
+    An embedding that puts all cells on one point gets (N - 1) / 2N with ``ties="half"``; the published
+    strict formula calls it perfect.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def foscttm(x, y, metric: Metric = "cosine", ties: Ties = "half", block: int = 2
     metric
         ``"cosine"``: distances between L2-normalised rows; ``"euclidean"``: between the rows as they are.
     ties
-        How cells as far as the true match count.
+        How to count cells that are as far as the true match.
     block
         Rows of a tile of distances. Memory grows with ``block``, never with N squared.
 
@@ -158,8 +158,8 @@ def foscttm(x, y, metric: Metric = "cosine", ties: Ties = "half", block: int = 2
 
     Notes
     -----
-    Exact: all N x N distances are compared in float64, tile by tile, both directions in one pass. The
-    divisor is N, as in scglue, not N - 1.
+    The result is exact: all N x N distances are compared in float64, tile by tile, both directions in one
+    pass. The divisor is N, as in scglue, not N - 1.
     """
     return count_closer(x, y, metric, block).fractions(ties)
 
@@ -188,9 +188,9 @@ def foscttm_within_batch(
 
 
 def count_closer(x, y, metric: Metric = "cosine", block: int = 256) -> Closer:
-    """Count, for each cell, the cells of the other modality closer than or as far as its true match.
+    """Count, for each cell, the cells of the other modality that are closer than, or as far as, its true match.
 
-    Parameters are those of `foscttm`, which turns the counts into fractions.
+    Takes the parameters of `foscttm` except `ties`; `foscttm` turns the counts into fractions.
     """
     x, y = as_points(*_check_pairs(x, y), metric=metric)
     if block < 1:
@@ -200,7 +200,7 @@ def count_closer(x, y, metric: Metric = "cosine", block: int = 256) -> Closer:
     one = np.ones_like(norm_x)
     x, y = np.hstack([-2 * x, norm_x, one]), np.hstack([y, one, norm_y])
     true = np.einsum("ij,ij->i", x, y)
-    # Products of different shapes round differently: what rounding can change is a tie.
+    # Products of different shapes round differently, so a difference within rounding is a tie.
     rounding = _ROUNDING * (norm_x.max() + norm_y.max())
     return _compare_tiles(x, y, true - rounding, true + rounding, block)
 
@@ -232,10 +232,10 @@ def _check_pairs(x, y) -> tuple[np.ndarray, np.ndarray]:
 
 
 def label_transfer_accuracy(x, y, labels_x, labels_y, k: int = 30, metric: Metric = "cosine") -> float:
-    """Give the labels of x to the cells of y and return the fraction that is right.
+    """Transfer the labels of x to the cells of y and return the fraction that is correct.
 
     Each cell of y takes the label with the largest sum of Jaccard indices of shared nearest neighbours
-    (`k` neighbours in `metric`, over all batches), as GLUE transfers labels.
+    (`k` neighbours in `metric`, over all batches), as in GLUE.
 
     Parameters
     ----------

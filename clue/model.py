@@ -1,6 +1,6 @@
 """The model that a user calls: train on paired cells, then embed, match and predict cells seen in any modality.
 
-`clue.data` reads what the user has, `clue.network` holds modules and losses, `clue.train` the loop.
+`clue.data` reads the user's data, `clue.network` holds the modules and losses, and `clue.train` the training loop.
 """
 
 import pickle
@@ -42,16 +42,16 @@ from clue.sparse import BLOCK
 from clue.train import Training, held_out, train
 
 MAX_READOUT = 50_000
-"""Cells on which the read-out is fitted at most: its covariances do not change with more."""
+"""Most cells on which the read-out is fitted; more do not change its covariances."""
 
 MAX_CHOOSING = 10_000
-"""Cells by which the number of components is chosen at most: more cost time alone."""
+"""Most cells on which the number of components is chosen; more only cost time."""
 
 LEAST_COMPONENTS = 25
-"""Fewer components are not considered."""
+"""The smallest number of components to consider."""
 
 _FORMAT = 4
-"""Of the files that `CLUE.save` writes."""
+"""Version of the files that `CLUE.save` writes."""
 
 
 class CLUE:
@@ -60,20 +60,20 @@ class CLUE:
     Parameters
     ----------
     mdata
-        Raw counts of two modalities or more; cells of equal names are one cell. Some cells must be seen in two
-        modalities. A dict of AnnData serves as well. Counts of backed data
-        (``mudata.read_h5mu(path, backed="r")``; CSR or dense) are read once, a few thousand cells at a time, and
-        copied to files in the folder for temporary files (`clue.disk`), up to 24 bytes for each non-zero count; each
-        process of several makes its own. Results are the same as in memory, to the bit. In memory stay the encoder
-        inputs, 4 · `n_components` bytes of each cell and modality, and, while variable genes are chosen, a copy of
-        the largest batch. Counts in memory of another form than CSR and float32 are copied into that.
+        Raw counts of two or more modalities; cells with the same name are one cell. Some cells must be seen in two
+        modalities. A dict of AnnData works as well. Counts of backed data
+        (``mudata.read_h5mu(path, backed="r")``; CSR or dense) are read once, a thousand cells at a time, and
+        copied to files in the folder for temporary files (`clue.disk`), up to 24 bytes for each non-zero count. If
+        several processes train, each makes its own copy. Results are the same as in memory, to the bit. The encoder
+        inputs stay in memory, 4 · `n_components` bytes per cell and modality. So does a copy of the largest batch
+        while variable genes are chosen. Counts in memory that are not CSR and float32 are copied to that form.
     batch_key
-        Column with the batch, in ``obs`` of each modality or of the MuData. Of several columns the combinations of
-        their values are the batches. None for data without batches.
+        Column with the batch, in ``obs`` of each modality or of the MuData. With several columns, each combination of
+        their values is a batch. None for data without batches.
     layer
-        Layer that holds the counts, here and in what is embedded later; None for X.
+        Layer that holds the counts, here and in data embedded later; None for X.
     kinds
-        What a modality is, ``rna``, ``atac`` or ``adt``, where its name does not say so:
+        The kind of a modality, ``rna``, ``atac`` or ``adt``, if its name does not say so:
         ``{"gex": "rna"}``. Known names are ``rna``, ``atac``, ``adt`` and ``prot``.
     n_latent
         Width of each modality's subspace; embeddings have K times as many dimensions.
@@ -84,19 +84,19 @@ class CLUE:
     fusion, library, normalize, precision, shared_batches
         See `Network`.
     n_components
-        Principal components (or LSI components) that encoders read, where a modality has as many. None: the number
-        with which held-out paired cells match best by linear means (`clue.readout.choose_width`), 400 at most and one
-        for each 10 cells.
+        Number of principal components (or LSI components) that encoders read, if a modality has that many. None
+        chooses the number with which held-out paired cells match best by linear means (`clue.readout.choose_width`),
+        at most 400 and at most one per 10 cells.
     n_features
-        Most variable genes and most often detected peaks to use, for instance
-        ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all.
+        Number of most variable genes and of most often detected peaks to use, for instance
+        ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all features.
     preprocessors
-        Of each modality, where they have been fitted on these data before, as those of another model of them
-        (`CLUE.preprocessors`): that saves their time. `n_features` is then theirs.
+        Preprocessors of each modality that were already fitted on these data, such as those of another model
+        (`CLUE.preprocessors`). This saves the time of fitting. `n_features` is then ignored in favour of theirs.
     seed
         Seed of preprocessing, initialisation and training.
     device
-        ``cpu``, a CUDA device, or ``auto``: a GPU where there is one.
+        ``cpu``, a CUDA device, or ``auto``, which uses a GPU if there is one.
 
     Raises
     ------
@@ -182,7 +182,7 @@ class CLUE:
         self._build()
 
     def _choose_components(self) -> None:
-        """Narrow the encoder inputs to the number of components with which held-out paired cells match best."""
+        """Narrow the encoder inputs to the number of components that `choose_width` picks on held-out paired cells."""
         inputs, batch, _ = self._of_paired(
             MAX_CHOOSING, lambda k, adata: self.preprocessors[k].transformed_blocks(adata)
         )
@@ -202,14 +202,14 @@ class CLUE:
     def _of_paired(
         self, most: int, blocks: Callable[[str, ad.AnnData], Iterator[np.ndarray]]
     ) -> tuple[dict[str, np.ndarray], np.ndarray, pd.Index]:
-        """Return what `blocks` gives for training cells that are seen in several modalities, or a sample of them.
+        """Apply `blocks` to the training cells that are seen in several modalities, or to a sample of `most` of them.
 
         Returns
         -------
         features
-            For each modality that such cells are seen in, a row per cell, NaN where a cell is not seen in it.
+            For each modality in which such cells are seen, a row per cell; NaN if a cell is not seen in it.
         batch, names
-            Of each cell.
+            Batch and name of each cell.
         """
         names = pd.Index(np.concatenate([adata.obs_names for adata in self._data.values()]))
         names = names[names.duplicated()].unique().sort_values()
@@ -228,7 +228,7 @@ class CLUE:
         return features, batch.astype(str), names
 
     def _build(self) -> None:
-        # weights are drawn on the CPU; the user's random numbers go on as if nothing had been drawn
+        # weights are drawn on the CPU, and the user's random state is left as it was
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             network = Network(
@@ -251,12 +251,12 @@ class CLUE:
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row per validation: the call of `fit` (``stage``), the step, the mean training loss since the row before
-        (``train_loss``), and every loss on the held-out cells, of which ``loss`` is the objective."""
+        """One row per validation: the call of `fit` (``stage``), the step, the mean training loss since the previous
+        row (``train_loss``), and every loss on the held-out cells; ``loss`` is the objective."""
         return pd.DataFrame(self._rows)
 
     def to(self, device: str | torch.device) -> "CLUE":
-        """Move the model to a device, as `device` of the constructor."""
+        """Move the model to a device, given as `device` in the constructor."""
         self.device = _checked_device(device)
         self.network.to(self.device)
         return self
@@ -273,26 +273,26 @@ class CLUE:
         progress: bool = True,
         **training,
     ) -> "CLUE":
-        """Train on the model's data; call again to go on (fine-tuning).
+        """Train on the model's data; call again to continue (fine-tuning).
 
-        Interrupted (Ctrl-C), the model keeps the best weights so far and the history.
+        If interrupted (Ctrl-C), the model keeps the best weights so far and the history.
 
         Parameters
         ----------
         extra
-            Cells of single modalities to train on besides (transductive fine-tuning). Their names
-            must differ from those of the model's data and from each other's: equal names are pairs. They may be
-            backed or not, whatever the model's data are.
+            More cells to train on, each seen in a single modality (transductive fine-tuning). Their names must differ
+            from each other and from the names in the model's data, since equal names are pairs. They may be backed or
+            not, independently of the model's data.
         objective
             Loss weights (`Objective`).
         checkpoints
-            Folder for checkpoints. Training goes on from a checkpoint there if it was written with
-            the same settings, seed and data. On SIGTERM one is
-            written after the current step, and the process exits with status 143.
+            Folder for checkpoints. Training resumes from a checkpoint there if it was written with the same settings,
+            seed and data. On SIGTERM, a checkpoint is written after the current step, and the process exits with
+            status 143.
         progress
             Whether to show a progress bar.
         **training
-            Fields of `clue.train.Training`: lengths in steps and passes, learning rate, batch size ...
+            Fields of `clue.train.Training`: lengths in steps and passes, learning rate, batch size etc.
 
         Returns
         -------
@@ -353,7 +353,7 @@ class CLUE:
         return Cells(adatas, self.preprocessors, self.batches, BATCH, self.device)
 
     def _add_batches(self, unseen: list[str]) -> None:
-        """Grow batch-conditioned weights; a new batch starts from the mean of the known ones."""
+        """Extend the batch-conditioned weights; a new batch starts from the mean of the known ones."""
         n_known = len(self.batches)
         self.batches = self.batches + unseen
         old = self.network.state_dict()
@@ -364,7 +364,7 @@ class CLUE:
         self.network.load_state_dict(new)
 
     def plot_history(self):
-        """Draw training loss, held-out loss and held-out FOSCTTM by step; the stages follow each other.
+        """Plot training loss, held-out loss and held-out FOSCTTM by step, one stage after another.
 
         Returns
         -------
@@ -392,24 +392,24 @@ class CLUE:
     def embed(
         self, data: ad.AnnData | Data, modality: str | None = None, *, key_added: str | None = None
     ) -> np.ndarray:
-        """Embed cells by z, the paper's space, from whatever modalities they are seen in.
+        """Embed cells in z, the paper's space, from whatever modalities they are seen in.
 
         Parameters
         ----------
         data
-            Raw counts: of one modality (AnnData), or of several (MuData, or dict of AnnData), where each cell's
-            embedding is the fusion of those that its modalities give. Features may stand in any order, and batches
-            need not be known: encoders do not read them. A backed AnnData is read a few thousand cells at a time.
+            Raw counts of one modality (AnnData) or of several (MuData, or dict of AnnData). With several, a cell's
+            embedding is the fusion of its modalities' embeddings. Features may be in any order. Batches need not be
+            known, since encoders do not read them. A backed AnnData is read a thousand cells at a time.
         modality
-            Which modality an AnnData holds; None finds out by its features. Of a MuData it chooses the one to read.
+            The modality of an AnnData; None finds it by the features. With a MuData, the one modality to read.
         key_added
             Also store the embedding in ``data.obsm`` under this name.
 
         Returns
         -------
         Posterior means (not normalised), float32, shape (n_cells, K · n_latent), in the order of ``data.obs_names``;
-        of a dict, in the order in which cells first occur. A cell's fusion has the mean direction of its modalities'
-        embeddings (their precision-weighted mean where `fusion` is ``product``) and their mean length.
+        for a dict, in the order in which cells first occur. A fused embedding has the mean direction and the mean
+        length of its modalities' embeddings. If `fusion` is ``product``, it is their precision-weighted mean.
 
         Raises
         ------
@@ -420,9 +420,9 @@ class CLUE:
 
     @checked
     def posterior(self, adata: ad.AnnData, modality: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Return mean and standard deviation of z, given one modality.
+        """Return the mean and standard deviation of z given one modality.
 
-        Samples are ``mean + std * rng.normal(size=mean.shape)``.
+        ``mean + std * rng.normal(size=mean.shape)`` is a sample.
 
         Returns
         -------
@@ -435,25 +435,26 @@ class CLUE:
     def align(
         self, data: ad.AnnData | Data, modality: str | None = None, *, key_added: str | None = None
     ) -> np.ndarray:
-        """Place cells where those of all modalities can be matched by cosine.
+        """Place cells in a space in which cells of all modalities can be matched by cosine.
 
-        Unlike `embed`, this keeps what modalities share and little else (`clue.readout`). The first call after `fit`
-        fits the read-out on the training cells that are seen in several modalities, which takes seconds; it is saved
-        with the model.
+        Unlike `embed`, this keeps little beyond the information that modalities share (`clue.readout`). The first call
+        after `fit` fits the read-out on the training cells that are seen in several modalities, which takes seconds.
+        The read-out is saved with the model.
 
         Parameters
         ----------
         data, modality, key_added
-            As of `embed`.
+            As in `embed`.
 
         Returns
         -------
-        Rows of unit length, float32, shape (n_cells, dimensions); the dimensions are chosen on held-out training cells.
+        Rows of unit length, float32, shape (n_cells, dimensions); the number of dimensions is chosen on held-out
+        training cells.
 
         Raises
         ------
         ValueError
-            As `embed` does.
+            As in `embed`.
         """
         readout = self.readout
 
@@ -484,9 +485,9 @@ class CLUE:
         Parameters
         ----------
         a, b, modality_a, modality_b
-            Cells and their modalities, as of `embed`.
+            Cells and their modalities, as in `embed`.
         within
-            Column of both ``obs``, for instance the batch, or several: cells match only cells with the same values.
+            Column or columns of both ``obs``, for instance the batch: cells match only cells with the same values.
         space
             ``aligned`` (`align`) or ``z`` (`embed`).
         matching, options
@@ -526,21 +527,21 @@ class CLUE:
         Parameters
         ----------
         data, source
-            Cells, and which modality to read; `data` and `modality` of `embed`.
+            Cells and the modality to read, as `data` and `modality` in `embed`.
         target
             Modality to predict.
         features
-            Features to return, or one; None for all that the model decodes.
+            Feature or features to return; None for all that the model decodes.
         batch
-            Batch to decode as: one for all cells, or one for each, where a Series goes by the cells' names. None
-            averages over the batches whose cells of `target` the model was trained on, each weighted by its cells.
+            Batch to decode as: one for all cells, or one for each. A Series is matched by the cells' names. None
+            averages over the batches in which the model was trained on cells of `target`, weighted by their numbers.
         library_size
-            What a cell's predictions sum to over all decoded features, for all cells or for each, as `batch`; 1 gives
+            Sum of a cell's predictions over all decoded features, for all cells or for each, as with `batch`; 1 gives
             shares.
         log
             Whether to return log(1 + x) of the expected counts.
         path
-            ``.h5ad`` file to write, a few thousand cells at a time; the result is then backed by it.
+            ``.h5ad`` file to write, a thousand cells at a time; the result is then backed by it.
 
         Returns
         -------
@@ -609,9 +610,9 @@ class CLUE:
     # ---- placing cells ---------------------------------------------------------------------------
 
     def _place(self, data: ad.AnnData | Data, modality: str | None, one: Callable, fuse: Callable) -> np.ndarray:
-        """Return the first of what `one` gives for an AnnData; of several modalities, `fuse` of what it gives for each.
+        """Return the first result of `one` for a single modality; for several, apply `fuse` to the results for each.
 
-        `fuse` gets all cells of each modality, with zeros where a cell is not seen in it.
+        `fuse` gets a row for every cell from each modality; the row is zero if the cell is not seen in it.
         """
         if isinstance(data, ad.AnnData) or modality is not None:
             adata, modality = self._one(data, modality)
@@ -645,7 +646,7 @@ class CLUE:
         return placed
 
     def _one(self, data: ad.AnnData | Data, modality: str | None) -> tuple[ad.AnnData, str]:
-        """Return the cells of one modality, with their counts in X, and which modality it is."""
+        """Return the cells of one modality, with their counts in X, and the name of the modality."""
         if modality is not None:
             self._check_modality(modality)
         if not isinstance(data, ad.AnnData):
@@ -678,7 +679,7 @@ class CLUE:
         return mean, std
 
     def _fused(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-        """Return each cell's fused embedding from the posteriors of its modalities, zero where it is not seen."""
+        """Return each cell's fused embedding from its modalities' posteriors, which are zero where it is not seen."""
         seen = [std.any(axis=1, keepdims=True) for _, std in parts]
         if self.settings["fusion"] == "product":
             precision = [np.where(s, 1 / np.where(s, std, 1) ** 2, 0) for s, (_, std) in zip(seen, parts, strict=True)]
@@ -688,7 +689,7 @@ class CLUE:
 
     @torch.no_grad()
     def _features(self, modality: str, adata: ad.AnnData) -> Iterator[np.ndarray]:
-        """Yield what the read-out reads of cells, a few thousand at a time: encoder inputs, hidden layers, z."""
+        """Yield the read-out's input, a thousand cells at a time: encoder inputs, hidden layers, z."""
         self.network.eval()
         encoder = self.network.encoders[modality]
         for x in self.preprocessors[modality].transformed_blocks(adata):
@@ -704,7 +705,7 @@ class CLUE:
 
     @property
     def readout(self) -> Readout:
-        """The read-out of `align`, fitted where it is not yet."""
+        """The read-out of `align`; it is fitted on first use."""
         if self._readout is None:
             if not self._data:
                 raise ValueError("the model's file holds no read-out; train the model again and save it")
@@ -748,17 +749,17 @@ class CLUE:
     @classmethod
     @checked
     def load(cls, path: str | Path, mdata: Data | None = None, device: str | torch.device = "auto") -> "CLUE":
-        """Read a saved model. Nothing that the file holds is executed.
+        """Load a saved model. Nothing in the file is executed.
 
         Parameters
         ----------
         path
             File that `save` wrote.
         mdata
-            Data to go on training with, as of the constructor; features and their preparation stay the model's. The
-            same data as before, or others that hold pairs. Without it the model embeds, matches and predicts only.
+            Data to continue training with, as in the constructor: the same data as before, or others that hold pairs.
+            The model keeps its features and their preparation. Without data, it can only embed, match and predict.
         device
-            As of the constructor.
+            As in the constructor.
 
         Raises
         ------
@@ -801,7 +802,7 @@ def _check_sizes(sizes: Mapping[str, Any], least: int = 1) -> None:
 
 
 def _check_names(kind: type, names: Iterable[str]) -> None:
-    """Refuse names of settings that a dataclass does not have."""
+    """Raise an error for names of settings that a dataclass does not have."""
     known = [field.name for field in fields(kind)]
     if unknown := sorted(map(str, set(names) - set(known))):
         raise TypeError(f"{kind.__name__} has no {', '.join(unknown)}; it has {', '.join(known)}")
@@ -820,19 +821,19 @@ def _checked_device(device: str | torch.device) -> str:
 
 
 def _cells_seen(adatas: Mapping[str, ad.AnnData]) -> dict[str, dict[str, int]]:
-    """Return for each modality how many of its cells are of each batch."""
+    """Return, for each modality, the number of its cells in each batch."""
     return {k: adata.obs[BATCH].value_counts().to_dict() for k, adata in adatas.items()}
 
 
 def _names(data: ad.AnnData | Data) -> pd.Index:
-    """Return the names of all cells, each once; of a dict, in the order in which they first occur."""
+    """Return the names of all cells, each once; for a dict, in the order in which they first occur."""
     if not isinstance(data, Mapping):
         return data.obs_names
     return pd.Index(np.concatenate([adata.obs_names for adata in data.values()])).unique()
 
 
 def _of_these(preprocessors: Mapping[str, Preprocessor], modality: str, adata: ad.AnnData) -> Preprocessor:
-    """Return a copy of a modality's preprocessor, which may be narrowed, if it was fitted on these features."""
+    """Return a copy of a modality's preprocessor, since it may get narrowed; it must be fitted on these features."""
     fitted = preprocessors.get(modality) if isinstance(preprocessors, Mapping) else None
     if not isinstance(fitted, Preprocessor) or not np.array_equal(fitted.features, adata.var_names):
         raise ValueError(f"preprocessors: there is none for {modality} that was fitted on its {adata.n_vars} features")
@@ -840,7 +841,7 @@ def _of_these(preprocessors: Mapping[str, Preprocessor], modality: str, adata: a
 
 
 def _of_cells(value: Any, names: pd.Index) -> Any:
-    """Return a Series that goes by cells' names in the order of `names`, and anything else as it is."""
+    """Return a Series that is indexed by cell names in the order of `names`, and anything else unchanged."""
     return value.reindex(names) if isinstance(value, pd.Series) and names.isin(value.index).all() else value
 
 
@@ -855,14 +856,14 @@ def _library_size(value: Any, n_cells: int) -> np.ndarray:
 
 
 def _spread(x: np.ndarray, row: np.ndarray, n_rows: int) -> np.ndarray:
-    """Return `n_rows` rows, of which `row` are those of `x` and the others are zeros."""
+    """Return `n_rows` rows: those of `x` at the positions `row`, zeros elsewhere."""
     spread = np.zeros((n_rows, x.shape[1]), dtype=x.dtype)
     spread[row] = x
     return spread
 
 
 def _grow(value: torch.Tensor, shape: torch.Size, n_known: int) -> torch.Tensor:
-    """Extend a weight along the axis that grew with new batches, where the known ones lie last or only."""
+    """Extend a weight along the axis that grew with new batches; the known batches are at the end of that axis."""
     for axis, (old, new) in enumerate(zip(value.shape, shape, strict=True)):
         if old != new:
             known = value.narrow(axis, old - n_known, n_known)

@@ -1,16 +1,16 @@
 """CLUE's modules and losses for one mini-batch, where each cell is seen in any subset of K modalities.
 
 The embedding z = (z_1 … z_K) has one subspace per modality. Every modality x_k has a self-encoder
-q(z_k | x_k) and cross-encoders q(z_j | x_k), so that a cell seen in one modality has a whole z, and
-what only x_k can tell survives in z_k. Decoder p(x_k | z_k) reads its own subspace alone. The
+q(z_k | x_k) and cross-encoders q(z_j | x_k). So a cell seen in one modality has a whole z, and z_k
+keeps the information that only x_k has. Decoder p(x_k | z_k) reads only its own subspace. The
 objective (Tu et al., NeurIPS 2022) is
 
     min over encoders, decoders:  λ_self L_self + λ_cross L_cross + λ_mse L_mse − λ_adversarial L_D
     min over the discriminator:   λ_adversarial L_D
 
-where L_D is the discriminator's cross-entropy. L_MSE only pulls the embeddings of a cell together; what keeps
-them apart from other cells' is the likelihood, which sees the directions of large variance. A further term that
-is not the paper's, λ_contrastive L_contrastive, pushes as well (`Objective.contrastive`; 0 by default).
+where L_D is the discriminator's cross-entropy. L_MSE only pulls the embeddings of a cell together. The likelihood
+keeps them apart from those of other cells, and it sees the directions of large variance. A further term, which is
+not in the paper, also pushes them apart: λ_contrastive L_contrastive (`Objective.contrastive`; 0 by default).
 """
 
 from collections.abc import Iterator
@@ -29,31 +29,31 @@ from clue.nn import Decoder, Discriminator, LearnedLibrary, ModalityEncoder, Obs
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the losses; 0 removes one (the ablations).
+    """Weights of the losses; 0 removes a loss (the ablations).
 
     Attributes
     ----------
     self_elbo
-        λ_self: negative log-likelihood of x_k decoded from z_k of its own encoder, and the KL.
+        λ_self: negative log-likelihood of x_k decoded from z_k of its own encoder, plus the KL divergence.
     kl
-        Weight of the KL divergence within L_self and, where it has one, L_cross; it is divided by the number of
-        features, since likelihoods are means over features.
+        Weight of the KL divergence within L_self and, if it has one, L_cross. The divergence is divided by the number
+        of features, since likelihoods are means over features.
     cross
-        λ_cross: x_k decoded from z_k of the cell's fused embedding (`Network`, fusion).
+        λ_cross: loss of x_k decoded from z_k of the cell's fused embedding (`fusion` of `Network`).
     source_cross
-        x_k decoded from z_k of each other modality's cross-encoder alone.
+        Loss of x_k decoded from z_k of each other modality's cross-encoder alone.
     mse
         λ_mse: Σ_k mean(1 − cos(z^(k), z̄)), half the mean squared distance of the normalised
         embeddings to their mean; 0 for a cell seen in one modality.
     adversarial
         λ_adversarial: the discriminator's cross-entropy.
     contrastive
-        λ_contrastive: the cross-entropy of finding a cell's embedding of one modality among those of the
-        mini-batch in another one, by cosine similarity of posterior means (InfoNCE; van den Oord et al.,
-        arXiv:1807.03748, in the symmetric form of Radford et al., ICML 2021). Summed over ordered pairs of
-        modalities. Not part of the paper's objective.
+        λ_contrastive: the cross-entropy of finding a cell, given its embedding from one modality, among the
+        mini-batch's embeddings from another, by cosine similarity of posterior means (InfoNCE; van den Oord et al.,
+        arXiv:1807.03748, in the symmetric form of Radford et al., ICML 2021). It is summed over ordered pairs of
+        modalities. It is not part of the paper's objective.
     temperature
-        What `contrastive` divides cosine similarities by.
+        Divisor of the cosine similarities in `contrastive`.
     """
 
     self_elbo: float = 1.0
@@ -90,21 +90,21 @@ class Network(nn.Module):
     dropout
         Dropout rate of all hidden layers.
     fusion
-        What L_cross decodes. ``mean`` (the authors' code): the mean of the modalities' samples; L_cross is a
-        negative log-likelihood alone. ``product`` (the paper's formula): a sample of the Gaussian Π_k q(z | x_k);
+        The embedding that L_cross decodes. ``mean`` (the authors' code): the mean of the modalities' samples; L_cross
+        is only a negative log-likelihood. ``product`` (the paper's formula): a sample of the Gaussian Π_k q(z | x_k);
         L_cross is the variational bound of each x_k, with the KL divergence of the product's z_k.
     library
         Library size that decoders read: ``observed`` counts or ``learned`` (the authors' code).
     normalize
         Whether sampled embeddings are scaled to unit length before they are decoded and compared.
     precision
-        Type of the factors of the large matrix products: ``float32`` or ``bfloat16``, which is several times
-        faster where the processor multiplies it, and slower where it does not. All else is float32.
+        Type of the factors of the large matrix products: ``float32`` or ``bfloat16``. ``bfloat16`` is several times
+        faster on processors that multiply it natively, and slower on others. Everything else is float32.
     shared_batches
-        Whether the discriminator reads the batch, as in the authors' code: it then aligns modalities within each
-        batch. A batch seen in one modality alone gives that modality away, so that its cells are aligned only by
-        what the pairs of other batches teach. With False it aligns modalities over all batches together, which
-        expects the same kinds of cells in each modality.
+        Whether the discriminator reads the batch, as in the authors' code. It then aligns modalities within each
+        batch. A batch seen in only one modality gives that modality away, so its cells are aligned only through what
+        the model learns from the pairs of other batches. If False, the discriminator aligns modalities over all
+        batches together, which expects the same kinds of cells in each modality.
     """
 
     def __init__(
@@ -150,10 +150,10 @@ class Network(nn.Module):
         return [p for name, p in self.named_parameters() if not name.startswith("discriminator.")]
 
     def compile_layers(self, backend: str) -> None:
-        """Have `torch.compile` fuse what layers do; the likelihood's passes are written by hand already."""
+        """Have `torch.compile` fuse the operations of layers; the likelihood is already fused by hand."""
         decoded = [layer for decoder in self.decoders.values() for layer in decoder.layers]
         for module in (*self.encoders.values(), *decoded, self.discriminator):
-            # mini-batches differ in how many cells are seen in a modality
+            # the number of cells seen in a modality varies between mini-batches
             module.compile(backend=backend, dynamic=True)
 
     def subspace(self, z: torch.Tensor, modality: str) -> torch.Tensor:
@@ -162,7 +162,7 @@ class Network(nn.Module):
         return z[:, i * self.n_latent : (i + 1) * self.n_latent]
 
     def unit(self, z: torch.Tensor) -> torch.Tensor:
-        """Scale embeddings to unit length where the model does so."""
+        """Scale embeddings to unit length if the model is set to normalise."""
         return F.normalize(z, dim=1) if self.normalize else z
 
     # ---- posteriors ------------------------------------------------------------------------------
@@ -202,9 +202,9 @@ class Network(nn.Module):
         noise: float | torch.Tensor | None,
         generator: torch.Generator | None,
     ) -> torch.Tensor:
-        """Cross-entropy of telling the modality from the posterior means (not normalised).
+        """Cross-entropy of predicting the modality from the posterior means (not normalised).
 
-        `noise` is the share of N(0, 1) noise added to the means, annealed to 0 during warm-up; None for none.
+        `noise` is the factor of the N(0, 1) noise added to the means, annealed to 0 during warm-up; None adds none.
         """
         z = torch.cat(list(means.values()))
         if noise is not None:
@@ -273,7 +273,7 @@ class Network(nn.Module):
         seen = batch.seen[target]
         for source, row, both in _partners(batch, target):
             counts = seen.counts if both.all() else seen.counts.take(both)
-            # The reference scales by the source's own library read-out, which only a learned one has.
+            # The reference scales by the source's own library read-out, which exists only for a learned library.
             learned = isinstance(self.libraries[target], LearnedLibrary)
             library = libraries[source][row, i] if learned else libraries[target][both, i]
             ll = self.decoders[target].log_likelihood(
@@ -286,7 +286,7 @@ class Network(nn.Module):
     def total(
         losses: dict[str, torch.Tensor], adversarial: torch.Tensor, objective: Objective, kl_share: float = 1.0
     ) -> torch.Tensor:
-        """Return what encoders and decoders minimise; `kl_share` is the KL warm-up's share of its weight."""
+        """Return the loss that encoders and decoders minimise; `kl_share` is the KL warm-up's share of its weight."""
         elbo: Any = sum(v for name, v in losses.items() if name.startswith("nll_"))
         kl_weight = kl_share * objective.kl
         elbo = elbo + kl_weight * sum(v for name, v in losses.items() if name.startswith("kl_"))
@@ -301,9 +301,9 @@ class Network(nn.Module):
 
 
 def _partners(batch: MiniBatch, target: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
-    """Yield each other modality in which cells of `target` are seen too, two at least.
+    """Yield each other modality in which at least two cells of `target` are also seen.
 
-    With it come the cells' rows in that modality, and the mask of these cells among those of `target`.
+    With it, yield the rows of these cells in that modality, and their mask among the cells of `target`.
     """
     seen = batch.seen[target]
     for source, other in batch.seen.items():
@@ -318,5 +318,5 @@ def _partners(batch: MiniBatch, target: str) -> Iterator[tuple[str, torch.Tensor
 
 
 def _noise_like(x: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    """Return standard normal noise; a generator on another device than `x` would be refused by torch."""
+    """Return standard normal noise in the shape of `x`; torch requires the generator to be on the device of `x`."""
     return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)

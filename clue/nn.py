@@ -35,9 +35,9 @@ class Linear(nn.Linear):
 
 
 class Dropout(nn.Module):
-    """Dropout whose random bits, on a CPU, come from a faster generator than torch's, where they cost more than layers.
+    """Dropout that, on a CPU, uses a faster random generator than torch's, which would take longer than the layers.
 
-    Torch's generator seeds it, so that torch's state alone decides what is dropped.
+    Torch's generator seeds it, so that only torch's state decides which entries are dropped.
     """
 
     def __init__(self, rate: float):
@@ -53,11 +53,11 @@ class Dropout(nn.Module):
         return x * self._mask(x.shape, x.dtype)
 
     def _mask(self, shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
-        """Return 0 or 1 / (1 − rate) at random; 16 bits decide, so that the rate is exact to 1e-5."""
+        """Return 0 or 1 / (1 − rate) at random; 16 bits decide each, so the rate is exact to 1e-5."""
         generator = np.random.SFC64(int(torch.randint(2**63 - 1, ())))
         bits = torch.from_numpy(generator.random_raw(-(-shape.numel() // 4)).view(np.int16))
         dropped = round(self.rate * 2**16)
-        # Arithmetic, since comparisons to booleans and their conversion take four times as long.
+        # Arithmetic, since comparing to booleans and converting these takes four times as long.
         keep = bits[: shape.numel()].view(shape).to(dtype).add_(2**15 - dropped + 1).clamp_(0, 1)
         return keep.mul_(2**16 / (2**16 - dropped))
 
@@ -67,7 +67,7 @@ class Dropout(nn.Module):
 
 
 def one_hot(batch: torch.Tensor, n_batches: int, like: torch.Tensor) -> torch.Tensor:
-    """One-hot batch labels in the type of `like`; unlike torch's, without a check that waits for the GPU."""
+    """One-hot batch labels in the type of `like`; torch's function has a check that waits for the GPU."""
     return torch.eye(n_batches, dtype=like.dtype, device=like.device).index_select(0, batch)
 
 
@@ -137,7 +137,7 @@ class _SparseProduct(torch.autograd.Function):
 
 
 class LearnedLibrary(nn.Module):
-    """Library size as the authors' code has it: one non-negative linear read-out of the counts per subspace."""
+    """Library size as in the authors' code: one non-negative linear read-out of the counts per subspace."""
 
     def __init__(self, n_features: int, n_modalities: int):
         super().__init__()
@@ -165,8 +165,8 @@ class ObservedLibrary(nn.Module):
 class Decoder(nn.Module):
     """Negative binomial decoder of one modality, conditioned on the batch.
 
-    The batch is appended to the input of every layer; scale, bias and dispersion of the counts are
-    parameters of each batch.
+    The batch is appended to the input of every layer. Each batch has its own scale, bias and dispersion of
+    the counts.
     """
 
     def __init__(
@@ -194,7 +194,8 @@ class Decoder(nn.Module):
             )
             width = n_hidden
         loc = nn.Linear(width + n_batches, n_features)
-        # Features lie side by side, unlike in a linear layer: its gradient takes a CPU almost half the time then.
+        # Transposed, unlike in a linear layer, so that features are adjacent: on a CPU this almost halves the time of
+        # the gradient.
         self.weight = nn.Parameter(loc.weight.detach().T.contiguous())
         self.offset = nn.Parameter(loc.bias.detach())
         self.scale = nn.Parameter(torch.zeros(n_batches, n_features))
@@ -202,7 +203,7 @@ class Decoder(nn.Module):
         self.log_theta = nn.Parameter(torch.zeros(n_batches, n_features))
 
     def hidden(self, z: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
-        """Return the input of the last layer but for the batch, shape (n_cells, n_hidden)."""
+        """Return the input of the last layer without the batch, shape (n_cells, n_hidden)."""
         batch = one_hot(batch, self.n_batches, z)
         for layer in self.layers:
             z = layer(torch.cat([z, batch], dim=1))
@@ -217,12 +218,12 @@ class Decoder(nn.Module):
     ) -> torch.Tensor:
         """Mean log-likelihood of the same counts under several latent codes.
 
-        The hidden layers see one code at a time, since batch normalisation must not mix them; the
-        last layer, where nearly all the work is, sees them together.
+        The hidden layers see one code at a time, since batch normalisation must not mix them. The last
+        layer, which does nearly all the work, sees them together.
 
         Returns
         -------
-        Shape (n_codes,): sum over features, mean over cells.
+        Log-likelihood, summed over features and averaged over cells, shape (n_codes,).
         """
         return decoded_log_likelihood(
             torch.stack([self.hidden(z, batch) for z in codes]),
@@ -245,7 +246,7 @@ class Decoder(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Tells the modality that an embedding came from, given the batch where `n_batches` is not 0."""
+    """Predicts the modality that an embedding came from, given the batch if `n_batches` is not 0."""
 
     def __init__(self, n_input: int, n_modalities: int, n_batches: int, n_layers: int, n_hidden: int, dropout: float):
         super().__init__()

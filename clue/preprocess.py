@@ -1,7 +1,7 @@
 """Encoder inputs: principal components of RNA and of surface proteins, latent semantic indexing of peaks.
 
-Everything is fitted on training cells and applied to others unchanged. The steps are those of the authors' competition
-entry, from raw counts; each class gives its formula.
+Everything is fitted on training cells and applied unchanged to others. The steps are those of the authors' competition
+entry, starting from raw counts; each class gives its formula.
 """
 
 import warnings
@@ -19,17 +19,17 @@ from clue.products import times
 from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
 
 MOST_COMPONENTS, CELLS_PER_COMPONENT = 400, 10
-"""Where no number of components is given: at most so many, and no more than one for so many cells. With fewer cells for
-each, later ones are noise."""
+"""Limits if no number of components is given: the most components, and the fewest cells per component. With fewer cells
+per component, later components are noise."""
 
 CLIP = 10.0
-"""Standardised expression is clipped to ± this many standard deviations, as scanpy's and the authors' code do."""
+"""Standardised expression is clipped to ± this many standard deviations, as in scanpy's and the authors' code."""
 
 
 def preprocessor(
     kind: str, n_components: int | None = 100, n_features: int | None = None, seed: int = 0, name: str = ""
 ) -> "Preprocessor":
-    """Return what prepares a modality of this kind, not yet fitted; parameters as of `Preprocessor`.
+    """Return an unfitted preprocessor for this kind of modality; takes the same parameters as `Preprocessor`.
 
     Raises
     ------
@@ -42,20 +42,20 @@ def preprocessor(
 
 
 class Preprocessor(ABC):
-    """Counts of one modality to encoder inputs: the protocol of `Expression`, `Proteins` and `Peaks`.
+    """Turns the counts of one modality into encoder inputs: the protocol of `Expression`, `Proteins` and `Peaks`.
 
     Parameters
     ----------
     n_components
-        Width of the encoder input; lowered where the data have fewer cells or features. None: one for each
-        `CELLS_PER_COMPONENT` cells, `MOST_COMPONENTS` at most.
+        Width of the encoder input, reduced if the data have fewer cells or features. None: one per
+        `CELLS_PER_COMPONENT` cells, at most `MOST_COMPONENTS`.
     n_features
-        Most variable genes or proteins, or most often detected peaks, that a decoder models; None for all. Of genes
-        and proteins, the encoder input is made of them as well.
+        Number of most variable genes or proteins, or of most often detected peaks, that a decoder models; None for
+        all. The encoder input of genes and proteins is made from the same selection.
     seed
         Seed of the decomposition.
     name
-        What messages call the modality; empty: by its kind.
+        Name of the modality in messages; if empty, its kind.
 
     Attributes
     ----------
@@ -82,11 +82,11 @@ class Preprocessor(ABC):
         Raises
         ------
         ValueError
-            If there are no two cells or features that differ.
+            If there are fewer than two cells or two features with a count, or all cells are alike.
         """
         self.features = adata.var_names.to_numpy().astype(str)
         counts = as_counts(adata.X)
-        # upstream divides by zero on features that no training cell shows
+        # upstream divides by zero for features that have no count in any training cell
         detected = column_sums(counts, np.sign)
         self.selected = np.flatnonzero(detected)
         if self.n_features is not None and self.n_features < len(self.selected):
@@ -95,7 +95,7 @@ class Preprocessor(ABC):
             if n < 2:
                 raise ValueError(f"{self.name}: {n} {what}; two are needed at least")
         self._fit(counts)
-        # single rows: scipy cannot take every n-th of a mapped matrix whose two kinds of indices differ in type
+        # single rows: scipy cannot take every n-th row of a mapped matrix whose two index arrays differ in type
         some = [counts[i : i + 1] for i in range(0, counts.shape[0], -(-counts.shape[0] // 100))]
         if np.ptp(self._transform(sp.vstack(some, format="csr")), axis=0).max() < 1e-3:
             raise ValueError(f"{self.name}: all cells are alike; there is nothing to learn from")
@@ -104,13 +104,13 @@ class Preprocessor(ABC):
     def _best(
         self, counts: sp.csr_matrix, detected: np.ndarray, obs: pd.DataFrame, batch_key: str | None
     ) -> np.ndarray:
-        """Return which `n_features` of the selected to model, in order; each is seen in so many cells (`detected`)."""
+        """Return, in order, which `n_features` of the selected to model; `detected` cells show each selected one."""
         some = ad.AnnData(columns(counts, self.selected), obs=obs)
         return np.flatnonzero(highly_variable(some, self.n_features or some.n_vars, batch_key))
 
     @abstractmethod
     def _fit(self, counts: sp.csr_matrix) -> None:
-        """Fit `arrays`; `selected` is known."""
+        """Fit `arrays`; `selected` is already set."""
 
     @abstractmethod
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
@@ -121,11 +121,11 @@ class Preprocessor(ABC):
         return principal_axes(values, n_components, centred, self.seed)
 
     def narrow(self, width: int) -> None:
-        """Keep the first components alone."""
+        """Keep only the first `width` components."""
         self.arrays = self.arrays | {name: self.arrays[name][..., :width] for name in self.per_component}
 
     def first(self, x: np.ndarray, width: int) -> np.ndarray:
-        """Return what `transform` would return after `narrow`, from what it returns now."""
+        """Convert the output of `transform` to what it would be after `narrow`."""
         return x[:, :width]
 
     # ---- applying --------------------------------------------------------------------------------
@@ -138,12 +138,12 @@ class Preprocessor(ABC):
     def transform(self, adata: ad.AnnData) -> np.ndarray:
         """Return the encoder input of `adata`, float32, shape (n_cells, width).
 
-        Features may stand in any order; surplus ones are ignored.
+        Features may be in any order; surplus ones are ignored.
 
         Raises
         ------
         ValueError
-            If `adata` lacks features of the training data, of which the message names some, or does not hold counts.
+            If `adata` lacks features of the training data (the message names some), or does not hold counts.
         """
         x = np.empty((adata.n_obs, self.width), dtype=np.float32)
         start = 0
@@ -153,7 +153,7 @@ class Preprocessor(ABC):
         return x
 
     def transformed_blocks(self, adata: ad.AnnData) -> Iterator[np.ndarray]:
-        """Yield what `transform` returns for a few thousand cells at a time; of a backed AnnData no more is read."""
+        """Yield the output of `transform` for a thousand cells at a time; a backed AnnData is read likewise."""
         position = self._columns(adata)
         for block in count_blocks(adata.X, self.name, adata):
             yield self._transform(block if position is None else columns(block, position))
@@ -165,7 +165,7 @@ class Preprocessor(ABC):
         return counts if position is None else columns(counts, position)
 
     def _columns(self, adata: ad.AnnData) -> np.ndarray | None:
-        """Positions of the training data's features in `adata`; None where they are the same features in order."""
+        """Positions of the training data's features in `adata`; None if both have the same features in order."""
         if len(self.features) == adata.n_vars and (adata.var_names == self.features).all():
             return None
         check_unique(self.name, "features", adata.var_names)
@@ -184,7 +184,7 @@ class Preprocessor(ABC):
 
     @staticmethod
     def from_state(state: dict) -> "Preprocessor":
-        """Restore what `state` returned."""
+        """Restore a preprocessor from its `state`."""
         restored = preprocessor(state["kind"])
         vars(restored).update((name, value) for name, value in state.items() if name != "kind")
         restored.features = np.asarray(restored.features)
@@ -192,19 +192,20 @@ class Preprocessor(ABC):
 
 
 class Expression(Preprocessor):
-    """RNA: principal components of the most variable genes, of clip((log(1 + 10⁴ c / Σc) − mean) / sd, ±10)."""
+    """RNA: principal components of clip((log(1 + 10⁴ c / Σc) − mean) / sd, ±10) for the most variable genes."""
 
     kind = "rna"
 
     def _fit(self, counts: sp.csr_matrix) -> None:
         """Fit without a dense matrix: a standardised zero is the same for all cells of a gene.
 
-        So the standardised matrix is a sparse one, of the differences from that zero, and a constant row, which
-        centring removes.
+        So the standardised matrix is the sum of a sparse matrix, the differences from that zero, and a constant row,
+        which centring removes.
         """
-        # A matrix of the selected genes alone would take as much memory as the counts. So the other genes stay in it and
-        # become zeros, unless the selected ones are few.
-        narrowed = len(self.selected) <= SMALL
+        # Few genes are decomposed exactly. Of many, take what needs less memory: a matrix of the selected genes, or new
+        # values in the pattern of all counts, where the genes that are not selected become zeros.
+        n_cells = column_sums(counts, np.sign)
+        narrowed = len(self.selected) <= SMALL or n_cells[self.selected].sum() < n_cells.sum() / 2
         kept = np.arange(len(self.selected)) if narrowed else self.selected
         values = self._normalised(counts, narrowed)
         mean = column_sums(values) / values.shape[0]
@@ -258,11 +259,11 @@ class Peaks(Preprocessor):
     """Chromatin accessibility: latent semantic indexing.
 
     Term frequency times inverse document frequency, c / Σc · cells / Σ_cells c, is scaled to a sum of 10⁴ in each cell;
-    log(1 + x) is projected on its leading singular vectors. Scores are standardised over the training cells, then those
-    of each cell are scaled to a root mean square of 1, which takes out what is left of its depth.
+    log(1 + x) is projected onto its leading singular vectors. Scores are standardised over the training cells. Then the
+    scores of each cell are scaled to a root mean square of 1, which removes the remaining effect of its depth.
 
-    Upstream subtracts each cell's mean over the components as well. That mean depends on the components' arbitrary
-    signs, and without it one direction is lost, which costs matches where few components are kept.
+    Upstream also subtracts each cell's mean over the components. That mean depends on the components' arbitrary signs.
+    Subtracting it loses one direction, which costs matches if few components are kept.
     """
 
     kind = "atac"
@@ -280,7 +281,7 @@ class Peaks(Preprocessor):
         values = self._normalised(counts)
         axes = self._axes(values, centred=False)[1]
         mean, sd = _mean_and_sd(times(values, axes))
-        # beyond the rank of the counts, scores are rounding: they become 0
+        # beyond the rank of the counts, scores are rounding errors: set them to 0
         sd[sd < 1e-5 * sd.max()] = np.inf
         self.arrays |= {"components": axes, "score_mean": mean.astype(np.float32), "score_sd": sd.astype(np.float32)}
 
@@ -317,19 +318,19 @@ def _of_one_scale(scores: np.ndarray) -> np.ndarray:
 
 
 def _mean_and_sd(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return mean and standard deviation of each column, added up in float64; 1 for a constant one's deviation."""
+    """Return the mean and standard deviation of each column, summed in float64; a constant column gets deviation 1."""
     mean = values.mean(axis=0, dtype=np.float64)
     squares = sum(np.square(values[i : i + BLOCK] - mean).sum(axis=0) for i in range(0, len(values), BLOCK))
     return mean, _not_constant(mean, np.sqrt(squares / len(values)))
 
 
 def _not_constant(mean: np.ndarray, sd: np.ndarray) -> np.ndarray:
-    """Return `sd`, but 1 for a constant feature: what is left of it is rounding."""
+    """Return `sd`, but 1 for a constant feature, whose deviation is only rounding error."""
     return np.where(sd > 1e-6 * np.abs(mean), sd, 1)
 
 
 def check_unique(modality: str, what: str, names: pd.Index) -> None:
-    """Refuse names that repeat."""
+    """Raise an error if names repeat."""
     if not names.is_unique:
         raise ValueError(f"{modality}: several {what} are named {names[names.duplicated()][0]!r}")
 
@@ -337,17 +338,17 @@ def check_unique(modality: str, what: str, names: pd.Index) -> None:
 # ---- which genes -----------------------------------------------------------------------------------
 
 SPANS = (0.3, 1.0)
-"""Shares of the genes that the variance fit reads around each gene: scanpy's default, and all of them."""
+"""Shares of the genes that the variance fit uses around each gene: scanpy's default, and all genes."""
 
 
 def highly_variable(adata: ad.AnnData, n_top: int, batch_key: str | None) -> np.ndarray:
     """Return a mask of the `n_top` most variable genes (flavour seurat_v3 on counts, batch-aware).
 
-    Batches with fewer than 50 cells would make the variance fit of a batch meaningless; with such
-    a batch present the selection ignores batches.
+    The variance fit is meaningless for a batch of fewer than 50 cells. If there is such a batch, the selection
+    ignores batches.
 
-    Where counts are few, many genes have the same mean and the fit of variance by mean fails. Then, with a warning,
-    it reads more genes at a time (`SPANS`), then the cells of all batches together; if that fails too, genes are
+    If counts are few, many genes have the same mean, and the fit of variance on mean fails. Then, with a warning,
+    it uses more genes at a time (`SPANS`), then the cells of all batches together. If that fails too, genes are
     ranked by the variance of their counts.
     """
     if n_top >= adata.n_vars:
@@ -372,7 +373,7 @@ def highly_variable(adata: ad.AnnData, n_top: int, batch_key: str | None) -> np.
 
 
 def _seurat_v3(adata: ad.AnnData, n_top: int, batch_key: str | None, span: float) -> np.ndarray:
-    """Return scanpy's mask; a ValueError of its local regression says that there is no fit."""
+    """Return scanpy's mask; its local regression raises a ValueError if the fit fails."""
     import scanpy as sc
 
     table = sc.pp.highly_variable_genes(

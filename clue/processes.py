@@ -1,11 +1,11 @@
-"""What the processes of `torchrun` ask each other while they train one model."""
+"""Communication between the processes of `torchrun` while they train one model."""
 
 import torch
 import torch.distributed as dist
 
 
 class Processes:
-    """The processes that train together; of one, when `torch.distributed` is not initialised, nothing is asked."""
+    """The processes that train together: just one, without communication, if `torch.distributed` is not initialised."""
 
     def __init__(self, device: str):
         together = dist.is_available() and dist.is_initialized()
@@ -13,7 +13,7 @@ class Processes:
         self.rank, self.n = (dist.get_rank(), dist.get_world_size()) if together else (0, 1)
 
     def share(self, index: torch.Tensor) -> torch.Tensor:
-        """Return this process's cells of a mini-batch."""
+        """Return this process's share of the cells of a mini-batch."""
         return index[self.rank :: self.n]
 
     def average(self, tensors: list[torch.Tensor]) -> None:
@@ -45,14 +45,14 @@ class Processes:
         return int(numbers)
 
     def from_first(self, value):
-        """Return what the first process has: all must take the same decisions."""
+        """Return the first process's value, since all processes must take the same decisions."""
         values = [value]
         if self.n > 1:
             dist.broadcast_object_list(values, device=torch.device(self.device))
         return values[0]
 
     def gather(self, value) -> list:
-        """Return what each process has."""
+        """Return the values of all processes."""
         values = [value]
         if self.n > 1:
             values = [None] * self.n

@@ -6,8 +6,8 @@ import scipy.sparse as sp
 from clue.compiled import SUMS, compiled
 
 TILE = 2**16
-"""Numbers, 256 kB, that a core's cache holds: the rows of the dense matrix for so many features are used by all cells
-before the next are. Otherwise each non-zero waits for a row from memory."""
+"""Numbers (256 kB) that fit in a core's cache. All cells use one tile, the dense matrix's rows for some features,
+before the next one. Otherwise each non-zero would wait for a row from memory."""
 
 
 def times(matrix: sp.csr_matrix, block: np.ndarray, rows: slice = slice(None), transposed: bool = False) -> np.ndarray:
@@ -39,7 +39,7 @@ def times(matrix: sp.csr_matrix, block: np.ndarray, rows: slice = slice(None), t
 
 @compiled(*SUMS, cache=True)
 def _add_product(start, feature, value, n_features, block, transposed, product):
-    """Add to `product`; features must ascend within each row."""
+    """Add the product to `product`; features must ascend within each row."""
     tile = max(1, TILE // block.shape[1])
     here = start[:-1].copy()
     for first in range(0, n_features, tile):

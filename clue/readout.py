@@ -1,10 +1,10 @@
-"""A read-out of a trained CLUE for matching: where cells of different modalities lie together as closely as they can.
+"""A read-out of a trained CLUE for matching, which places cells of different modalities as close together as possible.
 
-The embedding z is what decoders need, and its directions count by how much of the counts they explain. A match needs
-directions that count by how well they carry over between modalities. Those are the canonical ones (Hotelling,
-Biometrika 1936) of what the encoders know of a cell: their inputs, and their last hidden layers. They are fitted in
-closed form on cells seen in several modalities, ridged, and weighted by their correlation. z is added to them, because
-with few cells the canonical directions are uncertain and z is less so.
+The embedding z serves the decoders: its directions count by how much of the counts they explain. Matching needs
+directions that count by how well they carry over between modalities. These are the canonical directions (Hotelling,
+Biometrika 1936) of everything the encoders know about a cell: their inputs and their last hidden layers. The directions
+are fitted in closed form, with a ridge, on cells seen in several modalities, and weighted by their correlation. z is
+added because the canonical directions are uncertain if cells are few, and z is less so.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,26 +21,27 @@ RIDGES = (0.01, 0.1, 1.0, 10.0)
 """Added to each covariance, as a share of its mean variance."""
 N_COMPONENTS = (10, 20, 40, 80, 160)
 POWERS = (0, 1, 2)
-"""A component is weighted by its correlation to this power."""
+"""A component is weighted by its correlation raised to this power."""
 EMBEDDING_WEIGHT = 0.5
-"""Weight of the cosine of z, where each projection's cosine has weight 1. It was chosen on the splits of
-`config/study.yaml`, whose cells are training cells only."""
+"""Weight of the cosine of z; the cosine of each projection has weight 1. It was chosen on the splits of
+`config/study.yaml`, which hold only training cells."""
 DEFAULT = (1.0, 20, 1)
-"""Ridge, components and power where too few cells are held out to choose."""
+"""Ridge, components and power if too few cells are held out to choose."""
 MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
-"""Held-out cells of a pair of modalities: fewer do not tell settings apart, and more cost time alone."""
+"""Limits of held-out cells per pair of modalities: fewer cannot tell settings apart, and more only cost time."""
 WIDTH_FOLDS, WIDTH_HELD_OUT = 3, 1000
 WIDTH_GRID = [(ridge, n, 1) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80)]
-"""Folds, held-out cells of each, and settings by which `choose_width` compares encoder inputs."""
+"""Folds, held-out cells per fold, and settings with which `choose_width` compares encoder inputs."""
 WIDTH_TOLERANCE = 0.08
-"""Of the quality log(match score / FOSCTTM): what more inputs may cost it, since hidden layers use more of them than
-linear means can, and z also keeps what only one modality shows. Chosen on splits of `config/study.yaml`."""
+"""The most that further inputs may cost of the quality log(match score / FOSCTTM). They may cost some, since hidden
+layers can use more of them than linear means can, and z also keeps information that only one modality shows. Chosen on
+splits of `config/study.yaml`."""
 
 Settings = tuple[float, int, int]
 """Ridge, number of components, and power of their correlation."""
 
 Rows = dict[str, np.ndarray]
-"""For each modality an array with a row per cell; NaN rows where a cell is not seen in it."""
+"""For each modality, an array with a row per cell; the row is NaN if the cell is not seen in it."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,8 @@ class Readout:
     """Two projections and z side by side; fit it with `Readout.fit`.
 
     One projection is of the encoder inputs, the other of inputs and hidden layers. Cosines between the coordinates are
-    weighted means of those in the three. Together they match better than each alone, because their errors differ.
+    weighted means of the cosines in the three parts. Together, the parts match better than each alone, because their
+    errors differ.
 
     Attributes
     ----------
@@ -91,12 +93,13 @@ class Readout:
         Parameters
         ----------
         features
-            For each modality the encoder inputs, then the hidden layers, then z, shape (n_cells, features); a row per
-            cell, NaN where the cell is not seen in the modality.
+            For each modality, the encoder inputs, then the hidden layers, then z, shape (n_cells, features); a row per
+            cell, NaN if the cell is not seen in the modality.
         n_inputs, n_embedding
-            How many of the features are inputs, and how many z.
+            How many of the features are inputs, and how many are z.
         held_out
-            Which cells choose the settings, shape (n_cells,): encoders must not have been trained on them.
+            Mask of the cells on which settings are chosen, shape (n_cells,); encoders must not have been trained on
+            them.
         batch
             Batch of each cell, shape (n_cells,); held-out cells are matched within it.
         """
@@ -121,13 +124,13 @@ class Readout:
         return sum(next(iter(part.directions.values())).shape[1] for part in projections) + self.n_embedding
 
     def state(self) -> dict:
-        """Return all that `from_state` needs."""
+        """Return everything that `from_state` needs."""
         parts = {name: {f.name: getattr(getattr(self, name), f.name) for f in fields(Projection)} for name in _PARTS}
         return {"n_inputs": self.n_inputs, "n_embedding": self.n_embedding, **parts}
 
     @classmethod
     def from_state(cls, state: dict) -> "Readout":
-        """Restore what `state` returned."""
+        """Restore a read-out from its `state`."""
         return cls(state["n_inputs"], state["n_embedding"], *(Projection(**state[name]) for name in _PARTS))
 
 
@@ -145,7 +148,7 @@ def _scale(features: np.ndarray, n_inputs: int) -> np.ndarray:
 
 
 def _project(features: Rows, scale: Rows, held_out: np.ndarray, batch: np.ndarray) -> Projection:
-    """Choose settings on held-out cells and fit with them on all cells."""
+    """Choose settings on held-out cells, then fit on all cells."""
     ridge, n_components, power = _choose(features, held_out, batch)
     moments = _Moments(features, np.ones(len(held_out), dtype=bool))
     directions, correlation = next(moments.canonical([ridge]))
@@ -165,13 +168,13 @@ def _choose(features: Rows, held_out: np.ndarray, batch: np.ndarray) -> Settings
 def _qualities(
     features: Rows, held_out: np.ndarray, batch: np.ndarray, grid: Iterable[Settings], most: int
 ) -> dict[Settings, float]:
-    """Return how well at most `most` held-out cells of each pair of modalities match, by the settings of the fit.
+    """Return, for each of the settings, how well at most `most` held-out cells of each pair of modalities match.
 
-    Empty where there are too few of them.
+    The result is empty if there are too few of these cells.
     """
     seen = {k: held_out & _seen(x) for k, x in features.items()}
     pairs = [(k, m, np.flatnonzero(seen[k] & seen[m])) for k, m in combinations(features, 2)]
-    # evenly spaced, since cells of one batch often follow each other
+    # evenly spaced, since cells of one batch are often next to each other
     pairs = [(k, m, rows[:: -(-len(rows) // most)]) for k, m, rows in pairs if len(rows) >= MIN_HELD_OUT]
     if not pairs:
         return {}
@@ -193,17 +196,17 @@ def _qualities(
 
 
 def choose_width(inputs: Iterable[Rows], batch: np.ndarray, seed: int) -> int:
-    """Return which encoder inputs let cells match best by linear means, by cross-validation.
+    """Choose, by cross-validation, the encoder inputs with which cells match best by linear means.
 
-    How many components of a modality carry what it shares with another differs: where cells have many counts, hundreds
-    may; where they have few, most are noise that encoders would fit. A canonical read-out of the inputs tells in
-    seconds.
+    The number of components that carry information shared with another modality varies. It may be hundreds if cells
+    have many counts. If they have few, most components are noise that encoders would fit. A canonical read-out of the
+    inputs shows this in seconds.
 
     Parameters
     ----------
     inputs
-        Candidates, the widest first: each holds for each modality the encoder inputs of the same cells, NaN where one
-        is not seen in it.
+        Candidates in descending order of width. Each holds, for each modality, the encoder inputs of the same cells;
+        NaN if a cell is not seen in it.
     batch
         Batch of each cell, shape (n_cells,).
     seed
@@ -211,8 +214,8 @@ def choose_width(inputs: Iterable[Rows], batch: np.ndarray, seed: int) -> int:
 
     Returns
     -------
-    Position of the first candidate whose quality is within `WIDTH_TOLERANCE` of the best; 0 where too few cells are
-    seen in two modalities to tell.
+    Position of the first candidate whose quality is within `WIDTH_TOLERANCE` of the best; 0 if too few cells are seen
+    in two modalities to tell.
     """
     fold = np.random.default_rng(seed).permutation(len(batch)) % WIDTH_FOLDS
     best = []
@@ -224,7 +227,7 @@ def choose_width(inputs: Iterable[Rows], batch: np.ndarray, seed: int) -> int:
 
 
 def _quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray) -> float:
-    """Return how well rows of x and y find each other: log(match score / FOSCTTM), a gain in either counts alike."""
+    """Return how well rows of x and y match: log(match score / FOSCTTM), in which a gain in either counts alike."""
     same = np.arange(len(x))
     match = [match_score(match_snn(a, b, batch_x=batch, batch_y=batch), same) for a, b in ((x, y), (y, x))]
     return float(np.log(max(float(np.mean(match)), 1e-6)) - np.log(max(float(np.mean(foscttm(x, y))), 1e-6)))
@@ -235,7 +238,7 @@ def _seen(features: np.ndarray) -> np.ndarray:
 
 
 class _Moments:
-    """Means and covariances of the features of some cells, within each modality and between each two."""
+    """Means and covariances of the features of some cells, within each modality and between each pair of modalities."""
 
     def __init__(self, features: Rows, rows: np.ndarray):
         seen = {k: rows & _seen(x) for k, x in features.items()}
@@ -248,11 +251,11 @@ class _Moments:
                 self.between[k, m] = _covariance(features[k][both], features[m][both])
 
     def canonical(self, ridges: Sequence[float]) -> Iterator[tuple[Rows, np.ndarray]]:
-        """Yield, for each ridge, the directions of each modality and their correlations, the largest first.
+        """Yield, for each ridge, the directions of each modality and their correlations, in descending order.
 
-        With each modality's features whitened, they are the leading eigenvectors of the matrix of all covariances
-        between modalities: canonical correlation analysis for two, its MAXVAR generalisation for more (Kettenring,
-        Biometrika 58, 1971). Modalities that no cell was seen in together have no covariance.
+        After whitening each modality's features, the directions are the leading eigenvectors of the matrix of all
+        covariances between modalities: canonical correlation analysis for two, its MAXVAR generalisation for more
+        (Kettenring, Biometrika 58, 1971). Two modalities without a common cell have no covariance.
         """
         spectra = {k: np.linalg.eigh(covariance) for k, covariance in self.within.items()}
         sizes = [len(values) for values, _ in spectra.values()]
@@ -264,7 +267,7 @@ class _Moments:
             for (k, m), covariance in self.between.items():
                 joint[np.ix_(place[k], place[m])] = white[k] @ covariance @ white[m]
             joint += joint.T
-            # not ARPACK, which does not converge where few cells leave many correlations at zero
+            # not ARPACK, which does not converge if few cells leave many correlations at zero
             values, vectors = scipy.linalg.eigh(joint, subset_by_index=[len(joint) - n, len(joint) - 1])
             correlation = np.clip(values[::-1] / (len(sizes) - 1), 0, 1)
             yield {k: white[k] @ vectors[place[k], ::-1] * np.sqrt(len(sizes)) for k in white}, correlation

@@ -1,4 +1,4 @@
-"""Files of models and checkpoints: written at once or not at all, and read as data alone."""
+"""Files of models and checkpoints: written completely or not at all, and read only as data."""
 
 import os
 import zipfile
@@ -23,16 +23,16 @@ def save_atomically(state: dict[str, Any], path: Path) -> None:
 
 
 def is_whole(path: str | Path) -> bool:
-    """Whether a file is an archive as `torch.save` writes it, and its contents match their checksums."""
+    """Return whether a file is an archive as `torch.save` writes it, and its contents match their checksums."""
     with open(path, "rb") as file:
         try:
             return zipfile.ZipFile(file).testzip() is None
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError, OSError):
-            return False  # what zipfile raises depends on where the damage is
+            return False  # the error that zipfile raises depends on where the damage is
 
 
 def without_arrays(value: Any) -> Any:
-    """Return `value` with arrays as tensors, or as lists if they hold text, which `torch.load` reads as data alone."""
+    """Return `value` with arrays as tensors, or as lists if they hold text: `torch.load` reads these as data only."""
     if isinstance(value, Mapping):
         return {key: without_arrays(part) for key, part in value.items()}
     if isinstance(value, list | tuple):

@@ -21,15 +21,15 @@ import pandas as pd
 import scipy.sparse as sp
 
 LIBRARY_SIZES = {"rna": 1000.0, "atac": 1000.0, "adt": 1000.0}
-"""Median counts per cell of a modality that `simulate` is not told otherwise."""
+"""Default median counts per cell, by modality."""
 OTHER_LIBRARY_SIZE = 1000.0
 ENTRIES_PER_BLOCK = 5_000_000
-"""Cells times features that are dense at one time (40 MB each in float64)."""
+"""Cells times features that are dense at a time (40 MB per matrix in float64)."""
 
 
 @dataclass(frozen=True)
 class _Cells:
-    """What is drawn once per cell."""
+    """The values drawn once per cell."""
 
     shared: np.ndarray
     cell_type: np.ndarray
@@ -76,15 +76,15 @@ def simulate(
     n_cells
         Number of cells, each seen in every modality.
     n_features
-        Number of features by modality, in the wanted order; 1,000 for ``rna`` and 100 for ``adt`` by default.
+        Number of features by modality, in the desired order; 1,000 for ``rna`` and 100 for ``adt`` by default.
     n_shared, n_specific
-        Number of factors that drive all modalities, and of those that drive one modality alone.
+        Number of factors that drive all modalities, and number of factors that drive one modality alone.
     n_types
         Number of cell types: clusters in the shared factors, of unequal size.
     n_batches, n_donors
         Number of batches, and of donors in each batch; a donor is in one batch.
     library_sizes
-        Median counts per cell by modality; `LIBRARY_SIZES` where a modality is not given.
+        Median counts per cell by modality; `LIBRARY_SIZES` for modalities that are not given.
     library_spread
         Standard deviation of the logarithm of the library size.
     dispersion
@@ -94,7 +94,7 @@ def simulate(
     type_separation
         Standard deviation of the cell types' centres; cells of a type have standard deviation 1.
     shared_strength, specific_strength
-        Standard deviation that all shared, all specific factors of standard normal cells add to a logit.
+        Standard deviation that all shared factors, and all specific factors, add to a logit for standard normal cells.
     batch_strength
         Standard deviation of a batch's effect on a logit.
     seed
@@ -116,7 +116,7 @@ def simulate(
     library_sizes = {} if library_sizes is None else dict(library_sizes)
     _check(n_cells, n_features, n_shared, n_specific, n_types, n_batches, n_donors, library_sizes, dispersion, sparsity)
 
-    # One stream for the cells and one per modality: adding a modality leaves the others as they were.
+    # One stream for the cells and one per modality, so that adding a modality does not change the others.
     streams = np.random.SeedSequence(seed).spawn(1 + len(n_features))
     cells = _draw_cells(
         np.random.default_rng(streams[0]), n_cells, n_shared, n_types, n_batches, n_donors, type_separation

@@ -2,13 +2,14 @@
 
 One step encodes a mini-batch once. The discriminator learns from the detached embeddings; then
 encoders and decoders learn from all losses and against the updated discriminator. (The authors'
-code encodes twice; the second encoding differs by its dropout mask alone.)
+code encodes twice; the second encoding differs only by its dropout mask.)
 
 Under `torchrun`, once `torch.distributed` is initialised, each process takes its share of every mini-batch and
 gradients are averaged. Batch normalisation normalises each share by itself; running means and variances are averaged
 before validation. Every process holds all cells.
 
-Validation comes after whole passes over the cells and at the end; SIGTERM and checkpoints are obeyed after any step.
+Validation takes place after whole passes over the cells and at the end. SIGTERM is handled, and checkpoints are
+written, after any step.
 """
 
 import hashlib
@@ -37,31 +38,32 @@ from clue.saved import save_atomically
 logger = logging.getLogger(__name__)
 
 _FORMAT = 7
-"""Changes when checkpoints of earlier code must not be loaded: what they hold, or what a step computes, is new."""
+"""Version of checkpoints. It changes if earlier ones must not be loaded, because their content or the computation of a
+step has changed."""
 
 _LEAST_VALIDATIONS = 8
-"""Early stopping waits for so many validations in a row without a better one: one or two may be worse by chance.
+"""Early stopping waits for this many validations in a row without improvement: one or two may be worse by chance.
 
-It is the shortest patience of the authors, that of their fine-tuning, so that their settings stay exactly theirs.
+It is the authors' shortest patience, which they use for fine-tuning, so it does not alter any of their settings.
 """
 
 _SAVE, _STOP = 1, 2
-"""What a process may ask of all after a step: to write a checkpoint, or to write one and stop."""
+"""What a process may ask of all processes after a step: to write a checkpoint, or to write one and stop."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """How to train.
+    """Settings of training.
 
     Warm-up, patience and reduction have a length in steps and one in passes over the cells. The longer one counts, as
-    in the authors' `scglue`: so they are long enough for 300 cells, where a pass takes two steps, and for 60,000, where
+    in the authors' `scglue`. So they are long enough for 300 cells, where a pass takes two steps, and for 60,000, where
     it takes hundreds. `in_steps` computes the result. The defaults in passes are the authors'.
 
     Attributes
     ----------
     max_steps, max_passes
-        Steps and passes at most. Training ends where the first of the two is reached, at exactly that step, also
-        within a pass. 0 for `max_passes`: no limit but `max_steps`.
+        Most steps and passes. Training ends when it reaches the first of the two limits, at exactly that step, even
+        within a pass. If `max_passes` is 0, only `max_steps` limits it.
     batch_size
         Cells in a mini-batch.
     learning_rate, optimizer, weight_decay
@@ -70,26 +72,27 @@ class Training:
         ``plateau``: divide the learning rate by 10 when validation stalls (the authors' choice);
         ``cosine``: lower it along a half cosine, to 0 at the last step.
     validation
-        Fraction of the cells that is held out for early stopping.
+        Fraction of the cells held out for early stopping.
     check_steps
-        Validate after at least this many steps; always after whole passes over the cells, and at the end.
+        Fewest steps between validations, which take place only after whole passes over the cells, and at the end.
     warmup_steps, warmup_passes
         Length over which noise on the discriminator's input is annealed to 0; early stopping and
-        learning-rate reduction begin after it. It is cut to half of the training where it would be longer.
+        learning-rate reduction begin after it. It is cut to half of the training if it would be longer.
     kl_warmup_steps
         Steps over which the KL weight grows from 0 to its value.
     patience_steps, patience_passes
         Stop after this length without a better validation loss, but never before 8 validations in a row without one.
     reduce_steps, reduce_passes
-        Divide the learning rate by 10 after this length without a better one (``plateau``).
+        Divide the learning rate by 10 after this length without a better validation loss (``plateau``).
     monitor
-        What early stopping watches on the held-out cells: ``loss``, the objective (the authors'
+        The quantity that early stopping watches on the held-out cells: ``loss``, the objective (the authors'
         choice), or ``foscttm``, the fraction of cells closer than the true match.
     checkpoint_seconds
         Write a checkpoint at most this often.
     compile
         Backend of `torch.compile`, for instance ``inductor``, for the layers of encoders, decoders and
-        discriminator; empty: none. The first steps compile, for minutes; results equal those without to rounding.
+        discriminator; empty for none. The first steps compile, which takes minutes. Results are the same up to
+        rounding.
     """
 
     max_steps: int = 10_000
@@ -126,12 +129,12 @@ class Training:
             raise ValueError(f"compile is {self.compile!r}; it must be a backend of torch.compile: {known}")
 
     def in_steps(self, pass_steps: int) -> "Training":
-        """Return the same training with every length in steps alone.
+        """Return the same settings with all lengths in steps only.
 
         Parameters
         ----------
         pass_steps
-            Steps of one pass over the cells.
+            Number of steps in one pass over the cells.
         """
         longer: dict[str, Any] = {}
         for name in ("warmup", "patience", "reduce"):
@@ -146,7 +149,7 @@ class Training:
 def train(
     network, cells: Cells, objective, settings: Training, history: list[dict], seed: int, checkpoints, progress: bool
 ) -> None:
-    """Train `network` in place; however training ends, it has the best weights that were found.
+    """Train `network` in place; however training ends, it gets the best weights found.
 
     Parameters
     ----------
@@ -168,7 +171,7 @@ def train(
         network.compile_layers(settings.compile)
     path = None
     if checkpoints is not None:
-        # all processes go by what the first one sees: another machine may see a shared folder late
+        # the first process decides for all: other machines may see changes in a shared folder late
         path = Path(checkpoints) / f"{loop.processes.from_first(loop.key())}.pt"
         if loop.processes.from_first(path.exists()):
             loop.load_state(torch.load(path, map_location=cells.device, weights_only=True))
@@ -197,7 +200,7 @@ def _run(loop: "_Loop", path: Path | None, progress: bool) -> None:
             if loop.validated():
                 bar.set_postfix(loop.summary(), refresh=False)
             due = monotonic() - saved > loop.settings.checkpoint_seconds
-            # all processes must do the same after the same step, whichever of them was asked
+            # all processes must act after the same step, whichever of them was asked
             asked = loop.processes.largest(_STOP if noted else _SAVE if due else 0)
             if asked and path is not None:
                 loop.save(path)
@@ -207,7 +210,7 @@ def _run(loop: "_Loop", path: Path | None, progress: bool) -> None:
 
 
 class _Loop:
-    """Everything that changes while training, so that it can be saved and restored at once."""
+    """Everything that changes during training, so that it can be saved and restored together."""
 
     def __init__(self, network, cells: Cells, objective, settings: Training, seed: int, history: list | None = None):
         self.network, self.cells, self.objective, self.seed = network, cells, objective, seed
@@ -238,7 +241,7 @@ class _Loop:
     # ---- one step --------------------------------------------------------------------------------
 
     def done(self) -> bool:
-        """Whether steps or patience have run out."""
+        """Return whether steps or patience have run out."""
         if self.step >= self.settings.max_steps:
             return True
         since = max(self.best_step, self.settings.warmup_steps)
@@ -248,34 +251,34 @@ class _Loop:
         )
 
     def advance(self) -> None:
-        """Train for a step; validate after whole passes of `check_steps` steps at least, and after the last step."""
+        """Train for one step; validate at the end of a pass if `check_steps` have gone by, and after the last step."""
         self._train_step(next(self.sampler))
         due = self.sampler.pass_is_over() and self.step - self._last_check() >= self.settings.check_steps
         if due or self.step == self.settings.max_steps:
             self._validate()
 
     def validated(self) -> bool:
-        """Whether the last step was followed by a validation."""
+        """Return whether the last step was followed by a validation."""
         return self._last_check() == self.step
 
     def _last_check(self) -> int:
         return self.history[-1]["step"] if self.history else 0
 
     def _weights(self) -> tuple[float | None, float]:
-        """Share of discriminator noise (None where there is none any more) and of the KL weight at this step."""
+        """Return the shares of discriminator noise (None once it has ended) and of the KL weight at this step."""
         s = self.settings
         noise = 1 - self.step / s.warmup_steps if self.step < s.warmup_steps else None
         kl = min(self.step / s.kl_warmup_steps, 1.0) if s.kl_warmup_steps else 1.0
         return noise, kl
 
     def _can_be_recorded(self) -> bool:
-        """Whether a step runs on one GPU without waiting for it, so that `clue.graphs` can record and replay it."""
+        """Return whether a step runs on one GPU without waiting for it, so that `clue.graphs` can replay it."""
         return (
             torch.device(self.cells.device).type == "cuda"
             and self.processes.n == 1
             and self.cells.resident()
             and not self.settings.compile
-            # these two count on the CPU the pairs of the mini-batch
+            # these two losses count the mini-batch's pairs on the CPU
             and not (self.objective.source_cross or self.objective.contrastive)
         )
 
@@ -352,25 +355,25 @@ class _Loop:
         self.learning_rate = share * self.settings.learning_rate
         for side in (self.generator_side, self.discriminator_side):
             for group in side.param_groups:
-                # a recorded step reads it where it is
+                # a recorded step reads this tensor, so change it in place
                 if isinstance(group["lr"], torch.Tensor):
                     group["lr"].fill_(self.learning_rate)
                 else:
                     group["lr"] = self.learning_rate
 
     def _held_out_losses(self) -> dict[str, float]:
-        """Every loss on the held-out cells, weighted by cells, and how well they match."""
+        """Return every loss on the held-out cells, weighted by cells, and how well these cells match."""
         if not len(self.held_out):
             return {}
         network, objective = self.network, self.objective
         network.eval()
-        # The same noise at every validation: losses differ by the weights alone.
+        # The same noise at every validation, so that losses differ only by the weights.
         noise = torch.Generator(self.cells.device).manual_seed(self.seed)
         sums: dict[str, float] = {}
         means: dict[str, list] = {k: [] for k in network.modalities}
         names: dict[str, list] = {k: [] for k in network.modalities}
         for index in self.held_out.split(1024):
-            # normalisation takes its running means here: a single cell will do
+            # a single cell is enough, since batch normalisation uses its running means here
             batch = self.cells.take(index, least=1)
             posteriors = network.posteriors(batch)
             losses = network.generator_losses(batch, posteriors, objective, noise)
@@ -386,14 +389,14 @@ class _Loop:
         return result
 
     def summary(self) -> dict[str, str]:
-        """What the progress bar shows."""
+        """Return the values that the progress bar shows."""
         row = self.history[-1]
         return {name: f"{row[name]:.4g}" for name in ("loss", "foscttm") if name in row}
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
     def key(self) -> str:
-        """Digest of settings, seed and data: a checkpoint of anything else is never loaded."""
+        """Return a digest of settings, seed and data, so that no checkpoint of anything else is ever loaded."""
         digest = hashlib.sha256()
         device = torch.device(self.cells.device).type
         settings = [_FORMAT, asdict(self.objective), asdict(self.settings), self.seed, self.processes.n, device]
@@ -410,12 +413,12 @@ class _Loop:
         return digest.hexdigest()[:16]
 
     def state(self) -> dict:
-        """Return all that is needed to go on as if nothing had happened."""
+        """Return everything needed to continue as if training had not been interrupted."""
         return {
             "network": self.network.state_dict(),
             "generator_side": self.generator_side.state_dict(),
             "discriminator_side": self.discriminator_side.state_dict(),
-            # between two validations each process has running means of its own
+            # between two validations, each process has its own running means
             "buffers": self.processes.gather({name: b.cpu() for name, b in self.network.named_buffers()}),
             "sampler": self.sampler.state(),
             "summed_loss": self.summed_loss,
@@ -426,7 +429,7 @@ class _Loop:
         }
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint; the first process does, with the random states of all."""
+        """Write a checkpoint; only the first process writes, with the random states of all."""
         state = self.state()
         if self.processes.rank == 0:
             save_atomically(state, path)
@@ -434,7 +437,7 @@ class _Loop:
     _PLAIN = ("step", "learning_rate", "best", "best_step", "reduced_step", "best_weights")
 
     def load_state(self, state: dict) -> None:
-        """Restore what `state` returned."""
+        """Restore a state returned by `state`."""
         self.network.load_state_dict(state["network"] | state["buffers"][self.processes.rank])
         self.generator_side.load_state_dict(state["generator_side"])
         self.discriminator_side.load_state_dict(state["discriminator_side"])
@@ -449,10 +452,10 @@ class _Loop:
 
 
 def held_out(names, fraction: float, seed: int) -> np.ndarray:
-    """Return which cells are held out for validation, shape (n_cells,).
+    """Return a mask of the cells that are held out for validation, shape (n_cells,).
 
     A cell's name and the seed decide, so that fine-tuning with more cells holds out the same ones. A cryptographic hash
-    makes the splits of two seeds independent; those of a checksum such as CRC-32 would be the same or disjoint.
+    makes the splits of two seeds independent; with a checksum such as CRC-32 they would be the same or disjoint.
     """
     digests = (hashlib.blake2b(f"{seed} {name}".encode(), digest_size=8).digest() for name in names)
     return np.frombuffer(b"".join(digests), dtype="<u8") < fraction * 2.0**64
@@ -462,7 +465,7 @@ def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
     parameters = list(parameters)
     common: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay, "fused": True}
     if parameters[0].is_cuda:
-        # what a recorded step reads anew each time must be on the GPU
+        # a recorded step reads these anew each time, so they must be on the GPU
         common |= {"lr": torch.tensor(settings.learning_rate, device=parameters[0].device), "capturable": True}
     if settings.optimizer == "rmsprop":
         return _RMSprop(parameters, **common)
@@ -470,12 +473,12 @@ def _optimizer(parameters, settings: Training) -> torch.optim.Optimizer:
 
 
 class _RMSprop(torch.optim.Adam):
-    """RMSprop as a special case of Adam, which has a fused kernel on the CPU: no momentum, no bias correction."""
+    """RMSprop as Adam without momentum and bias correction, since Adam has a fused kernel on the CPU."""
 
     def __init__(self, parameters, **options):
         super().__init__(parameters, betas=(0.0, 0.99), eps=1e-8, **options)
         for parameter in self.param_groups[0]["params"]:
-            # 0.99 to the power of a step so late is 0 and corrects nothing
+            # at so late a step, 0.99 to its power is 0, and nothing is corrected
             step = torch.tensor(1e5, dtype=torch.float32, device=parameter.device)
             self.state[parameter] = {
                 "step": step,
@@ -489,7 +492,7 @@ def _copy(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 _MOST_PAIRS = 10_000
-"""Validation compares all held-out pairs with each other; where there are more than these, a sample of them."""
+"""Validation compares all held-out pairs with each other, or a sample of this many if there are more."""
 
 _ROWS = 256
 """Rows of a tile of similarities, so that memory does not grow with the square of the cells."""
@@ -498,8 +501,8 @@ _ROWS = 256
 def _foscttm(embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]], seed: int) -> float:
     """FOSCTTM (cosine; ties count half) of the held-out cells, averaged over pairs of modalities.
 
-    `embeddings` holds the cells of each modality and their embeddings. Of more than `_MOST_PAIRS` pairs the seed draws
-    a sample, always the same one.
+    `embeddings` holds the cells of each modality and their embeddings. If there are more than `_MOST_PAIRS` pairs, the
+    seed draws a sample, always the same one.
     """
     values = []
     for (cell_a, z_a), (cell_b, z_b) in combinations(embeddings.values(), 2):
@@ -514,17 +517,17 @@ def _foscttm(embeddings: dict[str, tuple[torch.Tensor, torch.Tensor]], seed: int
 
 
 def _mean_closer(x: torch.Tensor, y: torch.Tensor) -> float:
-    """Return the mean FOSCTTM of x and y, whose rows i are the same cell, over cells and both directions."""
+    """Return the FOSCTTM of x and y, averaged over cells and both directions; row i of both is the same cell."""
     x, y = (torch.nn.functional.normalize(z, dim=1) for z in (x, y))
     true = (x * y).sum(1)
-    # Products of different shapes round differently: what rounding can change is a tie.
+    # Products of different shapes round differently, so a difference within rounding is a tie.
     low, high = true - 1e-12, true + 1e-12
     twice = torch.zeros((), dtype=torch.int64, device=x.device)
     for rows in torch.arange(len(x), device=x.device).split(_ROWS):
         similarity = x[rows] @ y.T
         for low_side, high_side in ((low[rows, None], high[rows, None]), (low, high)):
             twice += (similarity > high_side).count_nonzero() + (similarity >= low_side).count_nonzero()
-    # each of 2 n cells was tied with its own partner, which does not count
+    # each of the 2 n cells was tied with its own partner, which does not count
     return float(twice - 2 * len(x)) / (4 * len(x) ** 2)
 
 

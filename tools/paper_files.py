@@ -1,7 +1,8 @@
-"""Simulated files in the layouts and under the names of the paper's data sets, for the rehearsal and tests.
+"""Simulated files with the layouts and names of the paper's data sets, for the rehearsal and tests.
 
-Sizes are those of the real data times a factor; proteins are few and stay. Counts come from `clue.simulate`, so that
-methods have something to find. What is written is known, hence what preparation must arrive at (`expected`).
+Sizes are those of the real data times a factor; proteins are few, so their number is kept. Counts come from
+`clue.simulate`, so that methods have something to find. Since the files are known, so is the result that preparation
+must reach (`expected`).
 """
 
 import gzip
@@ -25,25 +26,25 @@ TYPES = {"rna": "GEX", "adt": "ADT", "atac": "ATAC"}
 MINIMUM = {"rna": 150, "adt": 134, "atac": 300}
 """Fewest features of a modality, however small the factor."""
 MIN_CELLS = 80
-"""Fewest cells of a batch, and of a split that names a number: Seurat's bridge integration takes 60 on each side."""
+"""Fewest cells of a batch, and of a split given by a number: Seurat's bridge integration needs 60 on each side."""
 LIBRARY_SIZES = {"rna": 2000.0, "adt": 1000.0, "atac": 5000.0}
 ATAC_LIBRARIES = {"53": ("04", "05"), "54": ("06",), "55": ("07",), "56": ("08",)}
-"""What the table of cell types calls the ATAC libraries of each RNA library."""
+"""Names of each RNA library's ATAC libraries in the table of cell types."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How many cells and features a real data set has."""
+    """Numbers of cells and features of a real data set."""
 
     features: dict[str, int]
     parts: dict[str, int]
-    """Number of cells by what they are for."""
+    """Number of cells of each part."""
     batches: dict[str, tuple[str, ...]]
     """Batches that the cells of a part come from."""
     n_types: int
 
     def scaled(self, factor: float) -> "Size":
-        """Return a size that is `factor` times as large, and no smaller than methods can do with."""
+        """Return a size that is `factor` times as large, but no smaller than methods need."""
         features = {name: max(min(n, MINIMUM[name]), round(factor * n)) for name, n in self.features.items()}
         least = {part: MIN_CELLS * len(batches) for part, batches in self.batches.items()}
         parts = {part: max(min(n, least[part]), round(factor * n)) for part, n in self.parts.items()}
@@ -79,7 +80,7 @@ SIZES = {
 
 
 def simulate_dataset(name: str, factor: float, seed: int = 0) -> Modalities:
-    """Draw the cells of a data set at `factor` times its size; ``obs`` says ``part``, ``batch`` and ``cell_type``."""
+    """Draw the cells of a data set at `factor` times its size; ``obs`` has ``part``, ``batch`` and ``cell_type``."""
     size = SIZES[name].scaled(factor)
     parts = np.repeat(list(size.parts), list(size.parts.values()))
     libraries = {modality: LIBRARY_SIZES[modality] for modality in size.features}
@@ -97,7 +98,7 @@ def simulate_dataset(name: str, factor: float, seed: int = 0) -> Modalities:
 
 
 def expected(cells: Modalities) -> dict:
-    """Return what ``expect`` of a data set's YAML says of these cells."""
+    """Return the value of ``expect`` in a data set's YAML for these cells."""
     obs = cells["rna"].obs
     parts = obs["part"].value_counts()
     if "labelled" in parts:
@@ -109,12 +110,12 @@ def expected(cells: Modalities) -> dict:
 
 
 def _spread(batches: tuple[str, ...], n_cells: int) -> np.ndarray:
-    """Return a batch per cell, batch after batch, in about equal numbers."""
+    """Return the batch of each cell, one batch after another, in about equal numbers."""
     return np.repeat(batches, [len(part) for part in np.array_split(np.arange(n_cells), len(batches))])
 
 
 def _tenx_barcodes(batch: np.ndarray) -> list[str]:
-    # A prime step scatters the barcodes over the 15 bases.
+    # A step coprime to 4¹⁵ scatters the barcodes over the 15 bases.
     numbers = np.arange(len(batch)) * 40_503 % 4**15
     bases = ["".join("ACGT"[number // 4**i % 4] for i in range(16)) for number in numbers]
     return [f"{base}-1-{sample}" for base, sample in zip(bases, batch, strict=True)]
@@ -142,7 +143,7 @@ def _feature_names(modality: str, n_features: int) -> Iterator[str]:
 
 
 def write_bucket(cells: Modalities, folder: Path, seed: int = 0) -> None:
-    """Write the bucket's task files (RNA to the other modality), with solution, and the file of all cells."""
+    """Write the bucket's task files (RNA to the other modality), with the solution, and the file of all cells."""
     kind = _kind(cells)
     rng = np.random.default_rng(seed)
     for part in ("train", "test"):
@@ -153,7 +154,7 @@ def write_bucket(cells: Modalities, folder: Path, seed: int = 0) -> None:
 
 
 def write_geo_bmmc(cells: Modalities, folder: Path) -> None:
-    """Write GEO's file of all cells, held-out ones included, which ``obs["is_train"]`` tells apart."""
+    """Write GEO's file of all cells, including held-out ones, which ``obs["is_train"]`` tells apart."""
     plain = folder / f"GSE194122_openproblems_neurips2021_{_kind(cells)}_BMMC_processed.h5ad"
     _all_cells(cells, ["is_train"]).write_h5ad(plain)
     with gzip.open(f"{plain}.gz", "wb", compresslevel=1) as packed, open(plain, "rb") as file:
@@ -180,7 +181,7 @@ def _task_files(cells: Modalities, part: str, rng: np.random.Generator) -> dict[
         adata.X, adata.layers["counts"] = adata.X.tocsc(), adata.layers["counts"].tocsc()
         files[role] = adata
     files["mod2"].obs_names = [f"cell_{i + 1}" for i in range(len(rows))]
-    # Cell i of the first file is where the second one's shuffle put it.
+    # Row i has its 1 at the place where the shuffle of the second file put cell i.
     places = (np.ones(len(rows)), (np.arange(len(rows)), np.argsort(shuffled)))
     solution = sp.csc_matrix(places, shape=(len(rows), len(rows)))
     files["sol"] = ad.AnnData(solution, obs=files["mod1"].obs.copy(), uns={"pairing_ix": shuffled})
@@ -203,7 +204,7 @@ def _all_cells(cells: Modalities, columns: list[str]) -> ad.AnnData:
     obs = cells["rna"].obs.rename(columns={"part": "is_train"})
     obs["DonorNumber"] = "donor" + obs["batch"].str.extract(r"d(\d+)$", expand=False)
     with warnings.catch_warnings():
-        # A gene and a protein may have one name, here as in the real files.
+        # A gene and a protein may share a name, here as in the real files.
         warnings.filterwarnings("ignore", message=".*names are not unique")
         return ad.AnnData(
             sp.hstack([part.X for part in parts], format="csr"),
@@ -250,7 +251,7 @@ def _write_dense_text(rna: ad.AnnData, path: Path) -> None:
 
 
 def _table_of_cell_types(obs: pd.DataFrame) -> pd.DataFrame:
-    """Return barcodes of both assays, ATAC's with its own libraries, and the cell types."""
+    """Return the barcodes of both assays, in which ATAC has its own libraries, and the cell types."""
     own = [ATAC_LIBRARIES[batch][i % len(ATAC_LIBRARIES[batch])] for i, batch in enumerate(obs["batch"])]
     stems = obs.index.str.rsplit(".", n=1).str[0]
     return pd.DataFrame(
@@ -270,4 +271,4 @@ WRITERS: dict[tuple[str, str], Callable[[Modalities, Path], None]] = {
     ("share_skin", "geo"): write_geo_share,
     ("share_skin", "glue"): write_glue,
 }
-"""What writes the files of a data set's source into a folder."""
+"""Functions that write the files of a data set's source to a folder."""

@@ -1,8 +1,8 @@
-"""Rehearse a run of the paper's data sets on simulated files of them, from download to report.
+"""Rehearse a run of the paper's data sets on simulated files, from download to report.
 
-In a copy of the project, so that no simulated file is ever taken for a real one. The copy differs in what is printed:
-the run's settings, the numbers to expect, and the numbers of cells in splits. The simulated files lie in a mirror,
-which goes before the real addresses.
+The rehearsal takes place in a copy of the project, so that no simulated file is ever mistaken for a real one. The copy
+differs in the run's settings, the numbers to expect, and the numbers of cells in splits, which are all printed. The
+simulated files are in a mirror, which is tried before the real addresses.
 """
 
 import json
@@ -21,9 +21,9 @@ from clue.benchmark.program import run_program
 from tools import paper_files
 
 PARTS = ("Snakefile", "rules", "config", "envs", "scripts", "clue")
-CONFIG = Path("config", "rehearsal.yaml")  # of the copy
+CONFIG = Path("config", "rehearsal.yaml")  # in the copy
 RUN = "rehearsal"
-# The competition's bucket serves one data set and has lost the other, for which GEO steps in.
+# The competition's bucket serves one data set and has lost the other, which GEO serves instead.
 SERVED = {"bmmc_cite": "bucket", "bmmc_multiome": "geo", "share_skin": "geo"}
 
 
@@ -41,17 +41,17 @@ def main(
     Parameters
     ----------
     factor
-        Size of the data sets, 1 is full size.
+        Size of the data sets; 1 is full size.
     folder
-        Where the copy of the project goes; emptied first.
+        Folder for the copy of the project; it is emptied first.
     cores
         How many jobs of one thread run at a time.
     config
         The run to rehearse.
     methods
-        In place of the default variants of the run's methods.
+        Methods to use instead of the default variants of the run's methods.
     datasets
-        In place of those of the run.
+        Data sets to use instead of the run's.
     budget
         The budget of each method.
     """
@@ -71,7 +71,7 @@ def main(
 
 
 def copy_project(project: Path, folder: Path) -> Path:
-    """Copy what the workflow needs; an earlier rehearsal is removed, anything else is not."""
+    """Copy the files that the workflow needs; an earlier rehearsal is removed, but nothing else."""
     mark = folder / "served"
     if folder.exists() and any(folder.iterdir()) and not mark.exists():
         raise BenchmarkError(f"{folder}: is not empty and holds no rehearsal; name another folder")
@@ -80,7 +80,7 @@ def copy_project(project: Path, folder: Path) -> Path:
     for part in PARTS:
         copy = shutil.copytree if (project / part).is_dir() else shutil.copy2
         copy(project / part, folder / part)
-    if (project / ".r").is_dir():  # an R that `make r` has made
+    if (project / ".r").is_dir():  # an R installed by `make r`
         (folder / ".r").symlink_to(project.resolve() / ".r")
     # Real files have these checksums, simulated ones do not.
     (folder / "config" / "datasets" / "SHA256SUMS").unlink()
@@ -88,7 +88,7 @@ def copy_project(project: Path, folder: Path) -> Path:
 
 
 def configure(copy: Path, path: Path, changes: dict) -> dict:
-    """Write the settings: those of a run, but for one seed, default variants, no GPU, and what `changes` holds."""
+    """Write the settings of a run, but with one seed, default variants, no GPU, and the settings in `changes`."""
     config = read_yaml(path)
     # Ablations are other settings of the same programs.
     defaults = dict.fromkeys(f"{name.partition('/')[0]}/default" for name in config["methods"])
@@ -109,7 +109,7 @@ def dataset_names(config: dict) -> list[str]:
 
 
 def write_dataset(copy: Path, name: str, factor: float) -> None:
-    """Write a data set's simulated files into the mirror, and what to expect of them into its YAML."""
+    """Write a data set's simulated files to the mirror, and the numbers to expect to its YAML."""
     path = copy / "config" / "datasets" / f"{name}.yaml"
     spec = read_yaml(path)
     cells = paper_files.simulate_dataset(name, factor)
@@ -130,12 +130,12 @@ def write_dataset(copy: Path, name: str, factor: float) -> None:
 
 
 def shrunk(split: dict, ratio: float) -> dict:
-    """Return a split whose numbers of cells, where it names some, are in proportion to those of the data set."""
+    """Return a split whose numbers of cells, if it has any, are scaled by `ratio`."""
     sizes = {key: round(ratio * split[key]) for key in ("n_test", "n_train") if key in split}
     return split | {key: max(size, paper_files.MIN_CELLS) for key, size in sizes.items()}
 
 
-# ---- what must have come out ---------------------------------------------------------------------
+# ---- checking the results ------------------------------------------------------------------------
 
 
 def report_stages(logs: Path) -> None:
@@ -148,7 +148,7 @@ def report_stages(logs: Path) -> None:
 
 
 def check(copy: Path) -> None:
-    """Check what the run has left; a method of another environment than Python's may be missing here.
+    """Check the results of the run; a method that needs another environment than Python's may be missing here.
 
     Raises
     ------
@@ -168,7 +168,7 @@ def check(copy: Path) -> None:
         else:
             faults.append(f"{job} ({row.reason}; {row.log})")
     table = pd.read_csv(results / "metrics.tsv", sep="\t", keep_default_na=False)
-    # Pairs that were lost on the way would show: the oracle is perfect by construction.
+    # The oracle is perfect by construction, so pairs that were lost on the way would show.
     perfect = {"match_score": 1.0, "foscttm": 0.0}
     oracle = table[(table["method"] == ORACLE) & table["metric"].isin(perfect)]
     wrong = oracle[~((oracle["value"].astype(float) - oracle["metric"].map(perfect)).abs() < 1e-6)]

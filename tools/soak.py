@@ -1,7 +1,7 @@
 """Take random small data sets through preparation, split, two methods, scoring and a figure; none may end in a fault.
 
-Sizes, counts, names, layouts of files and splits are drawn. A stage may refuse what it is given, in one line; it may
-not raise anything else, nor lose a cell without a word.
+Sizes, counts, names, file layouts and splits are drawn at random. A stage may refuse its input with a one-line message.
+It may not raise anything else, nor lose a cell silently.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 NAME = "soak"
 KINDS = {"rna": "Gene Expression", "atac": "Peaks", "adt": "Antibody Capture"}
 NAMES = ("a$b", "_low", "100 %", "T" * 90, "日本語", "תא", "<b>&amp;", "it's", "a/b", "x y", "NA", "1", "é")
-"""Of cell types and batches."""
+"""Names of cell types and batches."""
 
 
 class Fault(Exception):
@@ -49,11 +49,11 @@ def main(number: int = 200, first: int = 0, folder: Path = Path("build/soak")) -
     Parameters
     ----------
     number
-        Of data sets.
+        Number of data sets.
     first
-        The seed of the first; the next has the next seed.
+        Seed of the first data set; the next has the next seed.
     folder
-        Where files go; faulty ones stay.
+        Folder for the files; faulty data sets stay there.
     """
     ends: Counter[str] = Counter()
     for seed in tqdm(range(first, first + number), mininterval=5):
@@ -90,23 +90,23 @@ def soak(seed: int, folder: Path) -> str:
 
 
 def attempt(call: Callable[[], None]) -> str:
-    """Return the line with which a stage refuses its input, numbers left out; empty where it does not."""
+    """Return the line with which a stage refuses its input, without numbers; empty if it accepts the input."""
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             call()
         return ""
-    except (BenchmarkError, SystemExit) as end:  # a method ends by itself
+    except (BenchmarkError, SystemExit) as end:  # a method exits by itself
         if "\n" not in (line := str(end)) and not line.isdigit():
             return re.sub("[0-9]+", "n", line.rpartition("/")[2])
         raise Fault(f"exit status {line}: {printed.getvalue()[-1500:]}") from end
     except Fault:
         raise
-    except Exception as error:  # whatever it is, it is what this program looks for
+    except Exception as error:  # this program looks for errors of any kind
         raise Fault("".join(traceback.format_exception(error)[-3:])) from error
 
 
-# ---- what is drawn -------------------------------------------------------------------------------
+# ---- drawing data --------------------------------------------------------------------------------
 
 
 def draw(rng: np.random.Generator) -> dict[str, ad.AnnData]:
@@ -131,7 +131,7 @@ def draw(rng: np.random.Generator) -> dict[str, ad.AnnData]:
 
 
 def write(cells: dict[str, ad.AnnData], folder: Path, rng: np.random.Generator) -> dict:
-    """Write the files of a data set in a layout that is drawn; return its YAML."""
+    """Write the files of a data set in a random layout; return its YAML."""
     folder.mkdir()
     layout = rng.choice(["h5mu", "h5ad", "raw", "folder"])
     columns = {"batch": "sample", "donor": "person"} | ({"cell_type": "type"} if rng.random() < 0.7 else {})
@@ -154,7 +154,7 @@ def write(cells: dict[str, ad.AnnData], folder: Path, rng: np.random.Generator) 
 
 
 def write_folder(cells: dict[str, ad.AnnData], folder: Path) -> None:
-    """Write the cells of both modalities as Cell Ranger does, unpacked; those of one alone are taken out."""
+    """Write the cells that have both modalities as Cell Ranger does, uncompressed; remove the others from `cells`."""
     first, second = cells.values()
     shared = first.obs_names[first.obs_names.isin(second.obs_names)]
     for modality, adata in cells.items():
@@ -167,7 +167,7 @@ def write_folder(cells: dict[str, ad.AnnData], folder: Path) -> None:
 
 
 def draw_split(cells: dict[str, ad.AnnData], is_annotated: bool, rng: np.random.Generator) -> dict:
-    """Return the settings of a split; some need annotations of cells."""
+    """Draw the settings of a split; some need annotations of cells."""
     obs = next(iter(cells.values())).obs
     value = str(rng.choice([*obs["sample"], NAMES[0]]))
     settings = [
@@ -191,7 +191,7 @@ def shared_names(cells: dict[str, ad.AnnData]) -> set[str]:
 
 
 def program(name: str) -> Callable:
-    """Return the function of a program of ``scripts/``."""
+    """Return the function of a program in ``scripts/``."""
     spec = importlib.util.spec_from_file_location(Path(name).stem, PROJECT / "scripts" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -204,7 +204,7 @@ def download(folder: Path, cells: dict[str, ad.AnnData]) -> None:
 
 
 def prepare(folder: Path, cells: dict[str, ad.AnnData]) -> None:
-    """Prepare them; all cells of both modalities must be there, with all their counts."""
+    """Prepare the data; all cells that have both modalities must be there, with all their counts."""
     program("prepare")(dataset=NAME, raw=folder / "raw", output=folder / "all.h5mu", project=folder)
     mdata, shared = read_dataset(folder / "all.h5mu"), shared_names(cells)
     check(set(mdata.obs_names) == shared, f"{mdata.n_obs} cells prepared of {len(shared)}")
@@ -216,7 +216,7 @@ def prepare(folder: Path, cells: dict[str, ad.AnnData]) -> None:
 
 
 def split(folder: Path, cells: dict[str, ad.AnnData]) -> None:
-    """Split them; each cell must be training or test."""
+    """Split the data; each cell must be a training or a test cell."""
     program("make_task")(folder / "all.h5mu", NAME, "drawn", folder, project=folder)
     train, n_test = read_train(folder / "train.h5mu"), read_solution(folder / "solution.h5ad").n_obs
     n_train = len(set().union(*(adata.obs_names for adata in train.mod.values())))
@@ -225,7 +225,7 @@ def split(folder: Path, cells: dict[str, ad.AnnData]) -> None:
 
 
 def method(name: str, rng: np.random.Generator) -> Callable[[Path, dict[str, ad.AnnData]], None]:
-    """Return the stage that embeds with a method, scores, and draws whom its cells are matched to."""
+    """Return the stage that embeds with a method, scores it, and draws which cells it matches."""
     seed = int(rng.integers(2**32))
 
     def stage(folder: Path, cells: dict[str, ad.AnnData]) -> None:
@@ -251,7 +251,7 @@ def method(name: str, rng: np.random.Generator) -> Callable[[Path, dict[str, ad.
 
 
 def check(is_right: bool, otherwise: str) -> None:
-    """Raise a `Fault` where something is not right."""
+    """Raise a `Fault` if something is not right."""
     if not is_right:
         raise Fault(otherwise)
 

@@ -2,12 +2,13 @@
 # # Add your method to the benchmark
 #
 # **You have** a method that places cells of two modalities in one space. **You get** its row in the benchmark's tables
-# and figures, beside methods that saw the same cells. **You learn** what a method is given, what it must return, and how
-# its scores come about. It takes a checkout of the project and, once, `make install`; run this in the project folder.
+# and figures, beside methods that saw the same cells. **You learn** what a method is given, what it must return, and
+# how its scores are computed. You need a checkout of the project and, once, `make install`; run this in the project
+# folder.
 #
-# The example is partial least squares (PLS): pairs of directions, one in each modality, whose scores have the largest
-# covariance over paired cells. CCA, which the benchmark has, maximises correlation instead. Which is better at finding
-# the same cell again?
+# The example is partial least squares (PLS). It finds pairs of directions, one in each modality, whose scores have the
+# largest covariance over paired cells. CCA, which the benchmark has, maximises correlation instead. Which one is better
+# at finding the same cell again?
 #
 # ## Two files
 #
@@ -64,23 +65,23 @@ for path, text in zip(written, (program, settings), strict=True):
     path.write_text(text)
 
 # %% [markdown]
-# `task.train` is a MuData of raw counts in which cells of one name are one cell; `paired_cells` takes those that are
-# seen in both modalities. `task.test` has the test cells of each modality, shuffled and renamed, so that no method can
-# know which two belong together. The result needs one row per test cell, in the order given, and the same width for
+# `task.train` is a MuData of raw counts in which cells with the same name are one cell; `paired_cells` takes those that
+# are seen in both modalities. `task.test` has the test cells of each modality, shuffled and renamed, so that no method
+# can know which two belong together. The result needs one row per test cell, in the given order, and the same width for
 # both modalities.
 #
-# The second file says what the benchmark must know. `variants` run beside the default and get rows of their own. A
-# small `test` budget serves the next step.
+# The second file tells the benchmark what it must know about the method. `variants` run in addition to the default and
+# get their own rows. The next step uses the small `test` budget.
 #
 # ## Check it
 #
-# `make check-method` runs the method on tiny tasks that hold what real data have: cells of one modality alone, several
-# donors, a feature that is zero in all training cells.
+# `make check-method` runs the method on tiny tasks that have the difficulties of real data: cells seen in only one
+# modality, several donors, a feature that is zero in all training cells.
 
 
 # %%
 def shell(command: str, lines: int) -> None:
-    """Run a command and print the end of what it says."""
+    """Run a command and print the end of its output."""
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     said = done.stdout.replace(f"{Path.cwd()}/", "").splitlines()
     print(f"$ {command}", *said[-lines:], sep="\n")
@@ -92,8 +93,8 @@ shell("make check-method NAME=pls", 1)
 # %% [markdown]
 # ## Run it beside others
 #
-# A configuration selects data sets, methods and seeds. `pbmc_multiome` is real, 490 cells of a Multiome; `simulated` has
-# 1,500 cells with known factors.
+# A configuration selects data sets, methods and seeds. `pbmc_multiome` is real: 490 cells of a Multiome. `simulated`
+# has 1,500 cells with known factors.
 
 # %%
 Path("config/pls.yaml").write_text("""run: pls
@@ -107,8 +108,8 @@ shell("make run CONFIG=config/pls.yaml", 12)
 # %% [markdown]
 # ## Read its rows
 #
-# Scores, run times and memory are in `results/pls/tables/summary.tsv`; `results/pls/report.html` shows the same with
-# every figure.
+# Scores, run times and memory are in `results/pls/tables/summary.tsv`. `results/pls/report.html` shows the same, with
+# all figures.
 
 # %%
 table = pd.read_csv("results/pls/tables/summary.tsv", sep="\t")
@@ -126,11 +127,12 @@ axis.imshow(picture)
 axis.axis("off")
 
 # %% [markdown]
-# The **match score** is the weight that a match gives to the true partner, mean over test cells; **FOSCTTM** is the
-# fraction of cells that lie closer than the true partner. Both come from the embedding by the same code for every
-# method. PLS beats chance by far and CCA beats PLS: directions of large covariance are those of many counts, and what
-# is abundant in both modalities is not what tells cells apart. More directions do not help PLS. A choice like that
-# belongs on held-out training cells, not on test cells, and `clue.benchmark.methods.validation.choose` makes it.
+# The **match score** is the weight that a match gives to the true partner, averaged over test cells. **FOSCTTM** is the
+# fraction of cells that are closer than the true partner. The same code computes both from the embedding for every
+# method. PLS is far better than chance, and CCA is better than PLS: directions of large covariance are those with many
+# counts, and features that are abundant in both modalities are not the ones that tell cells apart. More directions do
+# not help PLS. Make such a choice on held-out training cells, not on test cells, with
+# `clue.benchmark.methods.validation.choose`.
 #
 # ## Keep it, or take it away
 
@@ -141,6 +143,6 @@ for path in (*written, Path("config/pls.yaml")):
 # %% [markdown]
 # ## Where to go on
 #
-# * [Extend](../extend.md): every key of the YAML, a method as a rule of its own, data sets, metrics.
+# * [Extend](../extend.md): all keys of the YAML, a method with its own rule, data sets, metrics.
 # * [Cluster](../cluster.md): the same on many nodes, with GPUs.
 # * [Protocol](../benchmark.md): which cells are test cells, and how scores are computed.

