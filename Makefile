@@ -1,12 +1,12 @@
-# `make help` says what there is. A fresh machine needs Python 3.11 or 3.12, make and git.
-# The first that runs: pyenv has commands of versions that are not in use.
+# `make help` lists the commands. A fresh machine needs Python 3.11 or 3.12, make and git.
+# The first one that runs: pyenv also has commands of versions that are not in use.
 PYTHON ?= $(shell for name in python3.11 python3.12; do $$name -c "" 2> /dev/null && echo $$name && exit; done; echo python3.11)
 CONFIG ?= config/quick.yaml
 CORES ?= 2
-# Of the rehearsal: the size of the data sets, where 1 is full size.
+# Size of the data sets in the rehearsal, where 1 is full size.
 FACTOR ?= 0.005
 PROFILE ?=
-# Recipes take these from the shell, "$$CONFIG": a path may have spaces and quotes.
+# Recipes read these from the shell, as "$$CONFIG", since a path may have spaces and quotes.
 export CONFIG CORES PROFILE EMBEDDING SOLUTION
 # All text files are UTF-8, whatever the locale of the machine.
 export PYTHONUTF8 := 1
@@ -14,9 +14,9 @@ export PYTHONUTF8 := 1
 LOCKS := requirements.lock torch.lock
 VENV := .venv
 BIN := $(VENV)/bin
-# Named by what it was made from: a change of the lock, or an interrupted installation, makes it anew.
+# The name depends on what it is made from: a changed lock, or an interrupted installation, makes it anew.
 INSTALLED := $(VENV)/installed-$(shell cat $(LOCKS) pyproject.toml | cksum | tr ' ' '-')
-# What an earlier installation has made may go; nothing else, and nothing behind a link.
+# Only an environment of an earlier installation may be removed: nothing else, and nothing behind a link.
 OURS := $(if $(shell test -L $(VENV) && ls -A $(VENV)/),,$(wildcard $(VENV)/installed-*))
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
@@ -79,7 +79,7 @@ download: $(INSTALLED)
 pin: $(INSTALLED)
 	$(BIN)/python scripts/pin.py
 
-# Not CONFIG's usual default; one on the command line still goes first.
+# Not the usual default of CONFIG; one on the command line still takes precedence.
 rehearsal: CONFIG = config/config.yaml
 rehearsal: $(INSTALLED)
 	$(BIN)/python -m tools.rehearse --config "$$CONFIG" --factor $(FACTOR) --folder build/rehearsal --cores "$$CORES" \
@@ -108,7 +108,7 @@ docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "site: build/docs/index.html"
 
-# The longest files first, as testpaths has them: by default those with few tests, such as whole runs, come last.
+# Longest files first, in the order of testpaths. By default files with few tests, such as whole runs, come last.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --numprocesses "$$CORES" --dist loadfile --no-loadscope-reorder
 
@@ -140,8 +140,8 @@ lint: $(INSTALLED)
 	$(BIN)/snakefmt --check $(SNAKEFILES)
 	$(BIN)/snakemake --lint --configfile "$$CONFIG"
 
-# Also through links, which may lead to scratch. Beside a linked folder's results lie other things: what has logs here
-# was made here. A folder that still holds something stays.
+# This also works through links, which may lead to scratch. A linked results folder holds other things too, so only
+# results that have logs here are removed. A folder that still holds something stays.
 LINKED = $(shell test -L results && echo yes)
 MADE = $(patsubst logs/%/,results/%,$(wildcard logs/*/)) $(if $(LINKED),,results) logs .snakemake
 

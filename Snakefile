@@ -13,11 +13,11 @@ from snakemake.utils import min_version
 
 min_version("9.0")
 
-# The graph of jobs is millions of objects that stay; looking through them after every 700 new ones takes a quarter of the
-# time that 10,000 jobs take to plan, and leaves as much memory in use.
+# The graph of jobs is millions of objects that stay. Looking through them after every 700 new ones would take a quarter
+# of the time for planning 10,000 jobs, and would free no memory.
 gc.set_threshold(100_000, 50, 100)
 
-# A default under a given config file would leak the keys that the given one lacks.
+# A default under a given config file would add its keys that the given file lacks.
 if not workflow.overwrite_configfiles:
 
     configfile: Path(workflow.current_basedir, "config", "config.yaml")
@@ -26,7 +26,7 @@ if not workflow.overwrite_configfiles:
 include: "rules/common.smk"
 
 
-# Used with --software-deployment-method apptainer only; a method of another environment has its own.
+# Used only with --software-deployment-method apptainer. A method with another environment has its own container.
 container: checkout_path("envs/python.sif")
 
 

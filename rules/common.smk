@@ -1,4 +1,4 @@
-"""What the rules share: the checked configuration, the planned grid, paths and content digests."""
+"""Shared by all rules: the checked configuration, the planned grid, paths and content digests."""
 
 import functools
 import hashlib
@@ -10,8 +10,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-# The checkout, where programs and settings are; data and results are in the working directory. Not workflow.basedir, which
-# in a workflow that uses this one as a module is the folder of that workflow.
+# The checkout holds programs and settings; data and results are in the working directory. This is not workflow.basedir,
+# which is another workflow's folder if that workflow uses this one as a module.
 ROOT = Path(workflow.current_basedir).parent
 sys.path.insert(0, str(ROOT))
 
@@ -22,13 +22,13 @@ from clue.benchmark.program import imported
 from clue.benchmark.running.machine import unavailable
 from clue.benchmark.data.sources import MANIFEST, has_files, sources
 
-# In the checkout itself its files have relative names, so that a move of both runs nothing again.
+# Paths are relative if the working directory is the checkout, so that moving it does not re-run anything.
 CHECKOUT = "." if ROOT.samefile(Path.cwd()) else str(ROOT)
 if " " in CHECKOUT:
     raise WorkflowError(f"{ROOT}: has a space, so that it works as the working directory only; rename it")
 
-# Jobs run the Python that runs Snakemake, and this checkout's clue, whether or not an environment is activated;
-# a conda environment is activated later and still goes first. By the folder scripts/run.py knows the jobs of a killed run.
+# Jobs use the Python that runs Snakemake, and this checkout's clue, whether or not an environment is activated. A conda
+# environment is activated later and takes precedence. scripts/run.py knows the jobs of a killed run by the folder.
 os.environ.update(
     CLUE_BENCH_FOLDER=os.getcwd(),
     CLUE_CHECKOUT=CHECKOUT,
@@ -41,9 +41,9 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 try:
     SITE = read_site()
     for path in workflow.configfiles:
-        read_yaml(Path(path))  # refuses a key that is there twice, of which Snakemake has taken the last
+        read_yaml(Path(path))  # refuses duplicate keys; Snakemake has kept only the last one
     BENCHMARK = Benchmark(config, ROOT, " ".join(map(str, workflow.configfiles)) or "config")
-    # Jobs in other environments, or submitted to other machines (`--jobs`), find out for themselves.
+    # Jobs in other environments, or submitted to other machines (`--jobs`), check this for themselves.
     if workflow.resource_settings.nodes is None and not workflow.deployment_settings.deployment_method:
         BENCHMARK.unavailable = unavailable(BENCHMARK.methods)
     RAW = {name: f"data/raw/{name}/{MANIFEST}" for name, spec in BENCHMARK.datasets.items() if has_files(spec)}
@@ -55,7 +55,7 @@ MIRROR = BENCHMARK.config["data_mirror"]
 JOBS = BENCHMARK.plan()
 MODALITY_SETS = sorted({tuple(spec["modalities"]) for spec in BENCHMARK.datasets.values()})
 
-# Of no run: which cells a run takes is decided when they are split.
+# Prepared data belong to no run, since the cells of a run are chosen when a data set is split.
 PREPARED = "results/prepared/{dataset}.h5mu"
 RESULTS = f"results/{RUN}"
 LOGS = f"logs/{RUN}"
@@ -63,13 +63,13 @@ TASK = f"{RESULTS}/{{dataset}}/{{split}}"
 JOB = f"{TASK}/{{method}}/{{variant}}/seed-{{seed}}"
 TABLE = f"{RESULTS}/metrics.tsv"
 
-# Set by rules/run.smk after jobs have failed: what exists is collected, drawn and reported, and nothing else is asked for.
+# Set by rules/run.smk after jobs have failed: only existing results are collected, drawn and reported then.
 FINISHING = os.environ.get("CLUE_BENCH_FINISHING", "")
 RUNNABLE = [job for job in JOBS if not job.reason and (job.is_scored() or not FINISHING)]
 
 FEATURES = BENCHMARK.all_features()
 
-# Where `snakemake --report` shows figures and tables that are of something else than scores.
+# Categories in `snakemake --report` for figures and tables that do not show scores.
 CATEGORIES = {"integration": "Embeddings", "factors": "Embeddings"}
 CATEGORIES |= dict.fromkeys(["learning", "scaling", "resources"], "Time and memory")
 
@@ -84,7 +84,7 @@ wildcard_constraints:
 
 
 def checkout_path(path):
-    """Return where a file of the checkout is."""
+    """Return the path of a file of the checkout."""
     return os.path.normpath(f"{CHECKOUT}/{path}")
 
 
@@ -113,7 +113,7 @@ def match_files(folder, wanted):
 
 
 def predicts(method):
-    """Tell whether a method returns predictions beside its embedding."""
+    """Return whether a method returns predictions beside its embedding."""
     return method != ORACLE and BENCHMARK.methods[method]["predicts"]
 
 
@@ -124,7 +124,7 @@ def features_of(method, wildcards):
 
 
 def outputs_of(method):
-    """Return the patterns of what a method's program writes; the embedding is the first."""
+    """Return the patterns of the files that a method's program writes; the embedding is the first."""
     folder = f"{TASK}/{method}/{{variant}}/seed-{{seed}}"
     found = {"embedding": f"{folder}/embedding.h5ad", "run": f"{folder}/run.json"}
     return found | ({"predictions": f"{folder}/predictions.npz"} if predicts(method) else {})
@@ -137,17 +137,17 @@ def params_of(method, wildcards):
 
 @functools.cache
 def params_json(method, variant, dataset):
-    """Return the hyper-parameters of a variant as JSON; the same for all seeds, of which there may be thousands."""
+    """Return the hyper-parameters of a variant as JSON; cached, since they are the same for thousands of seeds."""
     return to_json(BENCHMARK.job_params(method, variant, modalities(dataset)))
 
 
 def memory(megabytes, gpu=0):
-    """Return the memory of a job, twice as much with every further attempt, up to what the site has."""
+    """Return the memory of a job. It doubles with every further attempt, up to what the site has."""
     return _growing(megabytes, SITE.most("max_mem_mb", gpu))
 
 
 def minutes(number, gpu=0):
-    """Return the time of a job, twice as much with every further attempt, up to what the site allows."""
+    """Return the time of a job. It doubles with every further attempt, up to what the site allows."""
     return _growing(number, SITE.most("max_runtime", gpu))
 
 
@@ -162,12 +162,12 @@ def minutes_of_data(wildcards, attempt):
 
 
 def _growing(amount, most):
-    # What is more than the site has from the start is left for Slurm to refuse.
+    # A request that exceeds the site's limit from the start is left for Slurm to refuse.
     return lambda wildcards, attempt: int(min(amount * 2 ** (attempt - 1), max(most, amount)))
 
 
 def resources_of(method):
-    """Return the resources of a method's jobs, as its YAML has them."""
+    """Return the resources of a method's jobs from its YAML."""
     wanted, gpus = BENCHMARK.methods[method]["resources"], BENCHMARK.gpus(method)
     return {
         "mem_mb": memory(int(1000 * wanted["mem_gb"]), gpu=gpus),
@@ -177,15 +177,15 @@ def resources_of(method):
 
 
 def to_json(value):
-    """Return a value as JSON that is equal whenever the value is, to serve as a parameter of a rule."""
+    """Return a value as JSON for a parameter of a rule; equal values give equal JSON."""
     return json.dumps(value, sort_keys=True)
 
 
 def digest(*patterns):
     """Return a digest of the contents of program files.
 
-    As a parameter of a rule it makes an edit re-run the rule, which a fresh checkout (new times, same
-    contents) does not.
+    As a parameter of a rule, it re-runs the rule after an edit, but not after a fresh checkout (new times, same
+    contents).
     """
     files = sorted({path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()})
     contents = hashlib.sha256()
@@ -196,7 +196,7 @@ def digest(*patterns):
 
 
 def method_code(spec):
-    """Return the digest of a method's program, of what that imports, and of the files that its YAML names."""
+    """Return the digest of a method's program, of the modules that it imports, and of the files that its YAML names."""
     missing = [pattern for pattern in spec["sources"] if not any(ROOT.glob(pattern))]
     if missing:
         raise WorkflowError(f"config/methods: sources of {spec['script']}: no file matches {missing}")
@@ -204,17 +204,17 @@ def method_code(spec):
 
 
 def is_available(path):
-    """Tell whether a file may be asked for: any, but only those that exist once jobs have failed."""
+    """Return whether a file may be requested: any file or, once jobs have failed, only an existing one."""
     return Path(path).exists() or not FINISHING
 
 
 def has_one_space(job):
-    """Tell whether a job places all modalities in one space; one that ran by pairs has a space for each pair."""
+    """Return whether a job places all modalities in one space; a job that ran by pairs has a space for each pair."""
     return not BENCHMARK.is_by_pairs(job.method, modalities(job.dataset))
 
 
 def umap_embeddings(dataset, split):
-    """Return the embeddings of a split's UMAPs: each method's default variant, its first seed; no control."""
+    """Return the embeddings of a split's UMAPs: first seeds of default variants, and `random` only if it is alone."""
     first = {}
     for job in filter(has_one_space, RUNNABLE):
         if (job.dataset, job.split, job.variant) == (dataset, split, "default"):
@@ -235,11 +235,11 @@ def solution(dataset, split):
 
 
 def in_report(path, name, category="Scores"):
-    """Return a figure or table as a part of `snakemake --report`, with the caption of its name."""
+    """Mark a figure or table for `snakemake --report`, with the caption of its name."""
     return report(path, caption=f"captions/{name}.rst", category=CATEGORIES.get(name, category))
 
 
 def figure_code(*patterns):
-    """Return the digest of what decides how a figure looks; labels are in the YAML of methods and data sets."""
+    """Return the digest of all that decides how a figure looks; labels are in the YAMLs of methods and data sets."""
     shared = ["clue/benchmark/report/style.py", "clue/benchmark/report/tables.py", "clue/benchmark/scores/stats.py"]
     return digest(*patterns, *shared, "config/display.yaml", "config/methods/*.yaml", "config/datasets/*.yaml")

@@ -1,7 +1,6 @@
 """Download and prepare each data set: raw files with known checksums, then one file of raw counts.
 
-Which files there will be depends on the source that can be reached; the output of a download is the manifest that
-names them.
+The raw files depend on which source can be reached, so the output of a download is the manifest that names them.
 """
 
 
@@ -17,7 +16,7 @@ rule download:
         "../envs/python.yaml"
     params:
         folder=subpath(output[0], parent=True),
-        # A parameter that depends on the output does not re-run the rule: another mirror is no other data.
+        # A parameter that depends on the output does not re-run the rule, since another mirror has the same data.
         mirror=lambda wildcards, output: MIRROR,
         sources=lambda wildcards: to_json(sources(BENCHMARK.datasets[wildcards.dataset])),
     shell:

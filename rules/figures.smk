@@ -14,10 +14,10 @@ UMAP_SPLITS = [split for split in SPLITS if umap_embeddings(*split)]
 INTEGRATION_POINTS = 4000
 RESOURCES = f"{RESULTS}/resources.tsv"
 PROBES = f"{RESULTS}/probes.tsv"
-# Of these the factors are known that embeddings should keep.
+# Simulated data sets, whose factors are known.
 SIMULATED = [split for split in SPLITS if split[0] not in RAW]
 
-# Figures that differ in what they read alone: name -> the options of its program, with their files.
+# Figures that differ only in what they read: name -> the options of the program, with their files.
 FIGURES_OF_TABLES = {
     "leaderboard": {"metrics": TABLE, "published": PUBLISHED},
     "ranking": {"metrics": TABLE},
@@ -31,14 +31,14 @@ if SIMULATED:
 SPECS = [BENCHMARK.datasets[a]["splits"][b] for a, b in SPLITS]
 if len({(spec.get("paired_fraction"), spec.get("n_train")) for spec in SPECS}) > 1:
     FIGURES_OF_TABLES["pairing"] = {"metrics": TABLE, "published": PUBLISHED}
-# The same, where the program also looks into the results of jobs.
+# The same for programs that also look into the results of jobs.
 FIGURES_OF_JOBS = {"learning": {"resources": RESOURCES}, "scaling": {"resources": RESOURCES}}
 REPORT = f"{RESULTS}/report.html"
 FIGURES = expand(FIGURE, name=["comparison", *FIGURES_OF_TABLES, *FIGURES_OF_JOBS])
 FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAP_SPLITS]
 TABLES = expand(TABLE_OF, name=["comparison", "summary", "paper", "datasets", *FIGURES_OF_TABLES, *FIGURES_OF_JOBS])
 if FINISHING == "report":
-    # Those that could not be drawn do not take the report with them.
+    # Figures that could not be drawn do not prevent the report.
     FIGURES, TABLES = list(filter(is_available, FIGURES)), list(filter(is_available, TABLES))
 
 

@@ -1,6 +1,6 @@
 """The encoder inputs that methods share, and one rule per selected method, made from config/methods/<name>.yaml.
 
-Its name is the method's. A method without a script has a rule of its own in rules/methods/<name>.smk.
+The rule has the name of its method. A method without a script has its own rule in rules/methods/<name>.smk.
 """
 
 
@@ -75,7 +75,7 @@ for method, spec in BENCHMARK.methods.items():
             predictions=lambda wildcards, output: (
                 f"--predictions {output.predictions}" if "predictions" in output.keys() else ""
             ),
-        # -P: a method's program must not shadow the library of its name (clue.py, the package clue).
+        # -P: a method's program must not hide the library of the same name (clue.py, the package clue).
         # No f-string: it would be filled in when a job starts, with the values of the last method.
         shell:
             "python -P $CLUE_CHECKOUT/{params.script} --train {input.train} --tests {input.tests} {params.features}"

@@ -1,4 +1,4 @@
-"""Score each embedding against the solution; collect the planned grid, failures included, in one table."""
+"""Score each embedding against the solution, and collect the planned grid, including failures, in one table."""
 
 
 rule oracle:

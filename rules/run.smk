@@ -1,4 +1,4 @@
-"""How a run begins, which failed jobs are tried again, and how a run with failures ends; no rules."""
+"""How a run begins, which failed jobs are tried again, and how a run with failures ends. This file has no rules."""
 
 import dataclasses
 import shlex
@@ -23,7 +23,7 @@ onerror:
 
 
 def begin_run():
-    """Refuse to run beside jobs that a killed run has left in Slurm's queue, and without what all jobs would lack."""
+    """Refuse to run if a killed run has left jobs in Slurm's queue, or if something is missing that all jobs need."""
     if FINISHING:
         return
     try:
@@ -31,7 +31,7 @@ def begin_run():
             require_slurm()
             check_requests()
         if workflow.local_exec and BENCHMARK.config["device"] == "cuda":
-            # Figures of finished results are drawn anywhere.
+            # Finished results can be drawn without a GPU.
             if any(job.resources.get("gpu") for job in workflow.dag.needrun_jobs()):
                 require_gpu()
         register_run(Path.cwd())
@@ -40,7 +40,7 @@ def begin_run():
 
 
 def check_requests():
-    """Let Slurm judge each distinct request of the jobs before any is submitted: the plugin's own command, tried only."""
+    """Ask Slurm about each distinct request before any job is submitted, by a trial of the plugin's own command."""
     from snakemake_executor_plugin_slurm.submit_string import get_submit_command
     from snakemake_executor_plugin_slurm.utils import set_gres_string
 
@@ -64,7 +64,7 @@ def check_requests():
 
 
 def where_to_change(job):
-    """Return where the resources of a job are changed."""
+    """Return where to change the resources of a job."""
     if job.rule.name in BENCHMARK.methods:
         return f"change resources in config/methods/{job.rule.name}.yaml, or {SITE.file}"
     if job.rule.name == "prepare" or job.rule.name.startswith("task_"):
@@ -75,23 +75,23 @@ def where_to_change(job):
 def tries_left(job, allowed=Job.restart_times.fget):
     """Return how often a job may be tried again: not at all after an error that it has explained itself.
 
-    What was killed, for instance for its memory or time, gets more of both. An error of the method or of its input would
-    only occur again.
+    A job that was killed, for instance for its memory or time, gets more of both. An error of the method or its input
+    would only occur again.
     """
-    ours = Path(job.rule.snakefile).is_relative_to(ROOT)  # not those of a workflow that uses this one as a module
+    ours = Path(job.rule.snakefile).is_relative_to(ROOT)  # not jobs of a workflow that uses this one as a module
     return 0 if ours and has_explained(job.output, job.log) else allowed(job)
 
 
-# Snakemake asks each job after each failure, but lets a rule give one number for all failures.
+# Snakemake asks each job after each failure, but a rule can only give one number for all failures.
 Job.restart_times = property(tries_left)
 
 
 def end_run():
-    """After failures, collect, draw and report what exists; then name each failed job, why, and how to go on."""
+    """After failures, collect, draw and report what exists. Then name each failed job, the reason, and how to go on."""
     if FINISHING:
         return
-    ended = workflow  # by that name Snakemake itself, and all Snakefiles, know the newest one
-    # A run that was interrupted leaves jobs at work, and ends at once.
+    ended = workflow  # Snakemake and all Snakefiles use this name for the newest workflow
+    # An interrupted run leaves jobs at work, and ends at once.
     if ended.scheduler.failed and not ended.scheduler.running:
         if any(job.rule.name == "collect" for job in ended.dag.jobs):
             collect_and_draw(ended)
@@ -103,7 +103,7 @@ def end_run():
 
 
 def collect_and_draw(ended):
-    """Run the rules after scoring on what exists; once more without the figures that cannot be drawn, if any."""
+    """Run the rules after scoring on what exists. If figures cannot be drawn, run them once more without those."""
     targets = set(ended.dag_settings.targets)
     figure_rules = {rule.name for rule in ended.rules if Path(rule.snakefile).name == "figures.smk"}
     if not any(job.is_scored() for job in JOBS if job.method != ORACLE):
@@ -118,9 +118,9 @@ def collect_and_draw(ended):
 
 
 def run_rules(allowed, targets, ended):
-    """Run some rules, and none that these depend on, as Snakemake was told to run all of them.
+    """Run some rules, but none that they depend on, with the settings of the whole run.
 
-    The settings are those of the workflow that has ended. Its command line could not be given again, since its paths are
+    The settings are those of the workflow that has ended. Its command line could not be repeated, since its paths are
     relative to the folder from which Snakemake has changed to the working directory.
     """
     same = lambda *names: {f"{name}_settings": getattr(ended, f"{name}_settings") for name in names}
@@ -129,7 +129,7 @@ def run_rules(allowed, targets, ended):
             snakefile=ended.main_snakefile,
             **same("resource", "config", "storage", "workflow", "deployment", "storage_provider"),
         )
-        # The reasons of failures are in no file that Snakemake knows.
+        # No file that Snakemake knows holds the reasons of failures, so collect is forced.
         failed = any(not job.is_scored() for job in JOBS if not job.reason)
         chosen = {"targets": targets, "allowed_rules": allowed, "forcerun": {"collect"} if failed else set()}
         dag = again.dag(dataclasses.replace(ended.dag_settings, **chosen))

@@ -1,4 +1,4 @@
-"""Collect the results of a run: one row per planned job at least, failures included."""
+"""Collect the results of a run: at least one row per planned job, including failures."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def main(
     root
         The folder that holds results/ and logs/.
     metrics, resources, failures
-        Table to write: of scores, of times and memory, of jobs without scores.
+        Table to write: of scores, of times and memory, or of jobs without scores.
     unavailable
         Methods that cannot run, with reasons (JSON).
     """

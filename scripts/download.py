@@ -13,7 +13,7 @@ def main(dataset: str, folder: Path, mirror: str = "", project: Path = Path()) -
     Parameters
     ----------
     folder
-        Where the files go (data/raw/<dataset>).
+        Folder for the files (data/raw/<dataset>).
     mirror
         An address that is tried first: <mirror>/<dataset>/<file>.
     """

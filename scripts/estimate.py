@@ -1,4 +1,4 @@
-"""Print what a run will cost: jobs, hours and disk, told from its configuration and docs/results/times.tsv alone."""
+"""Print the estimated cost of a run: jobs, hours and disk, from its configuration and docs/results/times.tsv alone."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def main(config: Path) -> None:
 
 
 def table(found: pd.DataFrame) -> str:
-    """Return a line per rule, and their sums; ``?`` marks jobs of which nothing can be told."""
+    """Return a line per rule, and their sums; ``?`` marks jobs of unknown cost."""
     rows = found.rename_axis(None)
     rows.loc["all"] = rows.sum()
     shown = rows[list(HEAD)].map("{:,.1f}".format)
@@ -46,7 +46,7 @@ def table(found: pd.DataFrame) -> str:
 
 
 def notes(benchmark: Benchmark, found: pd.DataFrame, used: dict[str, list[Any]]) -> list[str]:
-    """Return what the numbers mean, and what is not in them."""
+    """Return notes on what the numbers mean, and on what they leave out."""
     raw = {name: raw_gb(spec) for name, spec in benchmark.datasets.items()}
     untold = ", ".join(name for name, size in raw.items() if size is None)
     lines = [
@@ -61,7 +61,7 @@ def notes(benchmark: Benchmark, found: pd.DataFrame, used: dict[str, list[Any]])
 
 
 def origins(used: dict[Any, list[str]]) -> list[str]:
-    """Return the measured rows in words, each with the jobs that it stands for."""
+    """Return the measured rows in words, each with the data sets of the jobs that it stands for."""
     lines = []
     for row, jobs in used.items():
         steps = f" for {row.steps:,.0f} steps" if row.steps else ""

@@ -1,4 +1,4 @@
-"""Fit the encoder inputs of a split's training cells, which methods share."""
+"""Fit the encoder inputs that methods share, on the training cells of a split."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def main(train: Path, cells: str, settings: str, features: Path) -> None:
     train
         Training cells (train.h5mu).
     cells
-        Which of them: all, paired, or fold-SEED.
+        Which of them to fit on: all, paired, or fold-SEED.
     settings
         n_components and n_features, a JSON map.
     features

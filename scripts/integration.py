@@ -1,4 +1,4 @@
-"""Score how an embedding keeps cell types together and mixes modalities, with scib-metrics; one table per split.
+"""Score with scib-metrics how embeddings keep cell types together and mix modalities; one table per split.
 
 Neighbours are computed once per embedding and serve every metric that needs them.
 """
@@ -16,24 +16,24 @@ from clue.benchmark.report import tables, umap
 from clue.matching import as_points
 
 NEIGHBOURS = 90
-"""What LISI of scib-metrics takes by default."""
+"""The default for LISI in scib-metrics."""
 GRAPH_NEIGHBOURS = 15
 COLUMNS = ["dataset", "split", "method", "variant", "seed", "group", "metric", "value", "n_points", "labels"]
 
 
 def scores(vectors: np.ndarray, types: np.ndarray, modalities: np.ndarray, seed: int) -> dict[tuple[str, str], float]:
-    """Return the metrics by group (``bio`` or ``mixing``) and name; 1 is best, 0 or a little less is chance or worst.
+    """Return the metrics by group (``bio`` or ``mixing``) and name; 1 is best, 0 or slightly less is chance or worst.
 
     Parameters
     ----------
     vectors
-        Points of all modalities, shape (points, dimensions), whose Euclidean distances count (`as_points`).
+        Points of all modalities, shape (points, dimensions); their Euclidean distances are used (`as_points`).
     types, modalities
         Cell type and modality of each point; modalities take the place of batches.
     seed
-        Of k-means.
+        Seed of k-means.
     """
-    import scib_metrics as sm  # brings JAX: seconds
+    import scib_metrics as sm  # imports JAX, which takes seconds
     from scib_metrics.nearest_neighbors import NeighborsResults
 
     vectors = vectors.astype(np.float32)
@@ -42,7 +42,7 @@ def scores(vectors: np.ndarray, types: np.ndarray, modalities: np.ndarray, seed:
     near = NeighborsResults(indices=indices, distances=distances)
     graph = near.subset_neighbors(n=min(GRAPH_NEIGHBOURS, k))
     types, modalities = pd.factorize(types)[0], pd.factorize(modalities)[0]
-    # scib-metrics takes silhouettes of types with more points than modalities, and fails where there is none.
+    # scib-metrics computes silhouettes for types with more points than modalities, and fails if there is no such type.
     has_silhouettes = np.bincount(types).max() > len(np.unique(modalities))
     clusters = sm.nmi_ari_cluster_labels_kmeans(vectors, types)
     return {
@@ -66,9 +66,9 @@ def main(solution: Path, embeddings: list[Path], points: int, seed: int, table: 
     embeddings
         embedding.h5ad of each method.
     points
-        Take a sample where there are more points.
+        Draw a sample if there are more points.
     seed
-        Of the sample and of k-means.
+        Seed of the sample and of k-means.
     """
     sealed = read_solution(solution)
     rows = []

@@ -23,9 +23,9 @@ def main(
     split
         A name of the data set's splits.
     folder
-        Where the files go.
+        Folder for the files.
     max_cells
-        Keep so many cells at most.
+        Keep at most this many cells.
     """
     spec, where = load("datasets", dataset, project), f"config/datasets/{dataset}.yaml"
     if split not in spec["splits"]:

@@ -1,4 +1,4 @@
-"""Write the embedding of one who knows the solution: the upper bound of every metric.
+"""Write an embedding that is made from the solution, the upper bound of every metric.
 
 True pairs coincide; cells of one type lie around one direction, so that labels can be transferred.
 """
@@ -19,7 +19,7 @@ from clue.benchmark.program import run_program
 from clue.matching import l2_normalise
 
 N_DIMENSIONS = 64
-SPREAD = 0.5  # of a type's cells around its direction, in units of that direction's length
+SPREAD = 0.5  # spread of a type's cells around its direction, in units of that direction's length
 
 
 def main(solution: Path, embedding: Path) -> None:

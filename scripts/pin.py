@@ -1,4 +1,4 @@
-"""Record the checksums of downloaded files in the project, so that every later download must match; commit them."""
+"""Record the checksums of downloaded files in the project, so that later downloads must match; commit them."""
 
 from pathlib import Path
 

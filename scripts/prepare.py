@@ -1,4 +1,4 @@
-"""Prepare one data set: raw files to one checked file of raw counts."""
+"""Prepare one data set: turn its raw files into one checked file of raw counts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Measure what embeddings of a simulated data set keep of its factors; one table for all of them."""
+"""Measure what embeddings of simulated data sets keep of the factors; one table for all of them."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def main(solutions: list[Path], table: Path, embeddings: tuple[Path, ...] = (), 
     Parameters
     ----------
     solutions
-        Who is who (solution.h5ad of each split).
+        The solution of each split (solution.h5ad).
     embeddings
         Embeddings of these splits.
     """

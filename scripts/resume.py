@@ -1,7 +1,7 @@
-"""Make a folder ready for `snakemake --profile slurm` again after Snakemake was killed: what `make resume` does.
+"""Make a folder ready for `snakemake --profile slurm` after Snakemake was killed (`make resume`).
 
-The jobs that it left in Slurm's queue or at work on this machine are ended, since they would write the same
-files as those that a new run submits; then its lock is cleared. Finished work and checkpoints are kept.
+The jobs that are left in Slurm's queue or at work on this machine are ended, since they would write the same files as
+the jobs of a new run. Then the lock is cleared. Finished work and checkpoints are kept.
 """
 
 from pathlib import Path

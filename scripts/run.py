@@ -1,8 +1,8 @@
-"""Run the benchmark and make its report: what `make run` does.
+"""Run the benchmark and make its report (`make run`).
 
-Snakemake does the work, on this machine or, with a profile, on a cluster. Before it, a lock that a killed run
-has left is cleared, with the jobs that it left at work or in the queue. While it is at work its log goes to
-``logs/<run>/snakemake.log``, and a person sees a bar and the jobs in words.
+Snakemake does the work, on this machine or, with a profile, on a cluster. Before that, the lock of a killed run is
+cleared, and the jobs that it left at work or in the queue are ended. During the run, Snakemake's log goes to
+``logs/<run>/snakemake.log``, and the terminal shows a bar and the jobs in words.
 """
 
 import os
@@ -24,7 +24,7 @@ from clue.benchmark.running.recovery import clear_killed_run, end_processes, loc
 
 PROJECT = Path(__file__).resolve().parents[1]
 HERE = ["--scheduler", "greedy", "--resources", "gpu=1", "--show-failed-logs"]
-"""On this machine: the greedy scheduler needs no solver, and one GPU runs one job at a time."""
+"""Options on this machine. The greedy scheduler needs no solver, and one GPU runs one job at a time."""
 
 
 def main(config: Path, cores: int | None = None, profile: str = "", download: bool = False) -> None:
@@ -33,11 +33,11 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
     Parameters
     ----------
     cores
-        On this machine: how many jobs of one thread run at a time.
+        On this machine: how many single-thread jobs run at a time.
     profile
         On a cluster: a Snakemake profile, for instance slurm.
     download
-        Only fetch the raw files.
+        Only download the raw files.
     """
     if (cores is None) == (not profile):
         raise BenchmarkError("give --cores, to run on this machine, or --profile, to run on a cluster")
@@ -56,7 +56,7 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
     status = run(command, log, progress, held)
     jobs = "some files could not be downloaded; see logs/download, and run again"
     if not download:
-        if not status or progress.n_failed:  # else nothing was started, and the results are of another run
+        if not status or progress.n_failed:  # otherwise nothing was started, and the results are of another run
             print_results(Path("results", name))
         jobs = f"some jobs failed; see results/{name}/failures.tsv and {log}"
     for line in progress.last:
@@ -66,15 +66,15 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
 
 
 def run(command: list[str], log: Path, progress: Progress, held: TextIO) -> int:
-    """Run Snakemake to its end, its output in a log; an interrupt or a termination is handed on to it and its jobs.
+    """Run Snakemake to its end, with its output in a log. Interrupts and terminations are passed on to it and its jobs.
 
-    Snakemake keeps the folder `held` where this process is killed.
+    If this process is killed, Snakemake keeps the folder locked through `held`.
     """
-    # A user who sets it for other workflows has not asked for it here.
+    # A user may have set SNAKEMAKE_PROFILE for other workflows, but not for this one.
     environment = {key: value for key, value in os.environ.items() if key != "SNAKEMAKE_PROFILE"}
     environment |= writable_caches() | {"PYTHONUTF8": "1"}
     log.parent.mkdir(parents=True, exist_ok=True)
-    # Not a pipe: Snakemake would stop with this process, and what a killed one has left at work would keep it open.
+    # Not a pipe: Snakemake would stop with this process, and jobs left by a killed Snakemake would keep it open.
     with open(log, "w") as output:
         process = subprocess.Popen(
             command,
@@ -89,7 +89,7 @@ def run(command: list[str], log: Path, progress: Progress, held: TextIO) -> int:
         follow(process, log, progress)
     except (KeyboardInterrupt, SystemExit) as interrupt:
         if isinstance(interrupt, SystemExit):
-            # A terminal interrupts Snakemake too; a termination reaches this process only.
+            # An interrupt from the terminal reaches Snakemake too; a termination reaches only this process.
             process.send_signal(signal.SIGINT)
         end_processes(list(processes_at_work(Path.cwd())))
         process.wait()
@@ -117,7 +117,7 @@ def follow(process: subprocess.Popen, log: Path, progress: Progress) -> None:
 
 
 def reason(status: int, progress: Progress, log: Path, jobs: str) -> str:
-    """Return why Snakemake has failed: a signal, what it said itself without the files of it, or its `jobs`."""
+    """Return why Snakemake failed: a signal, its failed `jobs`, or its own message without the lines about files."""
     if status < 0:
         return f"Snakemake was ended by {signal.Signals(-status).name}; start the same command again"
     if progress.n_failed:
@@ -127,7 +127,7 @@ def reason(status: int, progress: Progress, log: Path, jobs: str) -> str:
 
 
 def print_results(folder: Path) -> None:
-    """Print the table of scores and the address of the report, where they are."""
+    """Print the table of scores and the address of the report, if they exist."""
     table, report = folder / "tables" / "summary.tsv", folder / "report.html"
     if table.exists():
         shown = pd.read_csv(table, sep="\t", dtype=str, keep_default_na=False)
@@ -137,8 +137,8 @@ def print_results(folder: Path) -> None:
 
 
 def _listen_to_interrupts() -> None:
-    # A shell starts background commands (`make run &`) with interrupts ignored, and children inherit that:
-    # Snakemake would then go on with the next job instead of ending.
+    # A shell starts background commands (`make run &`) with interrupts ignored, and children inherit that. Snakemake
+    # would then go on with the next job instead of ending.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 

@@ -1,4 +1,4 @@
-"""Score an embedding against the solution: match matrices, a tidy table, and a summary to read."""
+"""Score an embedding against the solution: write match matrices and a tidy table, and print a summary."""
 
 from pathlib import Path
 
@@ -26,7 +26,7 @@ def main(
     embedding
         The embedding to score (embedding.h5ad).
     matches
-        Match matrices to write, there and back of each pair (.npz).
+        Match matrices to write, both directions of each pair (.npz).
     predictions
         Predictions to score (predictions.npz).
     metrics, cells
@@ -46,7 +46,7 @@ def main(
 
 
 def summary(metrics: pd.DataFrame) -> str:
-    """Return the table as a person reads it: a row per metric, a column per direction."""
+    """Return a readable table: a row per metric and a column per direction."""
     wide = metrics.pivot(index="metric", columns="direction", values="value")
     wide = wide.loc[metrics["metric"].unique(), metrics["direction"].unique()]
     lines = [" ".join(f"{key} {metrics[key].iloc[0]}" for key in ("dataset", "split", "method", "variant", "seed"))]

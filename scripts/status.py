@@ -1,4 +1,4 @@
-"""Show where a run stands: what `make status` does. It may be called at any time, also while the run is at work."""
+"""Show where a run stands (`make status`). It may be called at any time, even while the run is at work."""
 
 import socket
 from pathlib import Path

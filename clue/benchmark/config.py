@@ -1,7 +1,7 @@
-"""Read the configuration: run, data sets and methods, checked against closed schemas; plan the grid.
+"""Read and check the configuration of a run, its data sets and its methods, and plan the grid of jobs.
 
-Defaults of workflow keys live in ``config/schemas`` and hyper-parameters in ``config/methods``;
-nothing here has a default of its own.
+The schemas in ``config/schemas`` are closed: they refuse unknown keys. They also hold the defaults of workflow keys.
+Hyper-parameters are in ``config/methods``. Nothing here has a default of its own.
 """
 
 import copy
@@ -22,21 +22,21 @@ import yaml
 from clue.benchmark.errors import BenchmarkError
 
 ORACLE = "oracle"
-"""The one method that reads the solution; a metrics rule writes it, no method does."""
+"""The one method that reads the solution. A rule of rules/metrics.smk makes its embedding, not a method's program."""
 MODALITIES = ("rna", "atac", "adt")
-"""In the order in which every file and every YAML has them."""
+"""In the order that every file and every YAML uses."""
 ALL_SETS = [list(chosen) for n in range(2, len(MODALITIES) + 1) for chosen in combinations(MODALITIES, n)]
-"""What a method takes whose YAML says ``modalities: any``."""
+"""The sets of modalities that ``modalities: any`` in a method's YAML stands for."""
 RULES = frozenset(
     "all download downloaded prepare prepared features embeddings table oracle collect probes figures html_report"
     " datasets comparison paper resources leaderboard ranking ablation integration_scores integration factors pairing"
     " learning scaling umap confusion prediction".split()
 )
-"""The workflow's own rules, after which no method may be called, since its rule has its name."""
+"""The workflow's own rules. A method's rule is named after the method, so no method may have one of these names."""
 RULES_OF = ("task_", "score_")
-"""How the names of rules begin that the workflow makes for sets of modalities, since their files differ."""
+"""Prefixes of the rules that the workflow makes per set of modalities, because their files differ."""
 FOLDERS = ("figures", "tables")
-"""What is beside the folders of data sets in ``results/<run>``."""
+"""Folders that stand beside those of the data sets in ``results/<run>``."""
 TYPES = {
     "array": "a list",
     "boolean": "true or false",
@@ -45,7 +45,7 @@ TYPES = {
     "object": "a map of keys",
     "string": "text",
 }
-"""What messages call the types of JSON."""
+"""The names of JSON's types in messages."""
 
 
 class ConfigError(BenchmarkError):
@@ -56,12 +56,13 @@ class ConfigError(BenchmarkError):
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one YAML file whose top level is a map; all keys are text, as they stand in the file.
+    """Read a YAML file whose top level is a map. All keys become text, exactly as written in the file.
 
     Raises
     ------
     ConfigError
-        If it cannot be read, is not UTF-8 or not YAML, or holds what JSON cannot: a set, a date, a circle, infinity.
+        If it cannot be read, is not UTF-8 or not YAML, or holds a value that JSON cannot: a set, a date, a circular
+        reference or infinity.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -74,11 +75,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read ({reason}); a YAML file is needed") from error
     try:
         data = yaml.load(text, _Loader)
-        json.dumps(data, allow_nan=False)  # rules and methods are given settings as JSON
+        json.dumps(data, allow_nan=False)  # rules and methods receive settings as JSON
     except RecursionError as error:
         raise ConfigError(f"{path}: not valid YAML: nested too deeply") from error
     except (yaml.YAMLError, ValueError, TypeError, LookupError, AttributeError) as error:
-        # YAML's own constructors raise whatever their conversion does, for instance at `!!int x`.
+        # PyYAML's constructors raise whatever their conversion raises, for instance for `!!int x`.
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must hold a map of keys, not {type(data).__name__}")
@@ -86,10 +87,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader whose keys and dates are text, and that refuses a key that a map has twice.
+    """A safe loader that reads keys and dates as text and refuses a map that has the same key twice.
 
-    YAML's own loader takes the last of two, and makes numbers, booleans and dates of keys such as ``1``, ``no`` and
-    ``2021-01-02``, which name samples and splits here.
+    YAML's own loader takes the last of two equal keys. It also turns keys such as ``1``, ``no`` and ``2021-01-02`` into
+    numbers, booleans and dates, but here they name samples and splits.
     """
 
     yaml_implicit_resolvers = {
@@ -107,7 +108,7 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# JSON has one kind of number, so that 1.0 would pass for the seed 1.
+# JSON has only one kind of number, so 1.0 would pass as the seed 1.
 _Validator = jsonschema.validators.extend(
     jsonschema.Draft202012Validator,
     type_checker=jsonschema.Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int),
@@ -115,7 +116,7 @@ _Validator = jsonschema.validators.extend(
 
 
 def check(data: dict[str, Any], schema: Path, where: str) -> dict[str, Any]:
-    """Return `data` with the defaults of `schema` filled in; the first error becomes one line."""
+    """Return `data` with the defaults of `schema` filled in. The most relevant error is raised, as one line."""
     rules = read_yaml(schema)
     checked = copy.deepcopy(data)
     _fill_defaults(checked, rules)
@@ -175,7 +176,7 @@ def _schema(root: Path, kind: str) -> Path:
 def load(kind: str, name: str, root: str | Path = ".", named_by: str = "") -> dict[str, Any]:
     """Return the checked ``config/<kind>/<name>.yaml`` below `root`; `kind` is ``datasets`` or ``methods``.
 
-    A message about the name itself begins with `named_by`, the place that names it.
+    A message about the name itself begins with `named_by`, the place where the name is given.
     """
     root = Path(root)
     folder = root / "config" / kind
@@ -204,7 +205,7 @@ def load(kind: str, name: str, root: str | Path = ".", named_by: str = "") -> di
 
 
 def _check_name(kind: str, name: str, path: Path, named_by: str) -> None:
-    """Refuse a name that a rule, a folder or a pattern of paths could not have, or has already."""
+    """Refuse a name that a rule, folder or path pattern cannot have, or that is already taken."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         reason = "must be of letters, digits and underscores, and begin with a letter"
     elif kind == "datasets" and name in FOLDERS:
@@ -217,10 +218,10 @@ def _check_name(kind: str, name: str, path: Path, named_by: str) -> None:
 
 
 def _check_parameters(spec: dict[str, Any], path: Path) -> None:
-    """Refuse what would go unread: a preset of other modalities, a hyper-parameter that no other place names.
+    """Refuse settings that would never be read: presets of unsupported modalities and unknown hyper-parameters.
 
-    What `params` lacks has no value but those of the presets, so that all of them must give one. Maps by modality, such
-    as ``n_features``, may name fewer modalities.
+    A hyper-parameter that `params` lacks gets its value only from the presets, so all of them must give one. Maps by
+    modality, such as ``n_features``, may name fewer modalities.
     """
     supported = ["+".join(modalities) for modalities in spec["modalities"]]
     for name in spec["presets"]:
@@ -238,7 +239,7 @@ def _check_parameters(spec: dict[str, Any], path: Path) -> None:
 
 
 def _faults(layer: Mapping, known: Mapping, place: str) -> Iterator[str]:
-    """Yield what is wrong with a layer: keys that what lies below it lacks, or other values where that has maps."""
+    """Yield the faults of a layer: keys that the layer below lacks, and values that are no maps where that has maps."""
     for key, value in layer.items():
         if key not in known and key not in MODALITIES:
             yield f"{place}: {key!r} is not in params{_suggest(key, sorted(known))}"
@@ -250,7 +251,7 @@ def _faults(layer: Mapping, known: Mapping, place: str) -> Iterator[str]:
 
 
 def _resolve_within(splits: dict[str, dict[str, Any]], path: Path) -> None:
-    """Put the settings of the splits that another one lies within in the place of their names."""
+    """Replace the names under ``within`` by the settings of the splits that they name."""
     outer = {name: dict(split) for name, split in splits.items() if "within" not in split}
     for name, split in splits.items():
         for wanted in split.get("within", []):
@@ -264,7 +265,7 @@ def _resolve_within(splits: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def _check_mosaics(spec: dict[str, Any], path: Path) -> None:
-    """Refuse a mosaic of other modalities than the data set's, or whose parts are not all of the training cells."""
+    """Refuse a mosaic whose subsets do not fit the data set's modalities, or whose fractions do not add up to 1."""
     modalities = spec["modalities"]
     for name, split in spec["splits"].items():
         if "mosaic" not in split:
@@ -293,18 +294,18 @@ def _check_sources(spec: dict[str, Any], path: Path) -> None:
 
 
 FEATURES_SETTINGS = ("n_components", "n_features")
-"""Hyper-parameters by which encoder inputs differ."""
+"""Hyper-parameters that determine the encoder inputs."""
 
 
 def features_name(which: str, params: Mapping[str, Any]) -> str:
-    """Return the name of the encoder inputs that are fitted on some training cells, by their settings in `params`."""
+    """Return the name of the encoder inputs that are fitted on the cells `which` with the settings in `params`."""
     text = json.dumps([params[key] for key in FEATURES_SETTINGS], sort_keys=True)
     return f"{which}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One cell of the planned grid: a method variant with a seed on one split of a data set."""
+    """One job of the planned grid: a method variant with one seed on one split of a data set."""
 
     run: str
     dataset: str
@@ -314,28 +315,28 @@ class Job:
     seed: int
     transductive: bool
     reason: str = ""
-    """Why it cannot run; empty where it can."""
+    """Why the job cannot run; empty if it can."""
     status: str = ""
-    """``unsupported`` or ``unavailable`` where it cannot run."""
+    """``unsupported`` or ``unavailable`` if the job cannot run; else empty."""
 
     @property
     def folder(self) -> str:
-        """Where its outputs are, relative to the project."""
+        """The folder of its outputs, relative to the project."""
         return f"results/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
 
     @property
     def log(self) -> str:
-        """The path of its logs without their endings, relative to the project."""
+        """The path of its logs without suffix, relative to the project."""
         return f"logs/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
 
     def is_scored(self) -> bool:
-        """Tell whether its scores are in the working directory and were made from the embedding that is there."""
+        """Return whether the working directory holds scores that were made from the embedding that is there."""
         metrics, embedding = Path(self.folder, "metrics.tsv"), Path(self.folder, "embedding.h5ad")
         return metrics.exists() and embedding.exists() and metrics.stat().st_mtime >= embedding.stat().st_mtime
 
 
 class Benchmark:
-    """The checked configuration of one run and all that follows from it.
+    """The checked configuration of one run, and everything derived from it.
 
     Parameters
     ----------
@@ -354,10 +355,10 @@ class Benchmark:
         self.methods = self._select("methods", "variants", where)
         self._check_budget(where)
         self.unavailable: dict[str, str] = {}
-        """Why methods cannot run for want of software, by name; set from `running.machine.unavailable`."""
+        """Methods that lack software, with the reason; set from `running.machine.unavailable`."""
 
     def _select(self, kind: str, parts: str, where: str) -> dict[str, dict[str, Any]]:
-        """Load what a list like ``[clue, cca/default]`` names, with only the parts it names."""
+        """Load the entries of a list like ``[clue, cca/default]``, each with only the parts that the list names."""
         chosen: dict[str, dict[str, Any]] = {}
         for entry in self.config[kind]:
             name, _, part = entry.partition("/")
@@ -375,24 +376,24 @@ class Benchmark:
         budget = self.config["budget"]
         if not budget or any(budget in spec["budgets"] for spec in self.methods.values()):
             return
-        # A run may well have no method but those that take the same time always.
+        # A run may consist of methods that have no budgets at all.
         files = (self.root / "config" / "methods").glob("*.yaml")
         known = sorted({name for file in files for name in read_yaml(file).get("budgets") or {}})
         if budget not in known:
             raise ConfigError(f"{where}: budget: no method has {budget!r}{_suggest(budget, known)}")
 
     def sets(self, method: str, modalities: list[str]) -> list[list[str]]:
-        """Return the sets of modalities on which a method runs: all at once, else each pair that it takes."""
+        """Return the sets of modalities on which a method runs: all at once, or else each pair that it supports."""
         supported = self.methods[method]["modalities"]
         wanted = [modalities] if modalities in supported else map(list, combinations(modalities, 2))
         return [chosen for chosen in wanted if chosen in supported]
 
     def is_by_pairs(self, method: str, modalities: list[str]) -> bool:
-        """Tell whether a method does not take all of these modalities at once, but pairs of them."""
+        """Return whether a method runs on pairs of these modalities, because it cannot take all of them at once."""
         return method != ORACLE and modalities not in self.methods[method]["modalities"]
 
     def job_params(self, method: str, variant: str, modalities: list[str]) -> dict[str, Any]:
-        """Return the hyper-parameters of a job; by the name of the pair where the method runs by pairs."""
+        """Return the hyper-parameters of a job. If the method runs by pairs, they are keyed by the pair's name."""
         if not self.is_by_pairs(method, modalities):
             return self.params(method, variant, modalities)
         return {"+".join(pair): self.params(method, variant, pair) for pair in self.sets(method, modalities)}
@@ -415,7 +416,7 @@ class Benchmark:
         return {features_name(which, params): {key: params[key] for key in FEATURES_SETTINGS} for which in cells}
 
     def all_features(self) -> dict[str, dict[str, Any]]:
-        """Return what `features` does, of all jobs that can run."""
+        """Return the results of `features` for all jobs that can run, merged."""
         return {
             name: settings
             for job in self.plan()
@@ -430,7 +431,7 @@ class Benchmark:
         return self.methods[method]["resources"]["gpu"]
 
     def plan(self) -> list[Job]:
-        """Return every planned job, those that cannot run included, with the reason."""
+        """Return every planned job. Those that cannot run are included, with the reason."""
         jobs = []
         for dataset, data in self.datasets.items():
             modalities = data["modalities"]
@@ -451,7 +452,7 @@ class Benchmark:
         return any(self.params(method, variant, chosen).get("transductive", False) for chosen in sets)
 
     def _obstacle(self, method: str, modalities: list[str]) -> tuple[str, str]:
-        """Return why a method cannot run on data of these modalities, and what that is called; nothing if it can."""
+        """Return why a method cannot run on these modalities, and the job's status; empty texts if it can."""
         if not self.sets(method, modalities):
             return f"does not support {'+'.join(modalities)}", "unsupported"
         if method in self.unavailable:

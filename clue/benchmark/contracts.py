@@ -1,4 +1,4 @@
-"""What each file of the benchmark holds, checked on every write and every read.
+"""The contents of each file of the benchmark, checked on every write and every read.
 
 ========================  ==========================================================================
 ``<dataset>.h5mu``        all cells of a data set: raw counts per modality, labels, batches
@@ -14,7 +14,7 @@
                           cell of the source's test file, in file order, a column per feature that is predicted
 ========================  ==========================================================================
 
-Cells of one name in two modalities of a MuData are one cell. Annotations live in each modality's
+Cells with the same name in two modalities of a MuData are the same cell. Annotations are in each modality's
 ``obs``; the MuData's own ``obs`` stays empty.
 """
 
@@ -42,7 +42,7 @@ md.set_options(pull_on_update=False)
 
 
 class ContractError(BenchmarkError):
-    """A file does not hold what its contract says."""
+    """A file breaks its contract."""
 
 
 # ---- one modality --------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def _check_modality_names(mdata: md.MuData, where: str) -> None:
 
 
 def check_dataset(mdata: md.MuData, where: str) -> None:
-    """Check a prepared data set: in each modality the cells that all have come first, in the same order."""
+    """Check a prepared data set. In each modality the cells that all modalities share come first, in the same order."""
     _check_modality_names(mdata, where)
     shared = set.intersection(*(set(adata.obs_names) for adata in mdata.mod.values()))
     if not shared:
@@ -114,7 +114,7 @@ def check_dataset(mdata: md.MuData, where: str) -> None:
 
 
 def check_train(mdata: md.MuData, where: str) -> None:
-    """Check training cells; some cells must be seen in two modalities, and none carries a label."""
+    """Check training cells: some must be seen in two modalities, and none may carry a label."""
     _check_modality_names(mdata, where)
     for name, adata in mdata.mod.items():
         check_modality(adata, f"{where}[{name}]")
@@ -125,7 +125,7 @@ def check_train(mdata: md.MuData, where: str) -> None:
 
 
 def check_test(adata: ad.AnnData, where: str) -> None:
-    """Check the censored test cells of one modality: nothing in ``obs`` but ``batch``."""
+    """Check the censored test cells of one modality: ``obs`` holds only ``batch``."""
     check_modality(adata, where)
     modality = adata.uns.get("modality")
     if modality not in MODALITIES:
@@ -138,7 +138,7 @@ def check_test(adata: ad.AnnData, where: str) -> None:
 
 
 def check_solution(adata: ad.AnnData, where: str) -> None:
-    """Check the sealed solution: ``obs`` has a column of test-file names per modality and the labels."""
+    """Check the sealed solution: ``obs`` has the labels and, per modality, the cells' names in its test file."""
     _check_names(adata, where)
     modalities = list(adata.uns.get("modalities", []))
     if len(modalities) < 2:
@@ -151,7 +151,7 @@ def check_solution(adata: ad.AnnData, where: str) -> None:
 
 
 def check_embedding(adata: ad.AnnData, where: str) -> None:
-    """Check an embedding on its own: float32, finite, named by modality."""
+    """Check an embedding without its task: float32, finite, with the modality of each row."""
     _check_names(adata, where)
     _check_obs(adata, ["cell", "modality", "batch"], where)
     if not isinstance(adata.X, np.ndarray) or adata.X.dtype != np.float32:
@@ -170,22 +170,22 @@ def check_embedding(adata: ad.AnnData, where: str) -> None:
 
 
 def metric_of(embedding: ad.AnnData) -> Metric:
-    """Return the metric by which the cells of an embedding are compared; cosine where it says none."""
+    """Return the metric for comparing the cells of an embedding; cosine if it names none."""
     return embedding.uns.get("metric", "cosine")
 
 
 def is_by_pairs(embedding: ad.AnnData) -> bool:
-    """Tell whether a method ran by pairs of modalities, each of which then has rows and a metric of its own."""
+    """Return whether a method ran by pairs of modalities. If so, each pair has its own rows and its own metric."""
     return "pair" in embedding.obs
 
 
 def join_pairs(parts: Mapping[str, ad.AnnData]) -> ad.AnnData:
-    """Return embeddings of pairs of modalities as one; narrow ones are filled up with zeros.
+    """Join the embeddings of pairs of modalities into one. Narrower ones are padded with zeros.
 
     Parameters
     ----------
     parts
-        By the name of the pair (``rna+atac``): its embedding, with ``uns["metric"]``.
+        The embedding of each pair, with ``uns["metric"]``, keyed by the pair's name (``rna+atac``).
     """
     width = max(part.n_vars for part in parts.values())
     x = np.concatenate([np.pad(part.X, ((0, 0), (0, width - part.n_vars))) for part in parts.values()])
@@ -198,7 +198,7 @@ def join_pairs(parts: Mapping[str, ad.AnnData]) -> ad.AnnData:
 
 
 def of_pair(embedding: ad.AnnData, first: str, second: str) -> ad.AnnData:
-    """Return the rows of two modalities as an embedding of these alone; none where the method did not take the pair."""
+    """Return the rows of two modalities as their own embedding; it is empty if the method did not run on the pair."""
     if not is_by_pairs(embedding):
         return embedding[embedding.obs["modality"].isin([first, second]).to_numpy()]
     pair = f"{first}+{second}"
@@ -210,7 +210,7 @@ def of_pair(embedding: ad.AnnData, first: str, second: str) -> ad.AnnData:
 
 
 def check_embedding_fits(adata: ad.AnnData, tests: Mapping[str, pd.Index], where: str) -> None:
-    """Check that an embedding has one row per test cell, in file order, modality after modality; by pairs in each."""
+    """Check that an embedding, or each pair in it, has one row per test cell, in file order, modality by modality."""
     if is_by_pairs(adata):
         for pair in adata.obs["pair"].unique():
             names = str(pair).split("+")
@@ -229,12 +229,12 @@ def check_embedding_fits(adata: ad.AnnData, tests: Mapping[str, pd.Index], where
 
 
 def names_of_test_cells(modality: str, n_cells: int) -> list[str]:
-    """Names of the censored test cells: equal names in two files would be read as pairs."""
+    """Return the names of the censored test cells; equal names in two files would be read as pairs."""
     return [f"{modality}_{i:06d}" for i in range(1, n_cells + 1)]
 
 
 def cells_of_test_file(solution: ad.AnnData, modality: str) -> pd.DataFrame:
-    """Return what a solution knows of the cells of a test file, a row per cell in the file's order.
+    """Return what a solution says about the cells of a test file, one row per cell in the file's order.
 
     The columns are ``cell``, the name in the file; ``pair``, the row of the solution; ``batch`` and ``cell_type``.
     """
@@ -245,7 +245,7 @@ def cells_of_test_file(solution: ad.AnnData, modality: str) -> pd.DataFrame:
 
 
 def check_prediction(values: np.ndarray, shape: tuple[int, int], where: str) -> None:
-    """Check one direction of ``predictions.npz``: a finite number for each cell and each feature that is predicted."""
+    """Check one direction of ``predictions.npz``: a finite number for each cell and each predicted feature."""
     if values.shape != shape:
         raise ContractError(f"{where}: has shape {values.shape}, not {shape}: test cells by predicted features")
     if values.dtype.kind not in "fiu":
@@ -258,7 +258,7 @@ def check_prediction(values: np.ndarray, shape: tuple[int, int], where: str) -> 
 
 
 def _check_keys(path: Path) -> None:
-    """Check what the readers would make up where it is missing, for instance names of features."""
+    """Check for keys that the readers would make up if they were missing, for instance names of features."""
     with h5py.File(path, "r") as file:
         if path.suffix == ".h5mu" and "mod" not in file:
             raise ContractError(f"{path}: lacks 'mod'; delete it and run again")
@@ -289,7 +289,7 @@ def _write(data: ad.AnnData | md.MuData, path: str | Path, check: Callable[..., 
 
 
 def _file(reader: Callable, check: Callable[..., None]) -> tuple[Callable, Callable]:
-    """Return the functions that read one kind of file, by its path, and write it: data, then path. Both check it."""
+    """Return two functions for one kind of file. One reads a path, the other writes data to a path; both check it."""
     return partial(_read, reader=reader, check=check), partial(_write, check=check)
 
 
@@ -301,7 +301,7 @@ read_embedding, write_embedding = _file(ad.read_h5ad, check_embedding)
 
 
 def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
-    """Read ``predictions.npz``; `check_prediction` checks its arrays, where their shape is known."""
+    """Read ``predictions.npz``. `check_prediction` checks its arrays where their shape is known."""
     path = Path(path)
     try:
         with np.load(path) as file:

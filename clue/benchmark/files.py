@@ -1,4 +1,4 @@
-"""Atomic writes: a file under its final name is always whole, whenever the process is killed."""
+"""Atomic writes: a file under its final name is always complete, even if the process is killed."""
 
 import os
 from collections.abc import Iterator
@@ -8,9 +8,9 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path in the folder of `path`; rename it to `path` when the block ends well.
+    """Yield a temporary path in the folder of `path`, and rename it to `path` if the block succeeds.
 
-    The temporary name keeps the suffix, since anndata and numpy choose formats by it.
+    The temporary name keeps the suffix, because anndata and numpy choose the format by it.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

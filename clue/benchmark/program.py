@@ -1,4 +1,4 @@
-"""A program is a function: its command line is made from its signature, the help from its docstring."""
+"""Run a function as a program: its signature gives the command line, its docstring the help."""
 
 import argparse
 import inspect
@@ -26,18 +26,18 @@ OPTIONS = {
     "table": "table to write",
     "figure": "PNG to write; the PDF goes beside it",
 }
-"""What the options mean that several programs have; a docstring need not say it again."""
+"""Help for options that several programs share; their docstrings need not repeat it."""
 
 
 def run_program(main: Callable[..., Result], argv: Sequence[str] | None = None) -> Result:
-    """Call `main` with what a command line says; a `BenchmarkError` ends the process (`exit_on_error`).
+    """Call `main` with the arguments of a command line. A `BenchmarkError` ends the process (`exit_on_error`).
 
     Parameters
     ----------
     main
         The program; see `command_line`.
     argv
-        The command line; None takes that of the process.
+        The command line; None means that of the process.
     """
     return exit_on_error(lambda: main(**vars(command_line(main).parse_args(argv))))
 
@@ -45,9 +45,9 @@ def run_program(main: Callable[..., Result], argv: Sequence[str] | None = None) 
 def command_line(main: Callable) -> argparse.ArgumentParser:
     """Return the parser of a program's command line.
 
-    Each parameter is an option, ``max_cells`` for instance ``--max-cells``; one without a default must be given. A list
-    takes several words, a ``bool`` none; anything else is made by its type from one word. The docstring of the module
-    says what the program does, that of the function what its parameters mean.
+    Each parameter becomes an option: ``max_cells`` becomes ``--max-cells``. A parameter without a default is required.
+    A list takes several words and a ``bool`` takes none; any other type is called with one word. The docstring of the
+    module says what the program does, and the docstring of the function what its parameters mean.
     """
     parser = argparse.ArgumentParser(description=main.__globals__["__doc__"].partition("\n\n")[0])
     meanings = OPTIONS | _meanings(inspect.getdoc(main) or "")
@@ -68,7 +68,7 @@ def command_line(main: Callable) -> argparse.ArgumentParser:
 
 
 def _meanings(text: str) -> dict[str, str]:
-    """Return what a docstring says of each parameter."""
+    """Return the meaning of each parameter from a docstring."""
     found = re.findall(r"^(\w+(?:, \w+)*)\n((?: {4}.+\n?)+)", text, re.MULTILINE)
     return {name: " ".join(meaning.split()).rstrip(".") for names, meaning in found for name in names.split(", ")}
 
@@ -77,10 +77,10 @@ def _meanings(text: str) -> dict[str, str]:
 
 
 def imported(program: str, root: Path) -> set[str]:
-    """Return a program and the modules of this project that it imports, and these in turn, relative to `root`.
+    """Return the files of a program and of this project's modules that it imports, directly or indirectly.
 
-    Imports inside functions and under ``if TYPE_CHECKING`` do not count. Of clue.benchmark the tools of methods alone
-    do: the rest runs methods, and an edit there changes no result.
+    Paths are relative to `root`. Imports inside functions and under ``if TYPE_CHECKING`` do not count. Of
+    clue.benchmark only the tools for methods count: the rest runs methods, and editing it changes no result.
     """
     found, left = set(), {program}
     while left:
@@ -97,7 +97,7 @@ def _imports(path: str, root: Path) -> set[str]:
     ):
         if not re.match(r"clue(?!\.benchmark(?!\.methods))|scripts\.", module):
             continue
-        if module == "clue":  # it imports its modules when they are used
+        if module == "clue":  # it imports its modules only when they are used
             found |= {str(file.relative_to(root)) for file in root.glob("clue/*.py")}
         for each in (module, f"{module}.{name}"):
             place = each.replace(".", "/")

@@ -1,12 +1,12 @@
-"""What is predicted: which features of a modality, and on which scale.
+"""The targets of prediction: which features of a modality are predicted, and on which scale.
 
 The scales are those of openproblems' task "predict modality":
 
-* RNA and ATAC: log(1 + 10⁴ x / n) of a count x in a cell of n counts;
-* proteins: log(1 + x / g), where log g is the protein's mean of log(1 + x) over training cells: muon's centred
+* RNA and ATAC: log(1 + 10⁴ x / n) for a count x in a cell of n counts;
+* proteins: log(1 + x / g), where log g is the protein's mean of log(1 + x) over training cells. This is muon's centred
   log-ratio across cells.
 
-Features are chosen, and g is computed, on training cells, when a data set is split; ``train.h5mu`` holds both.
+When a data set is split, features are chosen and g is computed on the training cells; ``train.h5mu`` holds both.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ from clue.benchmark.errors import BenchmarkError
 from clue.sparse import column_sums, per_value, row_sums, with_values
 
 MOST = 1000
-"""Most features of a modality that are predicted: those of largest variance on their scale, in training cells."""
+"""Limit on predicted features per modality; those of largest variance on their scale, in training cells, are chosen."""
 PER_CELL = 1e4
 """Counts per cell to which RNA and ATAC are scaled."""
 TARGET, LEVEL = "target", "level"
-"""Columns of ``var`` in ``train.h5mu``: whether a feature is predicted; g, of proteins alone."""
+"""Columns of ``var`` in ``train.h5mu``: whether a feature is predicted, and g (proteins only)."""
 
 
 @dataclass(frozen=True)
@@ -37,25 +37,25 @@ class Targets:
     names
         Their names, in the order of a prediction's columns.
     level
-        g of each protein; None for another modality.
+        g of each protein; None for other modalities.
     """
 
     names: pd.Index
     level: np.ndarray | None
 
     def values(self, cells: ad.AnnData) -> sp.csr_matrix:
-        """Return what was measured, on the scale of predictions, shape (cells, targets); `cells` hold raw counts."""
+        """Return the measured values on the scale of predictions, shape (cells, targets); `cells` holds raw counts."""
         return self._scaled(cells[:, self.names].X.tocsr(), row_sums(cells.X))
 
     def of_expected(self, counts: np.ndarray, totals: float | np.ndarray) -> np.ndarray:
-        """Return expected counts of the targets on the scale of predictions.
+        """Bring expected counts of the targets to the scale of predictions.
 
         Parameters
         ----------
         counts
             Shape (cells, targets).
         totals
-            Expected counts of each cell, or of all cells, in all features of the modality.
+            Expected counts summed over all features of the modality: one number per cell, or one for all cells.
         """
         if self.level is not None:
             return np.log1p(counts / self.level)
@@ -71,7 +71,7 @@ class Targets:
 
 
 def choose(cells: ad.AnnData, modality: str) -> None:
-    """Choose the targets of a modality by its training cells; write them to ``var``."""
+    """Choose the targets of a modality on its training cells and write them to ``var``."""
     level = None
     if modality == "adt":
         level = np.exp(column_sums(cells.X, np.log1p) / cells.n_obs)
@@ -89,7 +89,7 @@ def targets_of(train: Mapping[str, ad.AnnData]) -> dict[str, Targets]:
     Raises
     ------
     BenchmarkError
-        If the training cells do not say which features are predicted.
+        If ``var`` does not say which features are predicted.
     """
     found = {}
     for modality, cells in train.items():
@@ -101,5 +101,5 @@ def targets_of(train: Mapping[str, ad.AnnData]) -> dict[str, Targets]:
 
 
 def directions(modalities: list[str]) -> list[tuple[str, str]]:
-    """Return every source and target of a prediction."""
+    """Return every pair of a source and a target of prediction."""
     return [(source, target) for source in modalities for target in modalities if source != target]

@@ -1,7 +1,7 @@
 """Draw the pictures of the documents that show data: the data sets, and the recorded results.
 
-``docs/pictures/datasets.svg`` shows ``config/datasets``, ``results.png`` the numbers of ``docs/results``.
-``umap.png`` is a figure of a run: docs/results.md says of which. ``model.svg`` and ``workflow.svg`` are drawn by hand.
+``docs/pictures/datasets.svg`` shows ``config/datasets``, and ``results.png`` shows the numbers of ``docs/results``.
+``umap.png`` is a figure of a run that docs/results.md names. ``model.svg`` and ``workflow.svg`` are drawn by hand.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from clue.benchmark.running.cost import size_of
 PICTURES = Path("docs", "pictures")
 RESULTS = Path("docs", "results")
 RUNS = ("spaces", "baselines", "quick")
-"""Results to show, where they are recorded; a later run adds only what the earlier ones lack."""
+"""Runs to show, if they are recorded; a later run adds only what the earlier ones lack."""
 SPLITS_OF = "baselines"
 """The run whose splits are shown: the one that has all methods."""
 SCORES = tables.MAIN_METRICS
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def apply_style() -> None:
-    """Set the style of figures; the same input gives the same file, and letters are outlines, the same everywhere."""
+    """Set the style of figures, so that the same input gives the same file; outlined letters are equal everywhere."""
     style.apply()
     plt.rcParams.update({"svg.hashsalt": "clue", "svg.fonttype": "path"})
 
@@ -54,7 +54,7 @@ def write(figure: Figure, path: Path, metadata: dict[str, str | None]) -> None:
 
 
 def fingerprint(shown: pd.DataFrame) -> str:
-    """Return what tells whether a picture shows these numbers; its file says so."""
+    """Return a fingerprint of the numbers in a picture, which is stored in its file."""
     return hashlib.sha256(shown.to_csv(index=False).encode()).hexdigest()[:16]
 
 
@@ -92,7 +92,7 @@ def datasets(sizes: pd.DataFrame, display: style.Display) -> Figure:
     for axes in (left, right):
         axes.tick_params(axis="y", length=0, labelsize=8.5)
         axes.minorticks_off()
-        # 100k: powers of ten need formulas, which names with a dollar sign forbid
+        # 100k: powers of ten need formulas, which are off since names may have a dollar sign
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     return figure
 
@@ -124,7 +124,7 @@ def results(scores: pd.DataFrame, display: style.Display) -> Figure:
             look = {"fmt": "o", "color": color, "markerfacecolor": face, "markersize": 3.6, "elinewidth": 1}
             axes.errorbar(here[metric][row], y, xerr=here[f"{metric}_sd"].fillna(0)[row], **look)
         plots.method_rows(axes, methods, missing=dict.fromkeys(here.index[here[metric].isna()], "–"))
-        if display.entry("metrics", metric)["better"] == "lower":  # the good ones are close to each other near 0
+        if display.entry("metrics", metric)["better"] == "lower":  # good values lie close together near 0
             axes.set(xscale="log", xlim=(0.008, 0.8))
             axes.set_xticks([0.01, 0.1, 0.5], ["0.01", "0.1", "0.5"])
             axes.minorticks_off()
@@ -137,7 +137,7 @@ def results(scores: pd.DataFrame, display: style.Display) -> Figure:
 
 
 def short(method: str, variant: str, display: style.Display) -> str:
-    """Return a label for the margin: of a variant, and where the remark in brackets is long, without that remark."""
+    """Return a short label for the margin. Variants, and labels with a long remark in brackets, lose the remark."""
     label = display.label("methods", method)
     head, _, remark = label.partition(" (")
     if variant != "default":

@@ -1,4 +1,4 @@
-"""Record a finished run in docs/results, from where the tables and pictures of the documents are made."""
+"""Record a finished run in docs/results, the source of the documents' tables and pictures."""
 
 import json
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ BY_DIRECTION = {
         [f"{kind}_{score}" for kind in ("predict", "neighbours") for score in ("pearson_cell", "rmse")],
     ),
 }
-"""Files beside that of a run, each with the directions and the metrics that it holds: pairs of three modalities, both
-directions of a pair together, and predictions."""
+"""Further files of a run, each with the directions and metrics that it holds: pairs of three modalities, averaged over
+both directions, and predictions."""
 
 
 def main(config: Path) -> None:
@@ -35,7 +35,7 @@ def main(config: Path) -> None:
 
 
 def record(config: Path) -> list[Path]:
-    """Write what a run has found and return the files written. Rows of jobs that it did not run stay as they are."""
+    """Write the results of a run and return the files written. Rows of jobs that it did not run stay as they are."""
     benchmark = Benchmark(read_yaml(config), where=str(config))
     folder, command = Path("results", benchmark.config["run"]), f"make run CONFIG={config}"
     metrics, resources = tables.read_metrics(folder / "metrics.tsv"), tables.read_resources(folder / "resources.tsv")
@@ -52,9 +52,9 @@ def record(config: Path) -> list[Path]:
     probes = folder / "tables" / "factors.tsv"
     if probes.exists():
         found = tables.read_table(probes, [*PROBED, "n", "mean", "sd"], numeric=["mean", "sd"])
-        # Where only some data sets are simulated, the run is not about what embeddings keep of known factors.
+        # If only some data sets are simulated, the run is not about what embeddings keep of known factors.
         if set(found["dataset"]) == set(metrics["dataset"]):
-            # Of factors that the modality does not show nothing can be known.
+            # Nothing can be known about factors that the modality does not show.
             found = found[(found["method"] != ORACLE) & (found["factor_kind"] != "other")]
             rows = [probed(row, resources, command) for row in found.to_dict("records")]
             files.append(update(RESULTS / f"{folder.name}_probes.tsv", rows, PROBED))
@@ -67,12 +67,12 @@ def record(config: Path) -> list[Path]:
 
 
 def is_begun(job: Job) -> bool:
-    """Tell whether a job was started or cannot be; of any other job there is nothing to record."""
+    """Return whether a job was started or cannot be; for any other job there is nothing to record."""
     return bool(job.reason) or Path(f"{job.log}.log").exists()
 
 
 def scored(jobs: pd.DataFrame, used: pd.DataFrame, command: str) -> dict:
-    """Return the scores of a method's variant on a split over seeds, what they took, and why seeds are missing."""
+    """Return a method variant's scores on a split over seeds, their time and memory, and why seeds are missing."""
     found = {metric: tables.scores(jobs, metric) for metric in METRICS}
     main = found[METRICS[0]]
     row = {"n": len(main.values)}
@@ -84,14 +84,14 @@ def scored(jobs: pd.DataFrame, used: pd.DataFrame, command: str) -> dict:
 
 
 def probed(row: dict, resources: pd.DataFrame, command: str) -> dict:
-    """Return R² of a kind of factors over seeds."""
+    """Return R² of one kind of factors over seeds."""
     used = tables.rows_of(resources, **{key: row[key] for key in ("dataset", "method", "variant")})
     values = {"n": row["n"], "r2": row["mean"], "r2_sd": row["sd"]}
     return {key: row[key] for key in PROBED} | values | origin(used, command)
 
 
 def by_direction(metrics: pd.DataFrame, wanted: Sequence[str], resources: pd.DataFrame, command: str) -> list[dict]:
-    """Return scores of single directions over seeds, of jobs that have one of those wanted."""
+    """Return scores of single directions over seeds, for jobs that have one of the wanted metrics."""
     found = metrics[metrics["metric"].isin(wanted) & (metrics["method"] != ORACLE) & metrics["value"].notna()]
     rows = []
     for key, jobs in found.groupby([*tables.JOB, "direction"], sort=False):
@@ -104,7 +104,7 @@ def by_direction(metrics: pd.DataFrame, wanted: Sequence[str], resources: pd.Dat
 
 
 def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[dict]:
-    """Return what the first job of each rule on each data set took, as Snakemake measured it, and what it left."""
+    """Return what the first job of each rule on each data set took, as Snakemake measured it, and its output's size."""
     rows: dict[tuple, dict] = {}
     for job in planned(benchmark):
         measured = Path(job.step.log.removesuffix(".log") + ".benchmark.tsv")
@@ -114,7 +114,7 @@ def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[d
         if job.what in benchmark.methods:
             used = tables.rows_of(used, method=job.what)
         took = pd.read_table(measured, na_values="-").iloc[-1]
-        # On a core, CPU time: other jobs on the machine lengthen what the clock shows. Very short jobs have none.
+        # For jobs on a CPU, CPU time, since other jobs on the machine lengthen wall time. Very short jobs have none.
         seconds = took["s"] if job.gpus or pd.isna(took["cpu_time"]) else took["cpu_time"]
         row = {"run": benchmark.config["run"], "what": job.what, "dataset": job.dataset, "modalities": job.modalities}
         row |= {"cells": str(job.cells), "features": str(job.features)}
@@ -126,7 +126,7 @@ def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[d
 
 
 def steps_done(output: Path) -> int:
-    """Return the steps that a method says it took, since it may stop early; 0 where it says nothing."""
+    """Return the steps that a method says it took, since it may stop early; 0 if it says nothing."""
     path = output.with_name("run.json")
     info = json.loads(path.read_text()).get("info", {}) if path.exists() else {}
     stages = [info, info.get("training", {}), info.get("fine_tuning", {})]
@@ -134,7 +134,7 @@ def steps_done(output: Path) -> int:
 
 
 def left_mb(job: Planned) -> float:
-    """Return the size of what a job has left. What scoring leaves in the folder of a method's job is part of that."""
+    """Return the size of a job's output. For a method's job, this includes what scoring leaves in its folder."""
     output = Path(job.step.output)
     own = {"prepare": output.name, "features": output.name, "task": "*", "score": "metrics.tsv"}
     pattern = own.get(job.what, "**/*")
@@ -142,13 +142,13 @@ def left_mb(job: Planned) -> float:
 
 
 def origin(used: pd.DataFrame, command: str) -> dict[str, str]:
-    """Return what made some jobs: the command, the commits that they ran at, and the last day."""
+    """Return how some jobs were made: the command, the commits that they ran at, and the last day."""
     commits = dict.fromkeys(used["commit"][used["commit"] != ""])
     return {"command": command, "commit": " ".join(commits), "date": max(used["date"], default="")}
 
 
 def update(path: Path, rows: list[dict], key: list[str]) -> Path:
-    """Replace the rows of a file that have the same key, in their places, and add the others; four digits."""
+    """Replace the rows of a file that have the same key, in their places, and append the others; four digits."""
     new = [{name: as_text(value) for name, value in row.items()} for row in rows]
     old = tables.read_table(path, key).to_dict("records") if path.exists() else []
     merged = {tuple(row[name] for name in key): row for row in [*old, *new]}
@@ -157,7 +157,7 @@ def update(path: Path, rows: list[dict], key: list[str]) -> Path:
 
 
 def as_text(value: object) -> str:
-    """Return a value as text: of a float four significant digits, or nothing where it is NaN."""
+    """Return a value as text: four significant digits of a float, or nothing if it is NaN."""
     if isinstance(value, float):
         return "" if np.isnan(value) else f"{value:.4g}"
     return str(value)

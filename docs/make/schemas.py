@@ -40,13 +40,13 @@ def filled(text: str, root: Path) -> str:
 
 @dataclass
 class Tables:
-    """The tables of a schema: one of its keys, and one for each kind of what comes in kinds."""
+    """The tables of a schema: one of its keys, and one for each kind of a key that has kinds."""
 
     schema: dict
     known: dict[str, str] = field(default_factory=dict)
-    """Where each definition was first described: it is not described again."""
+    """Where each definition was first described, so that it is not described again."""
     kinds: dict[str, dict] = field(default_factory=dict)
-    """By key, what has other keys for each of its kinds."""
+    """By key, the specifications that have other keys for each of their kinds."""
 
     def text(self) -> str:
         """Return the tables as Markdown."""
@@ -62,7 +62,7 @@ class Tables:
         return "\n".join([title, *(["", *HEAD, *rows] if rows else [])])
 
     def rows(self, spec: dict, prefix: str) -> Iterator[str]:
-        """Yield a row of Markdown for each key of a mapping, and for the keys within."""
+        """Yield a row of Markdown for each key of a mapping, and for the keys within it."""
         for name, given in spec.get("properties", {}).items():
             if not given:
                 continue  # `kind: {}` and the like repeat a key that is described with all kinds
@@ -81,14 +81,14 @@ class Tables:
                 yield from self.rows(content, place)
 
     def resolved(self, spec: dict) -> dict:
-        """Return what a specification and the definition that it refers to say together; its own words go first."""
+        """Merge a specification with the definition that it refers to; its own entries take precedence."""
         if "$ref" not in spec:
             return spec
         target = self.schema["$defs"][spec["$ref"].rpartition("/")[2]]
         return self.resolved(target) | {name: value for name, value in spec.items() if name != "$ref"}
 
     def type(self, spec: dict, ending: str = "") -> str:
-        """Return in a few words what values are allowed; `ending` makes a plural."""
+        """Return a short text that says which values are allowed; `ending` makes a plural."""
         if "const" in spec:
             return f"`{spec['const']}`"
         if "type" not in spec and "oneOf" in spec:
@@ -105,7 +105,7 @@ class Tables:
 
 
 def _within(whole: dict, given: dict, key: str) -> tuple[str, dict]:
-    """Return what stands before the keys within a value, and what describes these; empty where it has none."""
+    """Return the prefix of the keys within a value, and what describes them; both are empty if it has none."""
     if whole.get("properties"):
         return f"{key}.", given
     for name, place in (("items", f"{key}[]."), ("additionalProperties", f"{key}.<name>.")):
@@ -116,18 +116,18 @@ def _within(whole: dict, given: dict, key: str) -> tuple[str, dict]:
 
 
 def _escaped(text: str) -> str:
-    """Return text whose angle brackets and bars mean themselves in Markdown."""
+    """Return text with angle brackets and bars escaped for Markdown."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
 def _kinds(spec: dict) -> list[tuple[str, dict]]:
-    """Return for each kind what is allowed besides."""
+    """Return each kind with the specification of its further keys."""
     cases = [case for case in spec.get("allOf", ()) if "kind" in case.get("if", {}).get("properties", {})]
     return [(case["if"]["properties"]["kind"]["const"], case["then"]) for case in cases]
 
 
 def _json(spec: dict) -> str:
-    """Return the default of a key; empty where its meaning says what holds without it."""
+    """Return the default of a key; empty if its description says what holds without it."""
     if "default" not in spec or spec["default"] == "":
         return ""
     return f"`{json.dumps(spec['default'], ensure_ascii=False)}`"

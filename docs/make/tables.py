@@ -2,9 +2,9 @@
 
 In a document a table stands between the lines ``<!-- table: NAME -->`` and ``<!-- /table -->``. NAME is
 
-* that of docs/results/NAME.tsv, with a row per method's variant and a column per split unless `VIEWS` says otherwise;
+* the name of docs/results/NAME.tsv, for a row per method variant and a column per split unless `VIEWS` says otherwise;
 * ``published NAME``, for a table of `PUBLISHED` or the ablation: numbers of config/reference;
-* ``method NAME``: what config/methods/NAME.yaml says, and published numbers of the method beside ours.
+* ``method NAME``, for the contents of config/methods/NAME.yaml, and published numbers of the method beside ours.
 """
 
 import re
@@ -29,15 +29,15 @@ NOTHING = "–"
 
 @dataclass(frozen=True)
 class View:
-    """What a table shows of a file: the columns that name its rows and columns, and those that fill its cells."""
+    """How a table shows a file: the columns that name its rows and columns, and those that fill its cells."""
 
     rows: tuple[str, ...] = ("method", "variant")
     columns: tuple[str, ...] = ("dataset", "split")
     values: tuple[str, ...] = METRICS
     only: dict[str, str] = field(default_factory=dict)
-    """The rows to show, by what columns hold."""
+    """The rows to show, given as values of columns."""
     file: str = ""
-    """The file, where the table is not named after it."""
+    """The file, if the table is not named after it."""
 
 
 PREDICTED = ("predict_pearson_cell", "neighbours_pearson_cell")
@@ -63,9 +63,9 @@ for _dataset in ("bmmc_cite", "bmmc_multiome", "share_skin"):  # one table would
         ("split",), ("label",), ("foscttm_euclidean_strict", "top1_euclidean"), {"dataset": _dataset}, "scmmib"
     )
 MARKS = {"source": "", "reconstructed": " (plot)", "second-hand": " (2nd)", "inferred": " (inf)"}
-"""How a table marks what is known in another way than by reading the source."""
+"""Marks of numbers that were not read in the source itself."""
 MOST_REMARKS = 8
-"""A file with more of them has a remark on each number."""
+"""With more remarks than this, a document only says that the file has one on each number."""
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def filled(text: str, where: str, root: Path = Path()) -> str:
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    """Return a table."""
+    """Return a Markdown table."""
     rows = [head, ["---"] * len(head), *body]
     return "\n".join("| " + " | ".join(text.replace("|", "/") for text in row) + " |" for row in rows)
 
@@ -140,7 +140,7 @@ def grid(cells: pd.DataFrame, values: Sequence[str], display: Display) -> str:
 
 
 def number(mean: str, spread: str = "") -> str:
-    """Return ``mean ± sd`` to three and two digits, ``mean`` where there is no spread."""
+    """Return ``mean ± sd`` to three and two digits, or ``mean`` if there is no spread."""
     if not mean:
         return NOTHING
     value = float(mean)
@@ -151,7 +151,7 @@ def number(mean: str, spread: str = "") -> str:
 
 
 def recorded(path: Path, display: Display) -> str:
-    """Return the table of a file of docs/results, and below it what made its numbers."""
+    """Return the table of a file of docs/results, followed by the origin of its numbers."""
     view = VIEWS.get(path.stem, View())
     table = tables.read_table(path, [*view.rows, *view.columns, *view.values, "command", "commit"])
     table = tables.rows_of(table, **view.only)
@@ -161,7 +161,7 @@ def recorded(path: Path, display: Display) -> str:
     made = origin(table, view.values, most)
     table["column"] = labels(table, view.columns, display)
     table["cell"] = [cell(row, view.values, most) for _, row in table.iterrows()]
-    if view.rows == View.rows:  # in the order of figures, or else in that of the file
+    if view.rows == View.rows:  # in the order of figures; other views keep that of the file
         methods = display.methods(table, controls=True, ablations=True)
         table = table.set_index(table["method"] + "/" + table["variant"]).loc[methods.index]
         table["row"] = methods["label"].loc[table.index]
@@ -171,7 +171,7 @@ def recorded(path: Path, display: Display) -> str:
 
 
 def labels(table: pd.DataFrame, columns: Sequence[str], display: Display) -> list[str]:
-    """Return how places are called, as in figures; what has no label there is called as in the file."""
+    """Return the labels of places, as in figures; a name without a label stays as in the file."""
     if tuple(columns) == View.rows:
         return [display.name(*names) for names in table[[*columns]].to_numpy()]
     kinds = {"dataset": "datasets", "input_modality": "modalities"}
@@ -187,7 +187,7 @@ def labels(table: pd.DataFrame, columns: Sequence[str], display: Display) -> lis
 
 
 def cell(row: pd.Series, values: Sequence[str], most: str) -> str:
-    """Return the values of a row with their spread; or its status, where it has none."""
+    """Return the values of a row with their spread, or its status if it has none."""
     if not any(row[name] for name in values):
         return row["status"] or NOTHING
     fewer = "" if row["n"] == most else f" (n = {row['n']})"
@@ -209,7 +209,7 @@ def origin(table: pd.DataFrame, values: Sequence[str], most: str) -> str:
 
 
 def published(name: str, root: Path, display: Display) -> str:
-    """Return numbers of config/reference, each marked by how it is known, and below them their sources and remarks."""
+    """Return numbers of config/reference, each marked by how it is known, followed by their sources and remarks."""
     if name == "ablation":
         return published_drops(root, display)
     view = PUBLISHED[name]
@@ -245,7 +245,7 @@ def scores_of(table: pd.DataFrame) -> list[str]:
 
 
 def places(table: pd.DataFrame, columns: Sequence[str], display: Display) -> list[str]:
-    """Return how rows or columns of published numbers are called."""
+    """Return labels for the rows or columns of published numbers."""
     found = []
     for row in table.itertuples():
         data = "" if row.dataset == "all" else display.label("datasets", row.dataset)
@@ -264,7 +264,7 @@ def places(table: pd.DataFrame, columns: Sequence[str], display: Display) -> lis
 
 
 def described(method: str, root: Path, display: Display) -> str:
-    """Return what a method's YAML says, and its published numbers beside ours."""
+    """Return a table of a method's YAML, and its published numbers beside ours."""
     spec = load("methods", method, root)
     asked = spec["resources"]
     gpu = f"{asked['gpu']} GPU where the run's `device` is `cuda`, " if asked["gpu"] else ""
@@ -282,7 +282,7 @@ def described(method: str, root: Path, display: Display) -> str:
 
 
 def beside(method: str, name: str, root: Path, display: Display) -> str:
-    """Return published numbers of a method on data sets of ours, beside what its default variant has reached."""
+    """Return published numbers of a method on our data sets, beside the scores of our default variant."""
     files = [path for path in sorted((root / REFERENCE).glob("*.tsv")) if path.stem != "ablation"]
     table = reference.read_published(files)
     ours = own_scores(method, root)
@@ -290,7 +290,7 @@ def beside(method: str, name: str, root: Path, display: Display) -> str:
     table = table[(table["method"] == name) & table["dataset"].isin(known)]
     if table.empty:
         return ""
-    # Recorded scores are of both directions together.
+    # Recorded scores are averaged over both directions.
     keys = zip(table["dataset"], table["split"], table["metric"], table["direction"], strict=True)
     table = table.assign(
         place=places(table, ["dataset", "split", "direction"], display),

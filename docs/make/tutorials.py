@@ -1,7 +1,7 @@
 """Run the tutorials and write their pages: docs/tutorials/NAME.py becomes NAME.md and its pictures.
 
-A tutorial is a Python file in cells: ``# %%`` begins code, ``# %% [markdown]`` begins text, each line of which is a
-comment. Many editors run it as a notebook.
+A tutorial is a Python file in cells: ``# %%`` begins code, and ``# %% [markdown]`` begins text, whose lines are all
+comments. Many editors run it as a notebook.
 """
 
 import io
@@ -32,7 +32,7 @@ def main(only: tuple[str, ...] = ()) -> None:
     Parameters
     ----------
     only
-        Tutorials to run; all where none is named.
+        Tutorials to run; all if none is named.
     """
     for source in sorted(TUTORIALS.glob("*.py")):
         if not only or source.stem in only:
@@ -53,7 +53,7 @@ def write(source: Path) -> None:
 
 
 def cells(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the kind of each cell of a tutorial, ``markdown`` or ``code``, and what it holds."""
+    """Yield the kind of each cell of a tutorial, ``markdown`` or ``code``, and its content."""
     for mark, body in re.findall(r"^# %%([^\n]*)\n(.*?)(?=^# %%|\Z)", text, re.MULTILINE | re.DOTALL):
         if "[markdown]" in mark:
             yield "markdown", re.sub(r"^# ?", "", body, flags=re.MULTILINE).strip()
@@ -63,7 +63,7 @@ def cells(text: str) -> Iterator[tuple[str, str]]:
 
 def run(source: Path) -> Iterator[str]:
     """Run a tutorial; yield its cells as Markdown, each with what it printed and drew."""
-    plt.close("all")  # what others have left open is no picture of the tutorial
+    plt.close("all")  # figures that others have left open do not belong to the tutorial
     names: dict = {"__name__": source.stem}
     n_pictures = 0
     for i, (kind, body) in enumerate(cells(source.read_text()), start=1):

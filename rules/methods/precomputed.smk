@@ -1,4 +1,4 @@
-"""Embeddings made elsewhere, put in place: a method as a hand-written rule, since each job has one more input file."""
+"""Embeddings made elsewhere, put in place. The rule is written by hand, since each job has one more input file."""
 
 
 rule precomputed:

@@ -19,9 +19,9 @@ KEY = ["dataset", "split", "method", "variant", "metric"]
 
 
 def ablations(table: pd.DataFrame, reference: pd.DataFrame, display: style.Display) -> pd.DataFrame:
-    """Return the ablations in the order of display, as `Display.methods` does.
+    """Return the ablations in the order and form of `Display.methods`.
 
-    A method that reproduces a published one has all ablations of that one, whether they were run or not.
+    A method that reproduces a published one gets all ablations of that one, whether they were run or not.
     """
     run = table[table["variant"].map(display.is_ablation)][["method", "variant"]]
     reproduced = {method: name for method, name in display.reproduced.items() if method in set(run["method"])}

@@ -48,7 +48,7 @@ def draw(table: pd.DataFrame, intervals: pd.DataFrame, display: style.Display) -
 
 
 def controls(methods: Iterable[str], display: style.Display) -> list[str]:
-    """Return those of some methods that are controls."""
+    """Return the controls among some methods."""
     return display.order("methods", filter(display.is_control, methods))
 
 
@@ -58,7 +58,7 @@ def line_of(control: str, display: style.Display) -> str:
 
 
 def shortfall(score: tables.Scores) -> str:
-    """Say in a word what became of the seeds of a method."""
+    """Return a short text about the seeds that a method lacks."""
     if len(score.values):
         return f"{len(score.values)}/{score.planned}"
     return {"unsupported": "n/a"}.get(score.status, score.status) if score.planned else "not run"
@@ -71,7 +71,7 @@ def draw_bands(axis: Axes, bands: pd.DataFrame, methods: pd.DataFrame) -> None:
 
 
 def finish_panel(axis: Axes, scores: pd.DataFrame, display: style.Display) -> None:
-    """Start the axis at 0 and mark the mean of each control: by a line where it is in range, and below the axis."""
+    """Start the axis at 0. Mark each control's mean by a line, if it is in range, and by its value below the axis."""
     high = axis.get_xlim()[1] if len(scores) else 1.0
     axis.set_xlim(0 if scores.empty else -0.02 * high, high)
     axis.xaxis.set_major_locator(MaxNLocator(3))
@@ -127,7 +127,7 @@ def readable_scores(jobs: pd.DataFrame, display: style.Display) -> dict[str, str
 
 
 def bootstrap_table(table: pd.DataFrame, folder: str) -> pd.DataFrame:
-    """Return the interval over cells of both metrics of every job that left its scores per cell."""
+    """Return the interval over cells of both metrics for every job that has scores per cell."""
     keys, records = [*tables.JOB, "seed"], []
     jobs = table.loc[table["status"] == "ok", keys].drop_duplicates()
     for job in tqdm(jobs.itertuples(index=False, name=None), total=len(jobs), desc="bootstrap", mininterval=1):
@@ -157,9 +157,9 @@ def main(metrics: Path, cells: Path, display: style.Display, table: Path, figure
     Parameters
     ----------
     cells
-        results/<run>, whose jobs hold cells.tsv.gz.
+        results/<run>, with cells.tsv.gz of its jobs.
     table
-        Table to write; beside it go summary.tsv, to be read, tests.tsv and intervals.tsv, those over cells.
+        Table to write; beside it go summary.tsv, for readers, tests.tsv, and intervals.tsv, which are over cells.
     """
     scores = tables.read_metrics(metrics)
     over_cells = bootstrap_table(scores, cells)

@@ -1,4 +1,4 @@
-"""Draw which cell types the matching confuses: of the weight of each type, how much goes to each type."""
+"""Draw which cell types the matching confuses: how much of the match weight of each type goes to each type."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from clue.benchmark.report import plots, style, tables
 
 COLUMNS = ["method", "variant", "seed", "direction", "from_type", "to_type", "fraction", "cells"]
 MAX_NUMBERED = 12
-"""With more types than this the fields hold no numbers."""
+"""With more types than this, the fields show no numbers."""
 LABEL_INCHES = 0.085
 """Height of the label of a cell type."""
 NOTE = (
@@ -32,7 +32,7 @@ def confusion(matches: sp.spmatrix, types_x: np.ndarray, types_y: np.ndarray) ->
 
 
 def read_confusion(path: Path, solution) -> pd.DataFrame:
-    """Return the confusion of a match matrix in long form, with the columns `COLUMNS`; its path says whose it is."""
+    """Return the confusion of a match matrix in long form, with the columns `COLUMNS`; the path names the job."""
     method, variant, seed = path.parts[-4:-1]
     direction = path.stem.removeprefix("match_")
     types_x, types_y = (cells_of_test_file(solution, name)["cell_type"].to_numpy() for name in direction.split("2"))
@@ -47,7 +47,7 @@ def read_confusion(path: Path, solution) -> pd.DataFrame:
 
 
 def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display) -> Figure:
-    """Draw a row per method, a column per direction."""
+    """Draw a row per method and a column per direction."""
     methods, types = display.methods(found), sorted(set(found["from_type"]))
     labels = [plots.shorten(name, 18) for name in types]
     side = max(float(np.clip(0.2 * len(types), 1.4, 2.3)), LABEL_INCHES * len(types))

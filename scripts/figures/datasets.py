@@ -13,7 +13,7 @@ COLUMNS = ["Data set", "Cells", "Features", "Splits", "Source", "Licence", "Cita
 
 
 def describe_dataset(path: Path, splits: Sequence[dict], project: Path) -> dict[str, str]:
-    """Return what the table says of a data set and of those of its splits that are part of the run."""
+    """Return the table's row for a data set, with those of its splits that are part of the run."""
     found = tables.read_facts(path)
     spec = load("datasets", found["dataset"], project)
     texts = [

@@ -1,4 +1,4 @@
-"""Draw how well simulated factors can be read out of each embedding by a linear probe: R² per kind of factor."""
+"""Draw how well a linear probe reads simulated factors out of each embedding: R² per kind of factor."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def per_seed(probes: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw(found: pd.DataFrame, display: style.Display) -> Figure:
-    """Draw a row per data set and kind of factor, a column per modality that was embedded."""
+    """Draw a row per data set and kind of factor, and a column per modality that was embedded."""
     if found.empty:
         raise plots.NothingToDraw("There are no probes.")
     found = found.assign(

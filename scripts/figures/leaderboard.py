@@ -19,7 +19,7 @@ PUBLISHED = {"marker": "D", "s": 17, "facecolor": "white", "edgecolor": style.IN
 EVIDENCE_MARKS = {"inferred": "†", "second-hand": "‡"}
 REPRODUCES_MARK = "*"
 METRICS = ("match_score", "match_score_ot")
-"""Ways of matching: a published score stands beside the scores of this run that were matched in its way."""
+"""Ways of matching. A published score stands beside scores of this run that were matched in the same way."""
 NOTES = (
     "Open diamond: published. Filled point on a band of colour: one seed of this run; bar: their mean.",
     "† inferred: from values of a plot that names no team, or from a published gain; ‡ second-hand. * settings of a "
@@ -34,9 +34,9 @@ COLUMNS = ["metric", "label", "origin", "method", "reproduces", *PANELS, "eviden
 
 
 def published_rows(reference: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return a row per published method with a column per panel; the weaker baselines are left out.
+    """Return a row per published method with a column per panel. Only the best baseline is kept.
 
-    A method without one of the sub-tasks keeps it empty.
+    A sub-task without a score stays empty.
     """
     wanted = reference[
         (reference["split"] == SPLIT)
@@ -66,7 +66,7 @@ def own_rows(own: pd.DataFrame, metric: str, display: style.Display) -> pd.DataF
 
 
 def leaderboard(reference: pd.DataFrame, own: pd.DataFrame, metric: str, display: style.Display) -> pd.DataFrame:
-    """Return published rows and those of this run, best first; where there is no overall score the mean of what is."""
+    """Return published rows and those of this run, best first: by the overall score, else the mean of known scores."""
     parts = [part for part in (published_rows(reference, metric), own_rows(own, metric, display)) if len(part)]
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=COLUMNS)
     by = table[OVERALL].fillna(table[list(SUBTASKS)].mean(axis=1))
@@ -74,7 +74,7 @@ def leaderboard(reference: pd.DataFrame, own: pd.DataFrame, metric: str, display
 
 
 def not_run(metrics: pd.DataFrame) -> list[str]:
-    """Return a sentence per data set of the competition that this run has no scores of."""
+    """Return a sentence for each data set of the competition that has no scores in this run."""
     done = set(tables.panels(tables.rows_of(metrics, status="ok")))
     names = dict.fromkeys(dataset for dataset, _ in SUBTASKS.values())
     return [f"This run has no scores on {name} (split {SPLIT})." for name in names if (name, SPLIT) not in done]
@@ -84,14 +84,14 @@ def not_run(metrics: pd.DataFrame) -> list[str]:
 
 
 def row_label(row: pd.Series) -> str:
-    """Return a method's label, with the marks of weak evidence and of a method that reproduces a published one."""
+    """Return a method's label, with marks for weak evidence and for a method that reproduces a published one."""
     marks = [mark for evidence, mark in EVIDENCE_MARKS.items() if evidence in row["evidence"]]
     marks += [REPRODUCES_MARK] if row["reproduces"] else []
     return plots.shorten(row["label"], 34) + "".join(marks)
 
 
 def draw_panel(axis: Axes, board: pd.DataFrame, panel: str, own: pd.Series, display: style.Display) -> None:
-    """Draw published scores as open diamonds, own seeds as filled points with a bar at their mean."""
+    """Draw published scores as open diamonds, and own seeds as filled points with a bar at their mean."""
     colors = [display.color("methods", name) for name in board["method"]]
     rows = pd.DataFrame({"label": [row_label(row) for _, row in board.iterrows()], "color": colors})
     rows.index = board["origin"] + "/" + board["method"]
@@ -110,7 +110,7 @@ def draw_panel(axis: Axes, board: pd.DataFrame, panel: str, own: pd.Series, disp
 def draw(
     boards: dict[str, pd.DataFrame], own: dict[str, pd.DataFrame], missing: Sequence[str], display: style.Display
 ) -> Figure:
-    """Draw for each way of matching a panel per sub-task and one for their mean."""
+    """For each way of matching, draw a panel per sub-task and one for their mean."""
     lengths = [len(board) for board in boards.values()]
     height = 0.17 * sum(lengths) / len(lengths)
     figure, axes = plots.panels(dict.fromkeys(boards, ""), PANELS, height, height_ratios=lengths, sharex=True)

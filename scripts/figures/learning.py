@@ -18,7 +18,7 @@ NOTE = "A line is one seed, on held-out training cells; dotted: where a transduc
 
 
 def read_history(path: Path) -> pd.DataFrame:
-    """Return the history in a run.json, a row per validation; empty where its method leaves none, or it is broken."""
+    """Return the history in a run.json, a row per validation; empty if there is none, or if the file is broken."""
     try:
         history = pd.DataFrame((json.loads(path.read_text()).get("info") or {}).get("history") or [])
         return history.astype({"stage": int, "step": int}) if len(history) else history
@@ -38,7 +38,7 @@ def read_histories(resources: pd.DataFrame, results: Path) -> pd.DataFrame:
 
 
 def losses_of(table: pd.DataFrame) -> list[str]:
-    """Return the losses to draw: the total, likelihoods, then others; without those at 0 and the small KL terms."""
+    """Return the losses to draw: the total, likelihoods, then others, without those at 0 and the small KL terms."""
     numbers = [name for name in table.select_dtypes("number") if name not in NOT_LOSSES]
     names = [name for name in numbers if not name.startswith("kl_") and table[name].fillna(0).any()]
     return sorted(names, key=lambda name: (name != "loss", not name.startswith("nll_"), names.index(name)))

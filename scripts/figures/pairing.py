@@ -1,4 +1,4 @@
-"""Draw scores against how many training cells are paired, beside the published ones where there are some."""
+"""Draw scores against how many training cells are paired, beside published scores if there are any."""
 
 import itertools
 from pathlib import Path
@@ -15,11 +15,11 @@ from clue.benchmark.report.tables import MAIN_METRICS
 from clue.benchmark.scores.stats import summaries
 
 UNITS = {"paired_fraction": "%", "n_train": "cells"}
-"""What a split says of its paired cells, and in which unit; a split that says nothing leaves 100 % paired."""
+"""Keys of a split that say how many cells are paired, with the unit. Without such a key 100 % are paired."""
 LABELS = {"%": "Training cells that are paired (%)", "cells": "Paired training cells"}
 KEY = ["dataset", "split", "paired", "unit", "method", "metric"]
 OTHERS = "sv^<>pPX"
-"""Markers of published methods that none of ours reproduces, in turn."""
+"""Markers of published methods that none of ours reproduces, used one after another."""
 NOTE = (
     "Point: mean over seeds; line through it: ± standard deviation. The test cells are the same along a curve. "
     "Controls are in the table only. Dashed: published, on other test cells of the same data."
@@ -34,10 +34,10 @@ def paired(spec: dict) -> tuple[float, str]:
 
 
 def splits_of_curves(table: pd.DataFrame, root: Path) -> pd.DataFrame:
-    """Return a row per split with its curve, and how much of it is paired in which unit.
+    """Return a row per split with its curve, the amount that is paired, and the unit of that amount.
 
-    Splits are of one curve where they have the same test cells, which all but how much is paired decides. A curve has
-    at least two different amounts.
+    Splits with the same test cells form a curve. The test cells depend on all settings except the amount that is
+    paired. A curve has at least two different amounts.
     """
     rows = []
     for dataset, split in tables.panels(table):
@@ -52,7 +52,7 @@ def splits_of_curves(table: pd.DataFrame, root: Path) -> pd.DataFrame:
 def curves(table: pd.DataFrame, published: pd.DataFrame, display: style.Display, root: Path) -> pd.DataFrame:
     """Return the scores of default variants along each curve, a row per seed.
 
-    Metrics are those of what is published of the curves; else match score and FOSCTTM.
+    The metrics are those published for the curves or, if there are none, match score and FOSCTTM.
     """
     splits = splits_of_curves(table, root)
     metrics = display.order("metrics", published.merge(splits, on=["dataset", "split"])["metric"]) or MAIN_METRICS
@@ -61,7 +61,7 @@ def curves(table: pd.DataFrame, published: pd.DataFrame, display: style.Display,
 
 
 def published_methods(published: pd.DataFrame, display: style.Display) -> pd.DataFrame:
-    """Return label, colour and marker of published methods, as `Display.methods` does; grey where none is of ours."""
+    """Return labels, colours and markers of published methods, like `Display.methods`; grey if we do not have them."""
     found = published.drop_duplicates("method").sort_values("method").set_index("row")[["method", "label"]]
     ours, others = found["method"].isin(display.reproduced.values()), itertools.cycle(OTHERS)
     colors = pd.Series([display.color("methods", name) for name in found["method"]], found.index, dtype=object)
@@ -69,7 +69,7 @@ def published_methods(published: pd.DataFrame, display: style.Display) -> pd.Dat
 
 
 def draw(scores: pd.DataFrame, published: pd.DataFrame, display: style.Display) -> Figure:
-    """Draw a row per metric and a column per data set, a curve per method with its spread over seeds."""
+    """Draw a row per metric and a column per data set, with a curve per method and its spread over seeds."""
     if scores.empty:
         raise plots.NothingToDraw("No splits of this run with scores differ only in how many cells are paired.")
     methods, places = display.methods(scores), scores.drop_duplicates("panel")

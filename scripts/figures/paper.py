@@ -1,4 +1,4 @@
-"""Write one table of the published numbers that this run can be held against, beside its own, with a verdict."""
+"""Write a table of the published numbers that this run can be compared with, its own numbers, and a verdict."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +22,8 @@ def verdict(published: float, values: Sequence[float], better: str) -> str:
 
     Returns
     -------
-    ``within seeds`` where it lies between the lowest and the highest seed, else ``better`` or ``worse``, which is
-    said of this run.
+    ``within seeds`` if it lies between the lowest and the highest seed, else ``better`` or ``worse``. These describe
+    this run.
     """
     if min(values) <= published <= max(values):
         return "within seeds"
@@ -38,7 +38,7 @@ def compare(published: float, values: pd.Series, better: str) -> dict:
 
 
 def comparable(published: pd.DataFrame, table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
-    """Return the published scores of this run's splits, in metrics of ours, of methods that one of ours reproduces."""
+    """Return the published scores on this run's splits, in our metrics, of methods that one of ours reproduces."""
     places = set(tables.panels(table))
     competition = places >= {(dataset, SPLIT) for dataset, _ in SUBTASKS.values()}
     of_run = np.array([place in places for place in zip(published["dataset"], published["split"], strict=True)])
@@ -53,7 +53,7 @@ def reproductions(method: str, display: style.Display) -> list[str]:
 
 
 def score_rows(published: pd.DataFrame, table: pd.DataFrame, display: style.Display) -> list[dict]:
-    """Return a row per published score and method of this run that reproduces it, or one that says that none does."""
+    """Return a row per published score and method of this run that reproduces it, or a row that says there is none."""
     rows = []
     for _, row in comparable(published, table, display).rename(columns={"value": "published"}).iterrows():
         able = reproductions(row["method"], display)
@@ -69,7 +69,7 @@ def score_rows(published: pd.DataFrame, table: pd.DataFrame, display: style.Disp
 
 
 def own_values(row: pd.Series, name: str, table: pd.DataFrame) -> tuple[pd.Series, str]:
-    """Return the values of a method of this run to set beside a published number, or why there are none."""
+    """Return the values of a method of this run to compare with a published number, or why there are none."""
     if row["direction"] == OVERALL:
         scores = competition_scores(tables.rows_of(table, method=name), row["metric"])
         return scores[OVERALL].dropna(), "no seed has scores of all four sub-tasks"
@@ -79,7 +79,7 @@ def own_values(row: pd.Series, name: str, table: pd.DataFrame) -> tuple[pd.Serie
 
 
 def drop_rows(drops: pd.DataFrame, table: pd.DataFrame, display: style.Display) -> list[dict]:
-    """Return a row per published drop, split and method that reproduces the published one; where none has, one row."""
+    """Return a row per published drop, split and method that reproduces it, or one row if there is no such result."""
     rows = []
     for _, drop in drops.iterrows():
         base = {"file": "ablation.tsv", "label": f"{drop['method']}, {drop['variant']}", "direction": "both"}

@@ -1,4 +1,4 @@
-"""Draw how well the other modality of test cells is predicted, by methods and by neighbours; write the table."""
+"""Draw how well methods and neighbours predict the other modality of test cells, and write the table."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from clue.benchmark.scores.prediction import METRICS
 from clue.benchmark.scores.stats import summarise
 
 KINDS = {"predict": "none", "neighbours": "no result"}
-"""What stands in place of points where a method has none, by kind of prediction."""
+"""Text in place of points if a method has none, by kind of prediction."""
 DRAWN = ("pearson_cell", "rmse")
 NOTES = (
     "Predicted: values that the method returns; of neighbours: mean of the nearest test cells of the other modality in "
@@ -47,7 +47,7 @@ def summary_table(found: pd.DataFrame, published: pd.DataFrame, display: style.D
 
 
 def draw(found: pd.DataFrame, published: pd.DataFrame, display: style.Display) -> Figure:
-    """Draw a column per split and direction; in each a panel per kind of prediction and metric."""
+    """Draw a column per split and direction, with a panel per kind of prediction and metric."""
     methods = display.methods(found)
     if methods.empty:
         raise plots.NothingToDraw("No method but the controls has predictions or neighbours to score.")

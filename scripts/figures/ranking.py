@@ -1,4 +1,4 @@
-"""Rank the methods on every split and draw the ranks and their mean; no claim of significance."""
+"""Rank the methods on every split, and draw the ranks and their mean, without a claim of significance."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ NOTE = (
 def ranks(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
     """Return the rank of each method on each split; 1 is best, equal means share a rank.
 
-    A variant is ranked among those that have a result on the split, without ablations and controls.
+    Variants are ranked among those that have a result on the split. Ablations and controls are left out.
     """
     scores = tables.values_of(table, MAIN_METRICS)
     left_out = scores["method"].map(display.is_control) | scores["variant"].map(display.is_ablation)
@@ -32,7 +32,7 @@ def ranks(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
 
 
 def mean_ranks(found: pd.DataFrame, display: style.Display) -> pd.DataFrame:
-    """Return per metric and method's variant the mean rank and on how many splits it has one, best first."""
+    """Return the mean rank of each method's variant per metric, and the number of its ranked splits, best first."""
     groups = found.groupby(["metric", "method", "variant"], sort=False)["rank"]
     table = groups.agg(mean_rank="mean", best="min", worst="max", splits="count").reset_index()
     table["of_splits"] = len(found[["dataset", "split"]].drop_duplicates())

@@ -1,8 +1,8 @@
-"""Write the report of a run: one page of HTML that needs no network, from the figures and tables that are there.
+"""Write the report of a run: one page of HTML that needs no network, from the existing figures and tables.
 
-A page of its own, not ``snakemake --report``: that shows figures one at a time beside the workflow's jobs, and a table
-only as a page within the page, so that scores cannot be sorted, failures stand apart from what they explain, and
-UMAPs cannot share one copy of Plotly.
+This is not ``snakemake --report``, which shows figures one at a time beside the workflow's jobs, and a table only as a
+page within the page. There, scores cannot be sorted, failures stand apart from what they explain, and UMAPs cannot
+share one copy of Plotly.
 """
 
 import base64
@@ -41,7 +41,7 @@ TITLES = {
     "resources": "Run time and memory",
     "scaling": "Growth with cells",
 }
-"""Figures over all data sets, in the order of the report; what is not listed comes last, by name."""
+"""Figures over all data sets, in the order of the report; unlisted ones come last, by name."""
 OF_A_SPLIT = {"umap": "UMAP of test cells", "confusion": "Confusion of cell types"}
 SHOWN = {
     "leaderboard": "label origin adt2rna rna2adt atac2rna rna2atac overall evidence source".split(),
@@ -51,9 +51,9 @@ SHOWN = {
 """The columns to show of wide tables."""
 MAX_ROWS = 400
 POINT = ["cell", "cell_type", "modality", "x", "y"]
-"""What the page needs to know of a point in a UMAP."""
+"""Columns that the page needs for a point in a UMAP."""
 LONGEST_CELL = 60
-"""Longer cells are folded, in characters."""
+"""Longest cell that is not folded, in characters."""
 PACKAGES = """clue-bench snakemake torch numpy scipy scikit-learn anndata mudata scanpy faiss-cpu umap-learn
 scib-metrics matplotlib seaborn plotly""".split()
 
@@ -95,7 +95,7 @@ def link(text: str) -> Markup:
 
 
 def show_figure(path: Path, title: str, captions: Path) -> dict:
-    """Return what the page needs to show a figure: the image as WebP, which takes a third of PNG, and its caption."""
+    """Return what the page needs to show a figure: the image as WebP, a third of the size of PNG, and its caption."""
     with Image.open(path) as image:
         buffer = io.BytesIO()
         image.convert("RGB").save(buffer, "WEBP", quality=85)
@@ -105,7 +105,7 @@ def show_figure(path: Path, title: str, captions: Path) -> dict:
 
 
 def caption(folder: Path, name: str) -> Markup:
-    """Return the caption of a figure or table; of a UMAP or confusion that of its kind."""
+    """Return the caption of a figure or table. All UMAPs share a caption, and so do all confusions."""
     for path in (folder / f"{name}.rst", folder / f"{name.split('_')[0]}.rst"):
         if path.exists():
             text = html.escape(" ".join(path.read_text(encoding="utf-8").split()))
@@ -114,12 +114,12 @@ def caption(folder: Path, name: str) -> Markup:
 
 
 def packed(text: str) -> str:
-    """Return a text as base64 of gzip, which the page unpacks: a third of the size."""
+    """Return a text as base64 of gzip, a third of its size, which the page unpacks."""
     return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def umap_points(path: Path, display: style.Display) -> str:
-    """Return, packed, what the page needs to draw a split's UMAPs: cells, their groups, coordinates per method."""
+    """Return the packed data for drawing a split's UMAPs: cells, their groups, and coordinates per method."""
     frame = tables.read_table(path, ["method", "variant", *POINT], numeric=["x", "y"]).round(2)
     groups = {key: sorted(set(frame[key])) for key in ("cell_type", "modality")}
     parts = dict(list(frame.groupby("method")[POINT]))
@@ -130,11 +130,11 @@ def umap_points(path: Path, display: style.Display) -> str:
     return packed(json.dumps({"colors": colors, "labels": labels, "groups": groups, "methods": methods}))
 
 
-# ---- what the run has found ----------------------------------------------------------------------
+# ---- results of the run --------------------------------------------------------------------------
 
 
 def counts(metrics: pd.DataFrame) -> dict:
-    """Return how many jobs were planned, have scores, and failed, and over what."""
+    """Return how many jobs were planned, have scores or failed, and how many methods, data sets and so on there are."""
     job = [*tables.JOB, "seed"]
     status = metrics.groupby(job)["status"].agg(lambda values: "ok" if "ok" in set(values) else values.iloc[0])
     sizes = {f"n_{key}s": metrics[key].nunique() for key in ("method", "dataset", "seed")}
@@ -143,7 +143,7 @@ def counts(metrics: pd.DataFrame) -> dict:
 
 
 def best(metrics: pd.DataFrame, dataset: str, split: str, display: style.Display) -> list[dict]:
-    """Return per main metric the best method on a split and the next one; controls and ablations do not count."""
+    """Return the best and the second-best method on a split per main metric; controls and ablations do not count."""
     methods = display.methods(metrics)
     scores = tables.rows_of(tables.values_of(metrics, MAIN_METRICS), dataset=dataset, split=split)
     scores, found = scores[scores["row"].isin(methods.index)], []
@@ -160,12 +160,12 @@ def best(metrics: pd.DataFrame, dataset: str, split: str, display: style.Display
 
 
 def versions() -> pd.DataFrame:
-    """Return a table of the versions of Python and the packages that are here."""
+    """Return a table of the versions of Python and the installed packages."""
     rows = [["Python", platform.python_version()], ["System", f"{platform.system()} {platform.machine()}"]]
     for name in PACKAGES:
         try:
             rows.append([name, version(name)])
-        except PackageNotFoundError:  # an environment of fewer packages made the report
+        except PackageNotFoundError:  # the report was made in an environment with fewer packages
             continue
     return pd.DataFrame(rows, columns=["What", "Version"])
 
@@ -176,9 +176,9 @@ def versions() -> pd.DataFrame:
 def describe_datasets(
     metrics: pd.DataFrame, figures: dict[str, Path], folder: Path, captions: Path, display: style.Display
 ) -> list[dict]:
-    """Return per data set where it comes from, and per split its best methods, scores and figures.
+    """Return the origin of each data set and, for each split, its best methods, scores and figures.
 
-    `folder` is that of the tables. The figures of splits are taken out of `figures`.
+    `folder` holds the tables. The figures of splits are removed from `figures`.
     """
     facts, scores = (read_if_there(folder / f"{name}.tsv") for name in ("datasets", "summary"))
     found: dict[str, dict] = {}
@@ -200,7 +200,7 @@ def describe_datasets(
 
 
 def scores_of(summary: pd.DataFrame, dataset: str, split: str, display: style.Display) -> pd.DataFrame:
-    """Return the rows of a split; of more than two modalities those of its pairs too, with a column that says which."""
+    """Return the rows of a split. With more than two modalities, its pairs are included and named in a column."""
     if summary.empty:
         return summary
     here = summary[(summary["Data set"] == dataset) & (summary["Split"].str.split(" ").str[0] == split)]
@@ -213,7 +213,7 @@ def scores_of(summary: pd.DataFrame, dataset: str, split: str, display: style.Di
 
 
 def read_if_there(path: Path) -> pd.DataFrame:
-    """Return a table as text, empty where there is none."""
+    """Return a table as text, empty if there is none."""
     return tables.read_table(path, columns=()) if path.exists() else pd.DataFrame()
 
 

@@ -11,11 +11,11 @@ from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.tables import QUANTITIES
 
 SHORTEST = 0.01
-"""Shorter times, in seconds, are too short to tell and are drawn as this."""
+"""Times shorter than this, in seconds, are too short to tell and are drawn here."""
 
 
 def measured(resources: pd.DataFrame) -> pd.DataFrame:
-    """Return what can be drawn, a row per quantity and job: no oracle, which does no work, and nothing that is 0."""
+    """Return the values to draw, a row per quantity and job. Zeros and the oracle, which does no work, are left out."""
     table = tables.keyed(resources[resources["method"] != ORACLE])
     table = table.assign(seconds=table["seconds"].clip(lower=SHORTEST))
     found = table.melt([*tables.JOB, "seed", "row", "panel"], list(QUANTITIES), var_name="quantity")

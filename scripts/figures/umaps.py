@@ -1,6 +1,6 @@
 """Draw the test cells of all modalities in one UMAP per method, coloured by modality and by cell type.
 
-Its name is not that of the package ``umap``, which a program beside it would hide.
+The program is not called umap.py, because that name would hide the package ``umap``.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def draw_points(axis: Axes, frame: pd.DataFrame, by: str, colors: dict[str, str]
 
 
 def number_types(axis: Axes, frame: pd.DataFrame, numbers: dict[str, int]) -> None:
-    """Write each type's number on the point nearest its median, the most frequent first; none over another."""
+    """Write each type's number on the point nearest its median, frequent types first, unless it would cover another."""
     apart = NUMBER_SIZE * np.ptp(frame[["x", "y"]].to_numpy(), axis=0)
     numbered = np.empty((0, 2))
     for name in frame["cell_type"].value_counts().index:
@@ -62,7 +62,7 @@ def number_types(axis: Axes, frame: pd.DataFrame, numbers: dict[str, int]) -> No
 
 
 def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], seed: int, display: style.Display) -> Figure:
-    """Draw a row per method; points by modality on the left, by cell type in the middle, the legend on the right."""
+    """Draw a row per method: points by modality on the left, by cell type in the middle, the legend on the right."""
     modalities = {name: display.color("modalities", name) for name in display.order("modalities", frame["modality"])}
     colors = {"modality": modalities, "cell_type": display.cell_type_colors(frame["cell_type"])}
     numbers = {name: i for i, name in enumerate(colors["cell_type"], start=1)}
@@ -90,7 +90,7 @@ def draw(frame: pd.DataFrame, title: str, derived: bool, notes: list[str], seed:
 
 
 def describe(n_cells: int, n_drawn: int, seed: str, labels: str) -> list[str]:
-    """Say in sentences what is drawn."""
+    """Return sentences that say what is drawn."""
     sample = f"{n_drawn:,} of {n_cells:,} test cells, drawn at random"
     sample = sample if n_drawn < n_cells else f"{n_cells:,} test cells"
     line = f"UMAP of the embeddings of seed {seed}: {sample}; each is one point per modality. "
@@ -108,9 +108,9 @@ def main(
     embeddings
         embedding.h5ad of each method.
     points
-        Draw a sample where there are more points.
+        Draw a sample if there are more points.
     seed
-        Of the sample and of UMAP.
+        Seed of the sample and of UMAP.
     """
     sealed = read_solution(solution)
     frame = embed_in_plane(embeddings, sealed, points, seed)

@@ -1,7 +1,7 @@
 """Ridge-regularised canonical correlation analysis on principal components.
 
-Fitted on paired training cells. Its settings are chosen on training donors (or cells) held out from
-them, with the benchmark's own metrics, and the model is then fitted on all paired cells.
+It is fitted on paired training cells. First the benchmark's own metrics choose its settings on held-out training donors
+(or cells); then the model is fitted on all paired cells.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ from clue.benchmark.methods import Task, run_method
 from clue.benchmark.methods.validation import choose, combinations, paired_cells, prepare
 
 SETTINGS = ("n_input", "ridge", "n_canonical", "power")
-"""What inner validation chooses; see `factorise` and `directions`."""
+"""The settings that inner validation chooses; see `factorise` and `directions`."""
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
@@ -40,7 +40,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 
 
 def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_canonical: int, power: float):
-    """Canonical directions of paired rows; the parameters are those of `factorise` and `directions`.
+    """Return the canonical directions of paired rows; the parameters are those of `factorise` and `directions`.
 
     Returns
     -------
@@ -50,12 +50,12 @@ def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_canonical: i
 
 
 def factorise(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float):
-    """Mean and all canonical directions of x, the same of y, and the canonical correlations.
+    """Return the mean and all canonical directions of x, the same of y, and the canonical correlations.
 
     Parameters
     ----------
     n_input
-        Leading principal components to use of each modality.
+        Number of leading principal components of each modality to use.
     ridge
         Added to each covariance, as a share of its mean variance.
     """
@@ -73,9 +73,9 @@ def directions(factors, n_canonical: int, power: float):
     Parameters
     ----------
     factors
-        What `factorise` returned.
+        The result of `factorise`.
     n_canonical
-        Canonical components to keep.
+        Number of canonical components to keep.
     power
         Components are weighted by their canonical correlation to this power.
     """
@@ -85,7 +85,7 @@ def directions(factors, n_canonical: int, power: float):
 
 
 def whitening(x: np.ndarray, ridge: float) -> np.ndarray:
-    """Inverse square root of the ridged covariance of centred rows."""
+    """Return the inverse square root of the ridged covariance of centred rows."""
     covariance = x.T @ x / len(x)
     covariance[np.diag_indices_from(covariance)] += ridge * np.trace(covariance) / len(covariance)
     values, vectors = np.linalg.eigh(covariance)

@@ -1,10 +1,10 @@
 """CHAMPOLLION, by its authors' package: inverse optimal transport finds a sparse matrix A between two modalities.
 
-The package is under the GPL, so it runs as a program of its own (`champollion_program.py`) that is given arrays and
-returns arrays. It learns from paired cells alone, and its memory and time grow with their square, so that at most
+The package is under the GPL, so it runs as a separate program (`champollion_program.py`) that receives and returns
+arrays. It learns from paired cells alone. Its memory and time grow with the square of their number, so at most
 `max_bridge` are drawn. It has no embedding, but the logarithm of its transport plan is x'Ay plus a potential of each
-cell: `embedded` turns these into coordinates whose cosine ranks cells as the plan does. Upstream does not resume: a run
-that was cut short starts anew.
+cell. `embedded` turns these into coordinates whose cosine ranks cells as the plan does. Upstream cannot resume: an
+interrupted run starts anew.
 """
 
 import json
@@ -27,7 +27,7 @@ PROGRAM = Path(__file__).with_name("champollion_program.py")
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
-    """Choose the penalty, fit on paired training cells, and return what matches the test cells as the plan does."""
+    """Choose the penalty, fit on paired training cells, and return coordinates that match cells as the plan does."""
     tables = {name: components(task, name, params, seed) for name in task.test}
     paired = paired_cells(task.train)
     chosen, table = choose(
@@ -53,7 +53,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 def transport(
     tables: dict[str, pd.DataFrame], paired: Cells, test: Cells, task: Task, params: dict, seed: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Fit on paired cells and transport between others; return the coordinates of these, and what upstream returned."""
+    """Fit on paired cells and transport between the cells of `test`; return their coordinates and upstream's result."""
     bridge = next(iter(paired.values())).obs_names.sort_values()
     bridge = np.random.default_rng(seed).permutation(bridge)[: params["max_bridge"]]
     arrays = {f"bridge_{i}": table.loc[bridge].to_numpy() for i, table in enumerate(tables.values())}
@@ -67,12 +67,12 @@ def transport(
 
 
 def components(task: Task, modality: str, params: dict, seed: int) -> pd.DataFrame:
-    """Return upstream's inputs of all cells, float32, a row per cell by its name.
+    """Return upstream's inputs of all cells, float32, one row per cell, indexed by name.
 
-    Principal components of standardised logarithms of normalised counts; of proteins, standardised centred log-ratios
-    as muon makes them.
+    Inputs are principal components of standardised logarithms of normalised counts. For proteins they are standardised
+    centred log-ratios, made by muon.
     """
-    import scanpy as sc  # here, since it may start numba's threads, of which the program has not yet set the number
+    import scanpy as sc  # here, since it may start numba's threads before the program has set their number
 
     cells = ad.concat([task.train.mod[modality], task.test[modality]])
     cells = cells[:, selected(modality, cells, params["n_features"].get(modality))].copy()
@@ -92,7 +92,7 @@ def components(task: Task, modality: str, params: dict, seed: int) -> pd.DataFra
 
 
 def run(arrays: dict[str, np.ndarray], settings: dict) -> dict[str, np.ndarray]:
-    """Run upstream in a process of its own; return its matrix, the test cells' potentials and how it converged."""
+    """Run upstream in a separate process; return its matrix, the test cells' potentials and how it converged."""
     with TemporaryDirectory() as folder:
         given, result = Path(folder, "given.npz"), Path(folder, "result.npz")
         np.savez(given, **arrays)
@@ -109,10 +109,10 @@ def run(arrays: dict[str, np.ndarray], settings: dict) -> dict[str, np.ndarray]:
 def embedded(
     x: np.ndarray, y: np.ndarray, matrix: np.ndarray, f: np.ndarray, g: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return coordinates of both sides, of one length, whose inner products are x'Ay + f + g.
+    """Return coordinates of both sides, all of one length, whose inner products are x'Ay + f + g up to a constant.
 
-    The matrix is split between both sides by its singular vectors. Two coordinates, of which a cell of the other side
-    has none, bring all cells to one length, so that cosine and inner product rank alike.
+    The matrix is split between both sides by its singular vectors. Two more coordinates bring all cells to one length,
+    so that cosine and inner product rank alike. Each of these is 0 on one side, so inner products stay as they are.
     """
     left, weights, right = np.linalg.svd(matrix, full_matrices=False)
     u = np.column_stack([x @ (left * np.sqrt(weights)), f - f.mean(), np.ones(len(x))])

@@ -1,6 +1,6 @@
 """Fit CHAMPOLLION on paired cells and transport between others: GIVEN.npz, RESULT.npz, settings as JSON.
 
-`champollion-omics` is under the GPL, version 3. This program runs it and is imported by nothing.
+`champollion-omics` is under the GPL, version 3. This program runs it, and no module imports this program.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""CLUE: train on the training cells, then, if transductive, go on with the unpaired test cells."""
+"""CLUE: train on the training cells, then, if transductive, continue with the unpaired test cells."""
 
 import logging
 import sys
@@ -14,7 +14,7 @@ from clue.sparse import column_sums, row_sums
 
 
 def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Train and place the test cells, which enter as unpaired cells, in the paper's space z or in the aligned one."""
+    """Train, and place the test cells in the paper's space z or in the aligned one. They enter as unpaired cells."""
     fitted = task.fitted("all", dict(task.train.mod), params)
     inputs = {"preprocessors": fitted, "n_components": params["n_components"]}
     model = CLUE(task.train, batch_key="batch", seed=seed, device=task.device, **inputs, **params["model"])
@@ -31,7 +31,7 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
 
 
 def predict(model: CLUE, task: Task, source: str, target: str, seed: int) -> np.ndarray:
-    """Return the predicted targets of the test cells of `source`; those that are not decoded, at their mean."""
+    """Return the predicted targets of the test cells of `source`; targets that are not decoded get their mean."""
     prepared, targets = model.preprocessors[target], task.targets[target]
     modelled = prepared.features[prepared.selected]
     decoded = targets.names.isin(modelled)
@@ -56,6 +56,6 @@ def predict(model: CLUE, task: Task, source: str, target: str, seed: int) -> np.
 
 
 if __name__ == "__main__":
-    # where training is resumed from belongs in the log
+    # the log should show where training resumes
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     run_method(embed)

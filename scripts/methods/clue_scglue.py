@@ -1,8 +1,8 @@
 """The authors' implementation of CLUE, `scglue.models.SCCLUEModel`, as in their competition entry.
 
-Train on the training cells, then, if transductive, go on with the unpaired test cells. Encoder inputs are those
-of our own implementation. Upstream keeps the three best checkpoints but does not resume: a run that was cut
-short starts anew.
+It trains on the training cells and then, if transductive, continues with the unpaired test cells. Encoder inputs are
+those of our own implementation. Upstream keeps the three best checkpoints but cannot resume: an interrupted run starts
+anew.
 """
 
 from importlib.metadata import version
@@ -43,7 +43,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 
 
 def configure(device: str) -> None:
-    """Set what upstream keeps in global variables."""
+    """Set upstream's global variables."""
     from scglue.utils import config
 
     config.CPU_ONLY = device == "cpu"
@@ -53,7 +53,7 @@ def configure(device: str) -> None:
 
 
 def with_input(adata: ad.AnnData, prepared: Preprocessor) -> ad.AnnData:
-    """Return the counts to decode, of features that are seen in training, with the encoder input."""
+    """Return the counts to decode, of selected features that are seen in training, with the encoder input."""
     counts = prepared.align(adata)[:, prepared.selected]
     obs = pd.DataFrame({"batch": adata.obs["batch"].astype(str)}, index=adata.obs_names)
     var = pd.DataFrame(index=prepared.features[prepared.selected])
@@ -61,7 +61,7 @@ def with_input(adata: ad.AnnData, prepared: Preprocessor) -> ad.AnnData:
 
 
 def count_cells(adatas: dict[str, ad.AnnData]) -> int:
-    """Count cells; equal names are one cell."""
+    """Count cells; equal names are the same cell."""
     return len(set().union(*(adata.obs_names for adata in adatas.values())))
 
 
@@ -73,7 +73,7 @@ def build(adatas: dict[str, ad.AnnData], params: dict, seed: int, losses: dict):
     batches = sorted(set().union(*(adata.obs["batch"] for adata in adatas.values())))
     for adata in adatas.values():
         configure_dataset(adata, "NB", use_highly_variable=False, use_rep=INPUT, use_batch="batch", use_obs_names=True)
-        # A batch that is there in one modality alone: upstream wants the same batches in all.
+        # A batch may occur in one modality only, but upstream needs the same batches in all.
         adata.uns[config.ANNDATA_KEY]["batches"] = np.array(batches)
     model = SCCLUEModel(adatas, random_seed=seed, **params["model"])
     model.compile(**losses)
@@ -81,7 +81,7 @@ def build(adatas: dict[str, ad.AnnData], params: dict, seed: int, losses: dict):
 
 
 def shortened(model, n_cells: int, batch_size: int, val_split: float, max_steps: int) -> dict[str, int]:
-    """Return upstream's own lengths, in epochs, all shortened in proportion to end within `max_steps`."""
+    """Return upstream's own lengths, in epochs, all shortened in proportion so as to end within `max_steps`."""
     steps = n_cells * (1 - val_split) / batch_size
     own = {
         name: max(ceil(getattr(model, constant) / model.trainer.lr / steps), ceil(getattr(model, constant)))
@@ -92,13 +92,13 @@ def shortened(model, n_cells: int, batch_size: int, val_split: float, max_steps:
 
 
 def capped(n_cells: int, training: dict, *, lr: float, max_steps: int, max_epochs: int, **lengths) -> dict[str, int]:
-    """Return the lengths of fine-tuning, in epochs, to end within `max_steps`."""
+    """Return the lengths of fine-tuning, in epochs, so that it ends within `max_steps`."""
     steps = n_cells * (1 - training["val_split"]) / training["batch_size"]
     return {"max_epochs": max(1, min(max_epochs, int(max_steps / steps))), **lengths}
 
 
 def fit(model, adatas: dict[str, ad.AnnData], params: dict, lengths: dict, directory: Path) -> dict[str, int]:
-    """Train, and return what was allowed and what was done."""
+    """Train, and return the lengths that were allowed and what was done."""
     done = {"epochs": 0, "steps": 0}
     step = model.trainer.train_step
 

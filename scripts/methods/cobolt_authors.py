@@ -1,4 +1,4 @@
-"""Cobolt, by the authors' package (github.com/boyinggong/cobolt); our own implementation is ``cobolt_native``."""
+"""Cobolt, by its authors' package (github.com/boyinggong/cobolt); our own implementation is ``cobolt_native``."""
 
 import importlib.util
 import random
@@ -14,13 +14,13 @@ from scripts.methods import cobolt_native as shared
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
-    """Train and return posterior means, mapped to what they are for paired cells."""
+    """Train, and return posterior means, mapped to the joint means of paired cells."""
     check_installed()
     return shared.run(train, task, params, seed)
 
 
 def check_installed() -> None:
-    """Fail where `cobolt` is not the authors' package: the package index has another one of that name."""
+    """Raise an error if `cobolt` is not the authors' package; the package index has another one of that name."""
     spec = importlib.util.find_spec("cobolt")
     folders = spec.submodule_search_locations if spec else None
     if not any(Path(folder, "model", "coboltmodel.py").exists() for folder in folders or []):
@@ -54,7 +54,7 @@ def train(
         batch_size=settings["batch_size"],
         hidden_dims=settings["hidden"],
     )
-    # Upstream puts its prior on a GPU wherever there is one, whatever `device` says.
+    # Upstream puts its prior on a GPU if there is one, whatever `device` says.
     network = model.model
     network.device = settings["device"]
     network.mu2, network.var2 = network.mu2.to(settings["device"]), network.var2.to(settings["device"])
@@ -71,7 +71,7 @@ def train(
 
 
 def dataset_of(modalities: Mapping[str, shared.Modality]):
-    """Return the cells as upstream wants them."""
+    """Return the cells in upstream's format."""
     from cobolt.utils import MultiomicDataset, SingleData
 
     parts = []
@@ -94,7 +94,7 @@ def posteriors(model) -> shared.Posteriors:
 
 
 def by_cell(latent: np.ndarray, barcodes: np.ndarray) -> pd.DataFrame:
-    """Return coordinates by the name of the cell: upstream's is data set, tilde, name."""
+    """Return coordinates by cell name; upstream's names are data set, tilde, cell name."""
     return pd.DataFrame(latent, index=[barcode.partition("~")[2] for barcode in barcodes])
 
 

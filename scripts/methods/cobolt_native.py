@@ -1,8 +1,8 @@
-"""Cobolt, in our own implementation: a topic model of cells seen in any subset of several modalities, as a VAE.
+"""Cobolt, our own implementation: a topic model of cells seen in any subset of several modalities, as a VAE.
 
-Gong, Zhou and Purdom, *Genome Biology* 22, 351 (2021). The authors' package, which is a Git repository only, is the
-method ``cobolt`` (``cobolt_authors.py``); it shares `run` with ours. What the paper leaves open follows the
-authors' code; `tests/unit/test_cobolt.py` compares both where that code is installed.
+Gong, Zhou and Purdom, *Genome Biology* 22, 351 (2021). The method ``cobolt`` (``cobolt_authors.py``) uses the authors'
+package, which is only a Git repository; it shares `run` with ours. Details that the paper leaves open follow the
+authors' code. `tests/unit/test_cobolt.py` compares both if that code is installed.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -27,11 +27,11 @@ PRIOR_MASS = 50.0
 INFERENCE_BATCH = 128
 Batch = tuple[dict[str, Tensor], dict[str, Tensor]]
 TEST, TRAIN = 0, 1
-"""Numbers of the data sets that a modality has."""
+"""Numbers of the data sets in each modality."""
 
 
 class Diverged(ArithmeticError):
-    """The loss is not finite any more."""
+    """The loss is no longer finite."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Modality:
     Parameters
     ----------
     cells
-        Their names; one name in two modalities is one cell.
+        Their names; the same name in two modalities is the same cell.
     counts
         Raw counts, shape (cells, features).
     dataset
@@ -57,7 +57,7 @@ class Modality:
 
 
 class CoboltModel(nn.Module):
-    """Topic proportions softmax(z) of a cell; its counts are multinomial in each modality.
+    """Topic proportions softmax(z) of a cell, whose counts are multinomial in each modality.
 
     The prior of z is the Laplace approximation of a symmetric Dirichlet in softmax coordinates (Srivastava and Sutton
     2017). The posterior is a product of Gaussian experts: the prior, and one per modality seen.
@@ -65,7 +65,7 @@ class CoboltModel(nn.Module):
     Parameters
     ----------
     n_features, n_datasets
-        Features, and data sets, of each modality.
+        Numbers of features and of data sets of each modality.
     n_latent
         Number of topics.
     hidden
@@ -115,15 +115,15 @@ def prior_variance(n_latent: int) -> float:
 def encoder(n_features: int, n_latent: int, hidden: list[int]) -> nn.Sequential:
     """Return a perceptron whose output is the mean and the log-variance of the expert."""
     layers: list[nn.Module] = []
-    # The authors' code never leaves training mode: the statistics are those of the mini-batch in embedding too, which
-    # takes the level of each data set out. Without running statistics that is so in any mode.
+    # The authors' code never leaves training mode. So embedding also uses the statistics of the mini-batch, which
+    # removes the level of each data set. Without running statistics this is so in any mode.
     for n_input, n_output in zip([n_features, *hidden], hidden, strict=False):
         layers += [nn.Linear(n_input, n_output), nn.BatchNorm1d(n_output, track_running_stats=False), nn.LeakyReLU()]
     return nn.Sequential(*layers, nn.Linear(hidden[-1], 2 * n_latent))
 
 
 def uniform(n_rows: int, n_columns: int) -> nn.Parameter:
-    """Return a parameter drawn as Glorot and Bengio (2010) do."""
+    """Return a parameter with the initial distribution of Glorot and Bengio (2010)."""
     return nn.Parameter(nn.init.xavier_uniform_(torch.empty(n_rows, n_columns)))
 
 
@@ -131,7 +131,7 @@ def uniform(n_rows: int, n_columns: int) -> nn.Parameter:
 
 
 class View:
-    """The cells seen in all of some modalities, whether or not in others too."""
+    """The cells seen in all of some modalities, including cells that are also seen in others."""
 
     def __init__(self, modalities: Mapping[str, Modality], names: tuple[str, ...]):
         self.modalities = {name: modalities[name] for name in names}
@@ -169,24 +169,24 @@ def fit(
     seed: int,
     device: str,
 ) -> CoboltModel:
-    """Train a model; every epoch visits the cells of each subset of modalities in turn.
+    """Train a model. Every epoch visits the cells of one subset of modalities after another.
 
     Parameters
     ----------
     modalities
-        All cells, test cells among them.
+        All cells, including test cells.
     n_latent, hidden
-        As of `CoboltModel`.
+        As in `CoboltModel`.
     learning_rate
-        Of Adam.
+        Learning rate of Adam.
     n_epochs
         Number of epochs.
     annealing_epochs
-        Over these the weight of the KL divergence grows from 0 to 1.
+        Number of epochs in which the weight of the KL divergence grows from 0 to 1.
     batch_size
-        Cells per step; no last batch may have one cell alone, see `widened`.
+        Cells per step; no last batch may have only one cell, see `widened`.
     seed, device
-        Seed of all that is random; ``"cpu"`` or ``"cuda"``.
+        Seed of everything that is random; ``"cpu"`` or ``"cuda"``.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def all_views(modalities: Mapping[str, Modality]) -> list[View]:
 
 
 def widened(batch_size: int, modalities: Mapping[str, Modality]) -> int:
-    """Return the next batch size that leaves no batch of one cell, which batch normalisation cannot do."""
+    """Return the next batch size that leaves no batch of one cell, since batch normalisation needs two."""
     sizes = [len(view) for view in all_views(modalities)]
     while any(size % batch_size == 1 for size in sizes):
         batch_size += 1
@@ -236,12 +236,12 @@ def widened(batch_size: int, modalities: Mapping[str, Modality]) -> int:
 
 @dataclass(frozen=True)
 class Posteriors:
-    """Posterior means of z, a row per cell, by its name."""
+    """Posterior means of z, one row per cell, indexed by name."""
 
     joint: pd.DataFrame
-    """Given all modalities, of the cells seen in all."""
+    """Given all modalities, for the cells seen in all of them."""
     single: dict[str, pd.DataFrame]
-    """Given one modality alone, of all cells seen in it, whether or not in others too."""
+    """Given one modality alone, for all cells seen in it, including those seen in others."""
 
 
 def posteriors(model: CoboltModel, modalities: Mapping[str, Modality]) -> Posteriors:
@@ -251,22 +251,22 @@ def posteriors(model: CoboltModel, modalities: Mapping[str, Modality]) -> Poster
 
 
 def place(found: Posteriors, modality: str, cells: pd.Index, n_threads: int) -> np.ndarray:
-    """Return the coordinates of cells by one modality alone, shape (cells, n_latent).
+    """Return the coordinates of cells from one modality alone, shape (cells, n_latent).
 
-    The posterior given one modality is not comparable with that given another. Hence gradient-boosted trees learn, on
-    the cells seen in all, what the joint posterior mean is where the single one is known; each dimension on its own.
-    As z matters up to a constant only (softmax), each row is centred.
+    The posterior given one modality is not comparable with the posterior given another. Therefore gradient-boosted
+    trees learn, on the cells seen in all, to predict the joint posterior mean from the single one, each dimension on
+    its own. Since z matters only up to a constant (softmax), each row is centred.
 
     Parameters
     ----------
     found
         The posterior means.
     modality
-        The one that is taken.
+        The modality to use.
     cells
-        Names of cells; the trees learn from none of them.
+        Names of cells; the trees do not learn from these.
     n_threads
-        For the trees.
+        Number of threads for the trees.
     """
     joint, single = found.joint, found.single[modality]
     joint = joint[~joint.index.isin(cells)]
@@ -284,7 +284,7 @@ def posterior_means(model: CoboltModel, view: View) -> pd.DataFrame:
 
 
 def regress(x: np.ndarray, y: np.ndarray, new: np.ndarray, n_threads: int) -> np.ndarray:
-    """Predict each column of `y` from `x` by gradient-boosted trees of XGBoost's default settings."""
+    """Predict each column of `y` from `x` by gradient-boosted trees with XGBoost's default settings."""
     from xgboost import XGBRegressor  # a baseline's dependency, not the library's
 
     trees = [XGBRegressor(n_jobs=n_threads).fit(x, column) for column in y.T]
@@ -294,26 +294,27 @@ def regress(x: np.ndarray, y: np.ndarray, new: np.ndarray, n_threads: int) -> np
 # ---- the method, by our code or the authors' -----------------------------------------------------
 
 Train = Callable[[Task, Mapping[str, Modality], dict[str, Any]], tuple[Posteriors, dict[str, np.ndarray]]]
-"""Trains on the cells by the arguments of `fit`; returns posterior means and the embeddings of the test cells."""
+"""Trains on the cells with the arguments of `fit`; returns posterior means and the embeddings of the test cells."""
 
 
 def run(train: Train, task: Task, params: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     """Train at the first learning rate that does not diverge, choose the metric, and return the embeddings.
 
-    The training cells are one data set, the test cells of each modality another: cells of one name in one data set
-    would be one cell. A run that was cut short starts anew.
+    The training cells are one data set and the test cells of each modality another, because cells with the same name in
+    one data set would be the same cell. An interrupted run starts anew.
 
     Parameters
     ----------
     train
         Our code or the authors'.
     task, params, seed
-        As a method gets them.
+        As a method receives them.
 
     Raises
     ------
     BenchmarkError
-        If no feature passes the filter, or training diverges at every learning rate.
+        If no training cell is seen in all modalities, no feature passes the filter, or training diverges at every
+        learning rate.
     """
     modalities = {name: both_sets(name, task, **params["filter"][name]) for name in task.test}
     if not len(View(modalities, tuple(modalities))):
@@ -363,7 +364,7 @@ def both_sets(name: str, task: Task, **limits) -> Modality:
 def passes(
     counts: sp.csr_matrix, min_count: int, min_cells: int, lower_quantile: float, upper_quantile: float
 ) -> np.ndarray:
-    """Tell which features are detected often enough, and neither too rare nor too common among the others."""
+    """Return which features are detected often enough, and are neither too rare nor too common among the others."""
     total = np.asarray(counts.sum(axis=0)).ravel()
     low, high = np.quantile(total, [lower_quantile, upper_quantile])
     return (counts.getnnz(axis=0) > min_cells) & (total > min_count) & (low <= total) & (total <= high)
@@ -373,7 +374,7 @@ def passes(
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
-    """Train our model and return posterior means, mapped to what they are for paired cells."""
+    """Train our model and return posterior means, mapped to the joint means of paired cells."""
     return run(train, task, params, seed)
 
 

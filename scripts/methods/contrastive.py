@@ -1,7 +1,7 @@
 """Contrastive learning (CLIP): one encoder per modality, trained so that a cell's two embeddings find each other.
 
-Trained on paired training cells, against the other cells of the mini-batch; stopped where training donors
-(or cells) held out are matched best.
+It is trained on paired training cells, against the other cells of the mini-batch. Training stops where held-out
+training donors (or cells) are matched best.
 """
 
 import copy
@@ -30,7 +30,7 @@ class Encoders(nn.Module):
         return [F.normalize(encoder(x), dim=1) for encoder, x in zip(self.encoders, inputs, strict=True)]
 
     def loss(self, inputs: list[torch.Tensor]) -> torch.Tensor:
-        """Symmetric InfoNCE: find the cell among the mini-batch, from either modality."""
+        """Return symmetric InfoNCE: find the cell in the mini-batch, from either modality."""
         u, v = self(inputs)
         # Bounded as in CLIP: a sharper softmax makes training unstable.
         logits = self.log_scale.exp().clamp(max=100) * u @ v.T
@@ -39,7 +39,7 @@ class Encoders(nn.Module):
 
 
 def perceptron(n_input: int, n_latent: int, depth: int, width: int, dropout: float) -> nn.Sequential:
-    """Hidden layers with dropout, and a linear one."""
+    """Return hidden layers with dropout, followed by a linear layer."""
     layers = []
     for n in [n_input, *[width] * (depth - 1)]:
         layers += [nn.Linear(n, width), nn.LayerNorm(width), nn.GELU(), nn.Dropout(dropout)]
@@ -62,7 +62,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 
 
 def held_out_foscttm(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the FOSCTTM of held-out cells, mean of both directions."""
+    """Return the FOSCTTM of held-out cells, averaged over both directions."""
     return float(np.mean(foscttm(x, y)))
 
 
@@ -80,10 +80,10 @@ def train(
     learning_rate: float,
     weight_decay: float,
 ) -> dict[str, float]:
-    """Train in place and leave the weights that match held-out cells best; return what to report.
+    """Train in place, keep the weights that match held-out cells best, and return what to report.
 
-    Held-out cells are matched every `check_steps` steps; training ends after `patience_steps` steps without a
-    smaller `error` of their embeddings, or after `max_steps`. `optimizer` is one of `torch.optim`.
+    Held-out cells are matched every `check_steps` steps. Training ends after `patience_steps` steps without a smaller
+    `error` of their embeddings, or after `max_steps`. `optimizer` is one of `torch.optim`.
     """
     stepper = getattr(torch.optim, optimizer)(encoders.parameters(), lr=learning_rate, weight_decay=weight_decay)
     n_cells = len(inputs[0])

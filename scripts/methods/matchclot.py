@@ -1,8 +1,9 @@
-"""MatchCLOT, our implementation after the paper: latent semantic indexing and contrastive learning in large batches.
+"""MatchCLOT, our implementation of the paper: latent semantic indexing and contrastive learning in large batches.
 
-Trained on paired training cells, each against all others of the mini-batch; stopped where most held-out training cells
-find their partner. The indexing is fitted on the test cells too, as by the authors. Their Harmony correction is left
-out, and so is their matching: the benchmark matches every embedding by optimal transport within batches, as they do.
+It is trained on paired training cells, each against all others of the mini-batch. Training stops where most held-out
+training cells find their partner. The indexing is also fitted on the test cells, as the authors do. Their Harmony
+correction is left out, and so is their matching: the benchmark already matches every embedding by optimal transport
+within batches, as they do.
 """
 
 from itertools import pairwise
@@ -41,7 +42,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 
 
 def features(task: Task, modality: str, n_components: int | None, seed: int) -> pd.DataFrame:
-    """Return the encoder inputs of all cells, float32, a row per cell by its name.
+    """Return the encoder inputs of all cells, float32, one row per cell, indexed by name.
 
     Values are as the competition gave them to the authors: logarithms of normalised expression, detected peaks, and
     centred log-ratios of proteins.
@@ -60,10 +61,10 @@ def features(task: Task, modality: str, n_components: int | None, seed: int) -> 
 
 
 def lsi(values: sp.csr_matrix, n_components: int, seed: int) -> np.ndarray:
-    """Latent semantic indexing, standardised within each cell, without its first component, which follows depth.
+    """Return latent semantic indexing, standardised within each cell, without the first component, which follows depth.
 
-    Term frequency times inverse document frequency is scaled to a sum of 10⁴ in each cell; log(1 + x) is projected on
-    its leading singular vectors.
+    Term frequency times inverse document frequency is scaled to a sum of 10⁴ in each cell. Then log(1 + x) is projected
+    on its leading singular vectors.
     """
     total = np.asarray(values.sum(axis=0)).ravel()
     seen = np.flatnonzero(total)
@@ -77,7 +78,7 @@ def lsi(values: sp.csr_matrix, n_components: int, seed: int) -> np.ndarray:
 
 
 def perceptron(widths: list[int], dropout: list[float], n_latent: int) -> nn.Sequential:
-    """Hidden layers, each with its dropout, and a linear one."""
+    """Return hidden layers, each with its own dropout, followed by a linear layer."""
     layers = []
     for (n, width), rate in zip(pairwise(widths), dropout, strict=True):
         layers += [nn.Linear(n, width), nn.ELU(), nn.Dropout(rate)]
@@ -85,7 +86,7 @@ def perceptron(widths: list[int], dropout: list[float], n_latent: int) -> nn.Seq
 
 
 def held_out_misses(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the share of held-out cells whose nearest neighbour is another's partner, mean of both directions."""
+    """Return the share of held-out cells whose nearest neighbour is not their partner, mean of both directions."""
     similarity, cells = x @ y.T, np.arange(len(x))
     return float(np.mean([similarity.argmax(axis=axis) != cells for axis in (0, 1)]))
 

@@ -1,9 +1,9 @@
-"""MIDAS, by its authors' package `scmidas`: a mosaic of all cells at once, the test cells as cells of one modality.
+"""MIDAS, by its authors' package `scmidas`: a mosaic of all cells at once, with test cells as cells of one modality.
 
-Upstream wants the cells of a batch to have the same modalities: cells of one batch that were measured for different
-ones are batches of their own. A cell is placed by its biological latent variables, given one modality. Whether embedded
-cells are compared by cosine or by Euclidean distance is chosen on paired training cells. Upstream does not resume: a
-run that was cut short starts anew.
+Upstream needs the cells of a batch to have the same modalities. Cells of one batch that were measured for different
+modalities therefore become batches of their own. A cell is placed by its biological latent variables, given one
+modality. Paired training cells decide whether embedded cells are compared by cosine or by Euclidean distance. Upstream
+cannot resume: an interrupted run starts anew.
 """
 
 from importlib.metadata import version
@@ -20,9 +20,9 @@ from clue.benchmark.methods.validation import choose_metric
 
 BATCH = "modalities_and_batch"
 COORDINATES = r"^(.+?)[:_-]\d+[_-]\d+$"
-"""The name of a peak; its group is the chromosome."""
+"""Pattern of a peak's name; its group is the chromosome."""
 OF_CHROMOSOMES = ("dims_before_enc_atac", "dims_after_dec_atac")
-"""Upstream's settings of the layers that each chromosome has for itself."""
+"""Upstream's settings for the layers that each chromosome has separately."""
 N_REPORTS = 50
 """How many lines of progress a full training prints."""
 
@@ -71,7 +71,7 @@ def mosaic(task: Task, n_features: dict[str, int]) -> tuple[md.MuData, dict[str,
         # Upstream pairs the cells of a batch by their place in each modality.
         part = part[part.obs_names.sort_values()]
         part = part[:, selected(name, part, n_features.get(name))]
-        # One chunk, in the order of the file, where names are no coordinates.
+        # If names are not coordinates, there is one chunk, in the order of the file.
         chunk = (
             part.var_names.str.extract(COORDINATES, expand=False).fillna("") if name == "atac" else [""] * part.n_vars
         )
@@ -84,7 +84,7 @@ def mosaic(task: Task, n_features: dict[str, int]) -> tuple[md.MuData, dict[str,
 
 
 def selected(modality: str, cells: ad.AnnData, n_features: int | None) -> np.ndarray:
-    """Return the columns of at most `n_features` features, in order; genes as upstream's tutorial chooses them."""
+    """Return the columns of at most `n_features` features, in order. Genes are chosen as in upstream's tutorial."""
     import scanpy as sc
 
     if n_features is None or cells.n_vars <= n_features:
@@ -99,18 +99,18 @@ def selected(modality: str, cells: ad.AnnData, n_features: int | None) -> np.nda
 
 
 def configuration(settings: dict[str, Any], chunks: dict[str, list[int]]) -> dict[str, Any]:
-    """Return upstream's configuration with these settings, and no processes that load data."""
+    """Return upstream's configuration with these settings, and without processes that load data."""
     from scmidas.config import load_config
 
     loading = {"num_workers": 0, "persistent_workers": False, "pin_memory": False}
     configs = {**load_config(), **settings, **loading}
-    if len(chunks.get("atac", [])) == 1:  # upstream refuses layers of chromosomes where there is one
+    if len(chunks.get("atac", [])) == 1:  # upstream refuses layers of chromosomes if there is only one
         configs = {name: value for name, value in configs.items() if name not in OF_CHROMOSOMES}
     return configs
 
 
 def train(model, max_epochs: int, device: str) -> None:
-    """Train in place, with lines of progress: upstream's bar is unreadable in a log."""
+    """Train in place and print lines of progress, since upstream's bar is unreadable in a log."""
     from lightning.pytorch.callbacks import LambdaCallback
 
     every = max(1, max_epochs // N_REPORTS)
@@ -132,7 +132,7 @@ def train(model, max_epochs: int, device: str) -> None:
 
 
 def by_modality(model, cells: md.MuData) -> dict[str, pd.DataFrame]:
-    """Return the biological latent variables of all cells, given one modality alone, by the names of cells."""
+    """Return the biological latent variables of all cells, given each modality alone, by cell name."""
     predicted = model.predict(mod_latent=True, verbose=False)
     parts = {
         name: [

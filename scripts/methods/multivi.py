@@ -1,8 +1,8 @@
-"""MultiVI, `scvi.model.MULTIVI`, trained as its tutorial recommends: on all cells at once, the test cells unpaired.
+"""MultiVI, `scvi.model.MULTIVI`, trained as its tutorial recommends: on all cells at once, with unpaired test cells.
 
-A cell's modality that was not measured is filled with zeros, which upstream masks; what a cell was measured for is its
-batch, its sample a covariate. Whether embedded cells are compared by cosine or by Euclidean distance is chosen on
-paired training cells. Upstream does not resume: a run that was cut short starts anew.
+Modalities that were not measured in a cell are filled with zeros, which upstream masks. The set of measured
+modalities is the cell's batch; its sample is a covariate. Paired training cells decide whether embedded cells are
+compared by cosine or by Euclidean distance. Upstream cannot resume: an interrupted run starts anew.
 """
 
 from math import ceil
@@ -21,7 +21,7 @@ from clue.benchmark.methods.validation import choose_metric
 ROLES = {"rna": "rna_layer", "atac": "atac_layer", "adt": "protein_layer"}
 """Arguments of upstream's `setup_mudata` that name the modalities."""
 ALONE = {"rna": "expression", "atac": "accessibility", "adt": "protein"}
-"""What upstream calls the embedding by one modality."""
+"""Upstream's names for the embedding from one modality."""
 N_REPORTS = 50
 """How many lines of progress a full training prints."""
 
@@ -60,10 +60,10 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
 
 
 def predict(model, cells: md.MuData, task: Task, source: str, target: str, seed: int) -> np.ndarray:
-    """Return the predicted targets of the test cells of `source`; those that the filter has left out at their mean.
+    """Return the predicted targets of the test cells of `source`; targets that the filter left out get their mean.
 
-    What upstream decodes (shares of expression, probabilities of accessibility and of a protein's foreground) is
-    brought to scale on training cells whose other modalities are hidden, as they are of test cells.
+    Upstream decodes shares of expression, probabilities of accessibility and of a protein's foreground. These are
+    brought to scale on training cells whose other modalities are hidden, as for test cells.
     """
     targets = task.targets[target]
     kept = (target + ":" + targets.names).isin(cells.mod[target].var_names)
@@ -79,8 +79,8 @@ def predict(model, cells: md.MuData, task: Task, source: str, target: str, seed:
 
 
 def decode(model, cells: md.MuData, modality: str, features: pd.Index) -> np.ndarray:
-    """Return what upstream decodes of some features, in the order of the model's."""
-    chosen = set(features)  # upstream looks each feature of the model up in it
+    """Return upstream's decoded values of some features, in the model's order."""
+    chosen = set(features)  # a set, since upstream looks up each feature of the model in it
     if modality == "rna":
         return model.get_normalized_expression(cells, gene_list=chosen, return_numpy=True)
     if modality == "atac":
@@ -103,10 +103,10 @@ def seen_in(modality: str, cells: md.MuData, names: pd.Index) -> md.MuData:
 
 
 def all_cells(task: Task, min_cell_fraction: float) -> md.MuData:
-    """Return training and test cells, each with all modalities, those not measured being zeros.
+    """Return training and test cells, each with all modalities. Those that were not measured are zeros.
 
-    Features are kept that are detected in at least `min_cell_fraction` of all cells. ``obs`` says for what a cell was
-    measured (``modality``) and where it is from (``sample``).
+    Features detected in at least `min_cell_fraction` of all cells are kept. ``obs`` says which modalities were measured
+    in a cell (``modality``) and where it is from (``sample``).
     """
     parts = {name: ad.concat([task.train.mod[name], test]) for name, test in task.test.items()}
     names = pd.Index(np.unique(np.concatenate([part.obs_names for part in parts.values()])))
@@ -135,13 +135,13 @@ def spread(counts: sp.csr_matrix, rows: np.ndarray, n_rows: int) -> sp.csr_matri
 
 
 def long_enough(training: dict, n_cells: int, min_steps: int) -> dict:
-    """Return the settings of training with as many epochs as `min_steps` steps need, if that is more."""
+    """Return the training settings, with as many epochs as `min_steps` steps need if that is more."""
     steps = ceil(n_cells * training["train_size"] / training["batch_size"])
     return {**training, "max_epochs": max(training["max_epochs"], ceil(min_steps / steps))}
 
 
 def progress(max_epochs: int):
-    """Return a callback that prints the losses as lines: upstream's bar is unreadable in a log."""
+    """Return a callback that prints the losses as lines, since upstream's bar is unreadable in a log."""
     from lightning.pytorch.callbacks import LambdaCallback
 
     every = max(1, max_epochs // N_REPORTS)

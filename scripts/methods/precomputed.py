@@ -8,7 +8,7 @@ from clue.benchmark.methods import Task, run_method
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
-    """Return the rows of the table by the names of the test cells, which say their modality."""
+    """Return the rows of the table by the names of the test cells; the names include the modality."""
     table = pd.read_csv(params["table"], index_col=0)
     found = {}
     for modality, cells in task.test.items():

@@ -1,4 +1,4 @@
-"""The control `random`, the floor of every metric: random unit vectors; the mean of training cells as prediction."""
+"""The control `random`, the floor of every metric: random unit vectors, and training means as predictions."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from clue.benchmark.methods.prediction import training_mean
 
 
 def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return vectors drawn uniformly from the unit sphere, with a random stream per modality; and training means."""
+    """Return vectors drawn uniformly from the unit sphere, with one random stream per modality, and training means."""
     streams = {modality: np.random.default_rng([seed, MODALITIES.index(modality)]) for modality in task.test}
     vectors = {name: unit_vectors(cells.n_obs, params["n_latent"], streams[name]) for name, cells in task.test.items()}
     means = {f"{a}2{b}": np.tile(training_mean(task, b), (task.test[a].n_obs, 1)) for a, b in task.directions}

@@ -1,8 +1,8 @@
 """Ridge regression between the principal components of two modalities, in both directions.
 
-Cells of both modalities get coordinates for the components of each: a cell's own where it was measured,
-the predicted ones where it was not. Fitted on paired training cells; settings are chosen as for CCA, on
-training donors (or cells) held out. Features are predicted by regression on all components, with the same penalty.
+Cells of both modalities get coordinates for the components of each: their own where measured, predicted ones where not.
+It is fitted on paired training cells; settings are chosen as for CCA, on held-out training donors (or cells). Features
+are predicted by regression on all components, with the same penalty.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from clue.benchmark.methods.prediction import measured as values_of
 from clue.benchmark.methods.validation import choose, combinations, paired_cells, prepare
 
 SETTINGS = ("penalty", "n_predicted", "power")
-"""What inner validation chooses; see `fit`."""
+"""The settings that inner validation chooses; see `fit`."""
 
 
 def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -39,28 +39,28 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
 
 
 def fit(x: np.ndarray, y: np.ndarray, penalty: float, n_predicted: int, power: float):
-    """Regressions of paired rows, in both directions.
+    """Return the regressions of paired rows, in both directions.
 
     Parameters
     ----------
     penalty
         Added to the predictors' covariance, as a share of its mean variance.
     n_predicted
-        Leading components of each modality that are predicted, and coordinates of the common space.
+        Number of leading components of each modality that are predicted and are coordinates of the common space.
     power
-        A coordinate is weighted by the correlation, in cells left out, of what was measured with what
-        was predicted, to this power: what cannot be predicted is noise to a match.
+        A coordinate is weighted by the correlation of measured with predicted values in left-out cells, to this power.
+        A component that cannot be predicted is noise in matching.
 
     Returns
     -------
-    The regression of `x` on `y`, that of `y` on `x`.
+    The regression of `x` on `y`, and that of `y` on `x`.
     """
     x, y = x.astype(np.float64), y.astype(np.float64)
     return [regress_to_scale(a, b[:, :n_predicted], penalty, power) for a, b in ((y, x), (x, y))]
 
 
 def regress(predictors: np.ndarray, targets: np.ndarray, penalty: float) -> dict[str, np.ndarray]:
-    """Ridge regression: means of both, the predictors' penalised covariance, and coefficients."""
+    """Return a ridge regression: means of both, the predictors' penalised covariance, and coefficients."""
     centre, mean = predictors.mean(axis=0), targets.mean(axis=0)
     a, b = predictors - centre, targets - mean
     covariance = a.T @ a / len(a)
@@ -72,18 +72,18 @@ def regress(predictors: np.ndarray, targets: np.ndarray, penalty: float) -> dict
 def regress_to_scale(
     predictors: np.ndarray, targets: np.ndarray, penalty: float, power: float
 ) -> dict[str, np.ndarray]:
-    """Ridge regression, and how to bring measured and predicted targets to the same scale.
+    """Return a ridge regression, and the factors that bring measured and predicted targets to the same scale.
 
-    Predictions are shrunk, and the less a target depends on the predictors, the more; distances between
-    measured and predicted values mean something once both have unit variance.
+    Predictions are shrunk, the more so the less a target depends on the predictors. Distances between measured and
+    predicted values are only meaningful once both have unit variance.
     """
     line = regress(predictors, targets, penalty)
     a, b = predictors - line["centre"], targets - line["mean"]
     predicted = a @ line["coefficients"]
-    # What each row's prediction would be, had it been left out: ridge regression needs no second fit for that.
+    # Each row's prediction if it had been left out; ridge regression gives it without a second fit.
     leverage = (1 + np.einsum("ij,ij->i", a, np.linalg.solve(line["covariance"], a.T).T)[:, None]) / len(a)
     left_out = (predicted - leverage * b) / (1 - leverage)
-    # a component that is the same in all cells says nothing: its values are 0, and stay so
+    # a component that is the same in all cells says nothing: its values are 0 and stay 0
     varies = (b.std(axis=0) > 0) & (predicted.std(axis=0) > 0)
     weight = np.zeros(len(varies))
     for i in np.flatnonzero(varies):
@@ -97,7 +97,7 @@ def regress_to_scale(
 
 
 def place(x: np.ndarray, y: np.ndarray, regressions) -> tuple[np.ndarray, np.ndarray]:
-    """Return the coordinates of cells measured as `x` and of cells measured as `y`: x's, then y's components."""
+    """Return the coordinates of cells measured as `x` and of cells measured as `y`: x's components, then y's."""
     to_x, to_y = regressions
     return (
         np.hstack([measured(x, to_x), predicted(x, to_y)]),

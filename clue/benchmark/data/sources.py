@@ -1,6 +1,6 @@
-"""Where the raw files of a data set come from: what its YAML names, and which of these was downloaded.
+"""Where the raw files of a data set come from: the sources in its YAML, and the one that was downloaded.
 
-Planning asks here, in an environment that may hold Snakemake alone; `download` needs more.
+Planning uses this module in an environment that may hold Snakemake alone; `download` needs more.
 """
 
 import json
@@ -11,11 +11,11 @@ from typing import Any
 from clue.benchmark.errors import BenchmarkError
 
 MANIFEST = "source.json"
-"""Written beside the raw files of a data set by their download: which source was taken, and the files' checksums."""
+"""The manifest that a download writes beside the raw files: which source was used, and the files' checksums."""
 
 
 class DownloadError(BenchmarkError):
-    """A raw file cannot be had, or is not the one that the data set names."""
+    """A raw file cannot be downloaded, or is not the one that the data set names."""
 
 
 def sources(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -24,12 +24,12 @@ def sources(spec: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def has_files(spec: Mapping[str, Any]) -> bool:
-    """Tell whether a data set has raw files; one that is simulated has none."""
+    """Return whether a data set has raw files; a simulated one has none."""
     return any(source["kind"] != "simulated" for source in sources(spec))
 
 
 def as_downloaded(spec: Mapping[str, Any], folder: str | Path) -> dict[str, Any]:
-    """Return a data set as it was downloaded: with the one source that was taken.
+    """Return a data set as it was downloaded: with the one source that was used.
 
     Parameters
     ----------
@@ -41,14 +41,14 @@ def as_downloaded(spec: Mapping[str, Any], folder: str | Path) -> dict[str, Any]
     Returns
     -------
     dict
-        `spec` with ``source``, ``prepare`` and ``expect`` of that source, and ``files``, their names to their
+        `spec` with the ``source``, ``prepare`` and ``expect`` of that source, and ``files``, which maps file names to
         SHA-256 digests in the order of the YAML.
 
     Raises
     ------
     DownloadError
-        If the manifest is not there, is of a source that the YAML no longer has, or if a file is not there or has
-        another size.
+        If the manifest is missing or names a source that the YAML no longer has, or if a file is missing or has a
+        different size.
     """
     path = Path(folder) / MANIFEST
     common = {key: value for key, value in spec.items() if key != "sources"}
@@ -71,7 +71,7 @@ def as_downloaded(spec: Mapping[str, Any], folder: str | Path) -> dict[str, Any]
 
 
 def describe_source(spec: Mapping[str, Any]) -> str:
-    """Return in a few words where a data set with one source comes from."""
+    """Return a short text that says where a data set with one source comes from."""
     source = spec["source"]
     match source["kind"]:
         case "http":

@@ -1,8 +1,8 @@
-"""Split a data set and censor the test cells: what a method may see, and the sealed solution.
+"""Split a data set into what a method may see and the sealed solution, and censor the test cells.
 
-Test cells are shuffled in each modality on their own and renamed, so that neither a name nor the order tells
-which cells are one. The permutations follow from the split's seed: the seal keeps methods from seeing pairs by
-accident; that a method opens its own files and nothing else is what the tests check.
+Test cells are shuffled separately in each modality and renamed, so that neither their names nor their order tells which
+cells are the same. The permutations follow from the split's seed. The seal only keeps methods from seeing pairs by
+accident; the tests check that a method opens nothing but its own files.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.targets import TARGET, choose, targets_of
 
 TRAIN_COLUMNS = ("batch", "donor")
-"""What inner validation may need; cell types and conditions are not for methods."""
+"""Columns that inner validation may need. Methods do not get cell types and conditions."""
 VAR_COLUMNS = ("feature_types", "gene_ids")
 STRATA = ("batch", "condition")
 
@@ -41,7 +41,7 @@ class TaskError(BenchmarkError):
 
 @dataclass(frozen=True)
 class TaskFiles:
-    """What one split of a data set consists of."""
+    """The contents of one split of a data set."""
 
     train: md.MuData
     tests: dict[str, ad.AnnData]
@@ -60,20 +60,20 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split, max_cells
     name
         The split's name.
     split
-        The split's settings, one entry of ``splits`` of the data set's YAML as `clue.benchmark.config.load`
-        returns it: ``within`` holds the settings of the splits whose training cells alone are split.
+        The split's settings: an entry of ``splits`` in the data set's YAML, as `clue.benchmark.config.load` returns it.
+        ``within`` holds the settings of other splits; only cells that are training cells in all of these are split.
     max_cells
-        Keep so many cells at most; see `split_cells`.
+        Keep at most this many cells; see `split_cells`.
 
     Returns
     -------
     TaskFiles
-        Training cells, test cells by modality, and the solution. Cell types are in the solution alone.
+        Training cells, test cells by modality, and the solution. Only the solution holds cell types.
 
     Raises
     ------
     TaskError
-        If a column, batch or value that the split names is not there, or no cell is left on one side.
+        If a column, batch or value that the split names does not exist, or if one side has no cells.
     """
     where = f"{dataset}: splits.{name}"
     obs, places = all_cells(mdata.mod)
@@ -95,14 +95,14 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split, max_cells
 
 
 def all_cells(modalities: Mapping[str, ad.AnnData]) -> tuple[pd.DataFrame, np.ndarray]:
-    """Return the annotation of the cells of all modalities, and where each modality has them.
+    """Return the annotation of the cells of all modalities, and their rows in each modality.
 
     Returns
     -------
     obs
-        A row per cell, those of the first modality first.
+        One row per cell, starting with those of the first modality.
     places
-        The row of each cell in each modality, -1 where it is not seen; shape (n_cells, n_modalities).
+        The row of each cell in each modality, -1 if it is not seen there; shape (n_cells, n_modalities).
     """
     obs = pd.concat([adata.obs for adata in modalities.values()])
     obs = obs[~obs.index.duplicated()]
@@ -121,18 +121,18 @@ def split_cells(
     split
         The split's settings.
     where
-        What messages begin with.
+        The beginning of messages.
     max_cells
-        Keep so many cells at most, in the split's proportion of training and test cells. The split comes first: a
-        subsample never moves a cell to the other side, and a smaller one lies within a larger one.
+        Keep at most this many cells, in the split's proportion of training and test cells. The cells are drawn after
+        the split, so no cell moves to the other side. A smaller subsample lies within a larger one.
     is_complete
-        Whether each cell is seen in every modality, as all are by default. Other cells are never test cells; they train
-        unless they are of a batch or donor that is tested.
+        Whether each cell is seen in every modality; by default all are. Incomplete cells are never test cells. They are
+        training cells unless their batch or donor is tested.
 
     Raises
     ------
     TaskError
-        If a column, batch or value that the split names is not there, or no cell is left on one side.
+        If a column, batch or value that the split names does not exist, or if one side has no cells.
     """
     is_complete = np.ones(len(obs), dtype=bool) if is_complete is None else is_complete
     rows = [np.flatnonzero(part) for part in _parts(obs, is_complete, split, where)]
@@ -149,12 +149,12 @@ def split_cells(
 
 
 def _draw(rows: np.ndarray, n: int, seed: int, purpose: str) -> np.ndarray:
-    """Draw `n` of the rows, in order; what a smaller `n` draws is among what a larger one does."""
+    """Draw `n` of the rows and keep their order. The draw of a smaller `n` is part of the draw of a larger one."""
     return np.sort(_stream(seed, purpose).permutation(rows)[:n])
 
 
 def _stream(seed: int, purpose: str) -> np.random.Generator:
-    """Return the random numbers of one purpose: what one purpose draws does not shift the others."""
+    """Return the random numbers for one purpose; drawing for one purpose does not shift the others."""
     return np.random.default_rng([seed, zlib.crc32(purpose.encode())])
 
 
@@ -171,7 +171,7 @@ Parts = tuple[np.ndarray, np.ndarray]
 
 
 def _parts(obs: pd.DataFrame, is_complete: np.ndarray, split: Split, where: str) -> Parts:
-    """Return which cells are training and which are test; both of shape (n_cells,)."""
+    """Return masks of the training cells and of the test cells, both of shape (n_cells,)."""
     kept = _kept_cells(obs, split.get("drop"), where)
     for outer in split.get("within", []):
         outer_train, _ = _parts(obs, is_complete, outer, f"{where}.within")
@@ -219,10 +219,11 @@ def _split_donors(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, spl
 
 
 def balanced_donors(cells: np.ndarray, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Choose donors that have about a fraction of the cells of every stratum.
+    """Choose donors that together have about the given fraction of the cells of every stratum.
 
-    Starting from none, one donor or two are moved to the other side whenever that lowers the sum over strata of
-    n (p - fraction)², where p is the chosen donors' fraction of the n cells of a stratum, until no such move is left.
+    At the start no donor is chosen. One or two donors are moved to the other side whenever that lowers the sum over
+    strata of n (p - fraction)², where p is the chosen donors' fraction of the n cells of a stratum. This ends when no
+    such move is left.
 
     Parameters
     ----------
@@ -231,7 +232,7 @@ def balanced_donors(cells: np.ndarray, fraction: float, rng: np.random.Generator
     fraction
         The wanted fraction of the cells.
     rng
-        Decides in which order moves are tried, hence which of several balanced choices is found.
+        Decides the order in which moves are tried, and so which of several balanced choices is found.
 
     Returns
     -------
@@ -289,14 +290,14 @@ SPLITTERS = {
 
 
 def _bare(adata: ad.AnnData, rows: np.ndarray, columns: tuple[str, ...]) -> ad.AnnData:
-    """Return counts and the named annotations of some cells; values that no such cell has leave no trace."""
+    """Return the counts and the named annotations of some cells. Categories that none of them has are removed."""
     obs = adata.obs.iloc[rows][[column for column in columns if column in adata.obs]].astype(str).astype("category")
     var = adata.var[[column for column in VAR_COLUMNS if column in adata.var]].copy()
     return ad.AnnData(adata.X[rows], obs=obs, var=var)
 
 
 def _training_cells(mdata: md.MuData, places: np.ndarray, split: Split, where: str) -> md.MuData:
-    """Return training cells; `places` as in `all_cells`."""
+    """Return training cells; `places` is as in `all_cells`."""
     seen = _seen_in(places >= 0, list(mdata.mod), split, where)
     modalities = {}
     for k, (modality, adata) in enumerate(mdata.mod.items()):
@@ -312,8 +313,8 @@ def _training_cells(mdata: md.MuData, places: np.ndarray, split: Split, where: s
 def _seen_in(is_there: np.ndarray, modalities: list[str], split: Split, where: str) -> np.ndarray:
     """Return in which modalities a method sees each training cell.
 
-    The split says so for cells that are there in every modality; others are seen wherever they are. Both arrays are of
-    shape (n_cells, n_modalities).
+    The split decides this for cells that every modality has; other cells are seen wherever they exist. `is_there` and
+    the result have shape (n_cells, n_modalities).
     """
     seen = is_there.copy()
     complete = np.flatnonzero(seen.all(axis=1))
@@ -358,9 +359,9 @@ def _solution(
     Parameters
     ----------
     cells
-        Their annotation.
+        The annotation of the test cells.
     rows, orders
-        Their rows in each modality, and the order in which each modality's test file has them.
+        Their rows in each modality, and their order in each modality's test file.
     """
     obs = pd.DataFrame({"batch": cells["batch"].astype(str)}, index=cells.index)
     if "cell_type" in cells:
@@ -382,12 +383,12 @@ def _solution(
 
 
 def derive_cell_types(train: sp.csr_matrix, test: sp.csr_matrix) -> tuple[np.ndarray, str]:
-    """Cluster the training cells' RNA and give each test cell the cluster of most of its neighbours.
+    """Cluster the training cells' RNA and give each test cell the most frequent cluster among its neighbours.
 
     Parameters
     ----------
     train, test
-        Raw RNA counts of the training and of the test cells, cells × genes.
+        Raw RNA counts of the training and test cells, cells × genes.
 
     Returns
     -------
@@ -413,7 +414,7 @@ def derive_cell_types(train: sp.csr_matrix, test: sp.csr_matrix) -> tuple[np.nda
     n_neighbours = min(N_NEIGHBOURS, fitted.n_obs - 1)
     pca = PCA(n_components, svd_solver="randomized", random_state=LABEL_SEED).fit(fitted.X[:, genes].toarray())
     coordinates = pca.transform(fitted.X[:, genes].toarray())
-    # Exact neighbours: for so few cells that costs less than compiling an approximate search.
+    # Exact neighbours: with so few cells they cost less than compiling an approximate search.
     graph = kneighbors_graph(coordinates, n_neighbours)
     settings = {"flavor": "igraph", "directed": False, "n_iterations": -1, "random_state": LABEL_SEED}
     sc.tl.leiden(fitted, resolution=RESOLUTION, adjacency=graph.maximum(graph.T), **settings)

@@ -1,11 +1,11 @@
-"""Fetch one file over HTTP with curl: resumed after any interruption, named only when it is whole and right.
+"""Fetch one file over HTTP with curl. It resumes after interruptions and names the file only once it is complete.
 
-curl resumes a broken transfer of gigabytes, which neither pooch nor Snakemake's storage plugin for cached HTTP does,
-and requests only with much code around it. It knows proxies, certificates, redirects and stalled connections, and it is
-on nearly every machine and in envs/python.yaml.
+curl can resume a broken transfer of gigabytes. pooch and Snakemake's storage plugin for cached HTTP cannot, and
+requests needs much code around it. curl also handles proxies, certificates, redirects and stalled connections, and it
+is on nearly every machine and in envs/python.yaml.
 
-What has arrived stays beside the file as ``.<name>.part``, with the server's headers in ``.<name>.part.headers``: a
-later attempt asks for the rest of that version, and begins anew where no header tells versions apart.
+What has arrived stays beside the file as ``.<name>.part``, with the server's headers in ``.<name>.part.headers``. A
+later attempt asks for the rest of that version. If no header tells versions apart, it starts anew.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from typing import Any
 from clue.benchmark.data.sources import DownloadError
 
 PROGRESS = 1 << 20
-"""Bytes that an attempt must bring to count as progress."""
+"""Bytes that an attempt must add to count as progress."""
 NO_SUCH_RANGE = 416
 PASSING_STATUS = {408, 425, 429, 500, 502, 503, 504}
 LASTING = {1, 3, 4, 22, 47, 51, 60, 77}
@@ -32,7 +32,7 @@ PAGE = re.compile(rb"\s*(<!doctype html|<html|<\?xml)", re.IGNORECASE)
 
 
 class LocalError(DownloadError):
-    """This machine is at fault, and another source would not help."""
+    """The fault is on this machine, so another source would not help."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Patience:
 
     connect: int = 20
     stalled: int = 60
-    """At less than 1 kB/s."""
+    """Time at less than 1 kB/s."""
     attempts: int = 5
-    """In a row, without anything new; a connection that breaks every gigabyte ends no download."""
+    """Attempts in a row without progress. A connection that breaks after every gigabyte does not end a download."""
     pause: float = 5
     """Before the second attempt; doubled before each further one."""
     report: float = 10
@@ -57,7 +57,7 @@ def digest(path: Path, algorithm: str = "sha256") -> str:
 
 
 def what_differs(path: Path, known: Mapping[str, Any]) -> str:
-    """Return in what a file is not the known one (``size``, ``md5``, ``sha256``); an empty text where it is."""
+    """Return how a file differs from the known ``size``, ``md5`` and ``sha256``; an empty text if it does not."""
     size = path.stat().st_size if path.exists() else 0
     if not size:
         return "is empty"
@@ -77,26 +77,26 @@ def fetch(url: str, path: Path, known: Mapping[str, Any], patience: Patience, lo
     url
         The address; redirects are followed.
     path
-        The file to make, in a folder that is there.
+        The file to write; its folder must exist.
     known
-        What is known of it: ``size``, ``md5``, ``sha256``; all are checked, none is needed.
+        The known ``size``, ``md5`` and ``sha256``. Those that are given are checked; none is required.
     patience
         How long to wait and how often to try.
     lock
-        Descriptor of the file lock that keeps other processes off `path`. curl inherits it, so that the lock lasts as
-        long as curl, even if this process is killed.
+        Descriptor of the file lock that keeps other processes off `path`. curl inherits it, so the lock lasts as long
+        as curl, even if this process is killed.
 
     Raises
     ------
     DownloadError
-        If the file cannot be had or is another one. What has arrived is kept for the next attempt, unless it is
-        wrong.
+        If the file cannot be downloaded or is a different one. What has arrived is kept for the next attempt, unless it
+        is wrong.
     """
     part = Part(path)
     most, n_faults = part.size(), 0
     while fault := _attempt(url, part, known, patience, lock):
-        # Not curl's own retry, which begins where this attempt began. A server that always sends the same beginning
-        # makes no progress.
+        # curl's own retry is not used, since it begins again where this attempt began. A server that always sends the
+        # same beginning makes no progress.
         n_faults = 1 if part.size() >= most + PROGRESS else n_faults + 1
         most = max(most, part.size())
         if n_faults >= patience.attempts:
@@ -112,18 +112,18 @@ def fetch(url: str, path: Path, known: Mapping[str, Any], patience: Patience, lo
 
 
 class Part:
-    """What has arrived of a file, and the headers that came with it."""
+    """The part of a file that has arrived, and the headers that came with it."""
 
     def __init__(self, path: Path):
         self.path = path.with_name(f".{path.name}.part")
         self.headers = path.with_name(f".{path.name}.part.headers")
 
     def size(self) -> int:
-        """Return how many bytes there are."""
+        """Return how many bytes have arrived."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def header(self, name: str) -> str:
-        """Return a header of the server's last answer (redirects come before it), empty where there is none."""
+        """Return a header of the server's last answer, after any redirects; empty if there is none."""
         text = self.headers.read_text("latin-1") if self.headers.exists() else ""
         found = re.findall(rf"^{name}: *(.*?)\s*$", text.rpartition("\nHTTP/")[2], re.IGNORECASE | re.MULTILINE)
         return found[-1] if found else ""
@@ -136,18 +136,18 @@ class Part:
             return file.read(100)
 
     def validator(self) -> str:
-        """Return what tells this version of the file from another; a weak ETag does not promise equal bytes."""
+        """Return the header that identifies this version of the file. A weak ETag does not promise equal bytes."""
         etag = self.header("etag")
         return etag if etag and not etag.startswith("W/") else self.header("last-modified")
 
     def discard(self) -> None:
-        """Forget what has arrived."""
+        """Delete what has arrived."""
         self.path.unlink(missing_ok=True)
         self.headers.unlink(missing_ok=True)
 
 
 def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience, lock: int) -> str:
-    """Ask once for what is missing and check the whole; return a fault that another attempt may not meet, if any."""
+    """Request the missing bytes once and check the whole file. Return a fault that another attempt may avoid."""
     resumed = part.size() > 0 and part.validator() != ""
     if resumed:
         options = ["--continue-at", "-", "--header", f"If-Range: {part.validator()}"]
@@ -164,7 +164,7 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
             " (a login, a notice of maintenance, a proxy)"
         )
     if answer.status == NO_SUCH_RANGE and "sha256" in known and not what_differs(part.path, known):
-        return ""  # all had arrived, and only the name was missing
+        return ""  # everything had arrived; only the name was missing
     if answer.exit == RANGE_IGNORED or answer.status == NO_SUCH_RANGE:
         part.discard()
         return "the server does not send the rest of this version of the file; starting anew"
@@ -186,7 +186,7 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
 
 
 def check_exists(url: str, patience: Patience, lock: int) -> None:
-    """Raise a `DownloadError` where there is no such file; that a server is away or busy, `fetch` will find."""
+    """Raise a `DownloadError` if there is no such file. `fetch` will notice a server that is down or busy."""
     answer = _curl(url, ["--head", "--output", os.devnull], patience, lock)
     if answer.exit == HTTP_ERROR and answer.status in (401, 403, 404, 410):
         raise _lasting(url, answer)
@@ -206,7 +206,7 @@ class _Answer:
 
 
 def _curl(url: str, options: list[str], patience: Patience, lock: int, part: Part | None = None) -> _Answer:
-    """Run curl, and print how far the part has come now and then."""
+    """Run curl, and from time to time print how much of the part has arrived."""
     command = ["curl", "--silent", "--show-error", "--fail", "--location", "--max-redirs", "10", "--globoff"]
     command += ["--proto", "=http,https", "--connect-timeout", str(patience.connect), "--speed-limit", "1000"]
     command += ["--speed-time", str(patience.stalled), "--write-out", "%{http_code} %{content_type}", *options]

@@ -1,7 +1,7 @@
-"""What a method's program is made of: `run_method`, and the `Task` that it gets.
+"""Tools for a method's program: `run_method`, and the `Task` that the method receives.
 
-Names of `clue.benchmark.methods.run` are imported when they are used: planning, where anndata may be missing, reads
-other modules of this package.
+Names of `clue.benchmark.methods.run` are imported only when they are used, because planning reads other modules of this
+package where anndata may be missing.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""What a method returned, checked before anything is written: each fault is one line that says whose and which."""
+"""Check what a method returned before anything is written. Each fault is one line with the method and the array."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +13,12 @@ from clue.benchmark.methods.task import Task
 
 
 def check_arrays(arrays: Any, test: Mapping[str, pd.Index], method: str) -> dict[str, np.ndarray]:
-    """Return what a method gave as float32 arrays in the order of `test`, or say what is wrong with it.
+    """Return a method's arrays as float32 in the order of `test`, or raise an error that says what is wrong.
 
     Parameters
     ----------
     arrays
-        What the method returned. The rows of a data frame are put in order by the names in its index.
+        The value that the method returned. Rows of a data frame are put in order by the names in its index.
     test
         The names of the test cells of each modality.
     method
@@ -27,8 +27,8 @@ def check_arrays(arrays: Any, test: Mapping[str, pd.Index], method: str) -> dict
     Raises
     ------
     ContractError
-        If a modality is missing or unknown, or an array has other rows than the test cells, another
-        width than the first, or values that are not finite numbers.
+        If a modality is missing or unknown, or if an array has the wrong number of rows, another width than the first
+        array, or values that are not finite numbers.
     """
     where = f"embed of {method} returned"
     if not isinstance(arrays, Mapping):
@@ -64,7 +64,7 @@ def _array(values: Any, where: str, modality: str) -> np.ndarray:
 
 
 def _in_order(values: Any, cells: pd.Index, where: str) -> Any:
-    """Return values with the rows of a data frame in the order of the cells; one without names is left as it is."""
+    """Put the rows of a data frame in the order of the cells. Values without row names are returned unchanged."""
     if not isinstance(values, pd.DataFrame) or values.index.equals(pd.RangeIndex(len(values))):
         return values
     if not values.index.is_unique or set(values.index) != set(cells):
@@ -73,7 +73,7 @@ def _in_order(values: Any, cells: pd.Index, where: str) -> Any:
 
 
 def to_embedding(arrays: dict[str, np.ndarray], given: Mapping[str, pd.DataFrame]) -> ad.AnnData:
-    """Return checked arrays as one table, with the name, modality and batch of each cell, from the ``obs`` given."""
+    """Join checked arrays into one table with the name, modality and batch of each cell, from the ``obs`` given."""
     names = np.concatenate([obs.index for obs in given.values()])
     obs = pd.DataFrame(
         {
@@ -87,12 +87,12 @@ def to_embedding(arrays: dict[str, np.ndarray], given: Mapping[str, pd.DataFrame
 
 
 def check_predictions(predictions: Any, task: Task, method: str, wanted: bool) -> dict[str, np.ndarray]:
-    """Return what a method predicted in each direction as float32 arrays, if its YAML says that it does.
+    """Return a method's predictions in each direction as float32 arrays, if its YAML says that it predicts.
 
     Raises
     ------
     ContractError
-        If a direction is missing or unknown, or an array has another shape or values that are no predictions.
+        If a direction is missing or unknown, or if an array has the wrong shape or values that are not finite numbers.
     """
     where = f"embed of {method} returned"
     if not wanted:
@@ -111,7 +111,7 @@ def check_predictions(predictions: Any, task: Task, method: str, wanted: bool) -
 
 
 def check_left_alone(task: Task, given: Mapping[str, pd.DataFrame], method: str) -> None:
-    """Check that a method has left the test cells in their order, since its rows may be in the order that it made."""
+    """Check that a method has left the test cells in their order; otherwise the order of its rows is unknown."""
     for name, obs in given.items():
         if name in task.test and not task.test[name].obs_names.equals(obs.index):
             raise ContractError(

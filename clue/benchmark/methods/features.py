@@ -1,6 +1,6 @@
-"""Encoder inputs that are fitted once for all methods, variants and seeds that read them, and kept in files.
+"""Encoder inputs that are fitted once and kept in files for all methods, variants and seeds that read them.
 
-A file's name says on which training cells they were fitted, and with which settings (`config.features_name`).
+A file's name tells the training cells and the settings of the fit (`config.features_name`).
 """
 
 import json
@@ -27,7 +27,7 @@ ARRAYS = ("features", "selected")
 
 @dataclass(frozen=True)
 class Fitted:
-    """Encoder inputs by modality, or the reason why there are none, and what it took to fit them."""
+    """Encoder inputs by modality, or the reason why there are none, and the time and memory of the fit."""
 
     preprocessors: dict[str, Preprocessor]
     error: str = ""
@@ -43,7 +43,7 @@ def fit_features(cells: Mapping[str, ad.AnnData], settings: Mapping[str, Any]) -
     Raises
     ------
     BenchmarkError
-        If a modality has too few cells or features, or nothing in which they differ.
+        If a modality has too few cells or features, or if they do not differ.
     """
     fitted = {}
     for k, adata in cells.items():
@@ -55,13 +55,13 @@ def fit_features(cells: Mapping[str, ad.AnnData], settings: Mapping[str, Any]) -
 
 
 def fit_for_file(train: md.MuData, which: str, settings: Mapping[str, Any]) -> Fitted:
-    """Fit on the training cells that `which` names; a reason not to is a result, which each method's row will show.
+    """Fit on the training cells that `which` names. A failure is also a result: each method's row will show the reason.
 
     Parameters
     ----------
     which
-        ``all``; ``paired``, those seen in every modality; or ``fold-3``, what `inner_split` of these returns with the
-        seed 3 to fit on.
+        ``all``; ``paired``, the cells seen in every modality; or ``fold-3``, the part of these that `inner_split` with
+        the seed 3 returns to fit on.
     """
     start = time.perf_counter()
     try:
@@ -79,7 +79,7 @@ def _cells(train: md.MuData, which: str) -> dict[str, ad.AnnData]:
 
 
 def write_features(fitted: Fitted, path: Path) -> None:
-    """Write a file that `read_features` reads; nothing in it is executed when it is read."""
+    """Write a file for `read_features`. Reading it executes nothing that is in it."""
     arrays, about = {}, {"error": fitted.error, "seconds": fitted.seconds, "memory_mb": fitted.memory_mb, "states": {}}
     for k, prepared in fitted.preprocessors.items():
         state = prepared.state()
@@ -91,7 +91,7 @@ def write_features(fitted: Fitted, path: Path) -> None:
 
 
 def read_features(path: Path) -> Fitted:
-    """Read what `write_features` has written."""
+    """Read a file that `write_features` has written."""
     try:
         with np.load(path) as file:
             arrays = dict(file)

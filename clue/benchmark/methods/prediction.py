@@ -1,4 +1,4 @@
-"""What predicting methods share: training cells to learn from, and a line from expected to measured values."""
+"""Tools that predicting methods share: training cells to learn from, and a line from expected to measured values."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from clue.benchmark.methods.task import Task
 
 MAX_CELLS = 2000
-"""Most training cells by which a prediction is brought to scale."""
+"""Largest number of training cells used to bring a prediction to scale."""
 
 
 def paired_names(task: Task, source: str, target: str, seed: int, at_most: int = MAX_CELLS) -> pd.Index:
-    """Return the names of training cells seen in both modalities, drawn at random where there are more."""
+    """Return the names of training cells seen in both modalities: at most `at_most`, drawn at random."""
     first, second = (task.train.mod[name].obs_names for name in (source, target))
     names = first.intersection(second).sort_values()
     return names[np.sort(np.random.default_rng(seed).permutation(len(names))[:at_most])]
@@ -29,17 +29,17 @@ def training_mean(task: Task, target: str) -> np.ndarray:
 
 
 class Scale:
-    """A straight line for each feature, from a model's expectation to the value that is measured.
+    """A straight line for each feature, from a model's expected value to the measured value.
 
     Parameters
     ----------
     expected, measured
-        Of some training cells, shape (cells, targets): what the model expects, and what was measured, on the scale of
-        predictions. The mean of logarithms is not the logarithm of the mean, and a model's spread is not the data's:
-        the line, by least squares, corrects both. It never falls. Where `measured` is of other cells, only the means
-        are brought together.
+        Values of some training cells, shape (cells, targets): expected by the model, and measured on the scale of
+        predictions. The mean of logarithms is not the logarithm of the mean, and a model's spread is not the data's.
+        The least-squares line corrects both; it never falls. If `measured` is of other cells, only the means are
+        matched.
     paired
-        Whether rows are of one cell each.
+        Whether the rows of both belong to the same cells.
     """
 
     def __init__(self, expected: np.ndarray, measured: np.ndarray, paired: bool = True):
@@ -52,23 +52,23 @@ class Scale:
         self.intercept = mean_y - self.slope * mean_x
 
     def __call__(self, expected: np.ndarray) -> np.ndarray:
-        """Return expectations of other cells on the scale of what is measured."""
+        """Bring the expected values of other cells to the scale of measured values."""
         return self.intercept + self.slope * expected
 
 
 def fit_scale(
     task: Task, source: str, target: str, chosen: np.ndarray, expected: Callable[[pd.Index], np.ndarray], seed: int
 ) -> Scale:
-    """Return the scale of a prediction by training cells seen in both modalities; where there are none, in either.
+    """Fit the scale of a prediction on training cells seen in both modalities or, if there are none, in either.
 
     Parameters
     ----------
     chosen
-        Which of the targets the model predicts, a mask.
+        A mask of the targets that the model predicts.
     expected
-        Returns what the model expects of these for training cells of `source`, by their names.
+        Returns the model's expected values of these targets for training cells of `source`, given their names.
     seed
-        Of the cells that are drawn.
+        Seed for drawing cells.
     """
     names = paired_names(task, source, target, seed)
     if len(names):

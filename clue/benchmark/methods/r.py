@@ -1,6 +1,6 @@
-"""Run an R script on cells: plain HDF5 to R and back, with an R that has the packages it needs.
+"""Run an R script on cells, with an R that has the packages it needs. Data are exchanged as plain HDF5.
 
-A CSR matrix of (cells × features) is, array by array, R's ``dgCMatrix`` of (features × cells).
+A CSR matrix of (cells × features) has the same arrays as R's ``dgCMatrix`` of (features × cells).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from clue.benchmark.errors import BenchmarkError
 
-# Planning looks for R, in an environment that may hold Snakemake alone.
+# Planning looks for R in an environment that may hold Snakemake alone.
 if TYPE_CHECKING:
     import anndata as ad
     import h5py
@@ -48,11 +48,11 @@ def run_r(
     Parameters
     ----------
     script
-        The R script; it works in the current folder.
+        The R script; it runs in that folder.
     cells
-        Raw counts, by the name of their group in ``input.h5``; see `write_counts`.
+        Raw counts, keyed by the name of their group in ``input.h5``; see `write_counts`.
     params
-        Anything that JSON can say.
+        Any value that JSON can hold.
     packages
         The R packages that the script needs: ``"hdf5r"``, or ``"Seurat>=5.0.0"``.
 
@@ -82,7 +82,7 @@ def run_r(
 
 
 def reason_of(status: int, error_file: Path) -> str:
-    """Say in a line why R failed: its message, or the signal that ended it."""
+    """Return one line that says why R failed: its message, or the signal that ended it."""
     if error_file.exists():
         return " ".join(error_file.read_text(errors="replace").split())
     if status < 0 or status > 128:
@@ -101,7 +101,7 @@ def find_r(packages: Sequence[str]) -> str:
     Raises
     ------
     BenchmarkError
-        If there is none; the line says what each lacks, and both ways to get one.
+        If there is none. The message says what each one lacks, and two ways to get one.
     """
     reasons = []
     for program, name in ((shutil.which("Rscript"), "Rscript on the path"), (shutil.which(str(OWN)), str(OWN))):
@@ -116,7 +116,7 @@ def find_r(packages: Sequence[str]) -> str:
 
 
 def lacking(rscript: str, packages: Sequence[str]) -> str:
-    """Say what an R lacks; an empty text if nothing."""
+    """Return what an R lacks; an empty text if nothing."""
     with tempfile.TemporaryDirectory(prefix="clue-r-") as folder:
         command = [rscript, "--vanilla", "-e", CHECK, *packages]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -131,7 +131,7 @@ def lacking(rscript: str, packages: Sequence[str]) -> str:
 def write_counts(group: h5py.Group, adata: ad.AnnData) -> None:
     """Write the counts of (cells × features) as ``data``, ``indices``, ``indptr`` and ``shape``.
 
-    Names are not written: rows stay in order, and Seurat would change what names of features hold.
+    Names are not written: rows keep their order, and Seurat would change the names of features.
     """
     import numpy as np
     import scipy.sparse as sp

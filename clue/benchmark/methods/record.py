@@ -1,4 +1,4 @@
-"""What ``run.json`` keeps of a run: settings, time and memory, machine, versions and commit."""
+"""The contents of ``run.json``: settings, time and memory, machine, versions and commit of a run."""
 
 import argparse
 import importlib.metadata
@@ -28,8 +28,8 @@ REPORTED_IF_IMPORTED = {
 
 
 def report(arguments: argparse.Namespace, metric: Any, task: Task, seconds: float) -> dict[str, Any]:
-    """Return what ``run.json`` says of a finished run beside whose it is."""
-    # counts as the method's own: other methods do all of their work themselves
+    """Return the entries of ``run.json`` for a finished run, except its identity."""
+    # Shared fits count as the method's own work, since other methods do all of their work themselves.
     shared = sum(part.seconds for part in task.shared)
     return {
         "metric": metric,
@@ -37,7 +37,7 @@ def report(arguments: argparse.Namespace, metric: Any, task: Task, seconds: floa
         "by_pairs": arguments.by_pairs,
         "device": arguments.device,
         "threads": arguments.threads,
-        # as Slurm calls the machine where it runs the process
+        # Slurm's own name of the machine, if Slurm runs the process
         "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "seconds": round(seconds + shared, 3),
         "shared_seconds": round(shared, 3),
@@ -49,9 +49,9 @@ def report(arguments: argparse.Namespace, metric: Any, task: Task, seconds: floa
 
 
 def commit(root: Path = Path(__file__).parents[3]) -> str:
-    """Return git's short hash of the checkout that runs, ``-dirty`` with changes; empty where there is no git.
+    """Return git's short hash of the running checkout, with ``-dirty`` if it has changes; empty if there is no git.
 
-    Changes of documents do not count: they change no result.
+    Changes to documents do not count, since they change no result.
     """
     git = ["git", "-C", str(root)]
     head = ["rev-parse", "--short", "HEAD"]
@@ -86,7 +86,7 @@ def write_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy's numbers and arrays, which methods like to put into `info`, into Python's."""
+    """Convert numpy's numbers and arrays, which methods often put into `info`, to Python's."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     return str(value)

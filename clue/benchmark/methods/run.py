@@ -1,7 +1,7 @@
-"""Run a method: a function from the training file and the censored test files to an embedding.
+"""Run a method: a function that turns the training file and the censored test files into an embedding.
 
-`run_method` owns the command line, seeding, contracts, timing, peak memory, ``run.json``, atomic writes
-and errors, so that a method is its own few lines::
+`run_method` handles the command line, seeding, contracts, timing, peak memory, ``run.json``, atomic writes
+and errors, so a method needs only a few lines of its own::
 
     def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]: ...
 
@@ -49,7 +49,7 @@ from clue.benchmark.methods.task import Embed, Params, Task
 from clue.sparse import column_sums
 
 NOTED_EVERY = 5.0
-"""Seconds between notes of a method's run time, in case it is killed."""
+"""Seconds between records of a method's run time, which are kept in case it is killed."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -59,16 +59,16 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     """Run `embed` as a command-line program; write ``embedding.h5ad`` and ``run.json`` beside it.
 
-    An exception leaves ``failure.json`` with one line, its traceback on standard error, and exit status 1.
-    A signal is not caught: the process ends as the method or the system has it end.
+    An exception leaves one line in ``failure.json``, its traceback on standard error, and exit status 1. Signals are
+    not caught: the method or the system decides how the process ends.
 
     Parameters
     ----------
     embed
-        The method. It gets the task, the hyper-parameters and the seed, and returns one array of shape
-        (cells, width) per test modality, rows in file order, of one width. A data frame whose index names the cells may
-        have them in any order. It leaves the test cells that it was given in their order. A method that predicts
-        (``predicts: true`` in its YAML) returns a second dict beside it: for each of ``task.directions``, as
+        The method. It receives the task, the hyper-parameters and the seed. It returns one array per test modality,
+        shape (cells, width), all of one width, with rows in file order. A data frame whose index names the cells may
+        have them in any order. The method must leave the test cells in their order. A method that predicts
+        (``predicts: true`` in its YAML) also returns a second dict: for each of ``task.directions``, named like
         ``"rna2adt"``, an array of shape (cells of the test RNA in file order, ``task.targets["adt"].names``).
     argv
         The command line; by default that of the process.
@@ -77,7 +77,7 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     failure = arguments.embedding.with_name("failure.json")
     failure.parent.mkdir(parents=True, exist_ok=True)
     try:
-        # Were it removed at success only, a killed process would leave the reason of an earlier failure.
+        # If it were removed only on success, a killed process would leave the reason of an earlier failure.
         failure.unlink(missing_ok=True)
         _run(embed, arguments)
     except BenchmarkError as error:
@@ -127,7 +127,7 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     _check_device(arguments.device)
     _seed(arguments.seed)
     _limit_threads(arguments.threads)
-    checkout = commit()  # now: it may change while the method is at work
+    checkout = commit()  # now, since it may change while the method runs
     test = dict(_keyed(path) for path in arguments.tests)
     train = read_train(arguments.train)
     missing = [modality for modality in test if modality not in train.mod]
@@ -148,14 +148,14 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     write_json(arguments.embedding.with_name("run.json"), record)
     if arguments.predictions:
         write_predictions(predictions, arguments.predictions)
-    # Last: whoever finds an embedding finds all that belongs to it.
+    # Last, so that whoever finds an embedding also finds everything that belongs to it.
     write_embedding(embedding, arguments.embedding)
     _settings_file(task.checkpoints).unlink(missing_ok=True)
 
 
 @contextmanager
 def _timed(path: Path) -> Iterator[Callable[[], float]]:
-    """Count seconds, including those of attempts that were cut short. Even a killed process leaves its count."""
+    """Count seconds, including those of interrupted attempts. Even a killed process leaves its count."""
     before = float(path.read_text()) if path.exists() else 0.0
     start, ended = time.perf_counter(), threading.Event()
     end = None
@@ -164,7 +164,7 @@ def _timed(path: Path) -> Iterator[Callable[[], float]]:
         return before + (end or time.perf_counter()) - start
 
     def note() -> None:
-        # A disk that is full, or a folder that the method has removed, is no reason to fail here.
+        # A full disk, or a folder that the method has removed, is no reason to fail here.
         with suppress(OSError):
             if path.parent.exists():
                 with atomic(path) as temporary:
@@ -186,7 +186,7 @@ def _timed(path: Path) -> Iterator[Callable[[], float]]:
 
 
 def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
-    """Run `_embed` for each pair that has training cells in common; leave out the others, with the reason."""
+    """Run `_embed` for each pair that has training cells in common. Record why the other pairs are left out."""
     parts: dict[str, ad.AnnData] = {}
     predictions: dict[str, np.ndarray] = {}
     left_out = {}
@@ -210,7 +210,7 @@ def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[
 
 
 def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
-    """Call the method; return the embedding, with the metric that it chose, and the predictions; both checked."""
+    """Call the method. Return its embedding, with the metric that it chose, and its predictions, both checked."""
     given = {name: cells.obs.copy() for name, cells in task.test.items()}
     returned = _call(embed, task, arguments)
     check_left_alone(task, given, arguments.method)
@@ -226,10 +226,10 @@ def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
     try:
         return embed(task, Params(arguments.params), arguments.seed)
     except SystemExit as end:
-        # CLUE ends so at a signal, with its checkpoint written: no fault, since Slurm starts the job again.
+        # CLUE exits like this on a signal, after writing its checkpoint. This is no fault: Slurm starts the job again.
         if isinstance(end.code, int) and end.code > 128:
             raise
-        # Lightning, which trains MultiVI, has an exception of its own for SIGTERM.
+        # Lightning, which trains MultiVI, raises its own exception for SIGTERM.
         if type(end) is not SystemExit:
             sys.exit(128 + signal.SIGTERM)
         # Even with status 0 there is no embedding.
@@ -258,7 +258,7 @@ def _check_device(device: str) -> None:
 
 
 def _check_learnable(train: md.MuData, modalities: list[str], path: Path) -> None:
-    """Refuse training cells from which no method can learn, before each would fail in words of its own."""
+    """Refuse training cells that no method can learn from, before each method fails with a message of its own."""
     for modality in modalities:
         counts = train.mod[modality].X
         # n times the sum of squares equals the square of the sum only where all n numbers are equal.
@@ -271,7 +271,7 @@ def _check_learnable(train: md.MuData, modalities: list[str], path: Path) -> Non
 
 
 def _limit_threads(threads: int) -> None:
-    # Libraries that are loaded already are limited by call, those that a method loads later by environment.
+    # Libraries that are already loaded are limited by the call, those that a method loads later by the environment.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
     threadpoolctl.threadpool_limits(threads)
     if "torch" in sys.modules:
@@ -281,7 +281,7 @@ def _limit_threads(threads: int) -> None:
 def _seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
-    # Where a method imports torch in `embed` only, its generator would start from a seed of its own.
+    # If a method imports torch only in `embed`, torch's generator would otherwise start from a seed of its own.
     if importlib.util.find_spec("torch"):
         import torch
 
@@ -297,7 +297,7 @@ def _checkpoints(arguments: argparse.Namespace) -> Path:
 
 
 def _prepare_checkpoints(arguments: argparse.Namespace) -> None:
-    """Make the folder of checkpoints; drop those of other settings or data, and of a finished run."""
+    """Make the folder of checkpoints. Delete checkpoints of other settings or data, and those of a finished run."""
     folder = _checkpoints(arguments)
     stats = {path.name: path.stat() for path in [arguments.train, *arguments.tests] if path.exists()}
     settings = {

@@ -1,4 +1,4 @@
-"""What a method is given: the `Task` and its hyper-parameters, and the type of the function that it is."""
+"""The inputs of a method, `Task` and `Params`, and the type of the method's function, `Embed`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,26 +19,26 @@ from clue.preprocess import Preprocessor
 
 @dataclass
 class Task:
-    """What a method may see.
+    """Everything that a method may see.
 
     Parameters
     ----------
     train
-        Training cells, raw counts; cells of one name in two modalities are one cell.
+        Raw counts of training cells; cells with the same name in two modalities are the same cell.
     test
-        Test cells of each modality, shuffled and renamed; nothing in ``obs`` but ``batch``.
+        Test cells of each modality, shuffled and renamed; ``obs`` holds only ``batch``.
     device
-        ``"cpu"`` or ``"cuda"``; the GPU is there when it says so.
+        ``"cpu"`` or ``"cuda"``; with ``"cuda"`` there is a GPU.
     threads
-        How many threads the method may use.
+        The number of threads that the method may use.
     checkpoints
-        A folder that survives a failed run; empty unless a run of the same settings and data was cut short.
+        A folder that survives a failed run; empty unless a run with the same settings and data was interrupted.
     metric
-        By which the embedded cells are to be compared; a method whose space is Euclidean sets ``"euclidean"``.
+        The metric for comparing embedded cells; a method whose space is Euclidean sets ``"euclidean"``.
     info
-        What the method wants to have in ``run.json``, for instance ``epochs``.
+        Values that the method adds to ``run.json``, for instance ``epochs``.
     features
-        Files of encoder inputs that jobs of their own have fitted, by name; see `fitted`.
+        Files of encoder inputs that separate jobs have fitted, by name; see `fitted`.
     """
 
     train: md.MuData
@@ -50,25 +50,25 @@ class Task:
     info: dict[str, Any] = field(default_factory=dict)
     features: Mapping[str, Path] = field(default_factory=dict)
     shared: list[Fitted] = field(default_factory=list)
-    """What it took to fit those of `features` that were read."""
+    """The time and memory of fitting those of `features` that were read."""
 
     def fitted(self, which: str, cells: Mapping[str, ad.AnnData], params: Mapping[str, Any]) -> dict[str, Preprocessor]:
-        """Return the encoder inputs of each modality: from the file, if the method's YAML has it made, else fitted now.
+        """Return the encoder inputs of each modality, from a file if the method's YAML asks for one, else fitted now.
 
         Parameters
         ----------
         which
-            Which training cells they are fitted on: ``all``; ``paired``, what `paired_cells` returns; or ``fold-3``,
-            what `inner_split` of these with the seed 3 returns to fit on.
+            The training cells that they are fitted on: ``all``; ``paired``, the cells from `paired_cells`; or
+            ``fold-3``, the part of these that `inner_split` with the seed 3 returns to fit on.
         cells
-            These cells.
+            The cells themselves.
         params
-            Hyper-parameters, of which ``n_components`` and ``n_features`` are read.
+            Hyper-parameters; only ``n_components`` and ``n_features`` are read.
 
         Raises
         ------
         BenchmarkError
-            If a modality has too few cells or features, or nothing in which they differ.
+            If a modality has too few cells or features, or if they do not differ.
         """
         path = self.features.get(features_name(which, params))
         if path is None:
@@ -81,12 +81,12 @@ class Task:
 
     @property
     def targets(self) -> dict[str, Targets]:
-        """What is predicted of each modality: the features, and the scale."""
+        """The features of each modality that are predicted, and their scale."""
         return targets_of(self.train.mod)
 
     @property
     def directions(self) -> list[tuple[str, str]]:
-        """Each modality to predict from, with each other one to predict."""
+        """Every pair of a modality to predict from and another one to predict."""
         return directions(list(self.test))
 
     def of_pair(self, first: str, second: str) -> "Task":

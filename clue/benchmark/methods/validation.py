@@ -1,4 +1,4 @@
-"""Choose settings by paired training cells, without looking at a test cell."""
+"""Choose settings on paired training cells, without looking at test cells."""
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import combinations as pairs_of
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 FRACTION = 0.25
 """Share of the paired training cells that is held out."""
 MAX_COMPARED = 2000
-"""Most training cells by which `choose_metric` compares metrics."""
+"""Largest number of training cells that `choose_metric` uses to compare metrics."""
 
 Cells = dict[str, ad.AnnData]
 Settings = dict[str, Any]
 
 
 def paired_cells(train: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnData]:
-    """Return the cells seen in every modality, in one order."""
+    """Return the cells seen in every modality, in the same order."""
     adatas = dict(train.mod) if isinstance(train, md.MuData) else dict(train)
     names = _paired_names(adatas)
     return {modality: adata[names].copy() for modality, adata in adatas.items()}
@@ -42,7 +42,7 @@ def _paired_names(adatas: Mapping[str, ad.AnnData]) -> pd.Index:
 def prepare(
     task: "Task", which: str, cells: Cells, params: Mapping[str, Any]
 ) -> tuple[dict[str, Preprocessor], dict[str, np.ndarray]]:
-    """Return the encoder inputs that are fitted on these cells (`Task.fitted`), and what they make of the cells."""
+    """Return the encoder inputs that are fitted on these cells (`Task.fitted`), and the cells transformed by them."""
     fitted = task.fitted(which, cells, params)
     return fitted, {k: fitted[k].transform(adata) for k, adata in cells.items()}
 
@@ -52,11 +52,11 @@ def inner_split(
 ) -> tuple[dict[str, ad.AnnData], dict[str, ad.AnnData]]:
     """Split paired cells into those to fit on and those held out.
 
-    Whole donors are held out where there are at least four, else whole batches where there are at
-    least four, else random cells: as test cells differ from training cells, so should held-out ones.
-    At most `at_most` of the held-out cells are returned, drawn at random.
+    Whole donors are held out if there are at least four, else whole batches if there are at least four, else random
+    cells. Held-out cells should differ from the others as test cells differ from training cells. At most `at_most` of
+    the held-out cells are returned, drawn at random.
 
-    Cells are drawn in the order of their names, and returned so: that of the file does not matter.
+    Cells are drawn and returned in the order of their names, so the order of the file does not matter.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def _held_out(adata: ad.AnnData, rng: np.random.Generator) -> np.ndarray:
 
 
 def quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray, metric: Metric = "cosine") -> tuple[float, float]:
-    """Match score (mean of both directions) and FOSCTTM of paired rows, as the benchmark scores them."""
+    """Return match score (mean of both directions) and FOSCTTM of paired rows, as the benchmark scores them."""
     same = np.arange(len(x))
     forth = match_score(match_snn(x, y, batch_x=batch, batch_y=batch, metric=metric), same)
     back = match_score(match_snn(y, x, batch_x=batch, batch_y=batch, metric=metric), same)
@@ -100,7 +100,7 @@ def quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray, metric: Metric = "c
 
 
 def criterion(match: float, closer: float) -> float:
-    """One number to maximise: the logarithms of both, so that a relative gain in either counts the same."""
+    """Return one number to maximise. It uses logarithms, so a relative gain in either score counts the same."""
     return float(np.log(max(match, 1e-6)) - np.log(max(closer, 1e-6)))
 
 
@@ -125,18 +125,17 @@ def choose(
     paired
         Training cells seen in every modality, in one order.
     grid
-        The settings to choose from. One that is called ``metric`` is the metric by which its embeddings are compared;
-        it is cosine where there is none.
+        The settings to choose from. The ``metric`` of an entry is the metric for its embeddings; cosine if it has none.
     candidates
-        Fits on its first argument and yields the embeddings of its second in both modalities, once
-        per entry of `grid` and in its order. What all entries share need be done once only. The third is what
-        `Task.fitted` calls the first.
+        Fits on its first argument and yields the embeddings of its second in both modalities, once per entry of `grid`
+        and in that order. Work that all entries share need only be done once. The third argument is the name of the
+        first for `Task.fitted`.
     seed
-        Seed of the first fold; the next one has the next seed.
+        Seed of the first fold; each further fold has the next seed.
     n_folds
-        How often to hold out cells.
+        How many times to hold out cells.
     max_held_out
-        Embed at most this many of them.
+        Embed at most this many held-out cells.
 
     Returns
     -------
@@ -159,24 +158,23 @@ def choose_metric(
 ) -> tuple[Metric, list[Settings]]:
     """Choose between cosine and Euclidean distances by how well paired training cells match.
 
-    For methods that are not trained for a metric. The cells were trained on, pairs and all, so their scores are no
-    estimate of what test cells get: they match better. What is compared is two geometries of one embedding, which
-    training did not tell apart.
+    This is for methods that are not trained for a metric. The method was trained on these cells, including their pairs,
+    so they match better than test cells do, and their scores are no estimate of test scores. The scores only compare
+    two geometries of one embedding that training did not tell apart.
 
     Parameters
     ----------
     train
         The training cells; those seen in both modalities of a pair are compared.
     place
-        Returns the embeddings, by a modality alone, of the cells of these names, in this order, as test cells are
-        embedded.
+        Returns the embeddings of the named cells, in this order, from one modality alone, as test cells are embedded.
     seed
-        Of the cells that are drawn: half of the paired ones, and at most `MAX_COMPARED`. The other half is for a method
-        that places cells by what it knows of others (Cobolt).
+        Seed for drawing cells: half of the paired ones, at most `MAX_COMPARED`. The other half is for a method that
+        places cells by its knowledge of others (Cobolt).
 
     Returns
     -------
-    The chosen metric, and both with their ``match_score`` and ``foscttm``, means over the pairs of modalities.
+    The chosen metric, and both metrics with their ``match_score`` and ``foscttm``, means over pairs of modalities.
     """
     compared = []
     for first, second in pairs_of(train.mod, 2):
@@ -192,7 +190,7 @@ def choose_metric(
 
 
 def _best(grid: list[Settings], scores: Iterable[tuple[float, float]]) -> tuple[Settings, list[Settings]]:
-    """Return the settings with the best of the scores, and all of them with theirs."""
+    """Return the settings with the best score, and all settings with their scores."""
     scores = np.asarray(scores).tolist()
     best = max(range(len(grid)), key=lambda row: criterion(*scores[row]))
     return grid[best], [s | {"match_score": m, "foscttm": f} for s, (m, f) in zip(grid, scores, strict=True)]

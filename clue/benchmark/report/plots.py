@@ -1,4 +1,4 @@
-"""What the programs of figures share: panels, seeds as points, legends, notes, and a safe end."""
+"""Tools that the figure programs share: panels, seeds as points, legends, notes, and saving."""
 
 import re
 import textwrap
@@ -21,25 +21,25 @@ from clue.benchmark.report.tables import rows_of
 from clue.benchmark.scores.stats import summarise
 
 LABELS_WIDTH = 2.2
-"""Room for the labels left of the first panel, in inches."""
+"""Width of the labels left of the first panel, in inches."""
 NOTE_HEIGHT = 0.11
 """Height of one line of a note, in inches."""
 MAX_NOTES = 8
 LONGEST_NAME = 42
-"""Longer names are cut, in characters."""
+"""Longest name, in characters; longer ones are cut."""
 
 
 class NothingToDraw(Exception):
-    """A figure has no data, which is no fault; the message says why and becomes the picture."""
+    """A figure has no data. This is no fault; the message says why and becomes the picture."""
 
 
 # ---- programs ------------------------------------------------------------------------------------
 
 
 def write_figure(path: Path, draw: Callable[..., Figure], *args) -> None:
-    """Draw and save a figure, or in its place a line that says why there is nothing to draw.
+    """Draw and save a figure. If there is nothing to draw, save a line that says why.
 
-    An error ends the program, and with it the rule: Snakemake then makes the report without this figure.
+    An error ends the program, and so the rule fails. Snakemake then makes the report without this figure.
     """
     try:
         style.apply()
@@ -51,7 +51,7 @@ def write_figure(path: Path, draw: Callable[..., Figure], *args) -> None:
 
 
 def message(text: str) -> Figure:
-    """Return a figure that holds nothing but a text."""
+    """Return a figure that holds only a text."""
     figure = plt.figure(figsize=(style.COLUMN, 0.8))
     lines = textwrap.wrap(text, 60, max_lines=4, placeholder=" …")
     figure.text(0.5, 0.5, "\n".join(lines), ha="center", va="center", color=style.MUTED)
@@ -69,18 +69,18 @@ def panels(
     Parameters
     ----------
     rows, columns
-        The label of each row and column by its key. Labels of rows are written upwards, left of the first panel.
+        The label of each row and column, by its key. Row labels are written upwards, left of the first panel.
     height
         Height of a panel, in inches.
     wrap
-        How many panels stand side by side, where a figure has one row only; the others go below.
+        Number of panels side by side in a figure that has only one row; the others go below.
     options
         Further arguments of `matplotlib.pyplot.subplots`.
 
     Returns
     -------
     tuple
-        The figure, as wide as a page where its panels allow, and a panel for each key of a row and of a column.
+        The figure, as wide as a page if its panels allow, and a panel for each pair of a row's and a column's key.
     """
     keys = [(row, column) for row in rows for column in columns]
     n = min(len(columns), wrap or len(columns))
@@ -136,7 +136,7 @@ def draw_seeds(
     interval: bool = True,
     missing: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw a row per method: a point per seed, a bar at their mean, and from 3 seeds on the interval of the mean.
+    """Draw a row per method: a point per seed, a bar at their mean and, from 3 seeds on, the interval of the mean.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def draw_seeds(
     interval
         Whether to draw the 95 % t-interval of the mean.
     missing
-        By row what to write in place of points, or right of them.
+        For each row, a text to write in place of points or to their right.
     """
     order = list(methods.index)
     if len(points):
@@ -165,7 +165,7 @@ def draw_seeds(
 def method_rows(axis: Axes, methods: pd.DataFrame, missing: Mapping[str, str], drawn: Collection[str] = ()) -> None:
     """Label the rows of a panel with its methods, from top to bottom.
 
-    A text of `missing` stands in the middle of its row, or beside the panel where the row is `drawn`.
+    A text in `missing` stands in the middle of its row, or beside the panel if the row is in `drawn`.
     """
     for row, text in missing.items():
         place = {"x": 1.02, "ha": "left"} if row in drawn else {"x": 0.5, "ha": "center"}
@@ -193,8 +193,8 @@ def draw_seed_panels(
     points
         The columns ``row`` and ``value``, and those of `by`. Rows that are not in `methods` are not drawn.
     by
-        The columns of `points` that say in which row and column of panels a point is; an empty name where there is
-        one row only.
+        The columns of `points` that say in which row and column of panels a point is; an empty name if there is only
+        one row.
     options
         Further arguments of `draw_seeds`.
     """
@@ -206,9 +206,9 @@ def draw_seed_panels(
 def draw_method_panels(
     axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: Sequence[str], kind: Callable, **look
 ) -> None:
-    """Draw every panel by `kind`, a function of seaborn, each method in its colour and marker.
+    """Draw every panel with `kind`, a function of seaborn. Each method has its own colour and marker.
 
-    The other arguments are those of `draw_seed_panels`; `look` holds those of `kind`, such as ``x`` and ``y``.
+    The other arguments are as in `draw_seed_panels`; `look` holds arguments of `kind`, such as ``x`` and ``y``.
     """
     rows = list(methods.index)
     given = {"hue": "row", "style": "row", "hue_order": rows, "style_order": rows, "legend": False}
@@ -226,13 +226,13 @@ def _in_panels(axes: Mapping, points: pd.DataFrame, methods: pd.DataFrame, by: S
 
 
 def mark_level(axis: Axes, level: float, line: str) -> None:
-    """Draw a vertical line at a level, behind the points; none at NaN."""
+    """Draw a vertical line at a level, behind the points; nothing at NaN."""
     if np.isfinite(level):
         axis.axvline(level, color=style.MUTED, linestyle=line, linewidth=0.9, zorder=1)
 
 
 def add_legend(figure: Figure, entries: pd.DataFrame, rows: int = 20, **look) -> None:
-    """Put one legend of all panels to the right of them, in columns of at most `rows` entries.
+    """Put one legend for all panels to their right, in columns of at most `rows` entries.
 
     `entries` has the columns ``label``, ``color`` and ``marker``, as `style.Display.methods` gives them.
     """
@@ -258,13 +258,13 @@ def add_notes(figure: Figure, notes: Iterable[str]) -> None:
 
 
 def shorten(text: str, width: int = LONGEST_NAME) -> str:
-    """Return a text of one line and of at most `width` characters; the middle is cut, since names differ at the end."""
+    """Return a text as one line of at most `width` characters. The middle is cut, since names differ at the end."""
     text = re.sub(r"\s", " ", without_control_codes(text)).strip()
     return text if len(text) <= width else f"{text[: width * 2 // 3 - 1]}…{text[-(width // 3) :]}"
 
 
 def log_scale(axis: Axis) -> None:
-    """Make an axis logarithmic, half a decade to each side of its middle at least, with plain numbers as labels."""
+    """Make an axis logarithmic, with at least half a decade on each side of its middle, and plain numbers as labels."""
     low, high = axis.get_data_interval()
     low, high = (low, high) if 0 < low <= high < np.inf else (1.0, 10.0)
     middle, name = (low * high) ** 0.5, axis.axis_name

@@ -1,12 +1,12 @@
 """Published numbers: ``config/reference/*.tsv``, one number a row, each with its source and its evidence.
 
-The split ``site4`` is the private test set of phase 2 of the competition; ``scmmib_*`` are the protocols of SCMMIB; of
-ACE's own data sets we have none. Metrics bear the names that they have in ``metrics.tsv``. Evidence is
+The split ``site4`` is the private test set of phase 2 of the competition; ``scmmib_*`` are the protocols of SCMMIB. We
+have none of ACE's own data sets. Metrics have the same names as in ``metrics.tsv``. Evidence is one of
 
 * ``source``: read in the source code or a data file of the authors or organisers;
-* ``reconstructed``: read off a plot, by the method that the note names;
+* ``reconstructed``: read off a plot, in the way that the note describes;
 * ``second-hand``: from somebody else's account of the source;
-* ``inferred``: put together from other numbers.
+* ``inferred``: derived from other numbers.
 """
 
 from collections.abc import Iterable
@@ -31,25 +31,25 @@ SUBTASKS = {
     "atac2rna": ("bmmc_multiome", "ATAC → RNA"),
     "rna2atac": ("bmmc_multiome", "RNA → ATAC"),
 }
-"""Direction of each sub-task: its data set and its name."""
+"""By direction of a sub-task: its data set and its name."""
 OVERALL = "overall"
 """The direction that stands for the mean of the four sub-tasks."""
 
 
 def read_published(paths: Iterable[str | Path]) -> pd.DataFrame:
-    """Return the published scores of several files, with the column ``file`` for where each row is from.
+    """Return the published scores of several files, with a column ``file`` that says where each row is from.
 
     Raises
     ------
     BenchmarkError
-        If columns are missing or unknown, a number is none, or a row lacks its source or evidence.
+        If a column is missing or unknown, a value is not a number, or a row lacks its source or evidence.
     """
     found = [_read(path, SCORES, "value", KEY).assign(file=path.name) for path in map(Path, paths)]
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=[*SCORES, "file"])
 
 
 def read_drops(path: str | Path) -> pd.DataFrame:
-    """Return the published ablation: how much a score drops, in percent, without a part of the method."""
+    """Return the published ablation: by how many percent a score drops without a part of the method."""
     return _read(Path(path), DROPS, "drop_percent", ["method", "metric", "variant"])
 
 
@@ -73,9 +73,9 @@ def _check(good: pd.Series, fault: str, path: Path) -> None:
 
 
 def competition_scores(metrics: pd.DataFrame, metric: str = "match_score") -> pd.DataFrame:
-    """Return a row per default variant and seed of this run, indexed by ``method`` and ``seed``.
+    """Return a row per method's default variant and seed of this run, indexed by ``method`` and ``seed``.
 
-    A column per sub-task, NaN where there is no score, and `OVERALL`, which needs all four sub-tasks.
+    There is a column per sub-task, NaN if it has no score, and `OVERALL`, which needs all four sub-tasks.
     """
     found = rows_of(metrics, split=SPLIT, metric=metric, status="ok", variant="default")
     found = found[found["dataset"] == found["direction"].map({key: dataset for key, (dataset, _) in SUBTASKS.items()})]

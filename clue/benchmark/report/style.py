@@ -24,7 +24,7 @@ PAGE = 7.0
 INK = "#262626"
 MUTED = "#6b6b6b"
 FALLBACK = "#00796b #ad1457 #5d4037 #6a1b9a #827717 #37474f #bf360c #1565c0 #2e7d32 #8d6e63".split()
-"""Colours of what ``config/display.yaml`` does not list."""
+"""Colours for names that ``config/display.yaml`` does not list."""
 MARKERS = "oDsv^P<>Xp*"
 """Shapes that go with colours, for readers who cannot tell all colours apart."""
 FONTS_OF_ALL_SCRIPTS = ("CJK", "Source Han", "WenQuanYi", "Droid Sans Fallback", "Arial Unicode", "Unifont")
@@ -53,7 +53,7 @@ def save(figure: Figure, path: str | Path) -> None:
     for target, metadata in ((path, {}), (path.with_suffix(".pdf"), {"CreationDate": None})):
         with atomic(target) as temporary:
             figure.savefig(temporary, metadata=metadata)
-        figure.set_layout_engine("none")  # the second file has the layout of the first, which takes the most time
+        figure.set_layout_engine("none")  # the second file reuses the layout, which takes the most time
     plt.close(figure)
 
 
@@ -63,8 +63,8 @@ class Display:
     Parameters
     ----------
     path
-        ``config/display.yaml``. The folders ``methods`` and ``datasets`` beside it hold the labels
-        that it does not give, and which published method a method reproduces.
+        ``config/display.yaml``. The folders ``methods`` and ``datasets`` beside it hold the labels that it lacks, and
+        say which published method each method reproduces.
     """
 
     def __init__(self, path: str | Path):
@@ -73,31 +73,31 @@ class Display:
         self.entries = check(read_yaml(path), self.folder / "schemas" / "display.schema.yaml", str(path))
 
     def entry(self, kind: str, name: str) -> dict:
-        """Return what the file says about a name; `kind` is a top-level key such as ``methods``."""
+        """Return the file's entry for a name; `kind` is a top-level key such as ``methods``."""
         return self.entries[kind].get(name, {})
 
     def own_file(self, kind: str, name: str) -> dict:
-        """Return the file of a method or data set, such as ``config/methods/cca.yaml``; empty where there is none."""
+        """Return the file of a method or data set, such as ``config/methods/cca.yaml``; empty if there is none."""
         path = self.folder / kind / f"{name}.yaml"
         return read_yaml(path) if path.exists() else {}
 
     def label(self, kind: str, name: str) -> str:
-        """Return the label of a name: from here, else from its own file, else made from the name."""
+        """Return the label of a name: from this file, else from the name's own file, else made from the name."""
         label = self.entry(kind, name).get("label") or self.own_file(kind, name).get("label")
         return str(label or name.replace("_", " "))
 
     @functools.cached_property
     def reproduced(self) -> dict[str, str]:
-        """The published method that each method reproduces; methods with settings of our own are not in it."""
+        """The published method that each method reproduces. Methods with our own settings are not in it."""
         specs = {path.stem: read_yaml(path) for path in sorted(self.folder.glob("methods/*.yaml"))}
         return {method: spec["reproduces"] for method, spec in specs.items() if "reproduces" in spec}
 
     def color(self, kind: str, name: str) -> str:
-        """Return the colour of a name; an unlisted name has one that depends on the name alone."""
+        """Return the colour of a name; the colour of an unlisted name depends on the name alone."""
         return self.entry(kind, name).get("color", FALLBACK[_number(name) % len(FALLBACK)])
 
     def marker(self, method: str) -> str:
-        """Return the shape of a method's points: by its place in the file, or by its name where it is not listed."""
+        """Return the shape of a method's points, by its place in the file or, if it is not listed, by its name."""
         listed = list(self.entries["methods"])
         return MARKERS[(listed.index(method) if method in listed else _number(method)) % len(MARKERS)]
 
@@ -108,11 +108,11 @@ class Display:
         return known + sorted(names.difference(known))
 
     def is_control(self, method: str) -> bool:
-        """Tell whether a method only marks the range of the metrics."""
+        """Return whether a method only marks the range of the metrics."""
         return self.entry("methods", method).get("control", False)
 
     def is_ablation(self, variant: str) -> bool:
-        """Tell whether a variant lacks a part of its method."""
+        """Return whether a variant lacks a part of its method."""
         return self.entry("variants", variant).get("ablation", False)
 
     def name(self, method: str, variant: str) -> str:
@@ -121,14 +121,14 @@ class Display:
         return label if variant == "default" else f"{label}, {self.label('variants', variant)}"
 
     def methods(self, table: pd.DataFrame, controls: bool = False, ablations: bool = False) -> pd.DataFrame:
-        """Return what figures need to know of the methods of a table, in the order of display.
+        """Return labels, colours and markers for the methods of a table, in the order of display.
 
         Returns
         -------
         DataFrame
-            A row per method and variant, indexed by ``row``, which `tables.keyed` adds to a table, with the columns
-            ``method``, ``variant``, ``label``, ``color`` and ``marker``.
-            Controls are left out, unless there is nothing else.
+            One row per method and variant, with the columns ``method``, ``variant``, ``label``, ``color`` and
+            ``marker``. The index ``row`` is the column that `tables.keyed` adds to a table. Controls are left out,
+            unless there is nothing else.
         """
         rows = []
         for method in self.order("methods", table["method"]):
@@ -151,5 +151,5 @@ class Display:
 
 
 def _number(name: str) -> int:
-    """Return a number that depends on a name alone, on every machine."""
+    """Return a number that depends only on a name, and is the same on every machine."""
     return int(hashlib.sha256(name.encode()).hexdigest(), 16)

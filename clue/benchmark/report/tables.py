@@ -41,7 +41,7 @@ def read_table(path: str | Path, columns: Sequence[str], numeric: Sequence[str] 
 
 
 def read_metrics(path: str | Path) -> pd.DataFrame:
-    """Read ``metrics.tsv``, which has a row at least for every planned job."""
+    """Read ``metrics.tsv``, which has at least one row for every planned job."""
     table = read_table(path, METRICS_COLUMNS, numeric=["value"])
     if table.empty:
         raise BenchmarkError(f"{path}: has no rows; collect the run again")
@@ -54,7 +54,7 @@ def read_resources(path: str | Path) -> pd.DataFrame:
 
 
 def read_cells(folder: str | Path, *job: str) -> pd.DataFrame | None:
-    """Read the scores per pair of a job, both directions averaged; None where there is no file.
+    """Read a job's scores per pair, averaged over both directions; None if there is no file.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ def read_cells(folder: str | Path, *job: str) -> pd.DataFrame | None:
 
 def read_facts(path: str | Path) -> dict:
     """Return ``uns`` of a file, its number of cells and the shapes of its modalities, without reading counts."""
-    from anndata.io import read_elem  # late: most programs that read tables need no anndata
+    from anndata.io import read_elem  # here, since most programs that read tables need no anndata
 
     try:
         with h5py.File(path) as file:
@@ -85,7 +85,7 @@ def read_facts(path: str | Path) -> dict:
 
 
 def write_table(table: pd.DataFrame, path: str | Path, digits: int | None = None) -> None:
-    """Write tab-separated text; missing values are empty, and `digits` rounds to so many significant ones.
+    """Write tab-separated text. Missing values are empty, and `digits` is the number of significant digits.
 
     A path that ends in ``.gz`` is compressed; the same table gives the same bytes.
     """
@@ -117,10 +117,10 @@ def keyed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_pairs(metrics: pd.DataFrame) -> pd.DataFrame:
-    """Return the table with the pairs of more than two modalities as splits of their own, each after its split.
+    """Make each pair of more than two modalities a split of its own, after its split.
 
-    They are called ``<split> rna+atac``. Their direction ``both`` is the mean of the pair's two, that of the split the
-    mean over pairs, which is the only one that the split keeps. A job without scores is a row of each.
+    A pair's split is called ``<split> rna+atac``, and its direction ``both`` is the mean of its two directions. The
+    original split keeps only its own ``both``, the mean over pairs. A job without scores has a row in each.
     """
     if not metrics["direction"].str.contains("+", regex=False).any():
         return metrics
@@ -137,7 +137,7 @@ def with_pairs(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def values_of(metrics: pd.DataFrame, wanted: Sequence[str]) -> pd.DataFrame:
-    """Return the finite values of some metrics, both directions averaged, with the columns that `keyed` adds."""
+    """Return the finite values of some metrics, averaged over both directions, with the columns that `keyed` adds."""
     found = rows_of(metrics, direction="both", status="ok")
     return keyed(found[found["metric"].isin(wanted) & np.isfinite(found["value"])])
 
@@ -151,15 +151,15 @@ class Scores:
     planned: int
     """How many seeds were planned."""
     status: str
-    """``ok`` where every planned seed has a value; else ``failed``, ``unsupported`` or ``n/a``."""
+    """``ok`` if every planned seed has a value; else ``failed``, ``unsupported``, ``unavailable`` or ``n/a``."""
     reason: str
-    """Why a seed has no value; where all have one, ``by pairs`` or empty."""
+    """Why a seed has no value; if all have one, ``by pairs`` or empty."""
 
 
 def scores(jobs: pd.DataFrame, metric: str, direction: str = "both") -> Scores:
     """Look up a metric in the rows of one method variant on one split.
 
-    A seed without a finite value makes the status that of its first row that is not ``ok``, or ``n/a``.
+    If a seed has no finite value, the status is that of the first row of such seeds that is not ``ok``, or ``n/a``.
     """
     found = rows_of(jobs, metric=metric, direction=direction, status="ok")
     found = found[np.isfinite(found["value"])].drop_duplicates("seed").set_index("seed")
@@ -177,7 +177,7 @@ def scores(jobs: pd.DataFrame, metric: str, direction: str = "both") -> Scores:
 
 
 def changes(split: pd.DataFrame, method: str, variant: str, metric: str) -> tuple[pd.Series, str]:
-    """Return what a variant changes of a score in percent, or why that is not known.
+    """Return by how many percent a variant changes a score, or why that is unknown.
 
     Parameters
     ----------

@@ -14,13 +14,13 @@ from clue.matching import Metric, as_points
 NEIGHBORS = 15
 MIN_DIST = 0.3
 EPOCHS = 200
-"""UMAP's own number for more than 10,000 points; for fewer it takes 500, at more than twice the time."""
+"""UMAP's default for more than 10,000 points. For fewer its default is 500, which takes more than twice as long."""
 
 
 def sample_cells(solution: ad.AnnData, n_points: int, seed: int) -> pd.DataFrame:
     """Return ``obs`` of a solution, or of a seeded sample of it whose cells make at most `n_points` points.
 
-    A cell is one point per modality: both of them are drawn, so that a picture shows whether they meet.
+    A cell is one point per modality. All its points are drawn, so that a picture shows whether they meet.
     """
     n_cells = max(1, n_points // len(solution.uns["modalities"]))
     if solution.n_obs <= n_cells:
@@ -41,7 +41,7 @@ def points(embedding: ad.AnnData, cells: pd.DataFrame, modalities: list[str], wh
 
 
 def sampled(paths: Sequence[Path], solution: ad.AnnData, n_points: int, seed: int) -> Iterator[ad.AnnData]:
-    """Yield the same sample of test cells of each embedding, as `points` gives it."""
+    """Yield the same sample of test cells from each embedding, in the form of `points`."""
     cells = sample_cells(solution, n_points, seed)
     for path in tqdm(paths, unit="embedding", mininterval=1):
         yield points(read_embedding(path), cells, list(solution.uns["modalities"]), str(path))
@@ -50,16 +50,16 @@ def sampled(paths: Sequence[Path], solution: ad.AnnData, n_points: int, seed: in
 def coordinates(vectors: np.ndarray, seed: int, metric: Metric = "cosine") -> np.ndarray:
     """Return UMAP coordinates, shape (cells, 2), of the rows of `vectors`, compared by `metric`.
 
-    All modalities go in together. The same seed gives the same picture.
+    All modalities share one UMAP. The same seed gives the same picture.
     """
-    import scanpy as sc  # brings numba: seconds
+    import scanpy as sc  # imports numba, which takes seconds
 
     (vectors,) = as_points(vectors, metric=metric)
     adata = ad.AnnData(np.asarray(vectors, dtype=np.float32))
-    if adata.n_obs < 5:  # no neighbourhoods to speak of
+    if adata.n_obs < 5:  # too few for neighbourhoods
         return np.pad(adata.X, ((0, 0), (0, max(0, 2 - adata.n_vars))))[:, :2]
     sc.pp.neighbors(adata, n_neighbors=min(NEIGHBORS, adata.n_obs - 1), use_rep="X", random_state=seed)
-    # Start from principal axes, which keep the large picture; a collapsed embedding has none.
+    # Start from principal axes, which keep the global structure; a collapsed embedding has none.
     spread = adata.X.std(axis=0).any() and adata.n_vars > 1
     start = sc.pp.pca(adata.X, n_comps=2, random_state=seed) if spread else "random"
     if spread:

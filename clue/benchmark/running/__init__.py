@@ -1,1 +1,1 @@
-"""What a run needs beside its rules: the machine, the cluster, where it stands, what it costs."""
+"""Support for a run beside its rules: the machine, the cluster, progress and cost."""

@@ -1,4 +1,4 @@
-"""Slurm: what the site asks for, and this checkout's jobs in the queue.
+"""Slurm: the settings of the site, and this checkout's jobs in the queue.
 
 ``profiles/slurm/config.yaml`` calls `slurm_site`; ``make resume`` and ``make status`` ask for the jobs.
 """
@@ -20,12 +20,12 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 SCHEMA = CHECKOUT / "config" / "schemas" / "site.schema.yaml"
 SITE_FILE = "slurm-site.yaml"
 _IS_AWAY = re.compile("establish a config|process configuration|contact slurm controller")
-"""In what sbatch says where it has no Slurm to ask."""
+"""Text in sbatch's message when it cannot reach a Slurm."""
 EXAMPLE = "profiles/slurm/site.example.yaml"
 PREFIX = "clue-bench"
 """The ``slurm-jobname-prefix`` of the profile."""
 SLURM_LOGS = "logs/slurm"
-"""The ``slurm-logdir`` of the profile; it is there if a job was ever submitted."""
+"""The ``slurm-logdir`` of the profile; it exists if a job was ever submitted."""
 CANCEL_SECONDS = 300
 
 
@@ -34,16 +34,16 @@ CANCEL_SECONDS = 300
 
 @dataclass(frozen=True)
 class Site:
-    """What ``slurm-site.yaml`` says.
+    """The settings in ``slurm-site.yaml``.
 
     Attributes
     ----------
     account, qos
         As given to ``sbatch``; empty for the cluster's default.
     partitions
-        By name, the limits that the Slurm plugin knows; empty for the cluster's default partition.
+        The limits of each partition that the Slurm plugin knows, by name; empty for the cluster's default partition.
     file
-        Where it was read.
+        The file that was read.
     """
 
     account: str = ""
@@ -52,19 +52,19 @@ class Site:
     file: str = SITE_FILE
 
     def most(self, limit: str, gpu: int) -> float:
-        """Return the largest value of a limit over the partitions that take a job; infinite where none is given."""
+        """Return the largest value of a limit over the partitions that accept a job; infinite if none is given."""
         fitting = [limits for limits in self.partitions.values() if limits.get("max_gpu", 0) >= gpu]
         return max((limits.get(limit, inf) for limits in fitting), default=inf)
 
 
 def slurm_site(path: str | Path | None = None) -> Site:
-    """Return the site's settings after Slurm has agreed to them.
+    """Return the site's settings after Slurm has accepted them.
 
     Raises
     ------
     BenchmarkError
-        If the file is wrong, or Slurm would refuse a job submitted so. Where there is no Slurm nothing is
-        asked, so that a dry run works anywhere.
+        If the file is wrong, or Slurm would refuse a job with these settings. Without Slurm only the file is checked,
+        so that a dry run works anywhere.
     """
     site = read_site(path)
     if shutil.which("sbatch"):
@@ -74,9 +74,9 @@ def slurm_site(path: str | Path | None = None) -> Site:
 
 
 def read_site(path: str | Path | None = None) -> Site:
-    """Return the site's settings as the file has them; the defaults where there is no file.
+    """Return the site's settings from its file; the defaults if there is no file.
 
-    The file is `path`, else ``slurm-site.yaml`` of this folder, else that of the checkout.
+    The file is `path` or else ``slurm-site.yaml`` in the current folder or in the checkout.
     """
     path = Path(path or _site_file())
     if not path.exists():
@@ -86,13 +86,13 @@ def read_site(path: str | Path | None = None) -> Site:
 
 
 def _site_file() -> Path:
-    # Absolute, since Snakemake changes into another folder where it has --directory.
+    # Absolute, since Snakemake changes to another folder if it has --directory.
     places = [folder / SITE_FILE for folder in (Path.cwd(), CHECKOUT)]
     return next((place for place in places if place.exists()), Path(SITE_FILE))
 
 
 def _check_accepted(site: Site, partition: str) -> None:
-    """Let Slurm judge a job of a minute that it does not run."""
+    """Ask Slurm whether it would accept a job of one minute, without running it."""
     words = {"--account": site.account, "--qos": site.qos, "--partition": partition}
     options = [f"{option}={value}" for option, value in words.items() if value]
     if reason := refusal(["--time=1", "--mem=1", *options]):
@@ -104,7 +104,7 @@ def _check_accepted(site: Site, partition: str) -> None:
 
 
 def refusal(options: Sequence[str]) -> str:
-    """Return why Slurm would refuse a job with these options of ``sbatch``; nothing if it would take it."""
+    """Return why Slurm would refuse a job with these options of ``sbatch``; an empty text if it would accept it."""
     command = ["sbatch", "--test-only", *options, "--wrap", "true"]
     done = subprocess.run(command, capture_output=True, text=True)
     errors = done.stderr.replace("allocation failure:", "").replace("sbatch: error:", "")
@@ -116,7 +116,7 @@ def refusal(options: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """One job in the queue: its number, Slurm's state, its node or why it waits, the rule and wildcards it is for."""
+    """One job in the queue: its number, its state, its node or why it waits, and the rule and wildcards it is for."""
 
     number: str
     state: str
@@ -125,14 +125,14 @@ class SlurmJob:
 
 
 def slurm_jobs(folder: Path) -> list[SlurmJob]:
-    """Return the jobs in the queue that Snakemake has submitted from a folder; none where there is no Slurm.
+    """Return the queued jobs that Snakemake has submitted from a folder; none if there is no Slurm.
 
-    A folder that never submitted a job does not ask, so that a local run does without an answer.
+    Slurm is not asked about a folder that never submitted a job, so a local run does not depend on its answer.
 
     Raises
     ------
     BenchmarkError
-        If there is a Slurm that does not answer.
+        If there is a Slurm but it does not answer.
     """
     if not (folder / SLURM_LOGS).exists() or not shutil.which("squeue"):
         return []
@@ -150,12 +150,12 @@ def slurm_jobs(folder: Path) -> list[SlurmJob]:
 
 
 def cancel(folder: Path) -> int:
-    """Cancel a folder's jobs and wait until they are gone, so that no other writes the same files; return how many.
+    """Cancel a folder's jobs and return how many. Wait until they are gone, since they would write a new run's files.
 
     Raises
     ------
     BenchmarkError
-        If one is still there after some minutes, as on a node that does not answer.
+        If a job is still there after `CANCEL_SECONDS`, for instance on a node that does not answer.
     """
     if jobs := slurm_jobs(folder):
         subprocess.run(["scancel", *(job.number for job in jobs)], check=True)

@@ -1,7 +1,8 @@
-"""What a run will cost, by what was measured: told from its configuration alone, before anything is downloaded.
+"""Estimate the cost of a run from its configuration and measured times alone, before anything is downloaded.
 
-The model is proportion. A method that trains by steps takes a time per step, which grows with the features that it
-decodes; anything else takes a time per cell and feature. Early stopping is not foreseen: steps are those asked for.
+Costs are proportional to measured ones. A method that trains in steps takes a time per step, which grows with the
+features that it decodes. Everything else takes a time per cell and feature. Early stopping is ignored: the steps are
+those asked for.
 """
 
 from collections.abc import Iterator, Mapping
@@ -22,11 +23,11 @@ NUMBERS = ["cells", "features", "steps", "seconds", "setup_seconds", "memory_mb"
 COLUMNS = ["run", "what", "dataset", "modalities", *NUMBERS, "device", "machine", "command", "commit", "date"]
 COSTS = ["jobs", "unknown", "hours", "reserved_hours", "gpu_hours", "reserved_gpu_hours", "disk_gb"]
 RULE_MINUTES = {"score": 30, ORACLE: 15}
-"""What the rules of rules/metrics.smk ask for; no YAML says it."""
+"""Minutes that the rules of rules/metrics.smk ask for; no YAML gives them."""
 FREE = ("download", "collect")
-"""Rules that take no time to speak of."""
+"""Rules that take almost no time."""
 TEST_FRACTION = 0.25
-"""Taken for a split whose YAML gives neither numbers nor a fraction of cells, as one of whole batches may."""
+"""Assumed for a split whose YAML gives neither numbers nor a fraction of cells, such as a split by batches."""
 
 
 # ---- how much there is to do ---------------------------------------------------------------------
@@ -42,7 +43,7 @@ class Size:
 
 
 def size_of(spec: Mapping[str, Any], split: str | None, max_cells: int | None) -> Size | None:
-    """Return the size of a split by what the data set's YAML says; None where it does not say enough.
+    """Return the size of a split according to the data set's YAML; None if it does not say enough.
 
     Parameters
     ----------
@@ -75,14 +76,17 @@ def _parts(split: Mapping[str, Any], n_cells: int) -> tuple[int, int]:
 
 
 def work_of(size: Size, params: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Return what the time of a job with these hyper-parameters depends on: cells, features and steps (`Planned`)."""
+    """Return the cells, features and steps (`Planned`) that determine the time of a job with these hyper-parameters."""
     selected = params.get("n_features") or {}
     features = sum(min(n, selected.get(modality) or n) for modality, n in size.n_features.items())
     return size.n_train + size.n_test, features, _steps(params, size)
 
 
 def _steps(params: Mapping[str, Any], size: Size) -> int:
-    """Return the steps that ``training`` and ``fine_tuning`` ask for; the last of them sees unpaired test cells too."""
+    """Return the steps that ``training`` and ``fine_tuning`` ask for.
+
+    The last stage of a transductive method also sees the unpaired test cells.
+    """
     transductive = params.get("transductive", False)
     stages = [name for name in ("training", "fine_tuning")[: 1 + transductive] if name in params]
     total = 0
@@ -102,7 +106,7 @@ def _steps(params: Mapping[str, Any], size: Size) -> int:
 
 @dataclass(frozen=True)
 class Planned:
-    """A job of a run, and what there is to do."""
+    """A job of a run, and how much work it is."""
 
     step: Step
     what: str
@@ -110,15 +114,15 @@ class Planned:
     dataset: str
     modalities: str
     cells: int
-    """Training and test cells; 0 where the data set's YAML does not say how large it is, and of `FREE` rules."""
+    """Training and test cells; 0 for `FREE` rules, and if the data set's YAML does not give its size."""
     features: int
-    """Of all modalities together; of a method only those that it selects."""
+    """Summed over modalities; for a method only those that it selects."""
     steps: int
-    """Optimiser steps at most; 0 where the job does not train by steps."""
+    """Largest number of optimiser steps; 0 if the job does not train in steps."""
     cores: int
     gpus: int
     minutes: int
-    """What it asks for."""
+    """The cores, GPUs and minutes that the job asks for."""
 
 
 def planned(benchmark: Benchmark) -> Iterator[Planned]:
@@ -143,25 +147,26 @@ def planned(benchmark: Benchmark) -> Iterator[Planned]:
         yield Planned(step, what, dataset, "+".join(spec["modalities"]), *work, *asked)
 
 
-# ---- what they take ------------------------------------------------------------------------------
+# ---- time and disk of the jobs -------------------------------------------------------------------
 
 
 def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[pd.DataFrame, dict[Any, list[str]]]:
-    """Return the cost of every rule of a run, and the rows of `times` that tell it, each with its jobs' data sets.
+    """Return the cost of every rule of a run, and the rows of `times` it is based on, with the data sets of their jobs.
 
     Parameters
     ----------
     benchmark
         The run.
     times
-        What was measured, as `read_times` returns it.
+        The measured times, as `read_times` returns them.
 
     Returns
     -------
     tuple
-        A table by rule: ``jobs``; ``unknown``, those of unknown size or never measured, which are in what is reserved
-        only; ``hours`` of one CPU core, or of one GPU where that was measured; ``gpu_hours``, the part of them that is
-        spent by jobs that hold a GPU; what is reserved: cores or GPUs times the time that jobs ask for; ``disk_gb``.
+        A table by rule: ``jobs``; ``unknown``, the jobs of unknown size or that were never measured, which count as
+        reserved only; ``hours`` of one CPU core, or of one GPU if that was measured; ``gpu_hours``, the part of them in
+        jobs that hold a GPU; ``reserved_hours`` and ``reserved_gpu_hours``, cores or GPUs times the time that jobs ask
+        for; ``disk_gb``.
     """
     rows: list[dict] = []
     used: dict[Any, list[str]] = {}
@@ -182,12 +187,12 @@ def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[pd.DataFrame, dict
 
 
 def read_times(root: Path) -> pd.DataFrame:
-    """Read ``docs/results/times.tsv``; what is empty, for instance the steps of what trains by none, reads as 0."""
+    """Read ``docs/results/times.tsv``. Empty fields, for instance the steps of a job without training, read as 0."""
     return tables.read_table(root / TIMES, COLUMNS, numeric=NUMBERS).fillna(0)
 
 
 def nearest(times: pd.DataFrame, job: Planned) -> Any:
-    """Return the measured row that is most like a job, as a named tuple; None where its rule was never measured."""
+    """Return the measured row that is most like a job, as a named tuple; None if its rule was never measured."""
 
     def likeness(row: Any) -> tuple:
         device = "cuda" if job.gpus else "cpu"
@@ -198,7 +203,7 @@ def nearest(times: pd.DataFrame, job: Planned) -> Any:
 
 
 def seconds(row: Any, job: Planned) -> float:
-    """Return the time that a job takes in proportion to a measured row."""
+    """Return the time of a job, in proportion to a measured row."""
     cells = job.cells / row.cells
     share = job.steps / row.steps if row.steps else cells
     features = 1 if row.what in RULE_MINUTES else job.features / row.features  # these read embeddings
@@ -206,7 +211,7 @@ def seconds(row: Any, job: Planned) -> float:
 
 
 def disk_mb(row: Any, job: Planned) -> float:
-    """Return the size of what a job leaves in proportion to a measured row."""
+    """Return the size of a job's output, in proportion to a measured row."""
     cells, features = job.cells / row.cells, job.features / row.features
     if row.what in ("prepare", "task"):  # counts
         return row.disk_mb * cells * features
@@ -216,7 +221,7 @@ def disk_mb(row: Any, job: Planned) -> float:
 
 
 def raw_gb(spec: Mapping[str, Any]) -> float | None:
-    """Return the size of the raw files of a data set's first source; None where that is unknown."""
+    """Return the size of the raw files of a data set's first source; None if it is unknown."""
     source = sources(spec)[0]
     if source["kind"] in ("files", "simulated"):
         return 0.0  # linked, or drawn

@@ -1,4 +1,4 @@
-"""What a machine must have before a run starts on it; otherwise every job would be tried in vain."""
+"""Check before a run that the machine has what it needs; otherwise every job would be tried in vain."""
 
 import importlib.util
 import os
@@ -15,13 +15,13 @@ from clue.benchmark.methods.r import find_r
 
 
 def unavailable(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Return why methods cannot run with the software of this process, by name.
+    """Return the methods that cannot run with the software of this process, with the reason.
 
     Parameters
     ----------
     methods
-        The checked ``config/methods/<name>.yaml`` by name, of which ``requires`` counts. No module is imported; R says
-        which packages it has.
+        The checked ``config/methods/<name>.yaml`` by name; only ``requires`` is read. No module is imported. R itself
+        is asked which packages it has.
     """
     return {name: reason for name, spec in methods.items() if (reason := _missing(spec["requires"]))}
 
@@ -38,7 +38,7 @@ def _missing(requires: Mapping[str, list[str]]) -> str:
 
 
 def require_slurm() -> None:
-    """Raise a `BenchmarkError` where jobs cannot be submitted to Slurm."""
+    """Raise a `BenchmarkError` if jobs cannot be submitted to Slurm."""
     if not shutil.which("sbatch"):
         raise BenchmarkError(
             "no Slurm on this machine (no command sbatch); start on a cluster's login node, or run here:"
@@ -47,7 +47,7 @@ def require_slurm() -> None:
 
 
 def writable_caches() -> dict[str, str]:
-    """Return the variable that sends caches to ``.snakemake/cache`` where the user's own folder cannot be written."""
+    """Return the variable that sends caches to ``.snakemake/cache`` if the user's own folder cannot be written."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def writable_caches() -> dict[str, str]:
 
 
 def require_gpu() -> None:
-    """Raise a `BenchmarkError` where no GPU is seen."""
+    """Raise a `BenchmarkError` if no GPU is seen."""
     if not (_succeeds("nvidia-smi", "--list-gpus") or _torch_sees_one()):
         raise BenchmarkError(
             "device: the configuration says cuda, but no GPU is seen on this machine; set device: cpu, or start on a"
@@ -69,7 +69,7 @@ def require_gpu() -> None:
 
 
 def _torch_sees_one() -> bool:
-    # In a process of its own: Snakemake's need not load torch. A site's Snakemake may be without it.
+    # In a separate process, since Snakemake's need not load torch. A site's Snakemake may not have torch at all.
     program = "import sys, torch; sys.exit(not torch.cuda.is_available())"
     return bool(importlib.util.find_spec("torch")) and _succeeds(sys.executable, "-c", program)
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a bar, the jobs at work in words, failures as they come; read from Snakemake's log."""
+"""Show a run's progress, read from Snakemake's log: a bar, the jobs at work in words, and failures as they come."""
 
 import re
 from collections.abc import Mapping
@@ -17,32 +17,32 @@ AGAIN = re.compile(r"Trying to restart job (\d+)\.")
 PLANNED = re.compile(r"(\w+) +(\d+)$")
 LAST = re.compile(r"failed   |No method has scores|Finished jobs are kept|Nothing to be done")
 WRONG = re.compile(r"(\w*(?:Error|Exception)\b.*:$|error: )")
-"""Where Snakemake, or a program before it, says why nothing could be started."""
+"""Pattern of a line in which Snakemake, or a program before it, says why nothing could be started."""
 TARGETS = ("all", "downloaded")
 
 
 class Progress:
-    """The state of a run, from the lines of Snakemake's log.
+    """The state of a run, read from the lines of Snakemake's log.
 
     Parameters
     ----------
     benchmark
         The run, for the labels of methods and data sets.
     terminal
-        Whether to draw a bar; else there is a line per job.
+        Whether to draw a bar; otherwise a line is printed per job.
     download
-        Whether the run ends when the raw files are there.
+        Whether the run ends once the raw files are there.
 
     Attributes
     ----------
     at_work
-        The jobs at work in words, by their numbers.
+        The jobs at work in words, by job number.
     n_failed
-        How many have failed so far; one that is tried again counts too.
+        How many jobs have failed so far, including those that are tried again.
     last
-        What is to be said at the end: what failed, how to go on.
+        Lines to print at the end: what failed, and how to go on.
     wrong
-        Why nothing could be started, if it could not.
+        Lines that say why nothing could be started, if so.
     """
 
     def __init__(self, benchmark: Benchmark, terminal: bool, download: bool = False):
@@ -53,7 +53,7 @@ class Progress:
         self.last: list[str] = []
         self.wrong: list[str] = []
         shape = "{n_fmt} of {total_fmt} steps |{bar:20}| {remaining} left{postfix}"
-        # The steps of `make status`; Snakemake counts figures too, and no job of an earlier run.
+        # Count the steps of `make status`. Snakemake counts figures too, but no job that an earlier run has finished.
         rules = [step.rule for step in steps(benchmark) if step.rule == "download" or not download]
         self._rules, self._n_steps = set(rules), len(rules)
         self._n_done, self._is_planned = len(rules), False
@@ -61,7 +61,7 @@ class Progress:
         self._rule, self._job, self._wildcards, self._failing = "", "", "", False
 
     def read(self, line: str) -> None:
-        """Take one line of the log."""
+        """Process one line of the log."""
         line = line.rstrip("\n")
         if self.wrong or WRONG.match(line):
             self.wrong.append(line)
@@ -87,7 +87,7 @@ class Progress:
     def _plan(self, rule: str, n_jobs: int) -> None:
         if rule in self._rules:
             self._n_done -= n_jobs
-        elif rule == "total":  # a second plan, after failures, is of what is left to draw
+        elif rule == "total":  # a second plan, after failures, only covers what is left to draw
             self._is_planned = True
             self._bar.reset()
             self._bar.initial = self._bar.n = self._n_done
@@ -121,7 +121,7 @@ class Progress:
 
 
 def job_label(benchmark: Benchmark, rule: str, wildcards: Mapping[str, str]) -> str:
-    """Return a job as a person says it: ``CLUE, PBMC CITE-seq donors, seed 1``."""
+    """Return a job in words: ``CLUE, PBMC CITE-seq donors, seed 1``."""
     method = wildcards.get("method", rule)
     label = benchmark.methods[method]["label"] if method in benchmark.methods else method.replace("_", " ")
     if wildcards.get("variant", "default") != "default":

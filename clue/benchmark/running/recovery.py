@@ -1,4 +1,4 @@
-"""After a kill: end what the dead run has left at work, on this machine and in Slurm's queue, and clear its lock."""
+"""Clean up after a killed run: end its jobs on this machine and in Slurm's queue, and clear its lock."""
 
 import fcntl
 import socket
@@ -14,12 +14,12 @@ from clue.benchmark.files import atomic
 from clue.benchmark.running.cluster import cancel, slurm_jobs
 
 MARK = "CLUE_BENCH_FOLDER"
-"""An environment variable that rules/common.smk sets: the jobs of a run in this folder are known by it."""
+"""An environment variable that rules/common.smk sets. It identifies the jobs of a run in this folder."""
 GRACE_SECONDS = 30
 
 
 def register_run(folder: Path) -> None:
-    """Begin a run: no job of an earlier one may be in the queue; note which machine runs Snakemake.
+    """Begin a run: check that no job of an earlier one is in the queue, and note which machine runs Snakemake.
 
     Raises
     ------
@@ -33,14 +33,14 @@ def register_run(folder: Path) -> None:
 
 
 def lock_folder(folder: Path) -> TextIO:
-    """Return an open file that makes this `make run` the only one of a folder, until all processes that have it end.
+    """Return an open file that locks a folder for this `make run`, until all processes that hold it have ended.
 
-    Snakemake's own lock is not enough: it is set after planning only, and a run that ends removes those of others.
+    Snakemake's own lock is not enough: it is set only after planning, and a run that ends removes those of others.
 
     Raises
     ------
     BenchmarkError
-        If another run has it.
+        If another run holds the lock.
     """
     path = folder / ".snakemake" / "clue-bench-run.lock"
     path.parent.mkdir(exist_ok=True)
@@ -56,18 +56,18 @@ def lock_folder(folder: Path) -> TextIO:
 
 
 def clear_killed_run(folder: Path) -> list[str]:
-    """End the jobs that a killed run has left and clear its lock; return what was done, in lines to print.
+    """End the jobs that a killed run has left and clear its lock. Return lines to print about what was done.
 
     Raises
     ------
     BenchmarkError
-        If the run is alive, or may be: on another machine.
+        If the run is still alive, or may be alive on another machine.
     """
     if not _locks(folder) and not slurm_jobs(folder):
         return []
     _refuse_if_alive(folder)
     lines = []
-    # The queue first: the processes of its jobs end with them.
+    # The queue first, since the processes of cancelled jobs end with them.
     if n_jobs := cancel(folder):
         lines.append(f"Cancelled {n_jobs} job(s) that a killed run has left in Slurm's queue.")
     end_processes(list(processes_at_work(folder)))
@@ -100,7 +100,7 @@ def _host_file(folder: Path) -> Path:
 
 
 def last_host(folder: Path) -> str:
-    """Return the machine on which the last run was started here, or nothing if that is not known."""
+    """Return the machine that started the last run in this folder, or an empty text if that is unknown."""
     file = _host_file(folder)
     return file.read_text().strip() if file.exists() else ""
 
@@ -109,12 +109,12 @@ def last_host(folder: Path) -> str:
 
 
 def processes_at_work(folder: Path) -> Iterator[psutil.Process]:
-    """Yield the processes of jobs of a run in this folder; what was started otherwise is not among them."""
+    """Yield the processes of the jobs of a run in this folder, and no others."""
     return _processes(lambda process: process.environ().get(MARK) == str(folder))
 
 
 def snakemakes(folder: Path) -> Iterator[psutil.Process]:
-    """Yield every Snakemake at work in this folder that a user has started, not those inside its jobs."""
+    """Yield every Snakemake that a user has started in this folder, but not those inside its jobs."""
 
     def is_started_here(process: psutil.Process) -> bool:
         words = [Path(word).name for word in process.cmdline()]  # `snakemake ...` or `python -m snakemake ...`
@@ -125,7 +125,7 @@ def snakemakes(folder: Path) -> Iterator[psutil.Process]:
 
 def _processes(is_wanted: Callable[[psutil.Process], bool]) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
-        # Another user's process, or one that has just ended, is none of ours.
+        # Skip processes of other users, and those that have just ended.
         with suppress(psutil.AccessDenied, psutil.NoSuchProcess, OSError):
             if is_wanted(process):
                 yield process

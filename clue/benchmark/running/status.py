@@ -1,4 +1,4 @@
-"""Where a run stands, read from its files, Slurm's queue and this machine's processes; Snakemake is not asked."""
+"""Show where a run stands, from its files, Slurm's queue and this machine's processes; Snakemake is not asked."""
 
 import json
 import re
@@ -22,7 +22,7 @@ _WHY_SLURM_ENDED_IT = re.compile(
 _IS_REASON = re.compile(
     r"error|exception|interrupt|\b(?:fault|abort|halted|killed|no space|not found|SIG[A-Z]{2})", re.IGNORECASE
 )
-"""Words in the last line of a log where that line is the reason of a failure."""
+"""Words that mark the last line of a log as the reason of a failure."""
 _WANTS_MORE = re.compile(r"MemoryError|[Oo]ut of memory|\bSIG[A-Z]{2,}")
 LONGEST_REASON = 300
 
@@ -36,22 +36,22 @@ class Step:
     output: str
     log: str
     after: str = ""
-    """A file that the output must not be older than; empty where any age will do."""
+    """A file that the output must not be older than; empty if any age will do."""
 
     @property
     def name(self) -> str:
-        """The name that is shown."""
+        """The name to show."""
         return " ".join([self.rule, "/".join(self.wildcards)]).strip()
 
     @property
     def slurm_name(self) -> str:
-        """How the Slurm plugin names the job in its comment."""
+        """The job's name in the comment that the Slurm plugin gives it."""
         return f"rule_{self.rule}" + (f"_wildcards_{'_'.join(self.wildcards)}" if self.wildcards else "")
 
 
 @dataclass(frozen=True)
 class Standing:
-    """A step, one of `STATES`, and in a few words why, where, or how far."""
+    """A step, its state (one of `STATES`), and a short text that says why, where, or how far."""
 
     step: Step
     state: str
@@ -62,7 +62,7 @@ class Standing:
 
 
 def steps(benchmark: Benchmark) -> list[Step]:
-    """Return what a run has to do for its table, in order; figures follow from that within a minute."""
+    """Return the steps that a run needs for its table, in order. Figures take less than a minute after that."""
     run = benchmark.config["run"]
     found = []
     for dataset, spec in benchmark.datasets.items():
@@ -86,7 +86,7 @@ def steps(benchmark: Benchmark) -> list[Step]:
 
 
 def features_step(job: Job, name: str) -> Step:
-    """Return the step that fits encoder inputs which a job reads."""
+    """Return the step that fits encoder inputs for a job."""
     split = f"{job.run}/{job.dataset}/{job.split}/features/{name}"
     return Step("features", (job.dataset, job.split, name), f"results/{split}.npz", f"logs/{split}.log")
 
@@ -106,11 +106,11 @@ def score_step(job: Job, modalities: list[str]) -> Step:
     return Step(f"score_{'_'.join(modalities)}", wildcards, output, f"{job.log}.score.log", after)
 
 
-# ---- how each stands -----------------------------------------------------------------------------
+# ---- the state of each step ----------------------------------------------------------------------
 
 
 def standings(benchmark: Benchmark, root: Path) -> list[Standing]:
-    """Return how each step of a run stands."""
+    """Return the state of each step of a run."""
     queue = {job.comment: job for job in slurm_jobs(root)}
     open_logs = _open_logs(root)
     return [_standing(step, root, queue, open_logs) for step in steps(benchmark)]
@@ -141,7 +141,7 @@ def _is_made(step: Step, root: Path) -> bool:
 
 
 def _open_logs(root: Path) -> dict[str, float]:
-    """Return the logs that jobs on this machine have open, with the times at which those were started."""
+    """Return the logs that jobs on this machine have open, with the times at which the jobs were started."""
     found = {}
     for process in processes_at_work(root):
         try:
@@ -153,23 +153,23 @@ def _open_logs(root: Path) -> dict[str, float]:
     return found
 
 
-# ---- why one failed ------------------------------------------------------------------------------
+# ---- why a step failed ---------------------------------------------------------------------------
 
 
 def failure_reason(step: Step, root: Path) -> str:
-    """Return one line: what the method said, else why Slurm ended the job, else the last line of its log."""
+    """Return one line: the method's own error, else why Slurm ended the job, else the last line of its log."""
     return recorded_error(root / step.output) or slurm_reason(step, root) or reason_in_log(last_line(root / step.log))
 
 
 def reason_in_log(line: str) -> str:
-    """Return the reason of a failure from the last line of a log; a process that is killed leaves none there."""
+    """Return the reason of a failure from the last line of a log; a killed process leaves none there."""
     if _IS_REASON.search(line):
         return line
     return "ended without a message, as when it is killed" + (f"; its log ends in: {line}" if line else "")
 
 
 def recorded_error(output: Path) -> str:
-    """Return the error that a method has left in ``failure.json``; an odd file says nothing."""
+    """Return the error that a method has left in ``failure.json``; an empty text if the file cannot be read."""
     if output.name != "embedding.h5ad":
         return ""
     try:
@@ -180,10 +180,10 @@ def recorded_error(output: Path) -> str:
 
 
 def has_explained(outputs: Sequence[str], logs: Sequence[str]) -> bool:
-    """Tell whether a failed job has said itself what is wrong, so that another try would fail in the same way.
+    """Return whether a failed job has explained its error itself, so that another try would fail in the same way.
 
-    It has if its method has left ``failure.json``, or its log ends in a program's ``error: …``. A lack of memory is no
-    such error: the next try gets more.
+    It has if its method has left ``failure.json``, or if its log ends in a program's ``error: …``. A lack of memory
+    does not count, since the next try gets more.
     """
     errors = [recorded_error(Path(output)) for output in outputs]
     errors += [line for log in logs if (line := last_line(Path(log))).startswith("error: ")]
@@ -191,7 +191,7 @@ def has_explained(outputs: Sequence[str], logs: Sequence[str]) -> bool:
 
 
 def slurm_reason(step: Step, root: Path) -> str:
-    """Return why Slurm ended the last job of a step, or nothing if it did not."""
+    """Return why Slurm ended the last job of a step; an empty text if it did not."""
     log = slurm_log(step, root)
     if not log:
         return ""
@@ -200,7 +200,7 @@ def slurm_reason(step: Step, root: Path) -> str:
 
 
 def slurm_log(step: Step, root: Path) -> Path | None:
-    """Return what the batch script of a step's last Slurm job has written, if it was one."""
+    """Return the log of the batch script of a step's last Slurm job, if there was one."""
     folder = root / SLURM_LOGS / f"rule_{step.rule}" / "_".join(step.wildcards)
     return max(folder.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
 

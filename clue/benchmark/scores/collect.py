@@ -1,4 +1,4 @@
-"""Join the planned grid to what exists: every planned job has its rows, whatever became of it."""
+"""Join the planned grid with the existing results: every planned job has its rows, whether it succeeded or not."""
 
 import json
 from pathlib import Path
@@ -53,13 +53,13 @@ def collect(jobs: list[Job], root: str | Path) -> Tables:
             resources += _resources(job, root)
     return Tables(
         pd.DataFrame(scores, columns=METRICS_COLUMNS),
-        pd.DataFrame(resources, columns=RESOURCES_COLUMNS).convert_dtypes(),  # epochs stay whole beside empty ones
+        pd.DataFrame(resources, columns=RESOURCES_COLUMNS).convert_dtypes(),  # keeps epochs whole if some are missing
         pd.DataFrame(failures, columns=FAILURES_COLUMNS),
     )
 
 
 def log_path(job: Job, root: Path) -> str:
-    """Return the log to read, relative to the project: that of scoring where the method succeeded."""
+    """Return the log to read, relative to the project: that of scoring if the method succeeded."""
     scoring = f"{job.log}.score.log"
     if (root / job.folder / "embedding.h5ad").exists() and (root / scoring).exists():
         return scoring
@@ -85,7 +85,7 @@ def _identity(job: Job) -> dict[str, Any]:
 
 
 def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
-    """Return the rows of a job's ``metrics.tsv``, if they are of the embedding that is there."""
+    """Return the rows of a job's ``metrics.tsv``, if they belong to the embedding that is there."""
     if job.reason:
         raise NoResult(job.reason)
     folder = root / job.folder
@@ -119,7 +119,7 @@ def _read_scores(path: Path) -> pd.DataFrame:
 
 
 def _resources(job: Job, root: Path) -> list[dict[str, Any]]:
-    """Return what a job's ``run.json`` says; one odd file must not hide all other results, and says nothing."""
+    """Return the contents of a job's ``run.json``. An unreadable file gives empty fields and hides no other results."""
     path = root / job.folder / "run.json"
     if not path.exists():
         return []

@@ -12,14 +12,14 @@ def prediction_scores(predicted: np.ndarray, measured: np.ndarray) -> dict[str, 
     Parameters
     ----------
     predicted, measured
-        Shape (cells, features), rows of one cell each.
+        Shape (cells, features), with the same cells in the same rows.
 
     Returns
     -------
     dict
-        ``pearson_cell`` and ``spearman_cell``: correlation over the features of a cell, mean over cells; ``pearson``
-        and ``spearman``: over all values at once; ``rmse`` and ``mae``: root of the mean squared, and mean absolute,
-        difference. The correlation with values that are all equal is 0; ranks of equal values are their mean.
+        ``pearson_cell`` and ``spearman_cell``: correlation over the features of a cell, averaged over cells;
+        ``pearson`` and ``spearman``: correlation over all values at once; ``rmse`` and ``mae``: root mean squared and
+        mean absolute difference. The correlation with values that are all equal is 0. Equal values get their mean rank.
     """
     ranks = [rankdata(values, axis=1) for values in (predicted, measured)]
     overall = [rankdata(values)[None] for values in (predicted, measured)]
@@ -35,10 +35,10 @@ def prediction_scores(predicted: np.ndarray, measured: np.ndarray) -> dict[str, 
 
 
 def _correlations(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return Pearson's correlation of each row of x with that of y; 0 where a row is constant."""
+    """Return Pearson's correlation of each row of x with the same row of y; 0 if a row is constant."""
     x, y = (values - values.mean(axis=1, keepdims=True, dtype=np.float64) for values in (x, y))
     norms = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
     products = (x * y).sum(axis=1)
-    # A constant row has, by rounding, a norm that is not quite 0.
+    # Because of rounding, the norm of a constant row is not quite 0.
     varies = (np.ptp(x, axis=1) > 1e-12) & (np.ptp(y, axis=1) > 1e-12)
     return np.divide(products, norms, out=np.zeros_like(products), where=varies & (norms > 0))

@@ -1,8 +1,8 @@
-"""What an embedding keeps of simulated factors: a linear probe for each, from cells of each modality.
+"""Measure what an embedding keeps of simulated factors: a linear probe for each, from cells of each modality.
 
-The paper's claim is that z = (z_1 … z_K) keeps what the modalities share and what only one of them shows. Where the
-factors are known the claim can be measured: a factor is read out of the embedding by ridge regression, and R² on
-cells that the regression has not seen says how much of it is there.
+The paper claims that z = (z_1 … z_K) keeps both what the modalities share and what only one of them shows. If the
+factors are known, this can be measured. Ridge regression reads a factor out of the embedding, and R² on cells that the
+regression has not seen says how much of it is there.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ def probe(embedding: ad.AnnData, solution: ad.AnnData, simulated: md.MuData, whe
     embedding
         An ``embedding.h5ad``.
     solution
-        The ``solution.h5ad`` of its split, which knows which test cell is which.
+        The ``solution.h5ad`` of its split, which says which test cell is which.
     simulated
         The data as `clue.simulate.simulate` drew them, with ``obsm["shared"]`` and ``obsm["specific"]``.
     where
@@ -43,12 +43,12 @@ def probe(embedding: ad.AnnData, solution: ad.AnnData, simulated: md.MuData, whe
     -------
     DataFrame
         One row per factor and embedded modality. ``factor_kind`` is ``shared``, ``own`` (specific to the modality that
-        was embedded) or ``other`` (specific to another one, of which the embedded cells show nothing: R² should be 0).
+        was embedded) or ``other`` (specific to another one; the embedded cells do not show it, so R² should be 0).
 
     Raises
     ------
     ContractError
-        If the solution's cells are not of the simulated data.
+        If cells of the solution are not in the simulated data.
     """
     first = next(iter(simulated.mod.values()))
     rows = first.obs_names.get_indexer(solution.obs_names)

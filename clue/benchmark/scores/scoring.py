@@ -1,7 +1,7 @@
 """Score an embedding against the solution: match matrices and a tidy table of metrics.
 
-The same code for every method. Of more than two modalities each pair is scored, and the mean over them. Rows of the
-solution name the cells that are one; batches and cell types are the solution's.
+All methods are scored by the same code. With more than two modalities, each pair is scored, and so is the mean over
+pairs. Each row of the solution names the test cells that are the same cell. Batches and cell types are the solution's.
 """
 
 import json
@@ -32,17 +32,17 @@ from clue.matching import BatchTooLarge, Metric, as_points, match_gaussian, matc
 from clue.metrics import cell_type_match, count_closer, foscttm_within_batch, label_transfer_accuracy, true_weights
 
 NEIGHBOURS = 30
-"""How many cells of the other modality the metrics ``neighbours_*`` average over."""
+"""Number of cells of the other modality that the metrics ``neighbours_*`` average over."""
 CELL_COLUMNS = ["pair", "direction", "match_score", "foscttm"]
 BOTH = "both"
-"""The direction that is the mean of the two; of more than two modalities that of all directions."""
+"""The direction that is the mean of both or, with more than two modalities, of all directions."""
 MATCHINGS = {"match_score": match_snn, "match_score_gaussian": match_gaussian, "match_score_ot": match_ot}
-"""Matrices of the first are kept."""
+"""Only the matrices of the first one are kept."""
 BY_PAIRS = "by pairs"
-"""The reason in rows that have scores: the method ran on each pair of modalities on its own."""
+"""The reason in rows with scores if the method ran on each pair of modalities separately."""
 
 Values = dict[str, tuple[float, float] | str]
-"""By metric its values there and back, or why it has none."""
+"""For each metric, its values in both directions, or why it has none."""
 
 
 @dataclass
@@ -62,20 +62,20 @@ class Cells:
 class Scores:
     """Match matrices by direction (``rna2adt``, ``adt2rna``), the rows of ``metrics.tsv``, and scores per cell.
 
-    A pair of modalities that the method did not take has match matrices without entries.
+    A pair of modalities that the method did not run on has match matrices without entries.
     """
 
     matches: dict[str, sp.csr_matrix]
     metrics: pd.DataFrame
     cells: pd.DataFrame
-    """Match score and FOSCTTM of each pair, a row of the solution, in each direction: their means are the metrics."""
+    """Match score and FOSCTTM of each pair (a row of the solution) in each direction; their means are the metrics."""
 
 
 # ---- alignment -----------------------------------------------------------------------------------
 
 
 def align(embedding: ad.AnnData, solution: ad.AnnData, pair: Sequence[str], where: str) -> tuple[Cells, Cells]:
-    """Return both modalities of a pair in file order, with what the solution knows of each cell.
+    """Return both modalities of a pair in file order, with what the solution says about each cell.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def _cells_of(embedding: ad.AnnData, solution: ad.AnnData, modality: str, where:
 
 
 def _partners(source: Cells, target: Cells) -> np.ndarray:
-    """Return for each cell of `source` the row of its partner in `target`."""
+    """Return the row in `target` of the partner of each cell of `source`."""
     row = np.empty(len(target.pair), dtype=np.int64)
     row[target.pair] = np.arange(len(target.pair))
     return row[source.pair]
@@ -125,7 +125,7 @@ def score(
     where
         The name of the embedding in error messages.
     predictions
-        Contents of ``predictions.npz``, of a method that predicts.
+        Contents of ``predictions.npz``, if the method predicts.
     """
     identity = identify(embedding, solution, run, where)
     if embedding.n_vars == 0:
@@ -154,14 +154,15 @@ def score(
 def _score_pair(
     first: Cells, second: Cells, mean: str, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
 ) -> Scores:
-    """Score the two modalities of a pair; `mean` is what the table calls the mean of its two directions."""
+    """Score the two modalities of a pair; `mean` is the table's name for the mean of its two directions."""
     directions = _directions(first.modality, second.modality)
     values, matches, hits = _score_matches(first, second)
     distances, fractions = _score_distances(first, second)
     values |= distances | {"label_transfer_accuracy": (_label_transfer(first, second), _label_transfer(second, first))}
     if second.modality in solution.obsm and solution.n_obs > 1:
         values |= _score_predictions(first, second, solution, predictions)
-    # Per cell in the solution's order: FOSCTTM of both is in that of the first, a match score in that of its own file.
+    # Put scores per cell in the solution's order. FOSCTTM of both directions is in the first file's order, but each
+    # match score is in the order of its own file.
     cells = [
         pd.DataFrame({"match_score": hit[np.argsort(side.pair)], "foscttm": fraction[np.argsort(first.pair)]}).assign(
             pair=np.arange(solution.n_obs), direction=direction
@@ -177,7 +178,7 @@ def _directions(first: str, second: str) -> tuple[str, str]:
 
 
 def _unsupported(embedding: ad.AnnData, pair: Sequence[str], metrics: Sequence[str], n_cells: int) -> Scores:
-    """Return a row per direction, with the reason, and no match for a pair that the method did not take."""
+    """Return rows with the reason, and matches without entries, for a pair that the method did not run on."""
     name, directions = "+".join(pair), _directions(*pair)
     reason = str(embedding.uns.get("left_out", {}).get(name, f"does not support {name}"))
     nothing = dict.fromkeys(directions, sp.csr_matrix((n_cells, n_cells), dtype=np.float32))
@@ -196,7 +197,7 @@ def _rows(values: Values, forward: str, backward: str, mean: str) -> pd.DataFram
 
 
 def _with_overall(pairs: list[pd.DataFrame]) -> pd.DataFrame:
-    """Return the rows of all pairs; of more than one also the mean of all directions, where each has a value."""
+    """Return the rows of all pairs and, if there are several, the mean of all directions where each has a value."""
     rows = pd.concat(pairs, ignore_index=True)
     if len(pairs) == 1:
         return rows
@@ -213,7 +214,7 @@ def _match(matching: Callable, source: Cells, target: Cells) -> sp.csr_matrix:
 
 
 def _score_matches(first: Cells, second: Cells) -> tuple[Values, list[sp.csr_matrix], list[np.ndarray]]:
-    """Score the three matchings; return also the matrices of the first, which are the ones to keep, and its hits."""
+    """Score the three matchings. Also return the matrices of the first one, which are kept, and its hits."""
     truth = _partners(first, second), _partners(second, first)
     values: Values = {}
     kept, kept_hits = [], []
@@ -232,9 +233,9 @@ def _score_matches(first: Cells, second: Cells) -> tuple[Values, list[sp.csr_mat
 
 
 def _score_distances(first: Cells, second: Cells) -> tuple[Values, tuple[np.ndarray, np.ndarray]]:
-    """Score distances; return also FOSCTTM of each cell of both modalities, both in the first one's order.
+    """Score distances. Also return FOSCTTM of each cell of both modalities, in the first modality's order.
 
-    All are in the embedding's metric, but for those that are called Euclidean.
+    All use the embedding's metric, except those that are called Euclidean.
     """
     x, y = first.embedding, second.embedding[_partners(first, second)]
     closer = {metric: count_closer(x, y, metric) for metric in {first.metric, "euclidean"}}
@@ -258,7 +259,7 @@ def _label_transfer(source: Cells, target: Cells) -> float:
 def _score_predictions(
     first: Cells, second: Cells, solution: ad.AnnData, predictions: Mapping[str, np.ndarray] | None
 ) -> Values:
-    """Score what an embedding's neighbours predict, and what the method does, if it predicts."""
+    """Score the predictions of an embedding's neighbours and, if the method predicts, its own predictions."""
     found = []
     for source, target in ((first, second), (second, first)):
         direction, measured = f"{source.modality}2{target.modality}", solution.obsm[target.modality]
@@ -276,9 +277,9 @@ def _score_predictions(
 
 
 def _of_neighbours(source: Cells, target: Cells, measured: sp.csr_matrix) -> np.ndarray:
-    """Return for each cell of `source` the mean of what was measured in its nearest cells of `target`.
+    """Return, for each cell of `source`, the mean of the values measured in its nearest cells of `target`.
 
-    The cell's own partner is left out: a prediction is of what was not measured.
+    The cell's own partner is left out, since a prediction is of values that were not measured.
     """
     x, y = as_points(source.embedding, target.embedding, metric=source.metric)
     k = min(NEIGHBOURS, len(y) - 1)
@@ -294,9 +295,9 @@ def _of_neighbours(source: Cells, target: Cells, measured: sp.csr_matrix) -> np.
 
 
 def identify(embedding: ad.AnnData, solution: ad.AnnData, run: str, where: str) -> dict:
-    """Return what the table says of every row: run, data set, split, method, variant, seed, transductive.
+    """Return the columns that all rows of the table share: run, data set, split, method, variant, seed, transductive.
 
-    A user's own embedding may leave out data set and split: the solution knows them.
+    A user's own embedding may leave out data set and split, which the solution also has.
     """
     identity = {"run": run}
     for key in ("dataset", "split"):

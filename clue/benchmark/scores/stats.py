@@ -16,7 +16,7 @@ LEVEL = 0.95
 MIN_SEEDS = 6
 """Fewest seeds for a test."""
 MIN_FOR_INTERVAL = 3
-"""Fewest values for an interval: that of two is 13 standard errors wide to each side and says nothing."""
+"""Fewest values for an interval. With two it would be 13 standard errors wide to each side and say nothing."""
 
 
 class Summary(NamedTuple):
@@ -44,8 +44,8 @@ def summarise(values: ArrayLike) -> Summary:
     Returns
     -------
     Summary
-        With one value `sd` is NaN, since one seed says nothing about spread; with fewer than three `low` and `high`
-        are NaN; without any `mean` is NaN too. A spread of the size of rounding errors is 0.
+        `sd` is NaN for fewer than two values, since one seed says nothing about spread. `low` and `high` are NaN for
+        fewer than three, and `mean` is NaN for none. A spread of the size of rounding errors is 0.
     """
     values = np.asarray(values, dtype=float)
     values = values[np.isfinite(values)]
@@ -67,9 +67,9 @@ def summaries(table: pd.DataFrame, by: Sequence[str], value: str = "value") -> p
 
 
 def bootstrap_mean(values: ArrayLike) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a mean, values drawn as if independent of each other.
+    """Return the 95 % percentile bootstrap interval of a mean, with values drawn as if they were independent.
 
-    NaN, NaN with fewer than two values. Efron & Tibshirani, *An Introduction to the Bootstrap*, chapter 13.
+    It is NaN, NaN for fewer than two values. Efron & Tibshirani, *An Introduction to the Bootstrap*, chapter 13.
     """
     values = np.asarray(values, dtype=float)
     if len(values) < 2:
@@ -80,12 +80,12 @@ def bootstrap_mean(values: ArrayLike) -> tuple[float, float]:
 
 
 def paired_tests(scores: dict[str, pd.Series]) -> pd.DataFrame:
-    """Test each pair of methods for a difference of their means over common seeds.
+    """Test each pair of methods for a difference in their means over common seeds.
 
     Parameters
     ----------
     scores
-        Per method its values, indexed by seed.
+        The values of each method, indexed by seed.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def paired_tests(scores: dict[str, pd.Series]) -> pd.DataFrame:
 
     Notes
     -----
-    Seeds redraw what is random in a method, not the cells: a difference holds for these cells and this split.
+    Seeds redraw what is random in a method, not the cells, so a difference only holds for these cells and this split.
     """
     rows = []
     for first, second in combinations(scores, 2):

@@ -1,8 +1,8 @@
 """Make one ``<dataset>.h5mu`` of raw counts from the raw files of a data set.
 
 Each layout of raw files is a function ``(spec, folder) -> {modality: AnnData}``, listed in `PREPARERS` under the name
-that the YAML gives as ``prepare.kind``. All that data sets have in common (zero features, expected numbers, provenance)
-is done once, in `prepare`.
+that the YAML gives as ``prepare.kind``. `prepare` does the steps that all data sets share (zero features, expected
+numbers, provenance).
 """
 
 import hashlib
@@ -46,7 +46,7 @@ PREPARERS: dict[str, Callable[[Spec, Path], Modalities]] = {
 
 
 def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
-    """Return the prepared data set: raw counts, the cells of every modality in one order.
+    """Return the prepared data set: raw counts, with the cells of every modality in the same order.
 
     Parameters
     ----------
@@ -65,7 +65,7 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
     Raises
     ------
     PrepareError, ContractError, DownloadError
-        If a raw file cannot be read or does not hold what the YAML says.
+        If a raw file cannot be read or does not match the YAML.
     """
     folder = Path(folder)
     spec = as_downloaded(spec, folder)
@@ -90,11 +90,11 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
     return mdata
 
 
-# ---- what data sets have in common ---------------------------------------------------------------
+# ---- steps that all data sets share --------------------------------------------------------------
 
 
 def _file_of(spec: Spec, folder: Path, modality: str) -> Path:
-    """Return the raw file that holds a modality; the folder where it is made of several."""
+    """Return the raw file that holds a modality, or the folder if several files hold it."""
     settings = spec["prepare"]
     file = settings.get("file") or settings.get("files", {}).get(modality)
     if len(spec["files"]) == 1:
@@ -103,7 +103,7 @@ def _file_of(spec: Spec, folder: Path, modality: str) -> Path:
 
 
 def _without_clashes(modalities: Modalities) -> Modalities:
-    """Prefix names of a gene and a protein alike, since MuData wants names unique over all modalities."""
+    """Prefix feature names that an earlier modality also has, since MuData needs names unique over all modalities."""
     known = pd.Index([])
     renamed = {}
     for modality, adata in modalities.items():
@@ -118,7 +118,7 @@ def _without_clashes(modalities: Modalities) -> Modalities:
 
 
 def _donors(name: str, batch: pd.Series, pattern: str) -> pd.Series:
-    """Return what `pattern` matches in the name of each cell's batch."""
+    """Return the part of each cell's batch name that `pattern` matches."""
     donors = batch.str.extract(f"({pattern})")[0]
     if donors.isna().any():
         without = batch[donors.isna()].iloc[0]
@@ -141,7 +141,7 @@ def _known(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
 
 
 def _plain(adata: ad.AnnData) -> ad.AnnData:
-    """Return counts and the annotations that the benchmark knows, and nothing else."""
+    """Return only the counts and the annotations that the benchmark knows."""
     obs = adata.obs[_known(adata.obs, OBS_COLUMNS)].astype(str).astype("category")
     var = adata.var[_known(adata.var, VAR_COLUMNS)].astype(str)
     return ad.AnnData(adata.X.copy(), obs=obs, var=var)

@@ -1,7 +1,7 @@
 """Bare matrices of counts, one file per modality.
 
-Either arrays of numpy (``.npy``), cells × features, without names and annotations; or sparse matrices of scipy
-(``.npz``), features × cells, with a text file of features each and one table of cells.
+There are two layouts. Arrays of numpy (``.npy``) are cells × features, without names or annotations. Sparse matrices of
+scipy (``.npz``) are features × cells; each has a text file of feature names, and one table describes the cells.
 """
 
 import zipfile
@@ -18,7 +18,7 @@ FEATURES = {"rna": "gene", "atac": "peak", "adt": "protein"}
 
 
 def prepare_npy(spec: Spec, folder: Path) -> Modalities:
-    """Return the arrays with names of cells and features; cells that repeat in all of them are dropped."""
+    """Return the arrays with names for cells and features. Cells that repeat one in all arrays are dropped."""
     paths = {modality: folder / file for modality, file in spec["prepare"]["files"].items()}
     counts = {modality: _load_array(path) for modality, path in paths.items()}
     sizes = {str(path): counts[modality].shape[0] for modality, path in paths.items()}
@@ -45,7 +45,7 @@ def _load_array(path: Path) -> sp.csr_matrix:
 
 
 def _first_of_duplicates(matrices: list[sp.csr_matrix]) -> np.ndarray:
-    """Return the rows, in order, that repeat no earlier row in all matrices at once."""
+    """Return the rows, in order, that do not repeat an earlier row in all matrices at once."""
     joint = sp.hstack(matrices, format="csr")
     joint.sort_indices()
     first: dict[tuple[bytes, bytes], int] = {}
@@ -69,7 +69,7 @@ def prepare_npz(spec: Spec, folder: Path) -> Modalities:
             names = features.read_text(encoding="utf-8").split()
         with raw_files.reading(folder / file):
             if not zipfile.is_zipfile(folder / file):
-                # numpy would take it for a pickle, and say so
+                # numpy would report it as a pickle
                 raise zipfile.BadZipFile("not an npz file")
             matrix = sp.load_npz(folder / file)
         if matrix.shape != (len(names), len(obs)):

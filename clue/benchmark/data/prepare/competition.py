@@ -1,8 +1,8 @@
-"""The six files of one direction of the competition's matching task, training and test cells with their solution.
+"""The six files of one direction of the competition's matching task: training and test cells with their solutions.
 
 Cells of the second modality are shuffled and renamed; the solution, a permutation matrix, says which is which. The
-files hold no cell types: ``prepare.labels`` names a file to take them from, by the names of the first modality's
-cells; without it they are derived.
+files hold no cell types. ``prepare.labels`` names a file to take them from, by the cell names of the first modality;
+without it, cell types are derived.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ TYPES = {"GEX": "rna", "ATAC": "atac", "ADT": "adt"}
 
 
 def prepare_competition(spec: Spec, folder: Path) -> Modalities:
-    """Return training and test cells, paired by the solution, with ``is_train`` and, if named, cell types."""
+    """Return training and test cells, paired by the solution, with ``is_train`` and, if given, cell types."""
     parts = [_join_pair(spec, folder, part) for part in ("train", "test")]
     modalities = {}
     for modality in parts[0]:
@@ -34,7 +34,7 @@ def prepare_competition(spec: Spec, folder: Path) -> Modalities:
 
 
 def _join_pair(spec: Spec, folder: Path, part: str) -> Modalities:
-    """Return both modalities of the training or of the test files, cells in the order of the first."""
+    """Return both modalities of the training or test files, with cells in the order of the first modality."""
     paths = {role: _find(spec, folder, f"{part}_{role}.h5ad") for role in ("mod1", "mod2", "sol")}
     first, second = (raw_files.read_h5ad(paths[role], "counts") for role in ("mod1", "mod2"))
     order = _second_of_first(raw_files.read_h5ad(paths["sol"]), first.n_obs, second.n_obs, paths["sol"])
@@ -62,7 +62,7 @@ def _find(spec: Spec, folder: Path, ending: str) -> Path:
 
 
 def _second_of_first(solution: ad.AnnData, n_first: int, n_second: int, path: Path) -> np.ndarray:
-    """Return for each cell of the first file its row in the second; the solution is a permutation matrix."""
+    """Return the row in the second file of each cell of the first file; the solution is a permutation matrix."""
     pairs = sp.csr_matrix(solution.X)
     pairs.eliminate_zeros()
     if pairs.shape != (n_first, n_second) or n_first != n_second:

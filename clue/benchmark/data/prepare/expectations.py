@@ -1,4 +1,4 @@
-"""Compare what preparation arrived at with ``expect`` of the data set's YAML, the published numbers."""
+"""Compare a prepared data set with the published numbers in ``expect`` of its YAML."""
 
 from collections.abc import Mapping
 
@@ -7,17 +7,17 @@ from clue.benchmark.data.task import all_cells, split_cells
 
 
 def check_expected(name: str, spec: Spec, modalities: Modalities) -> None:
-    """Refuse a data set whose numbers are not those that its YAML expects.
+    """Refuse a data set whose numbers differ from those that its YAML expects.
 
     Parameters
     ----------
     name
         The name of the data set.
     spec
-        The data set as it was downloaded; its ``expect`` may name cells, features, and for each split the training
-        cells, the test cells and the test cells of each cell type.
+        The data set as it was downloaded. Its ``expect`` may give the numbers of cells and features and, for each
+        split, of training cells, test cells and test cells of each cell type.
     modalities
-        All its cells, before any subsample.
+        All its cells, before subsampling.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""One ``.h5ad`` file of all features, whose ``var`` says which modality a feature belongs to.
+"""One ``.h5ad`` file with all features; its ``var`` says which modality each feature belongs to.
 
-GEO's files of the competition (GSE194122, ``.h5ad.gz``) are of this kind: raw counts in a layer, features ``GEX``
-and ``ADT`` or ``ATAC``, and cells that the competition held out, to be dropped.
+GEO's files of the competition (GSE194122, ``.h5ad.gz``) have this layout: raw counts in a layer, and features ``GEX``
+and ``ADT`` or ``ATAC``. They also hold cells that the competition held out; these are dropped.
 """
 
 from pathlib import Path
@@ -23,7 +23,7 @@ def prepare_h5ad(spec: Spec, folder: Path) -> Modalities:
     types = raw_files.column_of(adata.var, "feature_types", "var", path).astype(str)
     names = adata.var_names
     wanted = _wanted_features(names, settings.get("drop_features", []), path)
-    # At full size each copy of the counts takes gigabytes: rows are taken once, and what was read is let go.
+    # At full size each copy of the counts takes gigabytes, so rows are selected once and the original is released.
     matrix = adata.X if len(rows) == adata.n_obs else adata.X[rows]
     del adata
     modalities = {}

@@ -1,4 +1,4 @@
-"""Read raw files: what the layouts share. Whatever is wrong with a file is one line that names it."""
+"""Tools for reading raw files that all layouts use. Every fault of a file becomes one line that names it."""
 
 import gzip
 import io
@@ -28,11 +28,11 @@ Modalities = dict[str, ad.AnnData]
 CHUNK = 1 << 22
 UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError)
 UNREADABLE += (RuntimeError, ad._io.utils.AnnDataReadError, ad._io.specs.registry.IORegistryError)
-"""What readers raise at a truncated or foreign file."""
+"""Exceptions that readers raise for a truncated or foreign file."""
 
 
 class PrepareError(BenchmarkError):
-    """Raw files are not what the data set's YAML says."""
+    """Raw files do not match the data set's YAML."""
 
 
 # ---- files that cannot be read -------------------------------------------------------------------
@@ -40,14 +40,14 @@ class PrepareError(BenchmarkError):
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what readers raise at a missing, truncated or foreign file into one line that names it."""
+    """Turn the exceptions for a missing, truncated or foreign file into one line that names it."""
     if not path.exists():
         raise PrepareError(f"{path}: no such file; download the data set again")
     try:
         yield
     except UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        # A link leads to the user's own file, or to one of a mirror; deleting the link would bring it back.
+        # A link leads to the user's own file or to one of a mirror; deleting the link would only bring it back.
         fix = "replace the file" if path.is_symlink() else f"delete it and {path.with_name(MANIFEST)}, and run again"
         raise PrepareError(
             f"{path.resolve() if path.is_symlink() else path}: cannot be read ({reason}); {fix}"
@@ -55,7 +55,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path, **options) -> pd.DataFrame:
-    """Read a table of text, packed or not; options as of `pandas.read_csv`."""
+    """Read a text table, gzipped or not; the options are those of `pandas.read_csv`."""
     with reading(path):
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             content = file.read()
@@ -69,10 +69,10 @@ def read_text(path: Path, **options) -> pd.DataFrame:
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Open an HDF5 file, or what a ``.gz`` of one holds.
+    """Open an HDF5 file, gzipped (``.gz``) or not.
 
-    HDF5 readers jump about in a file, which gzip does not allow: it is unpacked into a file without a name, which
-    vanishes with the process, on the disk of the raw file, since /tmp may be small where data are large.
+    HDF5 readers jump about in a file, which gzip does not allow. A gzipped file is unpacked into a file without a name,
+    which vanishes with the process. It is on the disk of the raw file, since /tmp may be small where data are large.
     """
     with reading(path):
         if path.suffix not in (".h5ad", ".h5mu", ".h5", ".gz") and not h5py.is_hdf5(path):
@@ -95,8 +95,8 @@ def read_h5ad(path: Path, layer: str | None = None) -> ad.AnnData:
     path
         The file.
     layer
-        The layer that holds raw counts, or ``"raw"`` for those that scanpy's ``adata.raw`` keeps; `None` or ``"X"``
-        where X does. It becomes X.
+        The layer that holds raw counts; ``"raw"`` if scanpy's ``adata.raw`` holds them; `None` or ``"X"`` if X does.
+        It becomes X.
 
     Raises
     ------
@@ -127,15 +127,15 @@ def elements(group: h5py.Group, path: Path, layer: str | None) -> ad.AnnData:
     key, features = matrices[wanted]
     counts = ad.io.read_elem(group[key])
     with warnings.catch_warnings():
-        # A name may be a gene and a protein in one file; what we make of it is checked.
+        # One name may be a gene and a protein in the same file. The prepared data are checked for unique names.
         warnings.filterwarnings("ignore", message=".*names are not unique")
         return ad.AnnData(counts, obs=read_table(group, "obs"), var=read_table(group, features))
 
 
 def _matrices(group: h5py.Group) -> dict[str, tuple[str, str]]:
-    """Return where each matrix is and the table of its features, by the name that ``prepare.layer`` gives it.
+    """Return the place of each matrix and of the table of its features, by the name that ``prepare.layer`` uses.
 
-    ``raw`` keeps features that X has lost; anndata called it ``raw.X`` before 0.7.
+    ``raw`` keeps features that X has lost; before version 0.7, anndata called it ``raw.X``.
     """
     places = {"X": ("X", "var"), "raw": ("raw/X", "raw/var")}
     if "raw.X" in group:
@@ -145,17 +145,17 @@ def _matrices(group: h5py.Group) -> dict[str, tuple[str, str]]:
 
 
 def _are_counts(element: h5py.Group | h5py.Dataset) -> bool:
-    """Tell whether a matrix in a file seems to hold counts, by some of its values."""
+    """Return whether a matrix in a file seems to hold counts, judging by some of its values."""
     values = element["data"][:100_000] if isinstance(element, h5py.Group) else element[:100]
     return values.dtype.kind in "uibf" and bool(are_counts(values).all())
 
 
 def read_table(group: h5py.Group, key: str) -> pd.DataFrame:
-    """Return ``obs`` or ``var`` of an open group; before anndata 0.7 it was one dataset, its categories in ``uns``."""
+    """Return ``obs`` or ``var`` of an open group. Before anndata 0.7 it was one dataset, with categories in ``uns``."""
     table = ad.io.read_elem(group[key])
     if isinstance(table, pd.DataFrame):
         return table
-    if isinstance(table, dict):  # SeuratDisk does not say of raw/var that it is a table
+    if isinstance(table, dict):  # SeuratDisk does not mark raw/var as a table
         columns = {name: values for name, values in table.items() if isinstance(values, np.ndarray)}
         return pd.DataFrame(columns).set_index(group[key].attrs["_index"])
     table = pd.DataFrame.from_records(table, index=table.dtype.names[0])
@@ -184,12 +184,12 @@ def counts_of(matrix: np.ndarray | sp.spmatrix, where: str) -> sp.csr_matrix:
 def modality_of(
     matrix: np.ndarray | sp.spmatrix, obs: pd.DataFrame, features: Sequence[str] | pd.Index, where: str
 ) -> ad.AnnData:
-    """Return the cells of one modality: their counts (`counts_of`) and annotations, and the names of its features."""
+    """Return the cells of one modality with their counts (`counts_of`) and annotations, and the feature names."""
     return ad.AnnData(counts_of(matrix, where), obs=obs.copy(), var=pd.DataFrame(index=pd.Index(features)))
 
 
 def stacked(parts: Sequence[ad.AnnData]) -> ad.AnnData:
-    """Return the cells of files that have the same features in the same order, whose names may repeat."""
+    """Stack the cells of files that have the same features in the same order. Feature names may repeat."""
     counts = sp.vstack([part.X for part in parts], format="csr")
     return ad.AnnData(counts, obs=pd.concat([part.obs for part in parts]), var=parts[0].var)
 
@@ -209,7 +209,7 @@ def obs_of(frame: pd.DataFrame, columns: Mapping[str, str], where: Path) -> pd.D
 
 
 def check_unique(names: Sequence[str], what: str, where: Path) -> None:
-    """Refuse names that occur twice, where they are used to find something."""
+    """Refuse names that occur twice, because they are used to look something up."""
     names = pd.Index(names)
     if not names.is_unique:
         twice = names[names.duplicated()][0]

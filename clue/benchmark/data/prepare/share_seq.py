@@ -1,14 +1,13 @@
 """SHARE-seq as its authors deposited it (GSE140203), or as GLUE's authors prepared it.
 
-The deposit has RNA as a dense text table and ATAC as a Matrix Market file.
-The steps are those by which GLUE collected these data (`data/collect/Ma-2020.ipynb` in gao-lab/GLUE). Barcodes are
-four fields, the last of which names the library: ``04`` … ``08`` in ATAC for ``53`` … ``56`` in RNA. A table of cell
-types pairs them. Two of GLUE's filters need files that are not part of the deposit and are left out: genes without
-coordinates in GENCODE vM25, peaks on the ENCODE blacklist v2 of mm10. Features that are zero everywhere are dropped
-for all data sets alike.
+The deposit has RNA as a dense text table and ATAC as a Matrix Market file. It is prepared as GLUE prepared these data
+(`data/collect/Ma-2020.ipynb` in gao-lab/GLUE). A barcode has four fields; the last one names the library: ``04`` …
+``08`` in ATAC are ``53`` … ``56`` in RNA. A table of cell types pairs the barcodes. Two of GLUE's filters need files
+that are not in the deposit and are left out: genes without coordinates in GENCODE vM25, and peaks on the ENCODE
+blacklist v2 of mm10. Features that are zero everywhere are dropped, as for all data sets.
 
-GLUE's files are ``Ma-2020-RNA.h5ad`` and ``Ma-2020-ATAC.h5ad``. Both are in the order of one table of cells, each under
-its own assay's barcodes, and neither has a column of batches: the last field of a barcode names the library.
+GLUE's files are ``Ma-2020-RNA.h5ad`` and ``Ma-2020-ATAC.h5ad``. Both are in the order of one table of cells, each with
+its own assay's barcodes. Neither has a column of batches; the last field of a barcode names the library.
 """
 
 import gzip
@@ -26,7 +25,7 @@ from clue.benchmark.data.prepare import raw_files
 from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
 LIBRARIES = {"04": "53", "05": "53", "06": "54", "07": "55", "08": "56"}
-"""The RNA library of each ATAC library; the last field of a barcode."""
+"""RNA library of each ATAC library, both as in the last field of a barcode."""
 CELL_TYPES = {
     "Dermal Fibrobalst": "Dermal Fibroblast",
     "Hair Shaft-cuticle.cortex": "Hair Shaft-Cuticle/Cortex",
@@ -39,7 +38,7 @@ NO_CELL_TYPE = "Mix"
 
 
 def prepare_share_seq(spec: Spec, folder: Path) -> Modalities:
-    """Return the cells of the table of cell types that both assays have; batches are libraries."""
+    """Return the cells of the cell-type table that both assays have. Batches are libraries."""
     paths = {name: folder / file for name, file in spec["prepare"]["files"].items()}
     cells = _read_cell_types(paths["cell_types"])
     rna = read_dense_text(paths["rna"])
@@ -75,7 +74,7 @@ def _report_absent(
 
 
 def _read_cell_types(path: Path) -> pd.DataFrame:
-    """Return ``rna``, ``atac`` (barcodes) and ``cell_type`` of the cells that have one."""
+    """Return ``rna``, ``atac`` (barcodes) and ``cell_type`` of the cells that have a cell type."""
     table = raw_files.read_text(path, sep="\t", dtype=str, keep_default_na=False)
     columns = {"rna": "rna.bc", "atac": "atac.bc", "cell_type": "celltype"}
     cells = pd.DataFrame(
@@ -92,15 +91,15 @@ def _read_cell_types(path: Path) -> pd.DataFrame:
 
 
 def rna_barcodes(barcodes: pd.Series, path: Path) -> pd.Series:
-    """Return barcodes as RNA has them: fields joined by dots, ATAC's libraries renamed.
+    """Return barcodes in RNA's form: fields joined by dots, and ATAC's libraries renamed.
 
     Raises
     ------
     PrepareError
-        If the last field of a barcode is no known library.
+        If the last field of a barcode is not a known library.
     """
     fields = barcodes.str.replace(",", ".").str.rsplit(".", n=1, expand=True).reindex(columns=[0, 1])
-    # The last field reads P1.04 or P1.53; the number alone tells the library.
+    # The last field reads P1.04 or P1.53; only its number names the library.
     unknown = ~fields[1].isin([*LIBRARIES, *LIBRARIES.values()])
     if unknown.any():
         raise PrepareError(
@@ -116,22 +115,22 @@ def rna_barcodes(barcodes: pd.Series, path: Path) -> pd.Series:
 def read_dense_text(path: Path) -> ad.AnnData:
     """Read a gzipped, tab-separated table of whole counts, genes × cells, one gene at a time.
 
-    Memory is that of the non-zero counts and of one line, not of the table, which has 10⁹ numbers.
+    It needs memory for the non-zero counts and one line only; the whole table has 10⁹ numbers.
 
     Parameters
     ----------
     path
-        The first line holds a name for the column of genes and the barcodes; each other line a gene and its counts.
+        The first line holds a name for the gene column and the barcodes; each other line holds a gene and its counts.
 
     Returns
     -------
     AnnData
-        Cells × genes, float32 CSR; ``obs_names`` are repaired barcodes.
+        Cells × genes, float32 CSR; ``obs_names`` are barcodes in the form of `rna_barcodes`.
 
     Raises
     ------
     PrepareError
-        If the file is truncated, a line has another number of counts, or a count is no whole number.
+        If the file is truncated, a line has the wrong number of counts, or a count is not a whole number.
     """
     with raw_files.reading(path), gzip.open(path) as lines:
         header = lines.readline().rstrip(b"\r\n").decode().split("\t")
@@ -197,7 +196,7 @@ def _read_atac(paths: dict[str, Path]) -> ad.AnnData:
 
 
 def prepare_glue(spec: Spec, folder: Path) -> Modalities:
-    """Return both modalities; rows whose barcodes or cell types differ are refused."""
+    """Return both modalities. Rows whose barcodes or cell types differ are an error."""
     paths = {modality: folder / file for modality, file in spec["prepare"]["files"].items()}
     read = {modality: raw_files.read_h5ad(path) for modality, path in paths.items()}
     cells = {modality: _glue_cells(adata, paths[modality]) for modality, adata in read.items()}

@@ -1,8 +1,8 @@
-"""What 10x Genomics' Cell Ranger writes: ``filtered_feature_bc_matrix.h5``, or a folder of three files (MEX).
+"""Output of 10x Genomics' Cell Ranger: ``filtered_feature_bc_matrix.h5``, or a folder of three files (MEX).
 
-Files of Cell Ranger 2, which know genes alone, are read as well, and folders that are not gzipped (STARsolo's, unpacked
-ones). Several samples must share their features, as peaks of one aggregation do; each sample is a batch. These files
-hold no cell types: those of the test cells are derived.
+Files of Cell Ranger 2, which hold genes only, can be read as well, and so can folders that are not gzipped (from
+STARsolo, or unpacked). Several samples must share their features, as the peaks of one aggregation do; each sample is a
+batch. These files hold no cell types, so those of the test cells are derived.
 """
 
 import csv
@@ -24,7 +24,7 @@ MATRIX, FEATURES, BARCODES = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("b
 
 
 def prepare_tenx(spec: Spec, folder: Path) -> Modalities:
-    """Return the modalities of all samples; the names of cells get the sample's name in front."""
+    """Return the modalities of all samples. If there are several, cell names begin with the sample's name."""
     samples = spec["prepare"]["samples"]
     parts = [_read_sample(folder, source, sample, len(samples) > 1) for sample, source in samples.items()]
     first = parts[0]
@@ -63,7 +63,7 @@ def _read_sample(folder: Path, source: str, sample: str, several: bool) -> ad.An
 
 
 def _read_h5(path: Path) -> tuple[sp.csr_matrix, Sequence[str], pd.DataFrame]:
-    """Return counts, barcodes and features of an ``.h5`` file; that of Cell Ranger 2 has a group per genome."""
+    """Return counts, barcodes and features of an ``.h5`` file. A file of Cell Ranger 2 has one group per genome."""
     with raw_files.opened(path) as file:
         groups = [name for name, group in file.items() if isinstance(group, h5py.Group) and "indptr" in group]
         if len(groups) > 1:
@@ -73,14 +73,14 @@ def _read_h5(path: Path) -> tuple[sp.csr_matrix, Sequence[str], pd.DataFrame]:
         group = file[groups[0]]
         keys = ("features/id", "features/name", "features/feature_type")
         columns = [_texts(group[key]) for key in (keys if "features" in group else ("genes", "gene_names"))]
-        # Stored by columns, features × cells: read as rows of cells × features, it is the same matrix.
+        # Features × cells, stored by columns, is the same as cells × features, stored by rows.
         arrays = tuple(group[key][()] for key in ("data", "indices", "indptr"))
         counts = sp.csr_matrix(arrays, shape=tuple(group["shape"][()][::-1]))
         return counts, _texts(group["barcodes"]), _features(columns)
 
 
 def _texts(column: h5py.Dataset) -> list[str]:
-    """Return a column of texts; files call it ASCII, although names of proteins may hold Greek letters."""
+    """Return a column of texts. Files declare it as ASCII, but names of proteins may hold Greek letters."""
     return column.asstr("utf-8")[()].tolist()
 
 
@@ -93,7 +93,7 @@ def _read_mex(folder: Path, prefix: str) -> tuple[sp.csr_matrix, Sequence[str], 
 
 
 def _find(folder: Path, prefix: str, names: tuple[str, ...]) -> Path:
-    """Return the one of several files that is there; gzipped or not."""
+    """Return whichever of several files exists, gzipped or not; the first name if none does."""
     paths = [folder / f"{prefix}{name}{packed}" for name in names for packed in (".gz", "")]
     found = [path for path in paths if path.exists()]
     if not found and (folder / prefix).is_file():
@@ -124,6 +124,6 @@ def _features(columns: list[Sequence[str]]) -> pd.DataFrame:
 
 
 def _unique_names(var: pd.DataFrame) -> np.ndarray:
-    """Return readable names, and the identifier for a feature whose name is another's too."""
+    """Return readable names. A feature that shares its name with another one gets its identifier instead."""
     names = var["name"].astype(str)
     return np.where(names.duplicated(keep=False), var.index, names)

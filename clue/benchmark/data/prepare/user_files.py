@@ -1,6 +1,6 @@
-"""A user's own data: one ``.h5mu`` file, or one ``.h5ad`` file per modality, with raw counts.
+"""A user's own data with raw counts: one ``.h5mu`` file, or one ``.h5ad`` file per modality.
 
-Cells are paired by name. Cells that lack a modality are dropped, or kept for training: scoring needs pairs.
+Cells are paired by name. Cells that lack a modality are dropped or only used for training, since scoring needs pairs.
 """
 
 import itertools
@@ -17,18 +17,18 @@ from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
 ONE_BATCH = "all"
 TOLERATED_LOSS = 0.05
-"""Share of a modality's cells that may lack another modality although the YAML does not allow it."""
+"""Share of a modality's cells that may lack another modality even if the YAML does not allow it."""
 DIFFERENCES: dict[str, Callable[[str], str]] = {
     "upper and lower case": str.casefold,
     "their signs (- . _ :)": lambda name: re.sub(r"[-._:#]", "-", name),
     "an ending (such as -1)": lambda name: re.sub(r"[-._:#][^-._:#]*$", "", name),
     "a beginning (such as sample_)": lambda name: re.sub(r"^[^-._:#]*[-._:#]", "", name),
 }
-"""How names of one cell often differ between two files, each with a function that removes the difference."""
+"""Common differences between the names of one cell in two files, each with a function that removes it."""
 
 
 def prepare_own(spec: Spec, folder: Path) -> Modalities:
-    """Return a user's modalities with the columns that the YAML names; without a batch all cells are of one."""
+    """Return a user's modalities with the columns that the YAML names. Without a batch column there is one batch."""
     settings = spec["prepare"]
     layers = settings.get("layer")
     layers = layers if isinstance(layers, dict) else dict.fromkeys(spec["modalities"], layers)
@@ -54,7 +54,7 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
 
 
 def _read_h5mu(path: Path, wanted: list[str], layers: dict[str, str | None]) -> Modalities:
-    """Return the wanted modalities; columns of the MuData's own ``obs`` are added to theirs."""
+    """Return the wanted modalities. Columns of the MuData's own ``obs`` are added to theirs."""
     with raw_files.opened(path) as file:
         if "mod" not in file:
             raise PrepareError(f"{path}: has no modalities; is it an .h5mu file? prepare.files takes .h5ad files")
@@ -73,7 +73,7 @@ def _read_h5mu(path: Path, wanted: list[str], layers: dict[str, str | None]) -> 
 
 
 def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> pd.Series:
-    """Return a column of the cells of all modalities that have it; these must agree."""
+    """Return a column of ``obs``, joined over all modalities that have it. They must agree."""
     found = {modality: adata.obs[column] for modality, adata in read.items() if column in adata.obs}
     if not found:
         modality, adata = next(iter(read.items()))
@@ -95,7 +95,7 @@ def _column(read: Modalities, column: str, key: str, paths: dict[str, Path]) -> 
 
 
 def _as_text(values: pd.Series) -> np.ndarray:
-    """Return values as text; one table may hold as 1.0 what another holds as 1, or as NA what another holds as NaN."""
+    """Return values as text. One table may hold 1.0 or NA where another holds 1 or NaN."""
     text = values.astype(object).where(values.notna(), np.nan)
     return text.map(lambda value: str(value).removesuffix(".0")).to_numpy()
 
@@ -106,11 +106,11 @@ def _as_text(values: pd.Series) -> np.ndarray:
 def _paired(
     modalities: Modalities, where: Mapping[str, Path], keep_unpaired: bool, declared: bool
 ) -> tuple[Modalities, str]:
-    """Return the cells that every modality has, in the order of the first, and in words those that are dropped.
+    """Return the cells that every modality has, in the order of the first, and a text that says which are dropped.
 
-    With `keep_unpaired` the others follow them and none is dropped. Without it, the loss of more than `TOLERATED_LOSS`
-    of a modality's cells is an error, since names that differ by a suffix make such a loss too. The loss is no error
-    where it is `declared`: where the YAML says how many cells there are to be.
+    With `keep_unpaired`, the other cells follow them and none is dropped. Without it, losing more than `TOLERATED_LOSS`
+    of a modality's cells is an error, since names that differ by a suffix also cause such a loss. It is no error if the
+    loss is `declared`, that is, if the YAML says how many cells to expect.
     """
     names = {modality: adata.obs_names for modality, adata in modalities.items()}
     for modality, cells in names.items():
@@ -138,7 +138,7 @@ def _paired(
 
 
 def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) -> str:
-    """Say how many cells of a modality match no other, with examples of both sides and the likely reason."""
+    """Say how many cells of a modality match no other, with an example from each side and the likely reason."""
     alone = {name: cells.difference(shared, sort=False) for name, cells in names.items()}
     other = max((name for name in names if name != modality), key=lambda name: len(alone[name]))
     mine, theirs = alone[modality], alone[other]
@@ -158,9 +158,9 @@ def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) ->
 
 
 def _with_plain(cells: pd.Index, among: pd.Index, plain: Callable[[str], str]) -> set[str]:
-    """Return the names of cells, and their plain names where no other cell gets the same.
+    """Return the names of cells, and also their plain names where no other cell gets the same plain name.
 
-    Without its beginning, every AAAC-1 and CCCT-1 is 1: that would explain any loss.
+    Without their beginnings, AAAC-1 and CCCT-1 are both 1, which would explain any loss.
     """
     own = among.map(plain).drop_duplicates(keep=False)
     return {*cells, *cells.map(plain).intersection(own)}
