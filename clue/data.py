@@ -105,7 +105,7 @@ def of_layer(adata: ad.AnnData, layer: str | None, name: str) -> ad.AnnData:
     if layer is None:
         return adata
     if layer not in adata.layers:
-        raise ValueError(f"{name}: there is no layer {layer!r}; there are {list(adata.layers)}")
+        raise ValueError(f"{name}: there is no layer {layer!r}; the layers are {list(adata.layers)}")
     return ad.AnnData(adata.layers[layer], obs=adata.obs[[]], var=adata.var[[]])
 
 
@@ -119,7 +119,7 @@ def _counts(name: str, adata: ad.AnnData) -> sp.csr_matrix:
             pass
         return as_counts(matrix)
     if getattr(matrix, "format", "csr") != "csr":
-        raise ValueError(f"{name}: X is {matrix.format} in its file, not readable by cells; write it as csr")
+        raise ValueError(f"{name}: X is {matrix.format} in its file, which cannot be read by cells; write it as csr")
     return mapped(blocks, adata.n_vars)
 
 
@@ -156,7 +156,7 @@ def _check_batches(adatas: Mapping[str, ad.AnnData], batch_key) -> None:
             wrong = both[label[both].to_numpy() != known[both].to_numpy()]
             if len(wrong):
                 found = f"is {label[wrong[0]]!r}, but {known[wrong[0]]!r} in {other}"
-                fix = "equal names are one cell; rename those of one sample where they are two"
+                fix = "cells with equal names are one cell; if they are two, rename those of one sample"
                 raise ValueError(f"{name}: obs[{batch_key!r}] of cell {wrong[0]!r} {found}; {fix}")
         labels[name] = label
 

@@ -145,9 +145,9 @@ class CLUE:
             _check_sizes({f"the number of hidden layers of {name}": layers[0]}, least=0)
             _check_sizes({f"the width of {name}": layers[1]})
         if not 0 <= seed < 2**63:
-            raise ValueError(f"seed is {seed}; it must be from 0 to less than 2**63")
+            raise ValueError(f"seed is {seed}; it must be at least 0 and less than 2**63")
         if not 0 <= dropout < 1:
-            raise ValueError(f"dropout is {dropout!r}; it must be from 0 to less than 1")
+            raise ValueError(f"dropout is {dropout!r}; it must be at least 0 and less than 1")
         names = list(modalities_of(mdata))
         if len(names) < 2:
             raise ValueError(f"CLUE needs two modalities or more, not {names}")
@@ -336,7 +336,7 @@ class CLUE:
             for other, cells in adatas.items() if self._data else ():
                 if len(known := cells.obs_names.intersection(more.obs_names)):
                     found = f"extra cell {known[0]!r} of {k} has the name of another cell of {other}"
-                    raise ValueError(f"{found}; equal names are one cell: rename it")
+                    raise ValueError(f"{found}; cells with equal names are one cell, so rename it")
             more = self._with_own_features(k, more)
             adatas[k] = joined(adatas[k], more) if k in adatas else more
         return adatas
@@ -504,7 +504,7 @@ class CLUE:
         if within is not None:
             for side, name, cells in (("batch_x", "a", a), ("batch_y", "b", b)):
                 if not isinstance(cells, ad.AnnData | md.MuData):
-                    raise ValueError(f"{name}: within needs obs, of an AnnData or MuData, not {kind_of(cells)}")
+                    raise ValueError(f"{name}: within needs the obs of an AnnData or MuData, not {kind_of(cells)}")
                 options[side] = batch_of(name, cells, within, pd.DataFrame())[BATCH]
         return matching(place(a, modality_a), place(b, modality_b), **options)
 
@@ -636,7 +636,7 @@ class CLUE:
             return placed
         if isinstance(data, Mapping) or len(placed) != data.n_obs:
             raise ValueError(
-                "key_added needs data with one obsm for all that is embedded: an AnnData, or a whole MuData"
+                "key_added needs data with one obsm for everything that is embedded: an AnnData, or a whole MuData"
             )
         if isinstance(data, md.MuData) and modality is not None:
             # a modality may hold the cells in another order
@@ -662,7 +662,7 @@ class CLUE:
             fits = [k for k, names in missing.items() if not len(names)]
             if not fits:
                 lacks = f"of {modality} they lack {len(missing[modality])}, such as '{missing[modality][0]}'"
-                raise ValueError(f"features fit no modality of {self.modalities}; {lacks}")
+                raise ValueError(f"features do not fit any modality of {self.modalities}; {lacks}")
             if len(fits) > 1:
                 raise ValueError(f"features fit {fits} of {self.modalities}; say which modality it is")
         return of_layer(data, self.layer, modality), modality
@@ -730,7 +730,7 @@ class CLUE:
             If the path is a folder, or empty.
         """
         if Path(path).is_dir():
-            raise IsADirectoryError(f"{str(path)!r} is a folder, not the file of a model: name one, such as model.pt")
+            raise IsADirectoryError(f"{str(path)!r} is a folder, not a model file; name one, such as model.pt")
         state = {
             "format": _FORMAT,
             "batches": self.batches,
@@ -772,9 +772,9 @@ class CLUE:
         except (pickle.UnpicklingError, RuntimeError):
             state = None
         if state is None:
-            raise ValueError(f"{path}: holds no model that CLUE.save wrote, or is damaged")
+            raise ValueError(f"{path}: is not a model that CLUE.save wrote, or is damaged")
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
-            raise ValueError(f"{path}: is no model of this version of clue; train it again and save it")
+            raise ValueError(f"{path}: is not a model of this version of clue; train it again and save it")
         model = cls.__new__(cls)
         model.batches, model.batch_key, model.layer = state["batches"], state["batch_key"], state["layer"]
         model.seed, model.settings, model.device = state["seed"], state["settings"], device
@@ -798,7 +798,7 @@ class CLUE:
 def _check_sizes(sizes: Mapping[str, Any], least: int = 1) -> None:
     for name, size in sizes.items():
         if not (is_whole_number(size) and size >= least):
-            raise ValueError(f"{name} is {shown(size)}; it must be a whole number, {least} at least")
+            raise ValueError(f"{name} is {shown(size)}; it must be a whole number, at least {least}")
 
 
 def _check_names(kind: type, names: Iterable[str]) -> None:
@@ -836,7 +836,7 @@ def _of_these(preprocessors: Mapping[str, Preprocessor], modality: str, adata: a
     """Return a copy of a modality's preprocessor, since it may get narrowed; it must be fitted on these features."""
     fitted = preprocessors.get(modality) if isinstance(preprocessors, Mapping) else None
     if not isinstance(fitted, Preprocessor) or not np.array_equal(fitted.features, adata.var_names):
-        raise ValueError(f"preprocessors: there is none for {modality} that was fitted on its {adata.n_vars} features")
+        raise ValueError(f"preprocessors: none was fitted on the {adata.n_vars} features of {modality}")
     return copy(fitted)
 
 

@@ -69,9 +69,9 @@ class Objective:
         check_kinds(Objective, vars(self))
         for name, weight in vars(self).items():
             if weight < 0:
-                raise ValueError(f"{name} is {weight!r}; a loss has a weight from 0 up")
+                raise ValueError(f"{name} is {weight!r}; the weight of a loss must be at least 0")
         if self.contrastive and not self.temperature:
-            raise ValueError("temperature is 0; contrastive divides by it")
+            raise ValueError("temperature is 0, but the contrastive loss divides by it")
 
 
 class Network(nn.Module):

@@ -93,7 +93,7 @@ class Preprocessor(ABC):
             self.selected = self.selected[self._best(counts, detected[self.selected], adata.obs, batch_key)]
         for what, n in (("cells", counts.shape[0]), ("features with a count", len(self.selected))):
             if n < 2:
-                raise ValueError(f"{self.name}: {n} {what}; two are needed at least")
+                raise ValueError(f"{self.name}: {n} {what}; at least two are needed")
         self._fit(counts)
         # single rows: scipy cannot take every n-th row of a mapped matrix whose two index arrays differ in type
         some = [counts[i : i + 1] for i in range(0, counts.shape[0], -(-counts.shape[0] // 100))]
@@ -362,7 +362,7 @@ def highly_variable(adata: ad.AnnData, n_top: int, batch_key: str | None) -> np.
         except ValueError:
             continue
         if (key, span) != attempts[0]:
-            used = f"that of {'each batch' if key else 'all cells'} has span {span}"
+            used = f"the fit of {'each batch' if key else 'all cells'} has span {span}"
             warnings.warn(f"variable genes: too few counts for scanpy's fit; {used}", stacklevel=2)
         return chosen
     warnings.warn("variable genes: too few counts for scanpy's fit; genes are ranked by their variance", stacklevel=2)

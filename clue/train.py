@@ -119,11 +119,11 @@ class Training:
         check_kinds(Training, vars(self))
         for name, value in vars(self).items():
             if not isinstance(value, str) and value < 0:
-                raise ValueError(f"{name} is {value!r}; it must be 0 at least")
+                raise ValueError(f"{name} is {value!r}; it must be at least 0")
         if self.batch_size < 2:
-            raise ValueError(f"batch_size is {self.batch_size}; batch normalisation needs two cells at least")
+            raise ValueError(f"batch_size is {self.batch_size}; batch normalisation needs at least two cells")
         if self.validation >= 1:
-            raise ValueError(f"validation is {self.validation}; it is a fraction of the cells, from 0 to less than 1")
+            raise ValueError(f"validation is {self.validation}; it is a fraction of cells, at least 0 and less than 1")
         if self.compile and self.compile not in torch.compiler.list_backends(exclude_tags=()):
             known = ", ".join(torch.compiler.list_backends())
             raise ValueError(f"compile is {self.compile!r}; it must be a backend of torch.compile: {known}")
@@ -222,7 +222,7 @@ class _Loop:
         self.held_out = torch.from_numpy(np.flatnonzero(chosen))
         if (n_left := np.count_nonzero(~chosen)) < 2:
             raise ValueError(
-                f"{n_left} of {len(chosen)} cells to train on, others are held out; two are needed at least"
+                f"{n_left} of {len(chosen)} cells are left to train on, the rest are held out; at least two are needed"
             )
         self.sampler = Sampler(np.flatnonzero(~chosen), settings.batch_size, seed)
         self.settings = settings.in_steps(len(self.sampler))

@@ -20,8 +20,8 @@ HEAD = {
 MODEL = """\
 Steps: those that `make status` and `make run` count; figures and the report, minutes, come after them.
 Core hours: the time measured x (training steps that the parameters ask for / those measured) x (features / features
-measured); of what trains by no steps, cells take their place. Training that stops early takes less. GPU hours are the
-part of them that a job with a GPU takes. Reserved: cores or GPUs x the time that the YAMLs ask for."""
+measured); for jobs that do not train in steps, cells count instead. Training that stops early takes less. GPU hours are
+the part of them that a job with a GPU takes. Reserved: cores or GPUs x the time that the YAMLs ask for."""
 
 
 def main(config: Path) -> None:
@@ -50,25 +50,25 @@ def notes(benchmark: Benchmark, found: pd.DataFrame, used: dict[str, list[Any]])
     raw = {name: raw_gb(spec) for name, spec in benchmark.datasets.items()}
     untold = ", ".join(name for name, size in raw.items() if size is None)
     lines = [
-        f"Raw files, besides: {sum(filter(None, raw.values())):.1f} GB{f' + ? ({untold})' if untold else ''}",
+        f"Raw files, in addition: {sum(filter(None, raw.values())):.1f} GB{f' + ? ({untold})' if untold else ''}",
         MODEL,
     ]
     if unknown := list(found.index[found["unknown"] > 0]):
         lines.append(f"?: never measured, or of a data set whose YAML gives no numbers: {', '.join(unknown)}.")
     if benchmark.config["device"] == "cuda" and not any(row.device == "cuda" for row in used):
-        lines.append("No time was measured on a GPU: GPU hours are the hours of one CPU core, a bound from above.")
+        lines.append("No time was measured on a GPU: GPU hours are the hours of one CPU core, an upper bound.")
     return lines
 
 
 def origins(used: dict[Any, list[str]]) -> list[str]:
     """Return the measured rows in words, each with the data sets of the jobs that it stands for."""
     lines = []
-    for row, jobs in used.items():
+    for row, datasets in used.items():
         steps = f" for {row.steps:,.0f} steps" if row.steps else ""
         steps += f", {row.setup_seconds:,.0f} of them before the first" if row.setup_seconds else ""
         size = f"{row.cells:,.0f} cells x {row.features:,.0f} features of {row.dataset}"
         where = ", ".join(filter(None, [row.machine or row.device, row.command, row.commit]))
-        lines.append(f"  {row.what} ({', '.join(jobs)}): {row.seconds:,.0f} s{steps}, {size}; {where}")
+        lines.append(f"  {row.what} ({', '.join(datasets)}): {row.seconds:,.0f} s{steps}, {size}; {where}")
     return lines
 
 

@@ -26,7 +26,7 @@ def main(train: Path, cells: str, settings: str, features: Path) -> None:
     for k, prepared in fitted.preprocessors.items():
         print(f"{k}: {prepared.width} components of {len(prepared.selected)} features")
     if fitted.error:
-        print(f"no features, and methods that need them will fail: {fitted.error}")
+        print(f"no features, so methods that need them will fail: {fitted.error}")
     write_features(fitted, features)
 
 

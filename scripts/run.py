@@ -42,7 +42,7 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
     if (cores is None) == (not profile):
         raise BenchmarkError("give --cores, to run on this machine, or --profile, to run on a cluster")
     if cores is not None and cores < 1:
-        raise BenchmarkError(f"--cores: {cores} run nothing; give at least 1 (make run CORES=2)")
+        raise BenchmarkError(f"--cores: with {cores}, nothing can run; give at least 1 (make run CORES=2)")
     benchmark = Benchmark(read_yaml(config), PROJECT, str(config))
     held = lock_folder(Path.cwd())
     for line in clear_killed_run(Path.cwd()):

@@ -29,7 +29,7 @@ def _at_work(folder: Path) -> str:
         return f"Snakemake is at work in this folder (process {process.pid}, {config})"
     owner = last_host(folder)
     if owner not in ("", socket.gethostname()):
-        return f"last started on {owner}; what runs on that machine itself is seen there only"
+        return f"last started on {owner}; what runs on that machine itself can only be seen there"
     return "Snakemake is not at work"
 
 

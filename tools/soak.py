@@ -66,7 +66,7 @@ def main(number: int = 200, first: int = 0, folder: Path = Path("build/soak")) -
             print(f"seed {seed}: {fault}", flush=True)
     print(*(f"{n:4d}  {end}" for end, n in ends.most_common()), sep="\n")
     if ends["fault"]:
-        raise BenchmarkError(f"{ends['fault']} of {number} data sets end in a fault; see {folder}")
+        raise BenchmarkError(f"{ends['fault']} of {number} data sets ended in a fault; see {folder}")
 
 
 def soak(seed: int, folder: Path) -> str:

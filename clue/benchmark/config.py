@@ -102,7 +102,7 @@ class _Loader(yaml.SafeLoader):
         keys = [key.value for key, _ in node.value]
         for number, (key, _) in enumerate(node.value):
             if key.value in keys[:number]:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} occurs twice", key.start_mark)
             if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
                 key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
@@ -190,7 +190,9 @@ def load(kind: str, name: str, root: str | Path = ".", named_by: str = "") -> di
         spec["modalities"] = copy.deepcopy(ALL_SETS)
     for modalities in [spec["modalities"]] if kind == "datasets" else spec["modalities"]:
         if modalities != sorted(modalities, key=MODALITIES.index):
-            raise ConfigError(f"{path}: modalities: {', '.join(modalities)}: the order is {', '.join(MODALITIES)}")
+            raise ConfigError(
+                f"{path}: modalities: {', '.join(modalities)} must be in the order {', '.join(MODALITIES)}"
+            )
     if kind == "datasets":
         _check_sources(spec, path)
         _check_mosaics(spec, path)
@@ -207,11 +209,11 @@ def load(kind: str, name: str, root: str | Path = ".", named_by: str = "") -> di
 def _check_name(kind: str, name: str, path: Path, named_by: str) -> None:
     """Refuse a name that a rule, folder or path pattern cannot have, or that is already taken."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        reason = "must be of letters, digits and underscores, and begin with a letter"
+        reason = "must consist of letters, digits and underscores, and begin with a letter"
     elif kind == "datasets" and name in FOLDERS:
         reason = f"is also a folder of results; data sets cannot be called {' or '.join(FOLDERS)}"
     elif kind == "methods" and (name in RULES or name.startswith(RULES_OF)):
-        reason = "is the name of a rule of the workflow, or begins as those of its rules do"
+        reason = "is the name of a workflow rule, or begins with a prefix that is reserved for such rules"
     else:
         return
     raise ConfigError(f"{named_by}the name {name!r} {reason}; rename {path}")
@@ -257,7 +259,7 @@ def _resolve_within(splits: dict[str, dict[str, Any]], path: Path) -> None:
         for wanted in split.get("within", []):
             if wanted not in outer:
                 raise ConfigError(
-                    f"{path}: splits.{name}.within: {wanted!r} is no split that stands on its own"
+                    f"{path}: splits.{name}.within: {wanted!r} is not a split, or has a `within` of its own"
                     f"{_suggest(wanted, sorted(outer))}"
                 )
         if "within" in split:
@@ -272,11 +274,11 @@ def _check_mosaics(spec: dict[str, Any], path: Path) -> None:
             continue
         where = f"{path}: splits.{name}.mosaic"
         if "paired_fraction" in split:
-            raise ConfigError(f"{where}: paired_fraction says which cells are paired, too; keep one of the two")
+            raise ConfigError(f"{where}: paired_fraction also says which cells are paired; keep only one of the two")
         subsets = {subset: subset.split("+") for subset in split["mosaic"]}
         for subset, parts in subsets.items():
             if parts != [modality for modality in modalities if modality in parts]:
-                raise ConfigError(f"{where}: {subset!r} must be of {', '.join(modalities)}, in that order")
+                raise ConfigError(f"{where}: {subset!r} may only name {', '.join(modalities)}, in that order")
         if unseen := set(modalities).difference(*subsets.values()):
             raise ConfigError(f"{where}: no training cell is seen in {', '.join(sorted(unseen))}; add a subset with it")
         if abs(sum(split["mosaic"].values()) - 1) > 1e-6:
@@ -287,7 +289,7 @@ def _check_mosaics(spec: dict[str, Any], path: Path) -> None:
 def _check_sources(spec: dict[str, Any], path: Path) -> None:
     names = [source.get("name", source["kind"]) for source in spec.get("sources", [])]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"{path}: sources: {twice[0]!r} names more than one; give each its own `name`")
+        raise ConfigError(f"{path}: sources: more than one is named {twice[0]!r}; give each its own `name`")
 
 
 # ---- the benchmark -------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def _check_names(adata: ad.AnnData, where: str) -> None:
             twice = names[names.duplicated()][0]
             raise ContractError(f"{where}: {axis} name {twice!r} occurs more than once; make names unique")
         if (cut := names[names.astype(str).str.contains("\0", regex=False)]).size:
-            raise ContractError(f"{where}: {axis} name {cut[0]!r} has a zero byte, at which HDF5 cuts it; rename it")
+            raise ContractError(f"{where}: {axis} name {cut[0]!r} has a zero byte, where HDF5 cuts it off; rename it")
 
 
 def _check_obs(adata: ad.AnnData, columns: Sequence[str], where: str) -> None:
@@ -91,7 +91,7 @@ def _check_modality_names(mdata: md.MuData, where: str) -> None:
     if len(names) < 2:
         raise ContractError(f"{where}: holds {names}; at least two modalities are needed")
     if names != [name for name in MODALITIES if name in names]:
-        raise ContractError(f"{where}: modalities {names} must be of {list(MODALITIES)}, in that order")
+        raise ContractError(f"{where}: modalities {names} must be among {list(MODALITIES)}, in that order")
 
 
 # ---- the files -----------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def check_embedding_fits(adata: ad.AnnData, tests: Mapping[str, pd.Index], where
         for pair in adata.obs["pair"].unique():
             names = str(pair).split("+")
             if len(names) != 2 or names != [name for name in tests if name in names]:
-                raise ContractError(f"{where}: obs['pair'] is {pair!r}, no pair of {', '.join(tests)}")
+                raise ContractError(f"{where}: obs['pair'] is {pair!r}, not a pair of {', '.join(tests)}")
             check_embedding_fits(of_pair(adata, *names), {name: tests[name] for name in names}, where)
         return
     for modality, names in tests.items():
@@ -249,7 +249,7 @@ def check_prediction(values: np.ndarray, shape: tuple[int, int], where: str) -> 
     if values.shape != shape:
         raise ContractError(f"{where}: has shape {values.shape}, not {shape}: test cells by predicted features")
     if values.dtype.kind not in "fiu":
-        raise ContractError(f"{where}: holds {values.dtype}; give numbers")
+        raise ContractError(f"{where}: holds values of type {values.dtype}; give numbers")
     if bad := int((~np.isfinite(values)).any(axis=1).sum()):
         raise ContractError(f"{where}: {bad} of {len(values)} rows are not finite")
 

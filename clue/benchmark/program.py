@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 OPTIONS = {
     "config": "for instance config/quick.yaml",
     "project": "the project folder, which holds config/",
-    "dataset": "a name of config/datasets",
-    "solution": "who is who (solution.h5ad of a split)",
+    "dataset": "a name from config/datasets",
+    "solution": "which test cells are the same cell (solution.h5ad of a split)",
     "metrics": "metrics.tsv of a run",
     "resources": "resources.tsv of a run, which lists the jobs that ran",
     "results": "results/<run>",

@@ -39,7 +39,7 @@ def read_confusion(path: Path, solution) -> pd.DataFrame:
     try:
         table = confusion(sp.load_npz(path), types_x, types_y)
     except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ContractError(f"{path}: cannot be read, or not of this split ({error}); run again") from error
+        raise ContractError(f"{path}: cannot be read, or does not belong to this split ({error}); run again") from error
     found = table.rename_axis(index="from_type", columns="to_type").stack().rename("fraction").reset_index()
     found["cells"] = found["from_type"].map(pd.Series(types_x).value_counts()).fillna(0).astype(int)
     job = {"method": method, "variant": variant, "seed": seed.removeprefix("seed-"), "direction": direction}

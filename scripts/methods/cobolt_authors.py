@@ -25,8 +25,8 @@ def check_installed() -> None:
     folders = spec.submodule_search_locations if spec else None
     if not any(Path(folder, "model", "coboltmodel.py").exists() for folder in folders or []):
         raise BenchmarkError(
-            "the authors' cobolt is not installed (the package index's is another); use envs/cobolt.yaml, or take the"
-            " method cobolt_native, our implementation"
+            "the authors' cobolt is not installed (the one on the package index is another); use envs/cobolt.yaml, or"
+            " the method cobolt_native, our implementation"
         )
 
 
@@ -39,8 +39,8 @@ def train(
 
     if shared.widened(shared.INFERENCE_BATCH, modalities) != shared.INFERENCE_BATCH:
         raise BenchmarkError(
-            f"the authors' cobolt embeds {shared.INFERENCE_BATCH} cells at a time and cannot embed one alone, which is"
-            " what these numbers of cells leave; take the method cobolt_native"
+            f"the authors' cobolt embeds {shared.INFERENCE_BATCH} cells at a time and cannot embed a single one, but"
+            " with these numbers of cells one would be left over; use the method cobolt_native"
         )
     random.seed(settings["seed"])
     np.random.seed(settings["seed"])

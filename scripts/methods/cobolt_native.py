@@ -320,7 +320,7 @@ def run(train: Train, task: Task, params: dict[str, Any], seed: int) -> dict[str
     if not len(View(modalities, tuple(modalities))):
         raise BenchmarkError(
             f"no training cell is seen in all of {', '.join(modalities)}, and Cobolt learns from such cells where one"
-            " modality alone places a cell; take a split that leaves some"
+            " modality alone places a cell; use a split that leaves some"
         )
     training = {**params["training"], "batch_size": widened(params["training"]["batch_size"], modalities)}
     rates = training.pop("learning_rates")

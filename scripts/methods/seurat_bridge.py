@@ -42,7 +42,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
         try:
             settings, task.info["inner_validation"] = choose(paired, grid, candidates, seed=seed, **folds)
         except TooFewCells as error:
-            task.info["inner_validation"] = f"none, with some cells held out: {error}"
+            task.info["inner_validation"] = f"not possible with some cells held out: {error}"
     spaces, info = integrate(paired, task.test, params, seed)
     task.info.update(info, chosen=settings)
     task.metric = settings["metric"]
@@ -101,7 +101,7 @@ def aligned(cells: ad.AnnData, like: ad.AnnData, modality: str) -> ad.AnnData:
     """Return the cells with the features of `like`, in its order."""
     missing = like.var_names.difference(cells.var_names)
     if len(missing):
-        raise BenchmarkError(f"test cells of {modality} lack {len(missing)} features of training, first {missing[0]!r}")
+        raise BenchmarkError(f"test cells of {modality} lack {len(missing)} training features, first {missing[0]!r}")
     return cells[:, like.var_names]
 
 

@@ -93,8 +93,8 @@ def train(model, fit_on: Cells, held_out: Cells, settings: dict[str, Any], devic
     history = trainer.fit()
     if trainer.best_epoch is None:
         raise FloatingPointError(
-            f"no validation loss to choose an epoch by in {len(history['val_loss'])} epochs; lower lr, or n_epochs is"
-            " below best_epoch_warmup"
+            f"no validation loss to choose an epoch by in {len(history['val_loss'])} epochs; lower lr, or raise"
+            " n_epochs if it is below best_epoch_warmup"
         )
     return {"epochs": len(history["train_loss"]), "best_epoch": trainer.best_epoch}
 

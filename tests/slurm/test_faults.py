@@ -152,7 +152,7 @@ def test_restarted_controller(project):
         wait_for("Snakemake to notice", lambda: "Falling back to 'sacct' for status queries" in project.output())
         assert process.poll() is None
         status, output = project.call("scripts/status.py", "--config", "config/test.yaml")
-        assert status == 1 and "Slurm must answer, try again later" in output, output
+        assert status == 1 and "Slurm must answer first, so try again later" in output, output
     finally:
         cluster.start_controller()
     ends_well(project, process)

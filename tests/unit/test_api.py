@@ -80,7 +80,7 @@ def test_features_tell_the_modality(model, cells):
     adata = cells["rna"].copy()
     model.embed(adata, key_added="X_clue")
     assert adata.obsm["X_clue"].shape == (300, 18)
-    with pytest.raises(ValueError, match=r"features fit no modality of .*; of rna they lack \d+, such as '"):
+    with pytest.raises(ValueError, match=r"features do not fit any modality of .*; of rna they lack \d+, such as '"):
         model.embed(cells["rna"][:, :5])
 
 
@@ -250,7 +250,7 @@ def test_loading_executes_nothing(tmp_path):
             return (open, (str(tmp_path / "executed"), "w"))
 
     torch.save({"format": 3, "settings": Evil()}, tmp_path / "evil.pt")
-    with pytest.raises(ValueError, match="evil.pt: holds no model that CLUE.save wrote"):
+    with pytest.raises(ValueError, match="evil.pt: is not a model that CLUE.save wrote"):
         clue.CLUE.load(tmp_path / "evil.pt")
     assert not (tmp_path / "executed").exists()
 
@@ -259,7 +259,7 @@ def test_loading_executes_nothing(tmp_path):
 def test_a_model_is_saved_to_a_file(model, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError, match="is a folder, not the file of a model"):
+    with pytest.raises(IsADirectoryError, match="is a folder, not a model file"):
         model.save(path)
     assert [file.name for file in tmp_path.rglob("*")] == ["folder"]
 
@@ -267,7 +267,7 @@ def test_a_model_is_saved_to_a_file(model, tmp_path, monkeypatch, path):
 @pytest.mark.parametrize("content", [b"", b"no model", b"PK\x03\x04"])
 def test_a_file_that_is_no_model(model, tmp_path, content):
     (tmp_path / "file.pt").write_bytes(content)
-    with pytest.raises(ValueError, match="file.pt: holds no model"):
+    with pytest.raises(ValueError, match="file.pt: is not a model"):
         clue.CLUE.load(tmp_path / "file.pt")
     model.save(tmp_path / "file.pt")
     whole = (tmp_path / "file.pt").read_bytes()
@@ -275,10 +275,10 @@ def test_a_file_that_is_no_model(model, tmp_path, content):
     middle = len(whole) // 2
     for damaged in (whole[:5000], whole[:middle] + b"x" * 64 + whole[middle + 64 :]):
         (tmp_path / "file.pt").write_bytes(damaged)
-        with pytest.raises(ValueError, match="file.pt: holds no model .* or is damaged"):
+        with pytest.raises(ValueError, match="file.pt: is not a model .* or is damaged"):
             clue.CLUE.load(tmp_path / "file.pt")
     torch.save({"network": {}}, tmp_path / "old.pt")
-    with pytest.raises(ValueError, match="old.pt: is no model of this version"):
+    with pytest.raises(ValueError, match="old.pt: is not a model of this version"):
         clue.CLUE.load(tmp_path / "old.pt")
 
 
@@ -327,7 +327,7 @@ def without_counts(adata):
     [
         (alike, "all cells are alike"),
         (without_counts, "there is no X"),
-        (lambda a: a[:, :1].copy(), "1 features with a count; two are needed"),
+        (lambda a: a[:, :1].copy(), "1 features with a count; at least two are needed"),
         (
             lambda a: ad.AnnData(sp.csr_matrix(a.shape, dtype=np.float32), obs=a.obs, var=a.var),
             "0 features with a count",
@@ -407,8 +407,8 @@ def doubled(adata, axis):
         (lambda c: clue.CLUE(c, **WIDTHS).fit(validation=1.0), "validation is 1.0"),
         (lambda c: clue.CLUE(c, **WIDTHS).fit(monitor="acc"), "monitor is 'acc'; it must be 'loss' or 'foscttm'"),
         (lambda c: clue.CLUE(c, **WIDTHS).fit(objective="mse"), "objective is 'mse'; give a dict of weights"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(objective={"mse": -1}), "mse is -1; a loss has a weight from 0 up"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(validation=0.999), "cells to train on, others are held out"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(objective={"mse": -1}), "mse is -1; the weight of a loss must be at"),
+        (lambda c: clue.CLUE(c, **WIDTHS).fit(validation=0.999), "cells are left to train on, the rest are held out"),
         (
             lambda c: clue.CLUE({"rna": c["rna"][:151], "adt": c["adt"][150:]}, **WIDTHS).fit(**SHORT, batch_size=2),
             "no modality shows two of the 2 cells of a mini-batch; make batch_size larger",
@@ -427,7 +427,7 @@ def doubled(adata, axis):
         (lambda c: clue.CLUE(c, **WIDTHS).predict(c["rna"], "adt", library_size=[1, 2]), "one for each of 300 cells"),
         (
             lambda c: clue.CLUE(c, **WIDTHS).match({"rna": c["rna"]}, c["adt"], within="batch"),
-            "a: within needs obs, of an AnnData or MuData, not a dict of AnnData",
+            "a: within needs the obs of an AnnData or MuData, not a dict of AnnData",
         ),
         (lambda c: clue.CLUE(c, kinds={"gex": "rna"}), "kinds names .'gex'., which the data do not hold"),
         (lambda c: clue.CLUE(c, kinds={"rna": "dna"}), "kind 'dna' of modality 'rna' is unknown"),
@@ -461,22 +461,22 @@ def test_wrong_calls_say_what_is_there_and_what_is_wanted(cells, call, message):
     ("settings", "message"),
     [
         ({"seed": "a"}, "seed is 'a'; it must be a whole number"),
-        ({"seed": -1}, "seed is -1; it must be from 0"),
-        ({"seed": 2**63}, "seed is 9223372036854775808; it must be from 0"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": 2**63}, "seed is 9223372036854775808; it must be at least 0"),
         ({"n_latent": True}, "n_latent is True; it must be a whole number"),
         ({"n_latent": sp.eye(30)}, "n_latent is an object of type dia_matrix; it must be a whole number"),
         ({"n_components": "20"}, "n_components is '20'; it must be a whole number or None"),
         ({"dropout": "0.2"}, "dropout is '0.2'; it must be a finite number"),
         (
             {"encoder": (1.5, 32)},
-            "the number of hidden layers of encoder is 1.5; it must be a whole number, 0",
+            "the number of hidden layers of encoder is 1.5; it must be a whole number, at least 0",
         ),
-        ({"decoder": (1, "x")}, "the width of decoder is 'x'; it must be a whole number, 1 at least"),
+        ({"decoder": (1, "x")}, "the width of decoder is 'x'; it must be a whole number, at least 1"),
         ({"normalize": "no"}, "normalize is 'no'; it must be True or False"),
         ({"shared_batches": "yes"}, "shared_batches is 'yes'; it must be True or False"),
         ({"fusion": ["mean"]}, "fusion is ['mean']; it must be 'mean' or 'product'"),
         ({"layer": ["counts"]}, "layer is ['counts']; it must be a string or None"),
-        ({"preprocessors": {"rna": 3}}, "preprocessors: there is none for rna that was fitted on its 80 features"),
+        ({"preprocessors": {"rna": 3}}, "preprocessors: none was fitted on the 80 features of rna"),
     ],
 )
 def test_settings_of_another_kind(cells, settings, message):
@@ -490,19 +490,19 @@ def test_settings_of_another_kind(cells, settings, message):
         ({"compile": "x"}, "compile is 'x'; it must be a backend of torch.compile: .*inductor"),
         ({"compile": True}, "compile is True; it must be a string"),
         ({"max_steps": "10"}, "max_steps is '10'; it must be a whole number"),
-        ({"max_steps": -1}, "max_steps is -1; it must be 0 at least"),
+        ({"max_steps": -1}, "max_steps is -1; it must be at least 0"),
         ({"batch_size": 12.5}, "batch_size is 12.5; it must be a whole number"),
         ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; it must be a finite number"),
         ({"learning_rate": np.nan}, "learning_rate is nan; it must be a finite number"),
         ({"learning_rate": np.inf}, "learning_rate is inf; it must be a finite number"),
-        ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be 0 at least"),
+        ({"weight_decay": -0.1}, "weight_decay is -0.1; it must be at least 0"),
         ({"optimizer": None}, "optimizer is None; it must be 'rmsprop' or 'adam'"),
         ({"progress": "no"}, "progress is 'no'; it must be True or False"),
         ({"checkpoints": 3}, "checkpoints is 3; it must be a string or a Path or None"),
         ({"objective": []}, r"objective is \[\]; give a dict of weights or an Objective"),
         ({"objective": {"mse": np.inf}}, "mse is inf; it must be a finite number"),
         ({"objective": {"mse": "1"}}, "mse is '1'; it must be a finite number"),
-        ({"objective": {"contrastive": 1, "temperature": 0}}, "temperature is 0; contrastive divides by it"),
+        ({"objective": {"contrastive": 1, "temperature": 0}}, "temperature is 0, but the contrastive loss divides"),
     ],
 )
 def test_ways_to_train_of_another_kind(model, settings, message):
@@ -570,7 +570,7 @@ def test_encoder_inputs_of_another_model_serve_again(cells):
     first = clue.CLUE(cells, **widths)
     again = clue.CLUE(cells, preprocessors=first.preprocessors, **widths)
     np.testing.assert_array_equal(again.embed(cells), first.embed(cells))
-    with pytest.raises(ValueError, match="preprocessors: there is none for rna that was fitted on its 79 features"):
+    with pytest.raises(ValueError, match="preprocessors: none was fitted on the 79 features of rna"):
         clue.CLUE({"rna": cells["rna"][:, 1:], "adt": cells["adt"]}, preprocessors=first.preprocessors)
 
 

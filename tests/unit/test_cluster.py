@@ -58,7 +58,7 @@ def test_sbatch_without_a_cluster_does_not_blame_the_site_file(tmp_path, monkeyp
     sbatch.chmod(0o755)
     monkeypatch.setattr("shutil.which", lambda name: str(sbatch))
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    with pytest.raises(BenchmarkError, match="^sbatch reaches no Slurm: .* start on a login node, or set SLURM_CONF$"):
+    with pytest.raises(BenchmarkError, match="^sbatch cannot reach Slurm: .* on a login node, or set SLURM_CONF$"):
         slurm_site()
 
 
@@ -136,7 +136,7 @@ def test_a_folder_has_one_run_until_all_its_processes_end(tmp_path):
 def test_lock_of_another_machine_is_not_touched(tmp_path, lock):
     register_run(tmp_path)
     (tmp_path / ".snakemake/clue-bench-host").write_text("login2")
-    with pytest.raises(BenchmarkError, match="started here on login2; do this there, or.* delete .*-host first"):
+    with pytest.raises(BenchmarkError, match="here on login2; run this command there or.* delete .*-host first"):
         clear_killed_run(tmp_path)
     assert lock.exists()
 
@@ -154,9 +154,9 @@ def write(path, text=""):
 
 
 def test_reasons_from_the_most_telling_to_the_least(tmp_path):
-    assert status.failure_reason(STEP, tmp_path) == "ended without a message, as when it is killed"
+    assert status.failure_reason(STEP, tmp_path) == "ended without a message, as a killed process does"
     write(tmp_path / STEP.log, "reading\n 10%|#   |\r 20%|##  | 40/200\n\n")
-    killed = "ended without a message, as when it is killed; its log ends in: "
+    killed = "ended without a message, as a killed process does; its log ends in: "
     assert status.failure_reason(STEP, tmp_path) == killed + "20%|##  | 40/200"
     write(tmp_path / STEP.log, "using default settings\n")
     assert status.failure_reason(STEP, tmp_path) == killed + "using default settings"
@@ -194,7 +194,7 @@ def test_an_error_is_not_tried_again_unless_more_memory_may_help(tmp_path, error
 @pytest.mark.parametrize("text", ["", "[]", '{"error"', "{}"])
 def test_odd_failure_says_nothing(tmp_path, text):
     write(tmp_path / "results/x/failure.json", text)
-    assert status.failure_reason(STEP, tmp_path) == "ended without a message, as when it is killed"
+    assert status.failure_reason(STEP, tmp_path) == "ended without a message, as a killed process does"
 
 
 def test_job_at_work_is_seen_by_its_open_log(tmp_path):

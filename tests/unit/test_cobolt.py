@@ -209,7 +209,7 @@ def test_without_the_authors_package_the_method_fails_and_names_ours(params, tas
     other.parent.mkdir()
     other.write_text("raise RuntimeError('another package was imported')")
     importlib.invalidate_caches()
-    with pytest.raises(BenchmarkError, match="package index's is another.*envs/cobolt.yaml.*cobolt_native"):
+    with pytest.raises(BenchmarkError, match="one on the package index is another.*envs/cobolt.yaml.*cobolt_native"):
         cobolt_authors.embed(task, params, seed=0)
 
 
@@ -306,7 +306,7 @@ def test_features_are_those_that_upstream_keeps(params, upstream, task):
 
 
 def test_upstream_says_that_it_cannot_embed_one_cell_alone(upstream, task):
-    with pytest.raises(BenchmarkError, match="take the method cobolt_native"):
+    with pytest.raises(BenchmarkError, match="use the method cobolt_native"):
         cobolt_authors.train(task, modalities(n_cells=120, n_alone=9), TRAINING)
 
 

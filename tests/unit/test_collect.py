@@ -86,7 +86,7 @@ def test_failed_scoring_points_to_its_own_log(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"), [("", "cannot be read"), ("a\tb\n1\t2\n", "other columns"), ("\x00\x01", "columns")]
+    ("content", "reason"), [("", "cannot be read"), ("a\tb\n1\t2\n", "expected columns"), ("\x00\x01", "columns")]
 )
 def test_an_odd_file_is_a_failed_job_and_hides_no_other(tmp_path, content, reason):
     folder = finish(tmp_path, job(0))
@@ -101,7 +101,7 @@ def test_an_odd_file_is_a_failed_job_and_hides_no_other(tmp_path, content, reaso
 
 def test_scores_of_another_job_are_refused(tmp_path):
     finish(tmp_path, job(), method="other")
-    assert collect([job()], tmp_path).failures["reason"].str.contains("another method than 'm'").all()
+    assert collect([job()], tmp_path).failures["reason"].str.contains("a method other than 'm'").all()
 
 
 def test_no_jobs_left_give_tables_with_columns(tmp_path):

@@ -119,10 +119,10 @@ def test_a_part_after_a_slash_selects_one(project):
         ({"run": "prepared"}, ["run", "'prepared' does not match"]),
         ({"run": "slurm"}, ["run", "'slurm' does not match"]),
         ({"budget": "qiuck"}, ["config/quick.yaml: budget: no method has 'qiuck'", "did you mean 'quick'?"]),
-        ({"datasets": ["my data"]}, ["config/quick.yaml: datasets: the name 'my data' must be of letters", "rename"]),
+        ({"datasets": ["my data"]}, ["config/quick.yaml: datasets: the name 'my data' must consist of", "rename"]),
         ({"datasets": ["figures"]}, ["config/quick.yaml: datasets: the name 'figures' is also a folder of results"]),
         *(
-            ({"methods": [name]}, [f"config/quick.yaml: methods: the name {name!r} is the name of a rule"])
+            ({"methods": [name]}, [f"config/quick.yaml: methods: the name {name!r} is the name of a workflow rule"])
             for name in ("paper", "table", "oracle", "collect", "all", "score_rna_adt")
         ),
         ({"data_mirror": "/scratch"}, ["data_mirror", "'/scratch' does not match"]),
@@ -185,7 +185,7 @@ def test_missing_key(project):
         ({"presets": {"rna+atac": {"lr": 2}}}, "presets: 'rna+atac' is not in modalities; did you mean 'rna+adt'?"),
         ({"modalities": 3}, "modalities: 3 does not fit: The sets of modalities that it takes at once"),
         ({"sources": ["/etc"]}, "sources.0: '/etc' does not match"),
-        ({"modalities": [["adt", "rna"]]}, "modalities: adt, rna: the order is rna, atac, adt"),
+        ({"modalities": [["adt", "rna"]]}, "modalities: adt, rna must be in the order rna, atac, adt"),
     ],
 )
 def test_wrong_method(project, changes, part):
@@ -249,10 +249,10 @@ def test_each_pair_has_its_own_hyper_parameters(project):
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        ({"mosaic": {"rna+atac": 0.5, "adt+rna": 0.5}}, "'adt+rna' must be of rna, atac, adt, in that order"),
+        ({"mosaic": {"rna+atac": 0.5, "adt+rna": 0.5}}, "'adt+rna' may only name rna, atac, adt, in that order"),
         ({"mosaic": {"rna+atac": 0.5, "rna": 0.5}}, "no training cell is seen in adt"),
         ({"mosaic": {"rna+atac": 0.5, "adt": 0.4}}, "the fractions add up to 0.9"),
-        ({"mosaic": {"rna+atac+adt": 1}, "paired_fraction": 0.5}, "keep one of the two"),
+        ({"mosaic": {"rna+atac+adt": 1}, "paired_fraction": 0.5}, "keep only one of the two"),
     ],
 )
 def test_a_mosaic_that_cannot_be(project, split, message):
@@ -282,8 +282,8 @@ def test_a_method_without_a_script_has_its_own_rule(project):
     [
         ("- a\n", "must hold a map"),
         ("a: [1\n", "not valid YAML"),
-        ("a: 1\nb: 2\na: 3\n", "not valid YAML: 'a' is there twice .*line 3"),
-        ("a: {b: 1, b: 1}\n", "not valid YAML: 'b' is there twice .*line 1"),
+        ("a: 1\nb: 2\na: 3\n", "not valid YAML: 'a' occurs twice .*line 3"),
+        ("a: {b: 1, b: 1}\n", "not valid YAML: 'b' occurs twice .*line 1"),
         ("a: !!int x\n", "not valid YAML: invalid literal"),
         ("a: !!bool maybe\n", "not valid YAML: 'maybe'"),
         ("a: &x [*x]\n", "not valid YAML: Circular reference"),

@@ -160,13 +160,13 @@ RESUMED = [None, "bytes=100000-"]
     ("faults", "server", "asked", "content", "printed"),
     [
         (lambda web: {"GET": [truncate(web, 100_000)]}, {}, RESUMED, CONTENT, "transfer closed"),
-        (lambda web: {"GET": [stall(web, 100_000)]}, {}, RESUMED, CONTENT, "transferred the last 1 seconds; again in"),
+        (lambda web: {"GET": [stall(web, 100_000)]}, {}, RESUMED, CONTENT, "the last 1 seconds; trying again in"),
         (
             lambda web: {"GET": [status(503), status(429)]},
             {},
             [None] * 3,
             CONTENT,
-            "429 Too Many Requests; again in 0.02",
+            "429 Too Many Requests; trying again in 0.02",
         ),
         (lambda web: {"HEAD": [status(503)]}, {}, [None], CONTENT, ""),
         (lambda web: {"HEAD": [status(405)]}, {}, [None], CONTENT, ""),
@@ -191,8 +191,8 @@ def test_faults_that_pass(web, folder, faults, server, asked, content, printed, 
     [
         ([status(404)], "the server answers 404 Not Found; correct the address in the YAML of the data set, or add a"),
         ([status(503)] * 3, "the server answers 503 Service Unavailable (3 attempts); check the network and run again"),
-        ([page()], "a web page comes in place of the file; open the address in a browser"),
-        ([page("application/octet-stream")], "a web page comes in place of the file; open the address in a browser"),
+        ([page()], "a web page was sent instead of the file; open the address in a browser"),
+        ([page("application/octet-stream")], "a web page was sent instead of the file; open the address in a browser"),
         ([status(301, Location=f"/{FILE}")] * 100, "redirects followed; correct the address"),
         ([status(302, Location="file:///etc/hostname")], 'Protocol "file" not supported'),
     ],
@@ -213,7 +213,7 @@ def test_nobody_answers(folder, base):
 
 def test_an_empty_file_is_refused_and_nothing_recorded(web, folder):
     web.files[FILE] = b""
-    assert f"{FILE}: is empty; the source has changed the file or it was damaged" in fails(folder, source(web))
+    assert f"{FILE}: is empty; the source has changed the file, or it was damaged" in fails(folder, source(web))
     assert left(folder) == []
     web.files[FILE] = CONTENT
     get(folder, source(web))
@@ -243,7 +243,7 @@ def test_a_connection_that_breaks_often_but_brings_something_new_ends_no_downloa
 
 def test_a_web_page_in_the_middle_does_not_destroy_what_came(web, folder):
     web.faults["GET"] = [truncate(web, 100_000), page()]
-    assert "a web page comes in place" in fails(folder, source(web))
+    assert "a web page was sent instead" in fails(folder, source(web))
     assert left(folder) == PART
     get(folder, source(web))
     assert is_complete(folder) and web.of("GET")[-1] == "bytes=100000-"
@@ -353,7 +353,7 @@ def test_a_full_disk_keeps_what_came_and_no_other_source_is_tried(web, web2, fol
 
 def test_no_curl_is_one_line(web, folder, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    assert fails(folder, source(web), error=LocalError).startswith("no program curl on this machine; install it")
+    assert fails(folder, source(web), error=LocalError).startswith("curl was not found on this machine; install it")
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(web, workplace):
@@ -428,11 +428,11 @@ def test_two_processes_at_once(web, folder, project):
     first = start(folder, {"source": source(web)}, project)
     wait_for(lambda: web.of("GET"))
     second = start(folder, {"source": source(web)}, project)
-    assert "another process downloads it; waiting for its end" in second.stdout.readline()
+    assert "another process is downloading it; waiting for it to finish" in second.stdout.readline()
     second_waits.set()
     outputs = [process.communicate(timeout=60)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0)
-    assert "all 1 files are there and right" in outputs[1]
+    assert "all 1 files are present and correct" in outputs[1]
     assert len(web.of("GET")) == 1 and is_complete(folder)
 
 
@@ -493,7 +493,7 @@ def test_a_source_that_cannot_give_all_leaves_nothing(web, web2, folder, faults)
 def test_no_source_can_be_used(web, web2, folder):
     web.close()
     message = fails(folder, source(web, name="first"), source(web2, name="second"))
-    assert message.startswith("tiny: none of 2 sources can be used: ")
+    assert message.startswith("tiny: none of the 2 sources can be used: ")
     assert f"{web.url}{FILE}: Failed to connect" in message and f"{web2.url}{FILE}: the server answers 404" in message
     assert web2.of("HEAD") == [None] and web2.of("GET") == [], "no second attempt"
 
@@ -508,10 +508,10 @@ def test_no_source_can_be_used(web, web2, folder):
         (lambda folder: (folder / "source.json").write_text("{"), "source.json: cannot be read"),
         (lambda folder: (folder / "source.json").write_text("[]"), "source.json: cannot be read"),
         (lambda folder: (folder / FILE).unlink(), f"{FILE}: no such file; delete .*source.json and run again"),
-        (lambda folder: (folder / FILE).write_bytes(b"x"), f"{FILE}: has another size than when it was downloaded"),
+        (lambda folder: (folder / FILE).write_bytes(b"x"), f"{FILE}: has changed in size since it was downloaded"),
         (
             lambda folder: (folder / "source.json").write_text('{"source": "old", "files": []}'),
-            "is of a source 'old' that the YAML does not have; delete it and run again",
+            "names a source 'old' that the YAML does not have; delete it and run again",
         ),
     ],
 )
@@ -537,7 +537,7 @@ NPY = {"kind": "npy", "files": {"rna": FILE}}
     [
         ({"prepare": NPY}, "'source' is a required property"),
         ({"source": HTTP, "sources": [HTTP], "prepare": NPY}, "source"),
-        ({"sources": [HTTP, HTTP], "prepare": NPY}, "sources: 'http' names more than one; give each its own `name`"),
+        ({"sources": [HTTP, HTTP], "prepare": NPY}, "sources: more than one is named 'http'; give each its own `name`"),
         ({"sources": [HTTP | {"prepare": NPY}, HTTP | {"name": "b"}]}, "sources.1: 'prepare' is a required property"),
         ({"source": HTTP}, "source: 'prepare' is a required property"),
         (

@@ -157,7 +157,7 @@ def test_faults_of_cell_ranger_name_the_file(tmp_path):
     assert "x.h5: holds the genomes hg19, mm10" in fault(tmp_path, settings)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["matrix/barcodes"] = texts(CELLS)
-    assert "x.h5: holds no matrix of Cell Ranger (but matrix)" in fault(tmp_path, settings)
+    assert "x.h5: holds no Cell Ranger matrix (only matrix)" in fault(tmp_path, settings)
     write_mex(tmp_path)
     shutil.copy(tmp_path / "barcodes.tsv.gz", tmp_path / "barcodes.tsv")
     assert "barcodes.tsv is beside it" in fault(tmp_path, {"kind": "tenx", "samples": {"one": ""}})
@@ -428,10 +428,10 @@ def renamed(convert, n=N_CELLS):
 @pytest.mark.parametrize(
     ("convert", "reason"),
     [
-        (lambda name: name.removesuffix("-1"), "an ending"),
-        (lambda name: f"s1_{name}", "a beginning"),
+        (lambda name: name.removesuffix("-1"), "their ending"),
+        (lambda name: f"s1_{name}", "their beginning"),
         (str.lower, "upper and lower case"),
-        (lambda name: name.replace("-", "."), "their signs"),
+        (lambda name: name.replace("-", "."), "their punctuation"),
         (lambda name: f"{hash(name)}", "cells are paired by name"),
     ],
 )

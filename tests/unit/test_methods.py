@@ -295,12 +295,12 @@ def names_other_cells(task, params, seed):
         (lambda *_: {"rna": np.zeros((5, 2))}, "returned ['rna'] for the modalities ['rna', 'adt']"),
         (lambda task, *_: {name: np.zeros(x.n_obs) for name, x in task.test.items()}, "1-d float64 for rna"),
         (lambda task, *_: {name: np.full((x.n_obs, 2), 1e300) for name, x in task.test.items()}, "not finite"),
-        (lambda task, *_: {name: [[1], [1, 2]] for name in task.test}, "something that is no array: setting an array"),
+        (lambda task, *_: {name: [[1], [1, 2]] for name in task.test}, "is not an array for rna: setting an array"),
         (lambda task, *_: {name: np.zeros((x.n_obs, 0)) for name, x in task.test.items()}, "0 columns"),
         (lambda task, params, seed: params["n_layers"], "parameter 'n_layers' missing"),
         (filters_in_place, "my_method has filtered, reordered or renamed the cells of task.test['adt']"),
         (reorders_in_place, "my_method has filtered, reordered or renamed the cells of task.test['adt']"),
-        (names_other_cells, "returned a data frame for adt whose index does not name its test cells, each once"),
+        (names_other_cells, "returned a data frame for adt whose index does not name every test cell exactly once"),
         (lambda *_: sys.exit(), "embed of my_method called sys.exit(); it must return the embedding"),
         (lambda *_: sys.exit(0), "embed of my_method called sys.exit(0); it must return the embedding"),
         (lambda *_: sys.exit("no\nluck"), r"embed of my_method called sys.exit('no\nluck')"),
@@ -316,7 +316,7 @@ def test_training_cells_without_a_modality_of_the_test(folder, capsys):
     cells = [f"cell_{i}" for i in range(20)]
     write_train(md.MuData({"rna": counts(20, cells), "atac": counts(20, cells, 1, "peak")}), folder / "train.h5mu")
     reason, printed = fails(folder, right, capsys)
-    assert "train.h5mu: holds ['rna', 'atac'] but the test cells are of ['rna', 'adt']" in reason
+    assert "train.h5mu: holds only ['rna', 'atac'], but the test cells are of ['rna', 'adt']" in reason
     assert printed.count("error: ") == 1
 
 
@@ -332,7 +332,7 @@ def test_exception_leaves_its_line_and_a_traceback(folder, capsys):
 def test_cuda_without_a_gpu_is_an_error(folder, monkeypatch):
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="no GPU is seen"):
+    with pytest.raises(SystemExit, match="no GPU was found"):
         run_method(right, command_line(folder, device="cuda"))
 
 

@@ -227,7 +227,7 @@ def test_fine_tuning_takes_unpaired_cells_and_new_batches(two):
     for names, other in ((two["adt"].obs_names, "rna"), (extra["adt"].obs_names, "rna")):
         equal = {"rna": extra["rna"][:5].copy(), "adt": extra["adt"]}
         equal["rna"].obs_names = names[:5]
-        with pytest.raises(ValueError, match=f"extra cell '{names[0]}' of .* of {other}; equal names are one cell"):
+        with pytest.raises(ValueError, match=f"extra cell '{names[0]}' of .* of {other}; cells with equal names"):
             model.fit(equal, **SHORT)
 
 

@@ -244,8 +244,8 @@ def few_counts(n_cells, density, n_batches):
 @pytest.mark.parametrize(
     ("n_cells", "density", "n_batches", "warned"),
     [
-        (300, 0.005, 4, "that of each batch has span 1.0"),
-        (500, 0.003, 10, "that of all cells has span 1.0"),
+        (300, 0.005, 4, "the fit of each batch has span 1.0"),
+        (500, 0.003, 10, "the fit of all cells has span 1.0"),
         (100, 0.0, 1, "genes are ranked by their variance"),
     ],
 )

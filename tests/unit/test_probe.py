@@ -58,5 +58,5 @@ def test_cells_of_other_data_are_refused(simulated, solution):
     for adata in other.mod.values():
         adata.obs_names = "x" + adata.obs_names
     embedding = embedded(simulated, solution, {name: adata.obsm["shared"] for name, adata in simulated.mod.items()})
-    with pytest.raises(ContractError, match="is no cell of the simulated data"):
+    with pytest.raises(ContractError, match="is not a cell of the simulated data"):
         probe(embedding, solution, other, "x")

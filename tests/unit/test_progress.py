@@ -84,8 +84,8 @@ def test_a_failure_is_said_when_it_comes(progress, capsys, tmp_path):
 
 
 def test_what_stops_everything_is_kept(progress):
-    read(progress, 'Building DAG of jobs...\nWorkflowError in file "rules/common.smk", line 3:\nno GPU is seen\n')
-    assert progress.wrong[1:] == ["no GPU is seen"] and progress.n_failed == 0
+    read(progress, 'Building DAG of jobs...\nWorkflowError in file "rules/common.smk", line 3:\nno GPU was found\n')
+    assert progress.wrong[1:] == ["no GPU was found"] and progress.n_failed == 0
 
 
 def test_the_bar_counts_steps(benchmark, capsys):

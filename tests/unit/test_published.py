@@ -38,7 +38,7 @@ def test_scores_of_scmmib_are_of_splits_of_ours(published, project):
         ("value", "many", "column value"),
         ("evidence", "hearsay", "line 2: evidence is not one of source, reconstructed"),
         ("Extra", "x", "unknown column 'Extra'"),
-        ("direction", "rna2adt", "line 3: .* are those of an earlier line"),
+        ("direction", "rna2adt", "line 3: .* are the same as on an earlier line"),
     ],
 )
 def test_a_wrong_published_number_is_one_clear_line(references, tmp_path, column, text, message):

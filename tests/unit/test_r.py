@@ -288,7 +288,7 @@ def test_too_few_cells_to_choose_a_space_take_the_first(real_r, tmp_path):
     _, report, _ = run_bridge(tmp_path, "adt", test_cells=80, n_cells=200)
     assert report["info"]["chosen"] == {"space": "direct", "metric": "cosine"}
     assert report["info"]["inner_validation"] == (
-        "none, with some cells held out: reference has 31 cells, Seurat needs 60; give more cells"
+        "not possible with some cells held out: reference has 31 cells, Seurat needs 60; give more cells"
     )
 
 

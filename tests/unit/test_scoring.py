@@ -158,7 +158,7 @@ def test_data_set_and_split_may_come_from_the_solution(embedding, solution):
 @pytest.mark.parametrize(
     ("key", "given", "message"),
     [
-        ("dataset", "other", "uns\\['dataset'\\] is 'other', but the solution is of 'd'"),
+        ("dataset", "other", "uns\\['dataset'\\] is 'other', but the solution's is 'd'"),
         ("seed", "first", "uns\\['seed'\\] must be a whole number"),
         ("params", "{", "uns\\['params'\\] is not JSON"),
         ("params", "3", "uns\\['params'\\] must be a map"),
@@ -311,7 +311,7 @@ def test_an_embedding_by_pairs_says_all_of_each_pair(solution_of_three, points_o
 
 def test_a_pair_of_other_modalities_is_refused(solution_of_three, points_of_three):
     embedding = by_pairs(solution_of_three, points_of_three, {("rna", "atac"): 3})
-    with pytest.raises(ContractError, match=r"obs\['pair'\] is 'rna\+atac', no pair of rna, adt"):
+    with pytest.raises(ContractError, match=r"obs\['pair'\] is 'rna\+atac', not a pair of rna, adt"):
         contracts.check_embedding_fits(embedding, {"rna": pd.Index([]), "adt": pd.Index([])}, "e.h5ad")
 
 

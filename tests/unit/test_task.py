@@ -61,7 +61,7 @@ def test_training_batches_may_be_named(dataset):
     task = make_task(dataset, "tiny", "s", split)
     assert set(task.train.mod["rna"].obs["batch"]) == {batches[0]}
     assert set(task.solution.obs["batch"]) == {batches[1]}
-    with pytest.raises(TaskError, match="splits.s: a batch is both in `train` and in `batches`"):
+    with pytest.raises(TaskError, match="splits.s: a batch is in both `train` and `batches`"):
         make_task(dataset, "tiny", "s", split | {"train": batches[1:2]})
     with pytest.raises(TaskError, match="splits.s.train: no cell of nowhere; batches: batch"):
         make_task(dataset, "tiny", "s", split | {"train": ["nowhere"]})
@@ -73,9 +73,9 @@ def test_numbers_of_cells_give_the_same_test_cells_and_nested_training_cells(dat
     )
     assert list(few.solution.obs_names) == list(many.solution.obs_names) and few.solution.n_obs == 30
     assert few.train.n_obs == 40 and set(few.train.mod["rna"].obs_names) < set(many.train.mod["rna"].obs_names)
-    with pytest.raises(TaskError, match="n_train 100 and n_test 30 are more than the 120 cells there are"):
+    with pytest.raises(TaskError, match="n_train 100 and n_test 30 are too many for the 120 available cells"):
         make_task(dataset, "tiny", "s", {"kind": "random", "n_test": 30, "n_train": 100, "seed": 0})
-    with pytest.raises(TaskError, match="n_test 130 are more than the 120 cells there are"):
+    with pytest.raises(TaskError, match="n_test 130 are too many for the 120 available cells"):
         make_task(dataset, "tiny", "s", {"kind": "random", "n_test": 130, "seed": 0})
 
 

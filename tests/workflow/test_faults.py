@@ -20,7 +20,7 @@ SLOW = """import os, time, pathlib
     ("wrong", "line"),
     [
         ("methods: [randm]", "unknown method 'randm'; did you mean 'random'?"),
-        ("max_cells: 400\nmax_cells: 500", "config/test.yaml: not valid YAML: 'max_cells' is there twice"),
+        ("max_cells: 400\nmax_cells: 500", "config/test.yaml: not valid YAML: 'max_cells' occurs twice"),
     ],
 )
 def test_wrong_configuration_is_one_line(fresh, wrong, line):

@@ -9,7 +9,7 @@ from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.running import machine
 
 NO_SLURM = "no Slurm on this machine (no command sbatch)"
-NO_GPU = "device: the configuration says cuda, but no GPU is seen on this machine; set device: cpu"
+NO_GPU = "device: the configuration says cuda, but no GPU was found on this machine; set device: cpu"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_odd_surroundings_are_no_fault(unscored):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--cores", "0"], "--cores: 0 run nothing; give at least 1 (make run CORES=2)"),
+        (["--cores", "0"], "--cores: with 0, nothing can run; give at least 1 (make run CORES=2)"),
         ([], "give --cores, to run on this machine, or --profile, to run on a cluster"),
     ],
 )
@@ -105,5 +105,5 @@ def test_either_way_of_seeing_a_gpu_will_do(monkeypatch):
     monkeypatch.setattr(machine, "_succeeds", lambda command, *options: command != "nvidia-smi")
     machine.require_gpu()
     monkeypatch.setattr(machine, "_succeeds", lambda *command: False)
-    with pytest.raises(BenchmarkError, match="no GPU is seen"):
+    with pytest.raises(BenchmarkError, match="no GPU was found"):
         machine.require_gpu()

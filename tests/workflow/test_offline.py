@@ -85,7 +85,7 @@ def test_download_first_then_no_network(project, server):
     project.change("config/datasets/arrays.yaml", sources=[*spec["sources"], spec["sources"][1] | {"name": "other"}])
     status, output = project.snakemake("downloaded")
     assert status == 0, output
-    assert "all 2 files are there and right" in project.path("logs/download/arrays.log").read_text()
+    assert "all 2 files are present and correct" in project.path("logs/download/arrays.log").read_text()
 
 
 def test_mirror_of_the_configuration(project, server):
@@ -108,5 +108,5 @@ def test_no_source_is_one_line_in_the_log(project, server):
     )
     assert not project.path("data/raw/arrays/source.json").exists()
     [line] = [line for line in project.path("logs/download/arrays.log").read_text().splitlines() if "error: " in line]
-    assert line.startswith("error: arrays: none of 2 sources can be used: none/W1.npy: no such file")
+    assert line.startswith("error: arrays: none of the 2 sources can be used: none/W1.npy: no such file")
     assert "the server answers 404 Not Found" in line

@@ -102,7 +102,7 @@ def _first_that_works(
         right = [_is_right(folder / file, facts) for file, facts in source["files"].items()]
         # The user's own files may have changed: they are linked again.
         if all(right) and source["kind"] != "files":
-            print(f"{folder}: all {len(right)} files are there and right")
+            print(f"{folder}: all {len(right)} files are present and correct")
             return source
     if mirror:
         base = f"{os.path.expandvars(mirror).rstrip('/')}/{dataset}/"
@@ -125,7 +125,7 @@ def _first_that_works(
             faults.append(str(error))
     if len(faults) == 1:
         raise DownloadError(faults[0])
-    raise DownloadError(f"{dataset}: none of {len(faults)} sources can be used: {' | '.join(faults)}")
+    raise DownloadError(f"{dataset}: none of the {len(faults)} sources can be used: {' | '.join(faults)}")
 
 
 def _in_mirror(source: dict[str, Any], base: str) -> dict[str, Any]:
@@ -206,7 +206,7 @@ def _alone(folder: Path) -> Iterator[int]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"{folder}: another process downloads it; waiting for its end", flush=True)
+            print(f"{folder}: another process is downloading it; waiting for it to finish", flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield file.fileno()
 

@@ -58,12 +58,12 @@ def as_downloaded(spec: Mapping[str, Any], folder: str | Path) -> dict[str, Any]
     found = [source for source in sources(spec) if source["name"] == manifest["source"]]
     if not found:
         raise DownloadError(
-            f"{path}: is of a source {manifest['source']!r} that the YAML does not have; delete it and run again"
+            f"{path}: names a source {manifest['source']!r} that the YAML does not have; delete it and run again"
         )
     for entry in manifest["files"]:
         file = path.with_name(entry["file"])
         if not file.is_file() or file.stat().st_size != entry["size"]:
-            wrong = "has another size than when it was downloaded" if file.is_file() else "no such file"
+            wrong = "has changed in size since it was downloaded" if file.is_file() else "no such file"
             raise DownloadError(f"{file}: {wrong}; delete {path} and run again")
     own = {key: found[0][key] for key in ("prepare", "expect") if key in found[0]}
     files = {entry["file"]: entry["sha256"] for entry in manifest["files"]}

@@ -195,9 +195,9 @@ def _split_random(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, spl
     n_test = split.get("n_test") or round(split["fraction"] * len(rows))
     n_train = split.get("n_train") or max(n_cells - n_test, 0)
     if n_test > len(rows) or n_test + n_train > n_cells:
-        alone = f", {n_cells - len(rows)} of them without a modality" if n_cells > len(rows) else ""
+        alone = f", {n_cells - len(rows)} of which lack a modality" if n_cells > len(rows) else ""
         raise TaskError(
-            f"{where}: n_train {n_train} and n_test {n_test} are more than the {n_cells} cells there are{alone}"
+            f"{where}: n_train {n_train} and n_test {n_test} are too many for the {n_cells} available cells{alone}"
         )
     is_test = np.zeros(len(obs), dtype=bool)
     is_test[_stream(split["seed"], "split").choice(rows, n_test, replace=False)] = True
@@ -269,7 +269,7 @@ def _split_batches(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, sp
     is_test = batches.isin(split["batches"]).to_numpy()
     is_train = batches.isin(split["train"]).to_numpy() if "train" in split else ~is_test
     if (is_train & is_test).any():
-        raise TaskError(f"{where}: a batch is both in `train` and in `batches`, the test batches; name it once")
+        raise TaskError(f"{where}: a batch is in both `train` and `batches` (the test batches); name it in only one")
     return is_train, is_test
 
 

@@ -103,7 +103,7 @@ def fetch(url: str, path: Path, known: Mapping[str, Any], patience: Patience, lo
             kept = f"; the {part.size():,} bytes that have arrived are kept" if part.size() else ""
             raise DownloadError(f"{url}: {fault} ({n_faults} attempts); check the network and run again{kept}")
         pause = patience.pause * 2 ** (n_faults - 1)
-        print(f"{url}: {fault}; again in {pause:g} s", flush=True)
+        print(f"{url}: {fault}; trying again in {pause:g} s", flush=True)
         time.sleep(pause)
     with open(part.path, "rb") as file:
         os.fsync(file.fileno())
@@ -160,8 +160,8 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
         if has_page or not resumed:
             part.discard()
         raise DownloadError(
-            f"{url}: a web page comes in place of the file; open the address in a browser to see what it says"
-            " (a login, a notice of maintenance, a proxy)"
+            f"{url}: a web page was sent instead of the file; open the address in a browser to see what it says"
+            " (a login, a maintenance notice, a proxy)"
         )
     if answer.status == NO_SUCH_RANGE and "sha256" in known and not what_differs(part.path, known):
         return ""  # everything had arrived; only the name was missing
@@ -179,8 +179,8 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
     if wrong := what_differs(part.path, known):
         part.discard()
         raise DownloadError(
-            f"{url}: {wrong}; the source has changed the file or it was damaged on its way: run again, or correct"
-            f" {known.get('where', 'the YAML of the data set')} if the change is meant"
+            f"{url}: {wrong}; the source has changed the file, or it was damaged in transit: run again, or correct"
+            f" {known.get('where', 'the YAML of the data set')} if the change is intended"
         )
     return ""
 
@@ -215,7 +215,7 @@ def _curl(url: str, options: list[str], patience: Patience, lock: int, part: Par
         process = subprocess.Popen([*command, "--url", url], pass_fds=[lock], **pipes)
     except FileNotFoundError as error:
         raise LocalError(
-            "no program curl on this machine; install it, or use the environment envs/python.yaml"
+            "curl was not found on this machine; install it, or use the environment envs/python.yaml"
         ) from error
     with process:
         while True:
@@ -227,7 +227,7 @@ def _curl(url: str, options: list[str], patience: Patience, lock: int, part: Par
                     total = part.header("content-length") or "?"
                     print(f"{part.path.name[1:-5]}: {part.size():,} of {total} bytes", flush=True)
     status, _, kind = output.partition(" ")
-    message = re.sub(r"^curl: (\(\d+\) )?", "", (errors.splitlines() or [f"curl ended with {process.returncode}"])[-1])
+    message = re.sub(r"^curl: (\(\d+\) )?", "", (errors.splitlines() or [f"curl exited with {process.returncode}"])[-1])
     if process.returncode == HTTP_ERROR:
         phrase = {code.value: code.phrase for code in HTTPStatus}.get(int(status), "")
         message = f"the server answers {status} {phrase}".rstrip()

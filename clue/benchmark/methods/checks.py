@@ -39,7 +39,7 @@ def check_arrays(arrays: Any, test: Mapping[str, pd.Index], method: str) -> dict
     for modality, cells in test.items():
         array = _array(_in_order(arrays[modality], cells, f"{where} a data frame for {modality}"), where, modality)
         if array.ndim != 2 or array.dtype.kind not in "fiu":
-            raise ContractError(f"{where} {array.ndim}-d {array.dtype} for {modality}; give 2-d numbers")
+            raise ContractError(f"{where} {array.ndim}-d {array.dtype} for {modality}; give a 2-d array of numbers")
         if len(array) != len(cells):
             raise ContractError(f"{where} {len(array)} rows for {len(cells)} cells of {modality}")
         if array.shape[1] == 0:
@@ -60,7 +60,7 @@ def _array(values: Any, where: str, modality: str) -> np.ndarray:
     try:
         return values.toarray() if sp.issparse(values) else np.asarray(values)
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ContractError(f"{where} for {modality} something that is no array: {error}") from error
+        raise ContractError(f"{where} something that is not an array for {modality}: {error}") from error
 
 
 def _in_order(values: Any, cells: pd.Index, where: str) -> Any:
@@ -68,7 +68,7 @@ def _in_order(values: Any, cells: pd.Index, where: str) -> Any:
     if not isinstance(values, pd.DataFrame) or values.index.equals(pd.RangeIndex(len(values))):
         return values
     if not values.index.is_unique or set(values.index) != set(cells):
-        raise ContractError(f"{where} whose index does not name its test cells, each once")
+        raise ContractError(f"{where} whose index does not name every test cell exactly once")
     return values.loc[cells]
 
 
@@ -115,6 +115,6 @@ def check_left_alone(task: Task, given: Mapping[str, pd.DataFrame], method: str)
     for name, obs in given.items():
         if name in task.test and not task.test[name].obs_names.equals(obs.index):
             raise ContractError(
-                f"embed of {method} has filtered, reordered or renamed the cells of task.test[{name!r}]; which row is"
-                f" whose cannot be told; work on task.test[{name!r}].copy()"
+                f"embed of {method} has filtered, reordered or renamed the cells of task.test[{name!r}], so it is"
+                f" unknown which row belongs to which cell; work on task.test[{name!r}].copy()"
             )

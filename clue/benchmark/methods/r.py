@@ -139,7 +139,7 @@ def write_counts(group: h5py.Group, adata: ad.AnnData) -> None:
     counts = sp.csr_matrix(adata.X)
     counts.sort_indices()
     if counts.nnz >= 2**31:
-        raise BenchmarkError(f"{group.name}: {counts.nnz} counts above 0; a sparse matrix of R holds 2^31 - 1 at most")
+        raise BenchmarkError(f"{group.name}: {counts.nnz} counts above 0; a sparse matrix in R holds at most 2^31 - 1")
     group["data"] = counts.data.astype(np.float64)
     group["indices"] = counts.indices.astype(np.int32)
     group["indptr"] = counts.indptr.astype(np.int32)

@@ -132,7 +132,7 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     train = read_train(arguments.train)
     missing = [modality for modality in test if modality not in train.mod]
     if missing:
-        raise ContractError(f"{arguments.train}: holds {list(train.mod)} but the test cells are of {list(test)} too")
+        raise ContractError(f"{arguments.train}: holds only {list(train.mod)}, but the test cells are of {list(test)}")
     _check_learnable(train, list(test), arguments.train)
     _prepare_checkpoints(arguments)
     names = {name: cells.obs_names.copy() for name, cells in test.items()}
@@ -253,7 +253,9 @@ def _check_device(device: str) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise BenchmarkError("device: the configuration says cuda, but no GPU is seen; set device: cpu or fix the GPU")
+        raise BenchmarkError(
+            "device: the configuration says cuda, but no GPU was found; set device: cpu or fix the GPU"
+        )
     torch.cuda.reset_peak_memory_stats()
 
 

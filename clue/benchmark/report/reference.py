@@ -62,7 +62,7 @@ def _read(path: Path, columns: list[str], number: str, key: list[str]) -> pd.Dat
             _check(table[column] != "", f"{column} is empty", path)
     _check(np.isfinite(table[number]), f"{number} is not a number", path)
     _check(table["evidence"].isin(EVIDENCE), f"evidence is not one of {', '.join(EVIDENCE)}", path)
-    _check(~table.duplicated(key), f"{', '.join(key)} are those of an earlier line", path)
+    _check(~table.duplicated(key), f"{', '.join(key)} are the same as on an earlier line", path)
     return table
 
 

@@ -97,7 +97,7 @@ def _check_accepted(site: Site, partition: str) -> None:
     options = [f"{option}={value}" for option, value in words.items() if value]
     if reason := refusal(["--time=1", "--mem=1", *options]):
         if _IS_AWAY.search(reason):
-            raise BenchmarkError(f"sbatch reaches no Slurm: {reason}; start on a login node, or set SLURM_CONF")
+            raise BenchmarkError(f"sbatch cannot reach Slurm: {reason}; start on a login node, or set SLURM_CONF")
         fix = f"fix {site.file}" if Path(site.file).exists() else f"copy {EXAMPLE} to {site.file} and fill it in"
         given = " ".join(options) or "no account or partition"
         raise BenchmarkError(f"{site.file}: Slurm refuses a job with {given}: {reason}; {fix}")
@@ -140,7 +140,7 @@ def slurm_jobs(folder: Path) -> list[SlurmJob]:
         ["squeue", "--me", "--noheader", "--format=%i\t%T\t%R\t%j\t%Z\t%k"], capture_output=True, text=True
     )
     if done.returncode:
-        raise BenchmarkError(f"squeue: {' '.join(done.stderr.split())}; Slurm must answer, try again later")
+        raise BenchmarkError(f"squeue: {' '.join(done.stderr.split())}; Slurm must answer first, so try again later")
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     return [
         SlurmJob(number, state, where, comment)
@@ -163,6 +163,6 @@ def cancel(folder: Path) -> int:
     while left := slurm_jobs(folder):
         if time.monotonic() > end:
             numbers = " ".join(job.number for job in left)
-            raise BenchmarkError(f"Slurm does not end job {numbers}; ask your administrator about node {left[0].where}")
+            raise BenchmarkError(f"Slurm did not end job {numbers}; ask your administrator about node {left[0].where}")
         time.sleep(1)
     return len(jobs)

@@ -63,7 +63,7 @@ def require_gpu() -> None:
     """Raise a `BenchmarkError` if no GPU is seen."""
     if not (_succeeds("nvidia-smi", "--list-gpus") or _torch_sees_one()):
         raise BenchmarkError(
-            "device: the configuration says cuda, but no GPU is seen on this machine; set device: cpu, or start on a"
+            "device: the configuration says cuda, but no GPU was found on this machine; set device: cpu, or start on a"
             " machine with a GPU or on a cluster (--profile slurm)"
         )
 

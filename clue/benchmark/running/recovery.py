@@ -27,7 +27,9 @@ def register_run(folder: Path) -> None:
         If jobs are left that would write the same files.
     """
     if left := [job.number for job in slurm_jobs(folder) if job.state != "COMPLETING"]:
-        raise BenchmarkError(f"{folder}: a killed run has left jobs in Slurm's queue ({' '.join(left)}); `make resume`")
+        raise BenchmarkError(
+            f"{folder}: a killed run has left jobs in Slurm's queue ({' '.join(left)}); run `make resume`"
+        )
     with atomic(_host_file(folder)) as temporary:
         temporary.write_text(socket.gethostname())
 
@@ -49,7 +51,7 @@ def lock_folder(folder: Path) -> TextIO:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         _refuse_if_alive(folder)
-        raise BenchmarkError(f"{folder}: another run is at work here; wait for its end or interrupt it") from None
+        raise BenchmarkError(f"{folder}: another run is at work here; wait for it to end or interrupt it") from None
     except OSError:
         pass  # a file system without such locks: Snakemake's own lock remains
     return file
@@ -81,13 +83,13 @@ def clear_killed_run(folder: Path) -> list[str]:
 def _refuse_if_alive(folder: Path) -> None:
     for process in snakemakes(folder):
         raise BenchmarkError(
-            f"{folder}: another run is at work here (process {process.pid}); wait for its end or interrupt it"
+            f"{folder}: another run is at work here (process {process.pid}); wait for it to end or interrupt it"
         )
     owner = last_host(folder)
     if owner not in ("", socket.gethostname()):
         raise BenchmarkError(
-            f"{folder}: a run was started here on {owner}; do this there, or, if it has ended or {owner} is gone, "
-            f"delete {_host_file(folder)} first"
+            f"{folder}: a run was started here on {owner}; run this command there or, if that run has ended or {owner} "
+            f"is gone, delete {_host_file(folder)} first"
         )
 
 

@@ -165,7 +165,7 @@ def reason_in_log(line: str) -> str:
     """Return the reason of a failure from the last line of a log; a killed process leaves none there."""
     if _IS_REASON.search(line):
         return line
-    return "ended without a message, as when it is killed" + (f"; its log ends in: {line}" if line else "")
+    return "ended without a message, as a killed process does" + (f"; its log ends in: {line}" if line else "")
 
 
 def recorded_error(output: Path) -> str:

@@ -104,7 +104,7 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     table = _read_scores(metrics)
     for column, value in _identity(job).items():
         if not (table[column].astype(str) == str(value)).all():
-            raise NoResult(f"metrics.tsv has another {column} than {value!r}; delete it and run again")
+            raise NoResult(f"metrics.tsv has a {column} other than {value!r}; delete it and run again")
     return table.assign(**_identity(job), transductive=job.transductive).to_dict("records")
 
 
@@ -114,7 +114,7 @@ def _read_scores(path: Path) -> pd.DataFrame:
     except (OSError, ValueError) as error:
         raise NoResult(f"metrics.tsv cannot be read ({' '.join(str(error).split())})") from error
     if list(table.columns) != METRICS_COLUMNS or table.empty:
-        raise NoResult("metrics.tsv has other columns than expected, or no rows; delete it and run again")
+        raise NoResult("metrics.tsv does not have the expected columns, or has no rows; delete it and run again")
     return table
 
 

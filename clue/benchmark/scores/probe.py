@@ -53,7 +53,7 @@ def probe(embedding: ad.AnnData, solution: ad.AnnData, simulated: md.MuData, whe
     first = next(iter(simulated.mod.values()))
     rows = first.obs_names.get_indexer(solution.obs_names)
     if (rows < 0).any():
-        raise ContractError(f"{where}: {solution.obs_names[rows < 0][0]!r} is no cell of the simulated data")
+        raise ContractError(f"{where}: {solution.obs_names[rows < 0][0]!r} is not a cell of the simulated data")
     identity = {key: embedding.uns.get(key, "") for key in COLUMNS[:5]}
     found = []
     for modality in solution.uns["modalities"]:

@@ -303,7 +303,7 @@ def identify(embedding: ad.AnnData, solution: ad.AnnData, run: str, where: str) 
     for key in ("dataset", "split"):
         own, known = (str(uns.get(key, "")) for uns in (embedding.uns, solution.uns))
         if own and known and own != known:
-            raise ContractError(f"{where}: uns[{key!r}] is {own!r}, but the solution is of {known!r}")
+            raise ContractError(f"{where}: uns[{key!r}] is {own!r}, but the solution's is {known!r}")
         identity[key] = own or known
     identity.update({key: str(embedding.uns[key]) for key in ("method", "variant")})
     try:

@@ -72,7 +72,7 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
     modalities = PREPARERS[spec["prepare"]["kind"]](spec, folder)
     if sorted(modalities) != sorted(spec["modalities"]):
         raise PrepareError(
-            f"{name}: modalities: the files hold {sorted(modalities)}, the YAML says {spec['modalities']}"
+            f"{name}: modalities: the files hold {sorted(modalities)}, but the YAML says {spec['modalities']}"
         )
     modalities = _without_clashes({modality: modalities[modality] for modality in spec["modalities"]})
     for modality, adata in modalities.items():
@@ -109,7 +109,7 @@ def _without_clashes(modalities: Modalities) -> Modalities:
     for modality, adata in modalities.items():
         clashing = adata.var_names.isin(known)
         if clashing.any():
-            print(f"{modality}: {clashing.sum()} features have the name of another modality's; prefix {modality}:")
+            print(f"{modality}: {clashing.sum()} features share a name with another modality; prefixed by {modality}:")
             adata = adata.copy()
             adata.var_names = np.where(clashing, f"{modality}:" + adata.var_names, adata.var_names)
         renamed[modality] = adata

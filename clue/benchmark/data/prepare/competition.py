@@ -68,7 +68,7 @@ def _second_of_first(solution: ad.AnnData, n_first: int, n_second: int, path: Pa
     if pairs.shape != (n_first, n_second) or n_first != n_second:
         raise PrepareError(f"{path}: X is {pairs.shape[0]} × {pairs.shape[1]} for {n_first} and {n_second} cells")
     if (np.diff(pairs.indptr) != 1).any() or not np.array_equal(np.sort(pairs.indices), np.arange(n_second)):
-        raise PrepareError(f"{path}: X is no permutation matrix; each cell must have one partner")
+        raise PrepareError(f"{path}: X is not a permutation matrix; each cell must have exactly one partner")
     return pairs.indices
 
 
@@ -81,7 +81,7 @@ def _add_cell_types(modalities: Modalities, path: Path) -> None:
         absent = adata.obs_names[~adata.obs_names.isin(obs.index)]
         if len(absent):
             raise PrepareError(
-                f"{path}: has no cell {absent[0]!r} ({len(absent)} of {adata.n_obs} cells are missing); is it"
-                " the file of these data? Without prepare.labels cell types are derived"
+                f"{path}: has no cell {absent[0]!r} ({len(absent)} of {adata.n_obs} cells are missing); does"
+                " it belong to these data? Without prepare.labels, cell types are derived"
             )
         adata.obs["cell_type"] = cell_types.loc[adata.obs_names].to_numpy()

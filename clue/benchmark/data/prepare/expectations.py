@@ -51,7 +51,7 @@ def _compare(name: str, wanted: Mapping[str, int], found: Mapping[str, int], pre
     for key, number in wanted.items():
         if found.get(key) != number:
             raise PrepareError(
-                f"{name}: expect.{prefix}{key}: found {found.get(key)}, expected {number}; is it another version of the"
-                " data? Otherwise correct the YAML"
+                f"{name}: expect.{prefix}{key}: found {found.get(key)}, expected {number}; are the data a different"
+                " version? If not, correct the YAML"
             )
         print(f"{prefix}{key}: {number}, as expected")

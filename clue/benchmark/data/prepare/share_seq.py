@@ -43,7 +43,10 @@ def prepare_share_seq(spec: Spec, folder: Path) -> Modalities:
     cells = _read_cell_types(paths["cell_types"])
     rna = read_dense_text(paths["rna"])
     atac = _read_atac(paths)
-    print("left out, for want of the files: genes without coordinates in GENCODE vM25, peaks on the mm10 blacklist v2")
+    print(
+        "two filters are left out, because their files are missing: genes without coordinates in GENCODE vM25, peaks on"
+        " the mm10 blacklist v2"
+    )
     present = cells["rna"].isin(rna.obs_names) & cells["atac"].isin(atac.obs_names)
     _report_absent(cells[~present], len(cells), rna, atac, paths)
     cells = cells[present]
@@ -63,8 +66,8 @@ def _report_absent(
     if len(absent) == n_cells:
         raise PrepareError(
             f"{paths['cell_types']}: none of its {n_cells} cells is in both assays (here {absent['rna'].iloc[0]!r} and"
-            f" {absent['atac'].iloc[0]!r}, RNA {rna.obs_names[0]!r}, ATAC {atac.obs_names[0]!r}); are all files of"
-            " one sample?"
+            f" {absent['atac'].iloc[0]!r}, RNA {rna.obs_names[0]!r}, ATAC {atac.obs_names[0]!r}); are all files from"
+            " the same sample?"
         )
     if len(absent):
         print(f"{len(absent)} of {n_cells} cells of the table are not in both assays and are dropped")
@@ -103,7 +106,7 @@ def rna_barcodes(barcodes: pd.Series, path: Path) -> pd.Series:
     unknown = ~fields[1].isin([*LIBRARIES, *LIBRARIES.values()])
     if unknown.any():
         raise PrepareError(
-            f"{path}: barcode {barcodes[unknown].iloc[0]!r} ends in no known library"
+            f"{path}: barcode {barcodes[unknown].iloc[0]!r} does not end in a known library"
             f" ({', '.join([*LIBRARIES, *sorted(set(LIBRARIES.values()))])})"
         )
     return fields[0] + "." + fields[1].replace(LIBRARIES)
@@ -162,7 +165,7 @@ def _parse(lines: Iterator[bytes], n_cells: int, path: Path) -> tuple[list[str],
             of_gene = np.fromstring(text, dtype=np.int64, sep="\t")
         except ValueError as error:
             where = f"{path}: line {number} ({name.decode()})"
-            raise PrepareError(f"{where}: holds what is no whole number; give raw counts") from error
+            raise PrepareError(f"{where}: holds a value that is not a whole number; give raw counts") from error
         if len(of_gene) != n_cells:
             raise PrepareError(f"{path}: line {number} ({name.decode()}): {len(of_gene)} counts for {n_cells} barcodes")
         cells = np.flatnonzero(of_gene)
@@ -170,7 +173,7 @@ def _parse(lines: Iterator[bytes], n_cells: int, path: Path) -> tuple[list[str],
         rows.append(cells.astype(np.int32))
         counts.append(of_gene[cells].astype(np.float32))
     if not names:
-        raise PrepareError(f"{path}: holds no gene")
+        raise PrepareError(f"{path}: holds no genes")
     return names, rows, counts
 
 

@@ -69,7 +69,7 @@ def _read_h5(path: Path) -> tuple[sp.csr_matrix, Sequence[str], pd.DataFrame]:
         if len(groups) > 1:
             raise PrepareError(f"{path}: holds the genomes {', '.join(groups)}; a file of one genome is needed")
         if not groups:
-            raise PrepareError(f"{path}: holds no matrix of Cell Ranger (but {', '.join(file)}); name its .h5 file")
+            raise PrepareError(f"{path}: holds no Cell Ranger matrix (only {', '.join(file)}); name Cell Ranger's .h5")
         group = file[groups[0]]
         keys = ("features/id", "features/name", "features/feature_type")
         columns = [_texts(group[key]) for key in (keys if "features" in group else ("genes", "gene_names"))]
@@ -97,7 +97,7 @@ def _find(folder: Path, prefix: str, names: tuple[str, ...]) -> Path:
     paths = [folder / f"{prefix}{name}{packed}" for name in names for packed in (".gz", "")]
     found = [path for path in paths if path.exists()]
     if not found and (folder / prefix).is_file():
-        raise PrepareError(f"{folder / prefix}: is not Cell Ranger's .h5, nor what three files share")
+        raise PrepareError(f"{folder / prefix}: is neither Cell Ranger's .h5 nor the common prefix of its three files")
     if len(found) > 1:
         raise PrepareError(f"{found[0]}: {found[1].name} is beside it; name one of them in source.files")
     return (found or paths)[0]

@@ -20,9 +20,9 @@ TOLERATED_LOSS = 0.05
 """Share of a modality's cells that may lack another modality even if the YAML does not allow it."""
 DIFFERENCES: dict[str, Callable[[str], str]] = {
     "upper and lower case": str.casefold,
-    "their signs (- . _ :)": lambda name: re.sub(r"[-._:#]", "-", name),
-    "an ending (such as -1)": lambda name: re.sub(r"[-._:#][^-._:#]*$", "", name),
-    "a beginning (such as sample_)": lambda name: re.sub(r"^[^-._:#]*[-._:#]", "", name),
+    "their punctuation (- . _ :)": lambda name: re.sub(r"[-._:#]", "-", name),
+    "their ending (such as -1)": lambda name: re.sub(r"[-._:#][^-._:#]*$", "", name),
+    "their beginning (such as sample_)": lambda name: re.sub(r"^[^-._:#]*[-._:#]", "", name),
 }
 """Common differences between the names of one cell in two files, each with a function that removes it."""
 
@@ -61,7 +61,7 @@ def _read_h5mu(path: Path, wanted: list[str], layers: dict[str, str | None]) -> 
         if absent := [name for name in wanted if name not in file["mod"]]:
             known = ", ".join(file["mod"])
             raise PrepareError(
-                f"{path}: has no modality {', '.join(absent)} (it has {known}); rename or correct the YAML"
+                f"{path}: has no modality {', '.join(absent)} (it has {known}); rename it or correct the YAML"
             )
         modalities = {name: raw_files.elements(file["mod"][name], path, layers.get(name)) for name in wanted}
         shared = raw_files.read_table(file, "obs")
@@ -144,7 +144,7 @@ def _why_lost(modality: str, names: Mapping[str, pd.Index], shared: pd.Index) ->
     mine, theirs = alone[modality], alone[other]
     enough = max(1, min(len(mine), len(theirs)) // 2)
     reasons = [
-        f"names differ by {what}"
+        f"names differ in {what}"
         for what, plain in DIFFERENCES.items()
         if len(_with_plain(mine, names[modality], plain) & _with_plain(theirs, names[other], plain)) >= enough
     ]
