@@ -10,6 +10,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse as sp
 
 from clue.products import times
@@ -101,11 +102,12 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, used: np.ndarray, n_axes:
         projected = np.pad(projected, (0, width))
         projected[:, -width:] = new
         if step == most or (step % STEPS == 0 and step * width >= 2 * n_axes):
-            values, vectors = np.linalg.eigh(projected, UPLO="U")
-            before, variance = variance, values[-n_axes:].sum()
+            wanted = [len(projected) - n_axes, len(projected) - 1]
+            values, vectors = scipy.linalg.eigh(projected, lower=False, subset_by_index=wanted)
+            before, variance = variance, values.sum()
             if variance <= (1 + GAIN) * before:
                 break
-    leading = vectors[:, : -n_axes - 1 : -1].astype(np.float32)
+    leading = vectors[:, ::-1].astype(np.float32)
     # part by part: stacking the parts would hold the basis in memory twice
     axes = np.zeros((matrix.shape[1], n_axes), dtype=np.float32)
     for part, rows in zip(basis, np.split(leading, len(basis)), strict=True):
