@@ -1,4 +1,4 @@
-"""What all tests share: the project folder, data sets, and running a program of ``scripts/`` in this process."""
+"""Shared fixtures: the project folder, data sets, and running a program of ``scripts/`` in this process."""
 
 import importlib.util
 import os
@@ -15,9 +15,9 @@ import yaml
 from clue.benchmark.program import run_program
 from clue.simulate import simulate
 
-# Data are small, and several processes test at a time: threads that wait for each other would take most of the time.
+# The data are small, and several test processes run at once: threads would mostly wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Numba fixes its number of threads when it first needs them; `run_method`, which tests call, would change it later.
+# Numba fixes its number of threads on first use; `run_method`, which tests call, would try to change it later.
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -33,7 +33,7 @@ def project() -> Path:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real competition slices; a test that asks for it is skipped where there is none."""
+    """The folder of real competition slices; tests that use it are skipped if there is none."""
     folder = Path(os.environ.get("CLUE_SHARED_DATA", PROJECT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no folder {folder} with the competition's slices; name one in CLUE_SHARED_DATA")
@@ -48,7 +48,7 @@ def tiny_mdata() -> md.MuData:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project, and the working directory: the schemas, no data set, no method."""
+    """An empty project as the working directory: schemas, but no data sets or methods."""
     shutil.copytree(PROJECT / "config" / "schemas", tmp_path / "config" / "schemas")
     (tmp_path / "config" / "datasets").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -84,7 +84,7 @@ def document_programs() -> Callable[[str], ModuleType]:
 
 
 def load_program(path: str) -> ModuleType:
-    """Import a program of the project, such as ``docs/make/tables.py``, under a name of its own."""
+    """Import a program of the project, such as ``docs/make/tables.py``, under a name made from its path."""
     spec = importlib.util.spec_from_file_location(path.replace("/", "_").removesuffix(".py"), PROJECT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -100,7 +100,7 @@ def run_script(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, s
         try:
             run_program(module.main, [str(argument) for argument in arguments])
         except SystemExit as end:
-            # What Python itself does at the end of a process: a text is printed, and the status is 1.
+            # As Python itself does on exit: a message is printed, and the status is 1.
             if isinstance(end.code, str):
                 print(end.code, file=sys.stderr)
                 return 1, capsys.readouterr().err

@@ -3,8 +3,9 @@
     python tests/slurm/cluster.py start|stop|why-not
     eval "$(python tests/slurm/cluster.py environment)"    then sinfo, squeue, snakemake --profile slurm
 
-Without systemd and cgroups. Everything is below one folder; only processes that were started here are ended, known
-by process id and start time. The Slurm plugin takes SLURM_CONF from its job steps, hence the links in /etc/slurm.
+It needs no systemd or cgroups. Everything is below one folder; only processes that were started here are ended,
+recognised by process id and start time. The Slurm plugin removes SLURM_CONF from its job steps, hence the links in
+/etc/slurm.
 """
 
 import os
@@ -84,7 +85,7 @@ StorageUser=slurm
 StoragePass=slurm
 StorageLoc=slurm_acct_db
 """
-# Real device files, since slurmd takes no plain ones; the last digit becomes the number in CUDA_VISIBLE_DEVICES.
+# Real device files, since slurmd accepts no others; the last digit becomes the number in CUDA_VISIBLE_DEVICES.
 GRES_CONF = """
 AutoDetect=off
 NodeName=gpu1 Name=gpu Type=fake File={root}/dev/nvidia[0-1]
@@ -92,7 +93,7 @@ NodeName=gpu1 Name=gpu Type=fake File={root}/dev/nvidia[0-1]
 
 
 def why_not() -> str:
-    """Return why the cluster cannot be set up here; nothing if it can."""
+    """Return why the cluster cannot be set up here, or nothing if it can."""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return "it takes root on Debian"
     for name in ("slurm.conf", "gres.conf"):
@@ -108,7 +109,7 @@ def environment() -> dict[str, str]:
 
 
 def start() -> None:
-    """Start what does not run yet; in the end both nodes take jobs."""
+    """Start whatever is not running yet, until both nodes accept jobs."""
     os.environ.update(environment())
     _install()
     _write_files()
@@ -120,7 +121,7 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Cancel all jobs, end what `start` has started, and remove its files."""
+    """Cancel all jobs, end what `start` started, and remove its files."""
     os.environ.update(environment())
     if _running("slurmctld"):
         subprocess.run(["scancel", "--user=root"], timeout=30)
@@ -146,7 +147,7 @@ def start_controller() -> None:
 
 
 def start_node(node: str) -> None:
-    """Start the slurmd of a node and wait until it takes jobs."""
+    """Start the slurmd of a node and wait until it accepts jobs."""
     _launch(f"slurmd-{node}", "/usr/sbin/slurmd", "-D", "-N", node, "-f", f"{ROOT}/etc/slurm.conf")
     if _state(node).startswith(("down", "drain")):
         _output("scontrol", "update", f"nodename={node}", "state=resume")
@@ -154,7 +155,7 @@ def start_node(node: str) -> None:
 
 
 def lose_node(node: str) -> None:
-    """Kill a node's slurmd and the daemons of its steps with all their processes, as loss of power does."""
+    """Kill a node's slurmd and the daemons of its steps with all their processes, as a power failure does."""
     end(f"slurmd-{node}", kill=True)
     for daemon in _step_daemons(node):
         for process in [*daemon.children(recursive=True), daemon]:
@@ -181,7 +182,7 @@ def _state(node: str) -> str:
 
 
 def _step_daemons(node: str = "") -> list[psutil.Process]:
-    """Return the slurmstepd of this cluster, or of one of its nodes."""
+    """Return the slurmstepd processes of this cluster, or of one of its nodes."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -194,7 +195,7 @@ def _step_daemons(node: str = "") -> list[psutil.Process]:
     return found
 
 
-# ---- start, one by one ---------------------------------------------------------------------------
+# ---- the steps of start --------------------------------------------------------------------------
 
 
 def _install() -> None:
@@ -278,7 +279,7 @@ def _start_accounting() -> None:
 
 
 def _launch(name: str, *command: str) -> None:
-    """Start a daemon, if it does not run, and note its process id and start time."""
+    """Start a daemon unless it is running, and record its process id and start time."""
     if _running(name):
         return
     with open(ROOT / "log" / f"{name}.out", "ab") as log:
@@ -287,7 +288,7 @@ def _launch(name: str, *command: str) -> None:
 
 
 def _running(name: str) -> psutil.Process | None:
-    """Return the process that `_launch` has started under a name, if it is still that one."""
+    """Return the process that `_launch` started under a name, if that one is still running."""
     if not _pid_file(name).exists():
         return None
     pid, created = _pid_file(name).read_text().split()
@@ -304,7 +305,7 @@ def _pid_file(name: str) -> Path:
 
 
 def _output(*command: str) -> str:
-    """Return what a command prints, nothing if it fails."""
+    """Return what a command prints, or nothing if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     return done.stdout.strip() if done.returncode == 0 else ""
 

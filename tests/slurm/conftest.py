@@ -13,7 +13,7 @@ from slurm_project import ROOT, RUN, SITE, SlurmProject, workflow
 
 
 def pytest_collection_modifyitems(items):
-    """Mark what is in this folder."""
+    """Mark the tests in this folder."""
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.slurm)
@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session")
 def slurm_cluster():
-    """The cluster, started where it is not; stopped after the tests if they have started it."""
+    """The cluster, started if it is not running, and in that case stopped after the tests."""
     if reason := cluster.why_not():
         pytest.skip(f"no Slurm here: {reason}")
     os.environ.update(cluster.environment())
@@ -50,7 +50,7 @@ def on_slurm(folder):
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    """A copy in which data set and task are made, on this machine; not to be changed."""
+    """A copy in which the data set and the task were made on this machine; not to be changed."""
     copy = on_slurm(workflow.copy_project(tmp_path_factory.mktemp("prepared") / "project").folder)
     words = ["--configfile", "config/test.yaml", "--cores", "1", "results/test/simulated/random20/solution.h5ad"]
     status, output = copy.call("-m", "snakemake", *words)
@@ -60,7 +60,7 @@ def prepared(tmp_path_factory):
 
 @pytest.fixture
 def project(slurm_cluster, request, tmp_path):
-    """A prepared project, or a fresh one where a test asks for that; what a failing test leaves at work is ended."""
+    """A prepared project, or a fresh one if the test asks for that; what a failing test leaves running is ended."""
     if "fresh" in request.fixturenames:
         copy = request.getfixturevalue("fresh")
     else:

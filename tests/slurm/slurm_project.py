@@ -1,4 +1,4 @@
-"""A copy of the project whose runs go to Slurm, and what tests wait for in it."""
+"""A copy of the project whose runs go to Slurm, and functions that wait for its jobs."""
 
 import importlib.util
 import signal
@@ -33,7 +33,7 @@ SITE = {
 class SlurmProject(workflow.Project):
     """A copy of the project whose runs go to the cluster."""
 
-    # Asking more often than the profile does, since the jobs are short.
+    # Poll more often than the profile does, since the jobs are short.
     options = (
         "--profile",
         "slurm",
@@ -47,7 +47,7 @@ class SlurmProject(workflow.Project):
         """Start `snakemake --profile slurm`; its output is in ``snakemake.out``."""
         command = [sys.executable, "-m", "snakemake", *self.options, *options]
         with open(self.path("snakemake.out"), "a") as log:
-            # A shell has what it starts in the background ignore Ctrl-C, and that is inherited.
+            # Shells make background commands ignore Ctrl-C, and what these start inherits it.
             return subprocess.Popen(
                 command,
                 cwd=self.folder,
@@ -59,7 +59,7 @@ class SlurmProject(workflow.Project):
             )
 
     def output(self):
-        """Return all that Snakemake has printed."""
+        """Return everything that Snakemake has printed."""
         return self.path("snakemake.out").read_text()
 
     def job(self, rule, state="RUNNING", seconds=600):
@@ -73,12 +73,12 @@ class SlurmProject(workflow.Project):
         return wait_for(f"{rule} to be {state}", number, seconds)[0]
 
     def log(self, method="clue"):
-        """Return the log of a method, or nothing before it is there."""
+        """Return the log of a method, or nothing before it exists."""
         path = self.path(f"logs/test/simulated/random20/{method}/default/seed-0.log")
         return path.read_text() if path.exists() else ""
 
     def checkpoint(self, seconds=600):
-        """Wait until CLUE has written a checkpoint that is not that of its start."""
+        """Wait until CLUE has written a checkpoint; return its path."""
         folder = self.path("results/test/simulated/random20/clue/default/seed-0/checkpoints")
         return wait_for("a checkpoint", lambda: list(folder.glob("*.pt")), seconds)[0]
 
@@ -96,7 +96,7 @@ class SlurmProject(workflow.Project):
         return [tuple(row[1:]) for row in rows if row[0] == str(self.folder)]
 
     def train_long(self, steps=2000):
-        """Let CLUE train for some time, with a checkpoint every tenth of a second."""
+        """Make CLUE train for some time, with a checkpoint every tenth of a second."""
         training = {
             "max_steps": steps,
             "batch_size": 32,
@@ -121,7 +121,7 @@ def slurm(*command):
 
 
 def wait_for(what, ready, seconds=600):
-    """Return what a function gives as soon as it is true."""
+    """Call a function until its result is true; return that result."""
     deadline = time.monotonic() + seconds
     while not (found := ready()):
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"

@@ -6,7 +6,7 @@ from slurm_project import SITE, slurm
 
 @pytest.fixture
 def finished(fresh, project):
-    """A project whose run has ended well, with CLUE on a GPU node."""
+    """A project whose run has succeeded, with CLUE on a GPU node."""
     project.draw_only("comparison")
     process = project.snakemake("--set-resources", "clue:gpu=1")
     assert process.wait(1200) == 0, project.output()
@@ -35,8 +35,8 @@ def test_benchmark_on_two_nodes_and_two_partitions(finished):
     assert status == 0 and "15 done of 15 steps" in output, output
 
 
-def test_results_on_another_folder(project, tmp_path):
-    """The site file is that of the checkout, in which nothing is written."""
+def test_results_in_another_folder(project, tmp_path):
+    """The site file comes from the checkout, where nothing is written."""
     scratch = type(project)(tmp_path / "scratch")
     scratch.folder.mkdir()
     scratch.environment = project.environment
@@ -56,15 +56,15 @@ def test_results_on_another_folder(project, tmp_path):
         ({"partitions": ["cpu"]}, "slurm-site.yaml: partitions: ['cpu'] is not a map of keys"),
     ],
 )
-def test_wrong_site_is_said_before_anything_is_submitted(project, change, line):
+def test_wrong_site_file_is_reported_before_submission(project, change, line):
     project.write("slurm-site.yaml", SITE | change)
     status, output = project.call("-m", "snakemake", *project.options)
     assert status == 1 and output.splitlines()[-1].startswith("error: ") and line in output, output
     assert not project.jobs()
 
 
-def test_requests_that_slurm_refuses_are_said_before_anything_is_submitted(project):
-    """No node has so much memory; the partitions say nothing of it."""
+def test_refused_requests_are_reported_before_submission(project):
+    """No node has that much memory, but the site file sets no limit."""
     project.write("slurm-site.yaml", SITE | {"partitions": {"cpu": {}}})
     project.change("config/methods/cca.yaml", resources={"mem_gb": 900_000})
     status, output = project.call("-m", "snakemake", *project.options)
@@ -75,8 +75,8 @@ def test_requests_that_slurm_refuses_are_said_before_anything_is_submitted(proje
     assert not project.jobs()
 
 
-def test_a_run_with_a_failed_method_ends_in_its_table(project):
-    """On the cluster as here: the table, the reason, and an exit status that is not 0; the error is not tried again."""
+def test_run_with_a_failed_method_makes_its_table(project):
+    """As on one machine: the table, the reason and a non-zero exit status; the error is not retried."""
     project.add_method("broken", body="raise ValueError('no luck')")
     project.configure(methods=["broken", "random"])
     project.drop_figures()
@@ -89,8 +89,8 @@ def test_a_run_with_a_failed_method_ends_in_its_table(project):
     assert rules.count("rule_broken") == 1 and rules.count("rule_collect") == 1, rules
 
 
-def test_site_that_needs_a_file_says_so(project):
-    """Without a default partition a job needs a partition, hence the file."""
+def test_missing_site_file_is_reported(project):
+    """Without a default partition every job must name one, hence the file."""
     project.path("slurm-site.yaml").unlink()
     slurm("scontrol", "update", "partitionname=cpu", "default=no")
     try:

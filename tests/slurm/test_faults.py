@@ -1,7 +1,6 @@
-"""What goes wrong on a cluster, one fault at a time: the run ends well, and training goes on from its checkpoint.
+"""Faults on a cluster, one at a time: the run still succeeds, and training resumes from its checkpoint.
 
-CLUE writes a checkpoint as often as it can, so that there is something to lose. The tests marked ``fault`` take
-minutes each.
+CLUE writes checkpoints very often, so that each fault finds one. The tests marked ``fault`` take minutes each.
 """
 
 import os
@@ -14,13 +13,13 @@ from slurm_project import slurm, wait_for
 
 
 def ends_well(project, process, seconds=1200):
-    """Check that the run ends with the job's row in the table."""
+    """Check that the run succeeds with the job's row in the table."""
     assert process.wait(seconds) == 0, project.output()
     assert set(project.table().set_index("method").loc["clue", "status"]) == {"ok"}
 
 
 def resumed_at(project):
-    """Return the step at which the last try of CLUE has gone on."""
+    """Return the step at which CLUE's last try resumed."""
     found = re.search(r"resuming at step (\d+) from", project.log())
     assert found, project.log()
     return int(found.group(1))
@@ -28,7 +27,7 @@ def resumed_at(project):
 
 @pytest.fixture
 def training(project):
-    """A project whose CLUE trains on the cluster and has written a checkpoint; the process of Snakemake."""
+    """A project in which CLUE trains on the cluster and has written a checkpoint, and Snakemake's process."""
     project.train_long()
     process = project.snakemake()
     project.job("clue")
@@ -36,7 +35,7 @@ def training(project):
     return project, process
 
 
-def test_cancelled_job_is_tried_again(training):
+def test_cancelled_job_is_retried(training):
     project, process = training
     slurm("scancel", project.job("clue"))
     ends_well(project, process)
@@ -55,7 +54,7 @@ def test_killed_snakemake_then_resume(training):
 
     status, output = project.call("-m", "snakemake", *project.options)
     assert status != 0 and "Directory cannot be locked" in output
-    # Unlocked by hand: two jobs would write the same files.
+    # If unlocked by hand, two jobs would write the same files.
     assert project.call("-m", "snakemake", *project.options, "--unlock")[0] == 0
     status, output = project.call("-m", "snakemake", *project.options)
     assert status != 0 and f"left jobs in Slurm's queue ({orphan}" in output and "`make resume`" in output, output
@@ -71,8 +70,8 @@ def test_killed_snakemake_then_resume(training):
     assert project.call("scripts/resume.py")[1].startswith("No killed run here.")
 
 
-def test_too_much_memory_is_tried_again_with_more(project):
-    """The first try takes 1.5 GB of 1 GB and is killed; the second one may have 2 GB."""
+def test_job_out_of_memory_is_retried_with_more(project):
+    """The first try needs 1.5 GB, may have 1 GB and is killed; the second one may have 2 GB."""
     project.add_method("hungry", body="import time; kept = np.ones(190_000_000); time.sleep(8)")
     project.change("config/methods/hungry.yaml", resources={"mem_gb": 1})
     project.configure(methods=["hungry"])
@@ -90,12 +89,12 @@ def test_too_much_memory_is_tried_again_with_more(project):
     assert rows[0][2] != "COMPLETED" and rows[1][2] == "COMPLETED"
 
 
-# ---- by hand -------------------------------------------------------------------------------------
+# ---- slow ones, by hand --------------------------------------------------------------------------
 
 
 @pytest.mark.fault
-def test_requeued_job_goes_on(training):
-    """What preemption does: the job is told to end and queued again; Snakemake goes on waiting for it."""
+def test_requeued_job_resumes(training):
+    """As in preemption, the job is told to end and queued again; Snakemake keeps waiting for it."""
     project, process = training
     job = project.job("clue")
     slurm("scontrol", "requeue", job)
@@ -106,8 +105,8 @@ def test_requeued_job_goes_on(training):
 
 
 @pytest.mark.fault
-def test_too_little_time_is_tried_again_with_more(project):
-    """Training that would take an hour gets a minute, then two; each try goes on where the last one was ended."""
+def test_job_out_of_time_is_retried_with_more(project):
+    """Training that would take an hour gets a minute, then two; each try resumes where the last one was stopped."""
     project.train_long(steps=1_000_000)
     project.change("config/methods/clue.yaml", resources={"mem_gb": 2, "runtime_min": 1})
     process = project.snakemake()
@@ -142,7 +141,7 @@ def test_lost_node(project):
 
 @pytest.mark.fault
 def test_restarted_controller(project):
-    """Snakemake asks the accounting instead, says so, and goes on; the job has not noticed."""
+    """Snakemake asks the accounting instead, says so, and goes on; the job does not notice."""
     project.train_long()
     process = project.snakemake()
     job = project.job("clue")
@@ -162,8 +161,8 @@ def test_restarted_controller(project):
 
 
 @pytest.mark.fault
-def test_killed_run_through_make_run(training):
-    """`make run PROFILE=slurm` alone: it cancels, unlocks and goes on."""
+def test_make_run_after_a_killed_run(training):
+    """`make run PROFILE=slurm` alone cancels jobs, unlocks and goes on."""
     project, process = training
     os.kill(process.pid, signal.SIGKILL)
     process.wait(60)
@@ -177,7 +176,7 @@ def test_killed_run_through_make_run(training):
 
 
 @pytest.mark.fault
-def test_late_file_system(project):
+def test_slow_file_system(project):
     """Outputs appear 20 s after the job that wrote them has ended, as on a slow shared file system."""
     project.configure(methods=["random"])
     project.drop_figures()

@@ -1,4 +1,4 @@
-"""What the tests of figures share."""
+"""Fixtures for the tests of figures."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def display(project):
 
 @pytest.fixture
 def figure_style() -> Iterator[None]:
-    """Draw in the style of the programs, and close what a test drew and did not save."""
+    """Draw in the style of the programs, and close figures that a test did not save."""
     import matplotlib.pyplot as plt
 
     from clue.benchmark.report import style
@@ -32,7 +32,7 @@ def figure_style() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def references(project) -> dict[str, Path]:
-    """The files of published scores by name."""
+    """The files of published scores, by name."""
     return {path.stem: path for path in sorted((project / "config/reference").glob("*.tsv")) if path.stem != "ablation"}
 
 
@@ -46,7 +46,7 @@ def published(references) -> pd.DataFrame:
 
 @pytest.fixture
 def draw(scripts, project, tmp_path) -> Callable[..., pd.DataFrame]:
-    """A function that runs a figure's program on tables, checks the figure, and returns the table that it writes."""
+    """A function that runs a figure's program on tables, checks the figure, and returns the table it writes."""
     from clue.benchmark.report import tables
 
     def run(name: str, *arguments, **inputs: pd.DataFrame) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""A real HTTP server on this machine whose faults tests choose."""
+"""A real HTTP server on this machine, with faults that tests choose."""
 
 import hashlib
 import threading
@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Web:
-    """A server of files in memory; as long as a list of faults is not empty, each answer uses one up.
+    """A server of files in memory; each answer uses up one of a list of faults, until there are none left.
 
     A fault is a function of the handler and the content; it sends the whole answer.
     """
@@ -38,14 +38,14 @@ class Web:
         self._thread.start()
 
     def close(self):
-        """End the server; its address refuses connections from now on."""
+        """Stop the server; its address refuses connections from then on."""
         self._end.set()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
     def wait(self, seconds):
-        """Send nothing for so long, or until the server ends."""
+        """Send nothing for some seconds, or until the server stops."""
         self._end.wait(seconds)
 
     def of(self, method):
@@ -53,7 +53,7 @@ class Web:
         return [asked for known, _, asked in self.requests if known == method]
 
     def answer(self, handler):
-        """Answer well, or with the next fault."""
+        """Answer correctly, or with the next fault."""
         self.requests.append((handler.command, handler.path, handler.headers["Range"]))
         content = self.files.get(handler.path.lstrip("/"))
         try:
@@ -64,10 +64,10 @@ class Web:
             else:
                 self.serve(handler, content)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # the client is killed or gives up: that is what the test is about
+            pass  # the client was killed or gave up, as some tests intend
 
     def serve(self, handler, content):
-        """Answer as a good server does."""
+        """Answer as a correct server does."""
         headers, start = self.describe(content), 0
         asked, condition = handler.headers["Range"], handler.headers["If-Range"]
         same = condition in (None, *headers.values())
@@ -80,14 +80,14 @@ class Web:
         return send(handler, 206 if "Content-Range" in headers else 200, headers, content[start:])
 
     def describe(self, content):
-        """Return the headers that tell one version of a file from another."""
+        """Return the headers that distinguish versions of a file."""
         if not self.validators:
             return {}
         return {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Last-Modified": "Mon, 05 Jan 2026 10:00:00 GMT"}
 
 
 def send(handler, code, headers, body=b""):
-    """Send an answer; none but its headers to a HEAD request."""
+    """Send an answer; only its headers to a HEAD request."""
     handler.send_response(code)
     for key, value in headers.items():
         handler.send_header(key, value)
@@ -105,13 +105,13 @@ def status(code, **headers):
 
 
 def page(kind="text/html; charset=utf-8"):
-    """Answer with a page and the status of success."""
+    """Answer with a web page and status 200."""
     body = b"\n<!DOCTYPE html>\n<html><title>Maintenance</title></html>"
     return lambda handler, _: send(handler, 200, {"Content-Type": kind, "Content-Length": str(len(body))}, body)
 
 
 def truncate(web, n_bytes):
-    """Announce the whole (or the rest), send the first bytes, and close the connection."""
+    """Announce the whole file (or the rest), send the first bytes, and close the connection."""
 
     def fault(handler, content):
         asked = handler.headers["Range"]
@@ -125,7 +125,7 @@ def truncate(web, n_bytes):
 
 
 def stall(web, n_bytes, seconds=30):
-    """Send the first bytes, and then nothing."""
+    """Send the first bytes, then nothing."""
 
     def fault(handler, content):
         send(handler, 200, web.describe(content) | {"Content-Length": str(len(content))}, content[:n_bytes])
@@ -136,7 +136,7 @@ def stall(web, n_bytes, seconds=30):
 
 
 def trickle(web, n_bytes, pause):
-    """Send the whole, a few bytes at a time."""
+    """Send the whole file, a few bytes at a time."""
 
     def fault(handler, content):
         send(handler, 200, web.describe(content) | {"Content-Length": str(len(content))})

@@ -1,4 +1,4 @@
-"""The library as a user calls it: any subset of modalities in, matching and prediction out, and wrong calls."""
+"""The library as a user calls it: any subset of modalities in, matching and prediction out, and errors."""
 
 import re
 
@@ -32,7 +32,7 @@ def model(cells):
 # ---- cells seen in any modalities ----------------------------------------------------------------
 
 
-def test_a_cell_seen_in_several_modalities_is_embedded_from_all(model, cells):
+def test_cell_seen_in_several_modalities_is_embedded_from_all(model, cells):
     apart = {k: model.embed(adata, k) for k, adata in cells.mod.items()}
     fused = model.embed(cells)
     assert fused.shape == (300, 18) and fused.dtype == np.float32
@@ -44,7 +44,7 @@ def test_a_cell_seen_in_several_modalities_is_embedded_from_all(model, cells):
 
 
 @pytest.mark.parametrize("place", ["embed", "align"])
-def test_a_mosaic_is_placed_in_the_order_of_its_cells(model, cells, place):
+def test_mosaic_is_embedded_in_the_order_of_its_cells(model, cells, place):
     place = getattr(model, place)
     mosaic = md.MuData({"rna": cells["rna"][:200].copy(), "adt": cells["adt"][150:][::-1].copy()})
     placed = place(mosaic, key_added="X_clue")
@@ -66,7 +66,7 @@ def test_one_modality_in_another_order_is_stored_by_name(model, cells):
 
 
 def test_product_fusion_weighs_by_precision(cells):
-    """Cells seen in one modality alone are where that one puts them."""
+    """Cells seen in only one modality are where that one puts them."""
     model = clue.CLUE(cells, fusion="product", **WIDTHS)
     mosaic = {"rna": cells["rna"], "adt": cells["adt"][200:]}
     (rna, std_rna), (adt, std_adt) = (model.posterior(adata) for adata in mosaic.values())
@@ -75,7 +75,7 @@ def test_product_fusion_weighs_by_precision(cells):
     np.testing.assert_allclose(model.embed(mosaic), np.vstack([rna[:200], fused]), rtol=1e-3, atol=1e-5)
 
 
-def test_features_tell_the_modality(model, cells):
+def test_modality_is_recognised_by_its_features(model, cells):
     assert np.array_equal(model.embed(cells["atac"]), model.embed(cells["atac"], "atac"))
     adata = cells["rna"].copy()
     model.embed(adata, key_added="X_clue")
@@ -84,7 +84,7 @@ def test_features_tell_the_modality(model, cells):
         model.embed(cells["rna"][:, :5])
 
 
-def test_posterior_is_embedding_and_deviation(model, cells):
+def test_posterior_is_embedding_and_standard_deviation(model, cells):
     mean, std = model.posterior(cells["rna"])
     assert np.array_equal(mean, model.embed(cells["rna"])) and (std > 0).all()
 
@@ -125,7 +125,7 @@ def test_predict_averages_over_batches_or_takes_one(model, cells):
         model.predict(rna, "adt", batch="x")
 
 
-def test_values_of_cells_go_by_name(model, cells):
+def test_values_per_cell_are_matched_by_name(model, cells):
     rna = cells["rna"]
     batch, size = rna.obs["batch"][::-1], pd.Series(np.arange(300.0), index=rna.obs_names)[::-1]
     by_name = model.predict(rna[:9], "adt", batch=batch, library_size=size).X
@@ -141,7 +141,7 @@ def test_predicting_as_a_batch_without_the_target_warns(cells):
     assert warned[0].filename == __file__
 
 
-def test_batches_of_numbers_are_named_by_number(cells):
+def test_numeric_batches_are_named_by_number(cells):
     data = {k: cells[k].copy() for k in ("rna", "adt")}
     for adata in data.values():
         adata.obs["batch"] = np.arange(300) % 2
@@ -188,7 +188,7 @@ def test_counts_in_a_layer_and_names_of_muon(cells):
         clue.CLUE(mdata, layer="counts", **WIDTHS)
 
 
-def test_several_columns_are_one_batch_together(cells):
+def test_several_columns_form_one_batch(cells):
     data = {k: cells[k].copy() for k in ("rna", "adt")}
     for adata in data.values():
         adata.obs["site"] = np.where(np.arange(300) % 3 == 0, "s1", "s2")
@@ -200,7 +200,7 @@ def test_several_columns_are_one_batch_together(cells):
 # ---- saved models --------------------------------------------------------------------------------
 
 
-def test_a_saved_model_goes_on_training(model, cells, tmp_path):
+def test_saved_model_continues_training(model, cells, tmp_path):
     model.save(tmp_path / "model.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
     with pytest.raises(ValueError, match="no training data"):
@@ -214,7 +214,7 @@ def test_a_saved_model_goes_on_training(model, cells, tmp_path):
     assert not np.allclose(loaded.embed(cells["adt"]), model.embed(cells["adt"]))
 
 
-def test_a_saved_model_is_fine_tuned_on_new_pairs(model, tmp_path):
+def test_saved_model_is_fine_tuned_on_new_pairs(model, tmp_path):
     model.save(tmp_path / "model.pt")
     query = simulate(200, n_features={"rna": 80, "atac": 100, "adt": 20}, n_batches=1, seed=5)
     for adata in query.mod.values():
@@ -236,7 +236,7 @@ def test_fine_tuning_on_two_modalities_keeps_the_third(model, cells, tmp_path):
         loaded.align(cells["atac"])
 
 
-def test_a_modality_without_pairs_trains_and_is_embedded(cells):
+def test_modality_without_pairs_trains_and_is_embedded(cells):
     given = {"rna": cells["rna"], "adt": cells["adt"], "atac": apart(cells["atac"])}
     model = clue.CLUE(given, batch_key="batch", **WIDTHS).fit(**SHORT)
     assert np.isfinite(model.align(cells["rna"])).all() and np.isfinite(model.embed(given["atac"])).all()
@@ -256,7 +256,7 @@ def test_loading_executes_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("path", ["", "folder"])
-def test_a_model_is_saved_to_a_file(model, tmp_path, monkeypatch, path):
+def test_model_is_saved_to_a_file(model, tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError, match="is a folder, not a model file"):
@@ -265,13 +265,13 @@ def test_a_model_is_saved_to_a_file(model, tmp_path, monkeypatch, path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no model", b"PK\x03\x04"])
-def test_a_file_that_is_no_model(model, tmp_path, content):
+def test_file_that_is_not_a_model(model, tmp_path, content):
     (tmp_path / "file.pt").write_bytes(content)
     with pytest.raises(ValueError, match="file.pt: is not a model"):
         clue.CLUE.load(tmp_path / "file.pt")
     model.save(tmp_path / "file.pt")
     whole = (tmp_path / "file.pt").read_bytes()
-    # more than the up to 63 bytes of padding between arrays, which no checksum covers
+    # more than the padding between arrays (at most 63 bytes), which no checksum covers
     middle = len(whole) // 2
     for damaged in (whole[:5000], whole[:middle] + b"x" * 64 + whole[middle + 64 :]):
         (tmp_path / "file.pt").write_bytes(damaged)
@@ -285,7 +285,7 @@ def test_a_file_that_is_no_model(model, tmp_path, content):
 # ---- training ------------------------------------------------------------------------------------
 
 
-def test_history_is_a_table_that_can_be_drawn(model):
+def test_history_is_a_table_that_can_be_plotted(model):
     assert {"stage", "step", "train_loss", "loss", "foscttm"} <= set(model.history)
     figure = model.plot_history()
     assert len(figure.axes) == 2 and len(figure.axes[0].lines) == 2
@@ -335,7 +335,7 @@ def without_counts(adata):
     ],
     ids=["alike", "no X", "one feature", "all zero"],
 )
-def test_a_modality_that_teaches_nothing_is_refused(cells, k, change, message):
+def test_uninformative_modality_is_refused(cells, k, change, message):
     with pytest.raises(ValueError, match=f"^{k}: {message}"):
         clue.CLUE(dict(cells.mod) | {k: change(cells[k])}, **WIDTHS)
 
@@ -347,7 +347,7 @@ def apart(adata):
 
 
 def logs(adata, place=None):
-    """Return logarithms, with the counts in a layer or in raw where `place` says so."""
+    """Return logarithms, with the counts in a layer or in raw if `place` says so."""
     logged = ad.AnnData(adata.X.log1p(), obs=adata.obs, var=adata.var, layers={place: adata.X} if place else None)
     if place == "raw":
         del logged.layers[place]
@@ -451,7 +451,7 @@ def doubled(adata, axis):
         ),
     ],
 )
-def test_wrong_calls_say_what_is_there_and_what_is_wanted(cells, call, message):
+def test_wrong_calls_are_explained_in_one_line(cells, call, message):
     with pytest.raises(ValueError, match=message) as error:
         call(cells)
     assert "\n" not in str(error.value)
@@ -479,7 +479,7 @@ def test_wrong_calls_say_what_is_there_and_what_is_wanted(cells, call, message):
         ({"preprocessors": {"rna": 3}}, "preprocessors: none was fitted on the 80 features of rna"),
     ],
 )
-def test_settings_of_another_kind(cells, settings, message):
+def test_wrong_settings(cells, settings, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         clue.CLUE(cells, **WIDTHS | settings)
 
@@ -505,14 +505,14 @@ def test_settings_of_another_kind(cells, settings, message):
         ({"objective": {"contrastive": 1, "temperature": 0}}, "temperature is 0, but the contrastive loss divides"),
     ],
 )
-def test_ways_to_train_of_another_kind(model, settings, message):
+def test_wrong_training_settings(model, settings, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         model.fit(**settings)
 
 
 @pytest.mark.parametrize("path", [3, None, True, b"model.pt"])
-def test_what_is_no_path(model, cells, path):
-    """Integers are open files to Python, which would close them."""
+def test_wrong_paths(model, cells, path):
+    """Python takes integers for open files, and would close them."""
     for call in (model.save, clue.CLUE.load):
         with pytest.raises(ValueError, match=f"^path is {path!r}; it must be a string or a Path$"):
             call(path)
@@ -535,13 +535,13 @@ def test_what_is_no_path(model, cells, path):
         ),
     ],
 )
-def test_arguments_of_another_kind(model, cells, call, message):
+def test_wrong_arguments(model, cells, call, message):
     with pytest.raises(ValueError, match=f"^{message}"):
         call(model, cells)
 
 
-def test_numbers_of_numpy_are_numbers(cells, tmp_path):
-    """Those that come from a table or a grid of settings."""
+def test_numpy_scalars_are_accepted(cells, tmp_path):
+    """Such as those from a table or a grid of settings."""
     widths = {name: np.int64(n) if name in ("n_latent", "n_components") else n for name, n in WIDTHS.items()}
     model = clue.CLUE(cells, seed=np.int64(1), normalize=np.bool_(True), dropout=np.float32(0.2), **widths)
     model.fit(max_steps=np.int64(4), learning_rate=np.float32(1e-3), checkpoints=tmp_path / "steps", progress=False)
@@ -550,14 +550,14 @@ def test_numbers_of_numpy_are_numbers(cells, tmp_path):
     assert np.array_equal(loaded.embed(cells), model.embed(cells))
 
 
-def test_an_unknown_argument_is_named(cells):
+def test_unknown_argument_is_named(cells):
     for call in (clue.CLUE, clue.Training, clue.Objective):
         with pytest.raises(TypeError, match="unexpected keyword argument 'n_laten'"):
             call(*[cells][: call is clue.CLUE], n_laten=20)
 
 
 @pytest.mark.parametrize("settings", [{"max_epochs": 10}, {"objective": {"adversary": 1}}])
-def test_an_unknown_setting_is_met_by_the_known_ones(cells, settings):
+def test_error_on_an_unknown_setting_lists_the_known_ones(cells, settings):
     known = (
         "Objective has no adversary; it has .*adversarial" if "objective" in settings else "no max_epochs.*max_passes"
     )
@@ -565,7 +565,7 @@ def test_an_unknown_setting_is_met_by_the_known_ones(cells, settings):
         clue.CLUE(cells, **WIDTHS).fit(**settings)
 
 
-def test_encoder_inputs_of_another_model_serve_again(cells):
+def test_preprocessors_of_another_model_are_reused(cells):
     widths = {name: value for name, value in WIDTHS.items() if name != "n_components"}
     first = clue.CLUE(cells, **widths)
     again = clue.CLUE(cells, preprocessors=first.preprocessors, **widths)
@@ -574,7 +574,7 @@ def test_encoder_inputs_of_another_model_serve_again(cells):
         clue.CLUE({"rna": cells["rna"][:, 1:], "adt": cells["adt"]}, preprocessors=first.preprocessors)
 
 
-def test_names_of_another_type_are_the_same_names(cells):
+def test_names_of_another_dtype_are_the_same_names(cells):
     adt = cells["adt"].copy()
     adt.obs.index = adt.obs.index.astype("string")
     clue.CLUE({"rna": cells["rna"], "adt": adt}, batch_key="batch", **WIDTHS)
@@ -587,7 +587,7 @@ def test_cuda_without_a_gpu(cells):
     assert clue.CLUE(cells, **WIDTHS).device == "cpu", "auto"
 
 
-def test_a_single_held_out_cell_trains(cells, monkeypatch):
+def test_training_works_with_a_single_held_out_cell(cells, monkeypatch):
     monkeypatch.setattr(clue.train, "held_out", lambda names, fraction, seed: np.arange(len(names)) == 3)
     model = clue.CLUE(cells, **WIDTHS).fit(**SHORT)
     assert np.isfinite(model.history["loss"]).all()

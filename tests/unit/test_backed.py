@@ -29,7 +29,7 @@ def data():
 
 @pytest.fixture
 def scratch(tmp_path, monkeypatch):
-    """The folder for temporary files; blocks are so small that a file has several."""
+    """The folder for temporary files; blocks are small enough for several per file."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -64,22 +64,22 @@ def same_weights(first, second):
 
 @pytest.mark.parametrize("kind", ["h5mu", "h5ad"])
 @pytest.mark.parametrize("n_features", [{}, {"rna": 40, "atac": 60}], ids=["all", "variable"])
-def test_training_equals_that_in_memory(data, tmp_path, scratch, kind, n_features):
+def test_training_equals_training_in_memory(data, tmp_path, scratch, kind, n_features):
     inside = clue.CLUE(data, n_features=n_features, **SMALL).fit(**SHORT)
     outside = clue.CLUE(in_files(data, tmp_path, kind), n_features=n_features, **SMALL)
     for k, prepared in outside.preprocessors.items():
         counts = sparse.columns(prepared.align(outside._data[k]), prepared.selected)
         assert disk.is_mapped(counts.data) and disk.is_mapped(counts.indices)
     assert same_weights(inside, outside.fit(**SHORT))
-    # cells in memory join those in the file
+    # more cells, these in memory
     inside.fit(unpaired(data), **SHORT)
     assert same_weights(inside, outside.fit(unpaired(data), **SHORT))
     assert not list(scratch.glob("clue-*"))
 
 
-@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux tells how maps are read")
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux shows how maps are read")
 def test_nothing_is_read_ahead_while_training(data, tmp_path, scratch):
-    """Else each row of a mini-batch reads megabytes, of data that do not fit into memory over and over."""
+    """Otherwise each row of a mini-batch reads megabytes, again and again if the data do not fit into memory."""
 
     def maps_without_read_ahead():
         parts = re.split(r"^[0-9a-f]+-[0-9a-f]+ ", Path("/proc/self/smaps").read_text(), flags=re.MULTILINE)
@@ -112,7 +112,7 @@ def test_resume_from_a_file(data, tmp_path, scratch, monkeypatch, caplog):
         clue.CLUE(backed, **SMALL).fit(**always)
     assert same_weights(whole, clue.CLUE(backed, **SMALL).fit(**always))
     assert "resuming at step" in caplog.text
-    # the checkpoint is of the data, wherever they are
+    # the checkpoint belongs to the data, wherever they are
     clue.CLUE(data, **SMALL).fit(**always)
     assert "resuming at step 12" in caplog.text
 
@@ -132,7 +132,7 @@ def test_dense_files_work_and_csc_is_refused(data, tmp_path, scratch):
         clue.CLUE(converted(sp.csc_matrix, "csc"), **SMALL)
 
 
-def test_entries_stored_twice_in_a_file_are_added_up(data, tmp_path, scratch):
+def test_duplicate_entries_in_a_file_are_summed(data, tmp_path, scratch):
     inside = {k: data[k] for k in ("rna", "adt")}
     for k, adata in inside.items():
         counts = adata.X
@@ -144,7 +144,7 @@ def test_entries_stored_twice_in_a_file_are_added_up(data, tmp_path, scratch):
     assert same_weights(clue.CLUE(inside, **SMALL).fit(**SHORT), clue.CLUE(outside, **SMALL).fit(**SHORT))
 
 
-def test_a_file_must_hold_counts(data, tmp_path, scratch):
+def test_file_must_hold_counts(data, tmp_path, scratch):
     backed = in_files(data, tmp_path, "h5ad")
     half = data["rna"].copy()
     half.X = half.X * 0.5
@@ -153,7 +153,7 @@ def test_a_file_must_hold_counts(data, tmp_path, scratch):
         clue.CLUE(backed | {"rna": ad.read_h5ad(tmp_path / "half.h5ad", backed="r")}, **SMALL)
 
 
-def test_a_full_disk_is_one_clear_line(data, tmp_path, scratch, monkeypatch):
+def test_full_disk_is_one_clear_line(data, tmp_path, scratch, monkeypatch):
     backed = in_files(data, tmp_path, "h5ad")
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda prefix: open("/dev/full", "wb", buffering=0))
     with pytest.raises(OSError, match=f"No space left on device, for counts kept on disk.*{scratch}") as caught:
@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_clear_line(data, tmp_path, scratch, monkeypatch):
     assert caught.value.errno == errno.ENOSPC
 
 
-def test_a_map_keeps_what_is_written(scratch):
+def test_map_keeps_what_is_written(scratch):
     matrix = sp.random(70, 30, 0.2, format="csr", dtype=np.float32, random_state=0)
     matrix.data[::7] = 0
     found = disk.mapped(sparse.row_blocks(matrix), 30)

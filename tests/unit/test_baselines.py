@@ -1,4 +1,4 @@
-"""The baselines compute what they say: ridge's left-out predictions, the contrastive loss, upstream's CLUE."""
+"""The baselines compute what they claim: ridge's left-out predictions, the contrastive loss, upstream's results."""
 
 import importlib
 import importlib.util
@@ -29,13 +29,13 @@ def program(scripts):
 
 
 def task_of(cells: md.MuData, folder: Path, **split) -> Task:
-    """Return the task of a random split of some cells, as a method gets it."""
+    """Return the task of a random split of some cells, as a method receives it."""
     parts = make_task(cells, "tiny", "random", {"kind": "random", "fraction": 0.25, "seed": 0} | split)
     return Task(parts.train, parts.tests, device="cpu", threads=1, checkpoints=folder)
 
 
 def check_metric(task: Task) -> None:
-    """Check that the metric of a task is the best of those that were compared."""
+    """Check that the metric of a task is the best of those compared."""
     best = max(task.info["metrics_compared"], key=lambda row: row["match_score"] / row["foscttm"])
     assert task.metric == best["metric"]
 
@@ -43,11 +43,11 @@ def check_metric(task: Task) -> None:
 # ---- the choice of settings ----------------------------------------------------------------------
 
 
-def test_combinations_are_all_choices():
+def test_combinations_are_the_whole_grid():
     assert combinations({"a": [1, 2], "b": [3]}) == [{"a": 1, "b": 3}, {"a": 2, "b": 3}]
 
 
-def test_the_setting_that_matches_held_out_cells_is_chosen():
+def test_setting_that_matches_held_out_cells_is_chosen():
     paired = dict(simulate(60, {"rna": 5, "adt": 5}).mod)
     rng = np.random.default_rng(0)
 
@@ -64,7 +64,7 @@ def test_the_setting_that_matches_held_out_cells_is_chosen():
     assert table[0]["foscttm"] > 0.3
 
 
-def test_a_metric_among_the_settings_is_the_one_that_cells_are_compared_by():
+def test_metric_among_the_settings_compares_the_cells():
     paired = dict(simulate(60, {"rna": 5, "adt": 5}).mod)
     by_length = {name: np.outer(1 + np.arange(60), [1.0, 2.0]) for name in paired}
 
@@ -79,7 +79,7 @@ def test_a_metric_among_the_settings_is_the_one_that_cells_are_compared_by():
 
 
 @pytest.mark.parametrize("better", ["cosine", "euclidean"])
-def test_the_metric_is_chosen_by_paired_training_cells(better):
+def test_metric_is_chosen_on_paired_training_cells(better):
     parts = simulate(50, {"rna": 5, "adt": 5}, seed=1).mod
     train = md.MuData({"rna": parts["rna"], "adt": parts["adt"][5:].copy()})  # 45 cells are paired
     place_of = {name: i for i, name in enumerate(train["rna"].obs_names)}
@@ -90,7 +90,7 @@ def test_the_metric_is_chosen_by_paired_training_cells(better):
         if modality == "rna":
             asked.extend(names)
         rows = np.array([place_of[name] for name in names])
-        if better == "euclidean":  # lengths tell cells apart, in one direction
+        if better == "euclidean":  # cells differ in length only
             return np.outer(1 + rows, [1.0, 2.0])
         x = np.column_stack([np.cos(angle[rows]), np.sin(angle[rows])])
         return x if modality == "rna" else x * np.random.default_rng(1).uniform(1, 9, (len(rows), 1))
@@ -114,8 +114,8 @@ def test_too_few_paired_cells_are_one_line(n_cells, is_enough):
             inner_split(paired, 0)
 
 
-def test_the_metric_is_chosen_by_the_pairs_that_are_there():
-    """In RNA and ATAC one metric finds all partners, in RNA and ADT none does; no cell is seen in ATAC and ADT."""
+def test_metric_is_chosen_on_the_pairs_that_exist():
+    """One metric finds all partners in RNA and ATAC, none does in RNA and ADT; no cell has both ATAC and ADT."""
     parts = simulate(60, {"rna": 5, "atac": 5, "adt": 5}, seed=1).mod
     train = md.MuData({"rna": parts["rna"], "atac": parts["atac"][:30].copy(), "adt": parts["adt"][30:].copy()})
     number = {name: i for i, name in enumerate(parts["rna"].obs_names)}
@@ -130,7 +130,7 @@ def test_the_metric_is_chosen_by_the_pairs_that_are_there():
 
 
 @pytest.mark.parametrize("n_donors", [1, 3])
-def test_the_inner_split_does_not_depend_on_the_order_of_cells(n_donors):
+def test_inner_split_does_not_depend_on_the_order_of_cells(n_donors):
     paired = dict(simulate(60, {"rna": 5, "adt": 5}, n_donors=n_donors, seed=1).mod)
     assert paired["rna"].obs["donor"].nunique() == 2 * n_donors  # random cells, or whole donors from 4 on
     shuffled = np.random.default_rng(0).permutation(60)
@@ -145,7 +145,7 @@ def test_the_inner_split_does_not_depend_on_the_order_of_cells(n_donors):
 # ---- ridge ---------------------------------------------------------------------------------------
 
 
-def test_ridge_weighs_by_the_correlation_with_predictions_of_left_out_cells(program):
+def test_ridge_weights_are_correlations_with_predictions_of_left_out_cells(program):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(30, 4)) + 1
     y = x @ rng.normal(size=(4, 2)) + rng.normal(size=(30, 2))
@@ -162,7 +162,7 @@ def test_ridge_weighs_by_the_correlation_with_predictions_of_left_out_cells(prog
     np.testing.assert_allclose(regression["scale"] * y.std(axis=0), expected, rtol=1e-10)
 
 
-def test_ridge_gives_measured_and_predicted_components_one_scale(program):
+def test_ridge_scales_measured_and_predicted_components_alike(program):
     ridge = program("ridge")
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 3)) * [3, 1, 0.1]
@@ -174,8 +174,8 @@ def test_ridge_gives_measured_and_predicted_components_one_scale(program):
 
 
 @pytest.mark.parametrize("power", [0, 1])
-def test_a_component_that_does_not_vary_has_no_weight_in_ridge(program, power):
-    """Few cells of few proteins have fewer components than were asked for."""
+def test_constant_component_has_no_weight_in_ridge(program, power):
+    """Few cells with few proteins have fewer components than requested."""
     ridge = program("ridge")
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(12, 3)), np.hstack([rng.normal(size=(12, 2)), np.zeros((12, 1))])
@@ -192,7 +192,7 @@ def test_a_component_that_does_not_vary_has_no_weight_in_ridge(program, power):
 def test_contrastive_loss_of_two_cells(program):
     encoders = program("contrastive").Encoders([torch.nn.Identity(), torch.nn.Identity()], temperature=0.5)
     x = torch.eye(2)
-    # Of each cell: similarity 1 with itself, 0 with the other, divided by the temperature.
+    # Each cell has similarity 1 with itself and 0 with the other, divided by the temperature.
     assert encoders.loss([x, 3 * x]).item() == pytest.approx(-math.log(math.exp(2) / (math.exp(2) + 1)))
     assert encoders.loss([x, x.flip(0)]).item() == pytest.approx(-math.log(1 / (math.exp(2) + 1)))
 
@@ -215,14 +215,14 @@ PARAMS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_clue_scglue_is_what_upstream_gives_when_called_directly(program, second, tmp_path, monkeypatch):
+def test_clue_scglue_equals_upstream_called_directly(program, second, tmp_path, monkeypatch):
     scglue = pytest.importorskip("scglue", reason="scglue, the authors' implementation, is not installed")
-    # Upstream takes its lengths from these constants; its own would take minutes.
+    # Upstream takes the length of training from these constants; its own values would take minutes.
     for name, value in {"MAX_EPOCH": 0.06, "ALIGN_BURNIN": 0.01, "PATIENCE": 0.02, "REDUCE_LR_PATIENCE": 0.01}.items():
         monkeypatch.setattr(scglue.models.SCCLUEModel, f"{name}_PRG", value)
     monkeypatch.setattr(scglue.config, "CPU_ONLY", True)
     cells = simulate(120, {"rna": 40, second: 30}, seed=2)
-    # A gene that no cell has is not given to upstream.
+    # A gene that no cell has is not passed to upstream.
     cells["rna"].X = cells["rna"].X @ sp.diags(np.arange(40) != 5, dtype=np.float32).tocsr()
     own = task_of(cells, tmp_path / "own")
     expected = upstream(scglue, own, tmp_path / "upstream")
@@ -234,7 +234,7 @@ def test_clue_scglue_is_what_upstream_gives_when_called_directly(program, second
 
 
 def upstream(scglue, task, folder):
-    """Train on the training cells, fine-tune with the test cells: upstream's calls, nothing of ours but the input."""
+    """Train on the training cells, fine-tune with the test cells: upstream's own calls on our input."""
     train, test = {}, {}
     for name, adata in task.train.mod.items():
         prepared = preprocessor(name, 10, PARAMS["n_features"].get(name), seed=3).fit(adata)
@@ -269,7 +269,7 @@ def upstream_model(scglue, adatas, lr):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_multivi_is_what_upstream_gives_when_called_directly(program, second, tmp_path):
+def test_multivi_equals_upstream_called_directly(program, second, tmp_path):
     scvi = pytest.importorskip("scvi", reason="scvi-tools, which holds MultiVI, is not installed")
     cells = simulate(160, {"rna": 50, second: 40}, seed=2)
     own = task_of(cells, tmp_path, paired_fraction=0.8)
@@ -277,7 +277,7 @@ def test_multivi_is_what_upstream_gives_when_called_directly(program, second, tm
     params = {"min_cell_fraction": 0.01, "min_steps": 0, "model": {"n_latent": 4, "n_hidden": 16}, "training": training}
     found, predictions = program("multivi").embed(own, params, seed=3)
 
-    # Upstream's calls, nothing of ours: tables padded with zeros, cells and features by name.
+    # Upstream's calls and none of our code: tables padded with zeros, cells and features by name.
     tables = {name: pd.concat([a.to_df() for a in (own.train.mod[name], own.test[name])]) for name in own.train.mod}
     batch = pd.concat([a.obs["batch"].astype(str) for a in (*own.train.mod.values(), *own.test.values())])
     names = sorted(set().union(*(table.index for table in tables.values())))
@@ -306,7 +306,7 @@ def test_multivi_is_what_upstream_gives_when_called_directly(program, second, tm
         np.testing.assert_array_equal(found[name], expected.loc[test.obs_names])
     assert own.info["epochs"] == 3 and own.info["n_latent"] == 4
 
-    # Predicted RNA is what upstream decodes for the test cells, on another scale: a straight line for each gene.
+    # Predicted RNA is what upstream decodes for the test cells, on another scale: linear for each gene.
     genes = own.targets["rna"].names
     decoded = pd.DataFrame(
         model.get_normalized_expression(
@@ -320,7 +320,7 @@ def test_multivi_is_what_upstream_gives_when_called_directly(program, second, tm
     correlations = [np.corrcoef(x, y)[0, 1] for x, y in both if np.ptp(y) > 1e-6]
     assert len(correlations) > 10 and min(correlations) > 0.999
 
-    # Training cells by one modality alone are placed as test cells are.
+    # Training cells are embedded from one modality alone, as test cells are.
     check_metric(own)
     words = {"rna": "expression", "atac": "accessibility", "adt": "protein"}
     for name, test in own.test.items():
@@ -329,14 +329,14 @@ def test_multivi_is_what_upstream_gives_when_called_directly(program, second, tm
         np.testing.assert_allclose(alone[::-1], found[name], rtol=1e-5, atol=1e-6)
 
 
-def test_multivi_trains_for_as_many_steps_as_asked(program):
+def test_multivi_trains_for_the_requested_number_of_steps(program):
     long_enough = program("multivi").long_enough
     settings = {"max_epochs": 10, "batch_size": 100, "train_size": 0.9}
     assert long_enough(settings, n_cells=1000, min_steps=0)["max_epochs"] == 10
     assert long_enough(settings, n_cells=1000, min_steps=91)["max_epochs"] == 11
 
 
-def test_multivi_without_features_says_so(program, tmp_path):
+def test_multivi_without_features_is_an_error(program, tmp_path):
     task = task_of(simulate(40, {"rna": 8, "adt": 5}, seed=0), tmp_path, fraction=0.5)
     with pytest.raises(BenchmarkError, match="rna: no feature is detected in 200% of 60 cells"):
         program("multivi").all_cells(task, min_cell_fraction=2)
@@ -347,7 +347,7 @@ def test_multivi_without_features_says_so(program, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_univi_is_what_upstream_gives_when_called_directly(program, second, tmp_path):
+def test_univi_equals_upstream_called_directly(program, second, tmp_path):
     univi = pytest.importorskip("univi", reason="univi, the authors' package, is not installed")
     weights = {"adt": {"beta": 1.5, "gamma": 5}, "atac": {"beta": 1.25, "gamma": 4.35, "align_anneal_end": 2}}[second]
     model_settings = {"latent_dim": 4, "encoder_dropout": 0.1, **weights}
@@ -367,7 +367,7 @@ def test_univi_is_what_upstream_gives_when_called_directly(program, second, tmp_
     own = task_of(simulate(160, {"rna": 50, second: 40}, seed=2), tmp_path, paired_fraction=0.8)
     found = program("univi_model").embed(own, params, seed=3)
 
-    # Upstream's calls as in its tutorials, nothing of ours: 96 paired cells, 10 of which say when to stop.
+    # Upstream's calls as in its tutorials, and none of our code: 96 paired cells, 10 of them for early stopping.
     names = [name for name in own.train["rna"].obs_names if name in set(own.train[second].obs_names)]
     order = np.random.default_rng(3).permutation(len(names))
     assert len(names) == 96
@@ -400,7 +400,7 @@ def test_univi_is_what_upstream_gives_when_called_directly(program, second, tmp_
     check_metric(own)
 
 
-def test_univi_with_too_few_paired_cells_says_so(program):
+def test_univi_with_too_few_paired_cells_is_an_error(program):
     paired = dict(simulate(2, {"rna": 5, "adt": 5}, seed=1).mod)
     with pytest.raises(
         BenchmarkError, match="^2 training cells are seen in both modalities, and UniVI needs at least 3"
@@ -411,7 +411,7 @@ def test_univi_with_too_few_paired_cells_says_so(program):
 # ---- CHAMPOLLION ---------------------------------------------------------------------------------
 
 
-def test_champollions_cells_rank_each_other_as_its_plan_does(program):
+def test_champollion_embedding_ranks_cells_as_its_plan_does(program):
     rng = np.random.default_rng(0)
     x, y, f, g = rng.normal(size=(8, 5)), rng.normal(size=(6, 3)), rng.normal(size=8), rng.normal(size=6)
     matrix = rng.normal(size=(5, 3))
@@ -419,17 +419,17 @@ def test_champollions_cells_rank_each_other_as_its_plan_does(program):
     expected = x @ matrix @ y.T + (f - f.mean())[:, None] + g - g.mean()
     np.testing.assert_allclose(u @ v.T, expected)
     lengths = np.linalg.norm(np.vstack([u, v]), axis=1)
-    np.testing.assert_allclose(lengths, lengths[0])  # so that the cosine ranks alike
+    np.testing.assert_allclose(lengths, lengths[0])  # so the cosine gives the same ranks
 
 
-def test_a_program_of_champollion_that_fails_is_one_line(program):
-    # the module is missing or, where it is there, an array
+def test_failure_of_champollions_program_is_one_line(program):
+    # the module is missing or, if installed, an array
     with pytest.raises(BenchmarkError, match="^CHAMPOLLION ended with status 1: (ModuleNotFound|Key)Error: .*$"):
         program("champollion").run({"bridge_0": np.ones((3, 2))}, {})
 
 
 @pytest.mark.slow
-def test_champollion_is_what_upstream_gives_when_called_directly(program, tmp_path):
+def test_champollion_equals_upstream_called_directly(program, tmp_path):
     pytest.importorskip("champollion", reason="champollion-omics, which holds CHAMPOLLION, is not installed")
     from champollion import Champollion
 
@@ -463,11 +463,11 @@ def test_champollion_is_what_upstream_gives_when_called_directly(program, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_midas_is_what_upstream_gives_when_called_directly(program, second, tmp_path):
+def test_midas_equals_upstream_called_directly(program, second, tmp_path):
     scmidas = pytest.importorskip("scmidas", reason="scmidas, which holds MIDAS, is not installed")
     lightning = pytest.importorskip("lightning", reason="lightning, which scmidas trains with, is not installed")
     cells = simulate(160, {"rna": 30, second: 20}, seed=2)
-    # Peaks of two chromosomes by turns: upstream wants those of one side by side.
+    # Peaks alternate between two chromosomes: upstream needs those of one chromosome next to each other.
     peaks = {f"peak{i}": f"chr{1 + i % 2}:{100 * i}-{100 * i + 50}" for i in range(20)}
     if second == "atac":
         cells["atac"].var_names = list(peaks.values())
@@ -478,7 +478,7 @@ def test_midas_is_what_upstream_gives_when_called_directly(program, second, tmp_
     params = {"n_features": {"rna": 4000}, "model": model_settings, "training": {"batch_size": 32, "max_epochs": 2}}
     found = program("midas").embed(own, params, seed=3)
 
-    # Upstream's calls, nothing of ours: batches by what was measured, cells in the same order in both modalities.
+    # Upstream's calls and none of our code: batches by what was measured, cells in one order in both modalities.
     tables = {name: pd.concat([a.to_df() for a in (own.train[name], own.test[name])]).sort_index() for name in found}
     batch = pd.concat([a.obs["batch"].astype(str) for a in (*own.train.mod.values(), *own.test.values())])
     measured = {
@@ -511,7 +511,7 @@ def test_midas_is_what_upstream_gives_when_called_directly(program, second, tmp_
     check_metric(own)
 
 
-def test_midas_takes_the_genes_that_vary_and_the_peaks_that_are_seen(program):
+def test_midas_selects_variable_genes_and_observed_peaks(program):
     selected = program("midas").selected
     cells = simulate(80, {"rna": 40, "atac": 30}, seed=1)
     np.testing.assert_array_equal(selected("rna", cells["rna"], None), np.arange(40))
@@ -529,8 +529,8 @@ def test_midas_takes_the_genes_that_vary_and_the_peaks_that_are_seen(program):
 # ---- MatchCLOT -----------------------------------------------------------------------------------
 
 
-def test_matchclot_indexes_cells_by_its_formula(program):
-    """Against a dense decomposition, whose signs are free: one choice of them is the one found."""
+def test_matchclot_lsi_follows_its_formula(program):
+    """Against a dense decomposition, whose signs are arbitrary: one choice of them gives our result."""
     counts = np.random.default_rng(0).poisson(1.0, size=(30, 8)).astype(float)
     counts[:, 3] = 0
     found = program("matchclot").lsi(sp.csr_matrix(counts), 2, seed=0)
@@ -557,20 +557,20 @@ def test_matchclot_has_a_width_and_a_dropout_for_each_layer(program):
         program("matchclot").perceptron([5, 7, 3], [0.3], n_latent=2)
 
 
-def test_matchclot_stops_by_the_cells_that_find_their_partner(program):
+def test_matchclot_stops_by_held_out_matches(program):
     x = np.eye(4)
     misses = program("matchclot").held_out_misses
     assert misses(x, x) == 0
     assert misses(x, x[[1, 0, 2, 3]]) == 0.5
 
 
-def test_matchclot_reads_what_the_competition_gave(program, tmp_path):
-    """Peaks count as detected or not, depth of RNA does not matter, proteins are centred; test cells have rows."""
+def test_matchclot_features_are_those_of_the_competition(program, tmp_path):
+    """Peaks are binary, RNA depth does not matter, proteins are centred, and test cells are included."""
     cells = simulate(60, {"rna": 30, "atac": 25, "adt": 10}, seed=1)
     own = task_of(cells, tmp_path, fraction=0.5)
     features = program("matchclot").features
     before = {name: features(own, name, 5, seed=0) for name in cells.mod}
-    # The largest cell stays above the median, to which depths are scaled.
+    # The largest cell stays above the median, the depth to which cells are scaled.
     largest = np.argmax(own.train["rna"].X.sum(axis=1))
     own.train["rna"].X = sp.diags(np.where(np.arange(30) == largest, 3.0, 1.0)) @ own.train["rna"].X
     assert own.train["rna"].X[largest].sum() > own.test["rna"].X.sum(axis=1).max()
@@ -583,8 +583,8 @@ def test_matchclot_reads_what_the_competition_gave(program, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("second", ["adt", "atac"])
-def test_matchclot_computes_what_the_authors_classes_do(program, second, tmp_path):
-    reason = "matchclot, the authors' package, is not installed with what it imports"
+def test_matchclot_equals_the_authors_classes(program, second, tmp_path):
+    reason = "matchclot, the authors' package, or a package it imports is not installed"
     upstream = pytest.importorskip("matchclot.embedding.models", reason=reason)
     preprocess = pytest.importorskip("matchclot.preprocessing.preprocess", reason=reason)
     matchclot = program("matchclot")
@@ -592,7 +592,7 @@ def test_matchclot_computes_what_the_authors_classes_do(program, second, tmp_pat
     own = task_of(cells, tmp_path, fraction=0.5)
     tables = {name: matchclot.features(own, name, 5, seed=777) for name in ("rna", second)}
 
-    # Of the values that the competition gave: logarithms of normalised expression, detected peaks.
+    # The values that the competition provided: logarithms of normalised expression, detected peaks.
     together = {name: ad.concat([own.train[name], own.test[name]]) for name in tables}
     total = np.asarray(together["rna"].X.sum(axis=1)).ravel()
     together["rna"].X = sp.csr_matrix(np.log1p(together["rna"].X.toarray() * np.median(total) / total[:, None]))
@@ -602,7 +602,7 @@ def test_matchclot_computes_what_the_authors_classes_do(program, second, tmp_pat
         expected = preprocess.lsiTransformer(n_components=5, drop_first=True).fit_transform(together[name])
         np.testing.assert_allclose(tables[name], expected.loc[tables[name].index], rtol=1e-3, atol=1e-3)
 
-    # The same weights, without dropout: the same embeddings and the same loss.
+    # With the same weights and no dropout: the same embeddings and the same loss.
     widths, rates = ([8, 6], [4]), ([0.3, 0.1], [0.6])
     inputs = [torch.from_numpy(table.to_numpy()) for table in tables.values()]
     dims = [x.shape[1] for x in inputs]

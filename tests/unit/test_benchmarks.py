@@ -1,4 +1,4 @@
-"""The programs of `benchmarks/` run, at a size that says nothing about speed."""
+"""The programs of `benchmarks/` run, at sizes too small to measure speed."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from clue import network
 
 
 def run(project, name, *arguments):
-    """Return what the program printed, as rows of its table."""
+    """Return the table that the program printed, as rows."""
     command = [sys.executable, str(project / "benchmarks" / f"{name}.py"), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
@@ -22,7 +22,7 @@ def test_train_speed(project, tmp_path):
     pytest.importorskip("scglue", reason="scglue, the authors' implementation, is not installed")
     shape = ["--cells", 300, "--genes", 40, "--peaks", 60, "--seconds", 1, "--folder", tmp_path]
     header, *rows = run(project, "train_speed", *shape)
-    # bfloat16 takes part where the processor multiplies it
+    # bfloat16 is included if the processor can multiply it
     sides = [row[1] for row in rows]
     assert sides[:3] == ["reference", "clue", "clue_from_files"] and sides[3:] in ([], ["clue_bfloat16"])
     assert not list(tmp_path.iterdir())
@@ -56,7 +56,7 @@ def test_train_backed_needs_less_anonymous_memory(project, tmp_path):
     header, *rows = run(project, "train_backed", "--cells", 40000, "--genes", 2000, "--steps", 2, "--folder", tmp_path)
     assert [row[2] for row in rows] == ["memory", "backed"] and not list(tmp_path.iterdir())
     added = [float(row[header.index("peak_anon_GB")]) - float(row[header.index("before_GB")]) for row in rows]
-    # 0.42 and 0.34 GB: the counts are 77 MB, and the rest both sides need
+    # 0.42 and 0.34 GB: the counts take 77 MB; both sides need the rest
     assert added[0] - added[1] > 0.04
 
 
@@ -74,23 +74,23 @@ def test_preprocess_scale(project, tmp_path):
     _, *rows = run(project, "preprocess_scale", *shape)
     assert [row[1:3] for row in rows] == [[k, side] for k in ("rna", "atac") for side in ("ours", "peer")]
     for row in rows:
-        # the counts are in memory, so that it is more than them
+        # more than the counts, which are in memory
         assert float(row[3]) > 0 and float(row[6]) >= 1
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("check", "said"), [("losses", "relative difference"), ("time", "a step, ms")])
-def test_gpu_check_tried_on_the_cpu(load_program, project, monkeypatch, capsys, check, said):
-    """In this process: what it sets in the library is set back."""
+@pytest.mark.parametrize(("check", "expected"), [("losses", "relative difference"), ("time", "a step, ms")])
+def test_gpu_check_on_the_cpu(load_program, project, monkeypatch, capsys, check, expected):
+    """Runs in this process; what it changes in the library is restored."""
     monkeypatch.syspath_prepend(project / "benchmarks")
     monkeypatch.setattr(network, "_noise_like", network._noise_like)
     shape = "--device cpu --cells 300 --genes 40 --peaks 60 --check"
     load_program("benchmarks/gpu_check.py").main([*shape.split(), check])
-    assert f"\n  {said}" in f"\n{capsys.readouterr().out}"
+    assert f"\n  {expected}" in f"\n{capsys.readouterr().out}"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_gpu_check_says_in_one_line_that_there_is_no_gpu(project):
+def test_gpu_check_without_a_gpu_says_so_in_one_line(project):
     command = [sys.executable, str(project / "benchmarks" / "gpu_check.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.count("\n") == 1 and "no GPU here" in done.stdout

@@ -1,4 +1,4 @@
-"""What is known of a cluster without asking it: the site file, whose lock it is, how the steps of a run stand."""
+"""What is known without asking a cluster: the site file, the owner of a lock, the state of a run's steps."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from clue.benchmark.running.recovery import MARK, clear_killed_run, lock_folder,
 
 @pytest.fixture(autouse=True)
 def no_slurm(monkeypatch, tmp_path):
-    """A machine without Slurm; tests/slurm has one."""
+    """A machine without Slurm; tests/slurm tests with one."""
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("clue.benchmark.running.cluster.CHECKOUT", tmp_path)
 
 
-def test_site_without_a_file_is_the_clusters_default():
+def test_no_site_file_means_the_clusters_defaults():
     assert slurm_site() == Site()
 
 
@@ -62,7 +62,7 @@ def test_sbatch_without_a_cluster_does_not_blame_the_site_file(tmp_path, monkeyp
         slurm_site()
 
 
-def test_most_that_a_job_may_ask_for():
+def test_most_that_a_job_may_request():
     gpu = {"max_gpu": 2, "max_mem_mb": 300}
     site = Site(partitions={"cpu": {"max_mem_mb": 100}, "big": {"max_mem_mb": 900}, "gpu": gpu})
     assert site.most("max_mem_mb", gpu=0) == 900
@@ -70,11 +70,11 @@ def test_most_that_a_job_may_ask_for():
     assert site.most("max_runtime", gpu=0) == Site().most("max_mem_mb", gpu=1) == float("inf")
 
 
-def test_example_of_a_site_is_right(project):
+def test_example_site_file_is_valid(project):
     assert slurm_site(project / "profiles/slurm/site.example.yaml").partitions
 
 
-def test_site_of_this_folder_goes_before_that_of_the_checkout(tmp_path, monkeypatch):
+def test_site_file_of_this_folder_precedes_that_of_the_checkout(tmp_path, monkeypatch):
     checkout, here = tmp_path / "checkout", tmp_path / "here"
     for folder in (checkout, here):
         folder.mkdir()
@@ -92,7 +92,7 @@ def test_profile_finds_the_checkout_from_elsewhere(project, tmp_path, word):
     shutil.copytree(project / "profiles", checkout / "profiles")
     (checkout / "slurm").symlink_to("profiles/slurm")
     program = "import sys, yte; yte.process_yaml(open(sys.argv[1]), require_use_yte=True); print(sys.modules['clue'])"
-    # The profile is read from a copy: nothing but the word tells where the checkout is.
+    # The profile is read from a copy: only the word on the command line tells where the checkout is.
     profile = shutil.copy(project / "profiles/slurm/config.yaml", tmp_path / "config.yaml")
     command = [sys.executable, "-P", "-c", program, profile, word.format(checkout)]
     done = subprocess.run(command, cwd=tmp_path, env={"PATH": str(tmp_path)}, capture_output=True, text=True)
@@ -101,7 +101,7 @@ def test_profile_finds_the_checkout_from_elsewhere(project, tmp_path, word):
 
 def test_profile_is_reachable_by_its_name(project):
     assert (project / "slurm/config.yaml").samefile(project / "profiles/slurm/config.yaml")
-    assert not (project / "profiles/default").exists(), "it would go before every other profile"
+    assert not (project / "profiles/default").exists(), "it would take precedence over every other profile"
 
 
 # ---- after a kill --------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ def test_profile_is_reachable_by_its_name(project):
 
 @pytest.fixture
 def lock(tmp_path):
-    """The lock of a run that is no more."""
+    """The lock of a run that has ended."""
     path = tmp_path / ".snakemake/locks/0.input.lock"
     path.parent.mkdir(parents=True)
     path.touch()
@@ -123,10 +123,10 @@ def test_lock_of_a_dead_run_is_cleared(tmp_path, lock):
     assert clear_killed_run(tmp_path) == []
 
 
-def test_a_folder_has_one_run_until_all_its_processes_end(tmp_path):
+def test_folder_has_one_run_until_all_its_processes_end(tmp_path):
     file = lock_folder(tmp_path)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[file.fileno()])
-    file.close()  # as when the run is killed, and Snakemake is not
+    file.close()  # as if the run were killed but not Snakemake
     with pytest.raises(BenchmarkError, match="another run is at work here"):
         lock_folder(tmp_path)
     child.communicate(b"\n")
@@ -141,7 +141,7 @@ def test_lock_of_another_machine_is_not_touched(tmp_path, lock):
     assert lock.exists()
 
 
-# ---- how a step stands ---------------------------------------------------------------------------
+# ---- states of steps -----------------------------------------------------------------------------
 
 
 STEP = status.Step("clue", ("d", "s", "default", "0"), "results/x/embedding.h5ad", "logs/x.log")
@@ -153,7 +153,7 @@ def write(path, text=""):
     path.write_text(text)
 
 
-def test_reasons_from_the_most_telling_to_the_least(tmp_path):
+def test_best_available_reason_is_given(tmp_path):
     assert status.failure_reason(STEP, tmp_path) == "ended without a message, as a killed process does"
     write(tmp_path / STEP.log, "reading\n 10%|#   |\r 20%|##  | 40/200\n\n")
     killed = "ended without a message, as a killed process does; its log ends in: "
@@ -184,7 +184,7 @@ def test_reasons_from_the_most_telling_to_the_least(tmp_path):
         ("ValueError: sigma is not significant", "", True),
     ],
 )
-def test_an_error_is_not_tried_again_unless_more_memory_may_help(tmp_path, error, log, explained):
+def test_error_is_retried_only_if_more_memory_may_help(tmp_path, error, log, explained):
     write(tmp_path / "job.log", log)
     if error:
         write(tmp_path / "failure.json", json.dumps({"error": error}))
@@ -192,19 +192,19 @@ def test_an_error_is_not_tried_again_unless_more_memory_may_help(tmp_path, error
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"error"', "{}"])
-def test_odd_failure_says_nothing(tmp_path, text):
+def test_malformed_failure_file_is_ignored(tmp_path, text):
     write(tmp_path / "results/x/failure.json", text)
     assert status.failure_reason(STEP, tmp_path) == "ended without a message, as a killed process does"
 
 
-def test_job_at_work_is_seen_by_its_open_log(tmp_path):
+def test_running_job_is_found_by_its_open_log(tmp_path):
     """Without Snakemake: the job's environment names the folder, and its output goes to its log."""
     write(tmp_path / STEP.log, "")
     program = "import time; print('epoch 3', flush=True); time.sleep(60)"
     with open(tmp_path / STEP.log, "a") as log:
         job = subprocess.Popen([sys.executable, "-c", program], stdout=log, env={**os.environ, MARK: str(tmp_path)})
     try:
-        # A process that has only just started may show no environment yet; one that has printed does.
+        # A process that has just started may not show its environment yet; one that has printed does.
         while job.poll() is None and not (tmp_path / STEP.log).read_text():
             time.sleep(0.05)
         found = status._standing(STEP, tmp_path, {}, status._open_logs(tmp_path))
@@ -215,7 +215,7 @@ def test_job_at_work_is_seen_by_its_open_log(tmp_path):
     assert status._standing(STEP, tmp_path, {}, status._open_logs(tmp_path)).state == "failed"
 
 
-def test_scores_that_are_older_than_their_embedding_are_not_made(tmp_path):
+def test_scores_older_than_their_embedding_do_not_count(tmp_path):
     step = status.Step("score_rna_adt", ("d",), "results/x/metrics.tsv", "logs/x.score.log", STEP.output)
     write(tmp_path / STEP.output)
     assert status._standing(step, tmp_path, {}, {}).state == "waiting"
@@ -225,7 +225,7 @@ def test_scores_that_are_older_than_their_embedding_are_not_made(tmp_path):
     assert status._standing(step, tmp_path, {}, {}).state == "waiting"
 
 
-def test_report_counts_and_names(tmp_path):
+def test_report_counts_steps_and_lists_unfinished_ones(tmp_path):
     found = [
         status.Standing(STEP, "done"),
         status.Standing(STEP, "queued", "Slurm job 3 (Priority)"),

@@ -1,4 +1,4 @@
-"""Our Cobolt computes the published model, and what the authors' code computes; each is a method of its own."""
+"""Our Cobolt computes the published model and agrees with the authors' code; each is a method of its own."""
 
 import importlib
 import json
@@ -47,7 +47,7 @@ def task(tmp_path):
 
 
 def modalities(n_cells=50, n_alone=7, seed=0):
-    """Return cells of two modalities and two data sets; the last ones are in one modality alone."""
+    """Return cells of two modalities and two data sets; the last ones are in one modality only."""
     rng = np.random.default_rng(seed)
     made = {}
     for name, n_features in (("rna", 30), ("adt", 12)):
@@ -97,7 +97,7 @@ def test_likelihood_is_multinomial():
     z = torch.randn(2, N_LATENT)
     found = model.log_likelihood("adt", z, counts["adt"], dataset["adt"]).detach()
     for cell in range(2):
-        k = cell  # the first cell is of the first data set, the second of the second
+        k = cell  # the first cell belongs to the first data set, the second to the second
         scores = (
             torch.softmax(z[cell], 0) @ model.topics["adt"] * (1 + model.slopes["adt"][k]) + model.intercepts["adt"][k]
         )
@@ -108,7 +108,7 @@ def test_likelihood_is_multinomial():
         assert found[cell].item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_divergence_is_that_of_gaussians():
+def test_divergence_is_that_between_gaussians():
     parts = modalities()
     model = build(parts)
     batch = cobolt.View(parts, ("rna", "adt")).batch(np.arange(9), "cpu")
@@ -118,19 +118,19 @@ def test_divergence_is_that_of_gaussians():
     assert model.losses(*batch)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_view_holds_the_cells_seen_in_all_of_its_modalities():
+def test_view_holds_the_cells_seen_in_all_of_its_modalities():
     parts = modalities(n_cells=5, n_alone=2)
     sizes = {tuple(view.modalities): len(view) for view in cobolt.all_views(parts)}
     assert sizes == {("rna",): 7, ("adt",): 7, ("rna", "adt"): 5}
 
 
-def test_no_batch_has_one_cell():
+def test_no_batch_has_a_single_cell():
     parts = modalities(n_cells=57, n_alone=8)  # 65 cells of each modality, 57 of both
     assert [cobolt.widened(size, parts) for size in (32, 64, 56, 50)] == [33, 65, 57, 50]
 
 
 def split_cells(data, n_paired):
-    """Return the modalities of a simulation, of which only the first cells keep their pairing."""
+    """Return the modalities of a simulation in which only the first cells keep their pairing."""
     parts = {}
     for name, adata in data.mod.items():
         alone = adata.n_obs - n_paired
@@ -140,7 +140,7 @@ def split_cells(data, n_paired):
 
 
 def placed_alone(parts, settings):
-    """Train, and return the embeddings of the cells seen in one modality alone."""
+    """Train, and return the embeddings of the cells seen in only one modality."""
     found = cobolt.posteriors(cobolt.fit(parts, **settings), parts)
     alone = {name: part.cells[~part.cells.isin(found.joint.index)] for name, part in parts.items()}
     return {name: cobolt.place(found, name, cells, 1) for name, cells in alone.items()}
@@ -157,7 +157,7 @@ def test_embedding_finds_partners():
     assert np.mean(foscttm(found["rna"], found["adt"])) < 0.35
 
 
-def test_embedding_follows_from_the_seed():
+def test_embedding_is_determined_by_the_seed():
     parts = modalities()
     settings = {**TRAINING, "n_latent": N_LATENT, "hidden": HIDDEN}
     first, second = (placed_alone(parts, settings) for _ in range(2))
@@ -167,7 +167,7 @@ def test_embedding_follows_from_the_seed():
         assert not np.allclose(first[name], other[name])
 
 
-def test_a_paired_cell_is_placed_by_one_modality_and_by_trees_that_did_not_learn_from_it():
+def test_paired_cell_is_placed_by_trees_not_trained_on_it():
     rng = np.random.default_rng(0)
     names = pd.Index([f"{i:03d}" for i in range(80)])
     joint = pd.DataFrame(rng.normal(size=(80, 3)), index=names)
@@ -184,7 +184,7 @@ def test_a_paired_cell_is_placed_by_one_modality_and_by_trees_that_did_not_learn
 # ---- the programs --------------------------------------------------------------------------------
 
 
-def test_a_divergence_is_retried_at_a_smaller_learning_rate(params, task):
+def test_divergence_is_retried_at_a_smaller_learning_rate(params, task):
     params = {**params, "training": {**params["training"], "learning_rates": [1e30, 0.005]}}
     embedded = cobolt.embed(task, params, seed=0)
     assert task.info["diverged_at"] == [1e30] and task.info["learning_rate"] == 0.005
@@ -197,13 +197,13 @@ def test_divergence_at_every_learning_rate_is_an_error(params, task):
         cobolt.embed(task, params, seed=0)
 
 
-def test_the_metric_is_the_better_one_for_paired_training_cells(params, task):
+def test_metric_is_the_better_one_for_paired_training_cells(params, task):
     cobolt.embed(task, params, seed=0)
     scores = {row["metric"]: row["match_score"] / row["foscttm"] for row in task.info["metrics_compared"]}
     assert list(scores) == list(METRICS) and task.metric == max(scores, key=scores.get)
 
 
-def test_without_the_authors_package_the_method_fails_and_names_ours(params, task, tmp_path, monkeypatch):
+def test_error_without_the_authors_package_names_our_method(params, task, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     other = tmp_path / "cobolt" / "__init__.py"
     other.parent.mkdir()
@@ -213,7 +213,7 @@ def test_without_the_authors_package_the_method_fails_and_names_ours(params, tas
         cobolt_authors.embed(task, params, seed=0)
 
 
-def test_a_filter_that_leaves_nothing_is_an_error(params, task):
+def test_filter_that_leaves_nothing_is_an_error(params, task):
     strict = {"min_count": 10**6, "min_cells": 5, "lower_quantile": 0, "upper_quantile": 1}
     with pytest.raises(BenchmarkError, match="adt: no feature passes params.filter.adt"):
         cobolt.embed(task, {**params, "filter": {**params["filter"], "adt": strict}}, seed=0)
@@ -225,12 +225,12 @@ def test_environment_names_a_commit():
     assert re.fullmatch(r"cobolt @ git\+https://github.com/boyinggong/cobolt@[0-9a-f]{40}", commit)
 
 
-# ---- the authors' code, where it is installed ----------------------------------------------------
+# ---- the authors' code, if it is installed -------------------------------------------------------
 
 
 @pytest.fixture
 def upstream():
-    """The authors' package, or a skip that says why."""
+    """The authors' package; tests are skipped with the reason if it is missing."""
     try:
         cobolt_authors.check_installed()
     except BenchmarkError as error:
@@ -251,7 +251,7 @@ def copied(upstream, model, parts):
             norms = [m for m in model.encoders[name] if isinstance(m, torch.nn.BatchNorm1d)]
             for block, linear, norm in zip(theirs.encoder[i], hidden, norms, strict=True):
                 block[0].load_state_dict(linear.state_dict())
-                block[1].load_state_dict(norm.state_dict(), strict=False)  # ours keeps no running statistics
+                block[1].load_state_dict(norm.state_dict(), strict=False)  # ours has no running statistics
             for head, rows in ((theirs.fc_mu[i], slice(N_LATENT)), (theirs.fc_var[i], slice(N_LATENT, None))):
                 head.weight.copy_(last.weight[rows])
                 head.bias.copy_(last.bias[rows])
@@ -262,7 +262,7 @@ def copied(upstream, model, parts):
 
 
 @pytest.mark.parametrize("names", [("rna",), ("adt",), ("rna", "adt")], ids="+".join)
-def test_losses_gradients_and_posteriors_are_those_of_upstream(names, upstream):
+def test_losses_gradients_and_posteriors_equal_upstream(names, upstream):
     parts = modalities()
     model = build(parts)
     theirs = copied(upstream, model, parts)
@@ -273,7 +273,7 @@ def test_losses_gradients_and_posteriors_are_those_of_upstream(names, upstream):
     own = model.losses(counts, dataset)
     torch.manual_seed(1)
     expected = theirs(x, elbo_combn=[seen])
-    # Upstream takes the number of topics from every coordinate of every cell instead of once a cell: a constant.
+    # Upstream subtracts the number of topics once per coordinate instead of once per cell: a constant.
     constant = len(x[0][names == ("adt",)]) * N_LATENT * (N_LATENT - 1) / 2
     assert own[0].item() == pytest.approx(expected[0].item() + constant, rel=1e-5)
     assert own[1].item() == pytest.approx(expected[1].item(), rel=1e-5)
@@ -285,7 +285,7 @@ def test_losses_gradients_and_posteriors_are_those_of_upstream(names, upstream):
         pairs.append((model.encoders[name][0].weight.grad, theirs.encoder[i][0][0].weight.grad))
         for ours, upstreams in pairs:
             if name not in names:
-                # Upstream leaves them out of the graph as well.
+                # Upstream also leaves them out of the graph.
                 assert ours is None and upstreams is None
             else:
                 torch.testing.assert_close(ours, upstreams, rtol=1e-3, atol=1e-4)
@@ -294,9 +294,9 @@ def test_losses_gradients_and_posteriors_are_those_of_upstream(names, upstream):
     )
 
 
-def test_features_are_those_that_upstream_keeps(params, upstream, task):
+def test_features_are_those_upstream_keeps(params, upstream, task):
     limits = params["filter"]["rna"]
-    # Not the class csr_matrix, whose sums are numpy matrices: numpy's quantiles of those keep every feature.
+    # Not csr_matrix, whose sums are numpy matrices, of which numpy's quantiles keep every feature.
     counts = sp.csr_array(task.train.mod["rna"].X)
     features = np.array([f"{column:03d}" for column in range(counts.shape[1])])
     single = upstream.utils.SingleData("rna", "train", features, counts, task.train.mod["rna"].obs_names.to_numpy())
@@ -305,7 +305,7 @@ def test_features_are_those_that_upstream_keeps(params, upstream, task):
     np.testing.assert_array_equal(features[cobolt.passes(task.train.mod["rna"].X, **limits)], single.feature)
 
 
-def test_upstream_says_that_it_cannot_embed_one_cell_alone(upstream, task):
+def test_upstream_cannot_embed_a_single_cell(upstream, task):
     with pytest.raises(BenchmarkError, match="use the method cobolt_native"):
         cobolt_authors.train(task, modalities(n_cells=120, n_alone=9), TRAINING)
 

@@ -18,7 +18,7 @@ def job(seed: int = 0, reason: str = "", method: str = "m") -> Job:
 
 
 def finish(root: Path, job: Job, value: float = 0.25, **changes) -> Path:
-    """Leave what a job leaves that succeeded."""
+    """Write the files of a job that succeeded."""
     folder = root / job.folder
     folder.mkdir(parents=True)
     (folder / "embedding.h5ad").write_text("")
@@ -37,7 +37,7 @@ def finish(root: Path, job: Job, value: float = 0.25, **changes) -> Path:
 
 
 def fail(root: Path, job: Job, reason: str) -> None:
-    """Leave what a job leaves that failed."""
+    """Write the files of a job that failed."""
     (root / job.folder).mkdir(parents=True)
     (root / job.folder / "failure.json").write_text(json.dumps({"error": reason}))
 
@@ -88,7 +88,7 @@ def test_failed_scoring_points_to_its_own_log(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"), [("", "cannot be read"), ("a\tb\n1\t2\n", "expected columns"), ("\x00\x01", "columns")]
 )
-def test_an_odd_file_is_a_failed_job_and_hides_no_other(tmp_path, content, reason):
+def test_malformed_file_is_one_failed_job(tmp_path, content, reason):
     folder = finish(tmp_path, job(0))
     finish(tmp_path, job(1))
     (folder / "metrics.tsv").write_text(content)
@@ -104,7 +104,7 @@ def test_scores_of_another_job_are_refused(tmp_path):
     assert collect([job()], tmp_path).failures["reason"].str.contains("a method other than 'm'").all()
 
 
-def test_no_jobs_left_give_tables_with_columns(tmp_path):
+def test_tables_without_jobs_have_columns(tmp_path):
     for table, columns in zip(
         collect([], tmp_path), (METRICS_COLUMNS, RESOURCES_COLUMNS, FAILURES_COLUMNS), strict=True
     ):
@@ -114,7 +114,7 @@ def test_no_jobs_left_give_tables_with_columns(tmp_path):
 # ---- the program ---------------------------------------------------------------------------------
 
 
-def test_program_writes_the_tables_and_names_job_reason_and_log(tmp_path, monkeypatch, capsys):
+def test_program_writes_tables_and_prints_job_reason_and_log(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(program.Benchmark, "__init__", lambda self, config, root: setattr(self, "config", config))
     monkeypatch.setattr(program.Benchmark, "plan", lambda self: [job(seed) for seed in self.config["seeds"]])
     finish(tmp_path, job(0))

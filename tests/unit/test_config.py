@@ -1,4 +1,4 @@
-"""The configuration: what it accepts, what it fills in, what it says when it is wrong, what it plans."""
+"""The configuration: what it accepts, the defaults it fills in, its error messages, and the plan."""
 
 import re
 import shutil
@@ -28,7 +28,7 @@ RUN = {"run": "test", "datasets": ["tiny"], "methods": ["my_method"], "seeds": [
 
 @pytest.fixture
 def project(tmp_path):
-    """A project folder with one method and two data sets; the schema of data sets is not the matter here."""
+    """A project folder with one method and two data sets; the schema of data sets is not tested here."""
     shutil.copytree(ROOT / "config" / "schemas", tmp_path / "config" / "schemas")
     (tmp_path / "config/schemas/dataset.schema.yaml").write_text("type: object\n")
     write(tmp_path / "config/methods/my_method.yaml", METHOD)
@@ -45,14 +45,14 @@ def write(path, data):
 
 
 def error(project, where="config/quick.yaml", **changes):
-    """Return the message of a wrong run configuration."""
+    """Return the error message for a wrong run configuration."""
     with pytest.raises(ConfigError) as raised:
         Benchmark(RUN | changes, project, where)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
-# ---- what is right -------------------------------------------------------------------------------
+# ---- valid configurations ------------------------------------------------------------------------
 
 
 def test_defaults_come_from_the_schema(project):
@@ -83,7 +83,7 @@ def test_plan_is_the_whole_grid_with_the_oracle_once_per_split(project):
     assert of_methods[0].folder == "results/test/tiny/a/my_method/default/seed-0"
 
 
-def test_a_part_after_a_slash_selects_one(project):
+def test_part_after_a_slash_selects_one(project):
     benchmark = Benchmark(RUN | {"datasets": ["tiny/b"], "methods": ["my_method/small"], "seeds": [5]}, project)
     assert [job.folder for job in benchmark.plan()] == [
         "results/test/tiny/b/my_method/small/seed-5",
@@ -91,7 +91,7 @@ def test_a_part_after_a_slash_selects_one(project):
     ]
 
 
-# ---- what is wrong: one line that names the file, the key and the fix -----------------------------
+# ---- errors: one line that names the file, the key and the fix ------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,14 @@ def test_wrong_run(project, changes, parts):
         assert part in message
 
 
-def test_a_split_within_another_holds_the_other_ones_settings(project):
+def test_split_within_another_holds_the_outer_settings(project):
     splits = {"outer": {"kind": "random", "seed": 0}, "inner": {"kind": "random", "seed": 1, "within": ["outer"]}}
     write(project / "config/datasets/tiny.yaml", DATASET | {"splits": splits})
     assert Benchmark(RUN, project).datasets["tiny"]["splits"]["inner"]["within"] == [splits["outer"]]
 
 
 @pytest.mark.parametrize("within", ["outr", "inner"])
-def test_a_split_within_one_that_is_not_there(project, within):
+def test_split_within_an_unknown_one(project, within):
     splits = {"outer": {"kind": "random"}, "inner": {"kind": "random", "within": [within]}}
     write(project / "config/datasets/tiny.yaml", DATASET | {"splits": splits})
     message = error(project)
@@ -197,18 +197,18 @@ def test_wrong_method(project, changes, part):
 @pytest.mark.parametrize(
     "changes",
     [
-        # the parameter of every preset needs no value in params, and maps by modality name those that they are about
+        # a parameter of every preset needs no value in params; maps by modality name only the ones concerned
         {"presets": {"rna+adt": {"width": 2}, "rna+atac": {"width": 3}}, "variants": {"wide": {"width": 9}}},
         {"params": METHOD["params"] | {"n_features": {}}, "variants": {"few": {"n_features": {"rna": 100}}}},
         {"params": METHOD["params"] | {"net": None}, "variants": {"deep": {"net": {"depth": 3}}}},
     ],
 )
-def test_what_layers_may_name_beyond_params(project, changes):
+def test_keys_that_need_no_value_in_params(project, changes):
     write(project / "config/methods/my_method.yaml", METHOD | {"modalities": BOTH} | changes)
     assert Benchmark(RUN, project).plan()
 
 
-def test_a_budget_that_other_methods_have(project):
+def test_budget_defined_only_by_other_methods(project):
     write(project / "config/methods/plain.yaml", METHOD | {"budgets": {}})
     assert Benchmark(RUN | {"methods": ["plain"], "budget": "quick"}, project).plan()
 
@@ -222,7 +222,7 @@ THREE = ["rna", "atac", "adt"]
     ("supported", "sets"),
     [("any", [THREE]), ([["rna", "adt"], THREE], [THREE]), (BOTH, BOTH), ([["atac", "adt"]], [["atac", "adt"]])],
 )
-def test_a_method_runs_on_all_modalities_at_once_or_on_its_pairs(project, supported, sets):
+def test_method_runs_on_all_modalities_at_once_or_on_pairs(project, supported, sets):
     write(project / "config/datasets/tiny.yaml", DATASET | {"modalities": THREE})
     write(project / "config/methods/my_method.yaml", METHOD | {"modalities": supported, "presets": {}})
     benchmark = Benchmark(RUN, project)
@@ -231,7 +231,7 @@ def test_a_method_runs_on_all_modalities_at_once_or_on_its_pairs(project, suppor
     assert {job.reason for job in benchmark.plan()} == {""}
 
 
-def test_a_method_of_no_pair_is_unsupported(project):
+def test_method_that_supports_no_pair_is_unsupported(project):
     write(project / "config/methods/my_method.yaml", METHOD | {"modalities": [THREE], "presets": {}})
     reasons = {job.reason for job in Benchmark(RUN, project).plan() if job.method == "my_method"}
     assert reasons == {"does not support rna+adt"}
@@ -255,20 +255,20 @@ def test_each_pair_has_its_own_hyper_parameters(project):
         ({"mosaic": {"rna+atac+adt": 1}, "paired_fraction": 0.5}, "keep only one of the two"),
     ],
 )
-def test_a_mosaic_that_cannot_be(project, split, message):
+def test_impossible_mosaics(project, split, message):
     write(project / "config/datasets/tiny.yaml", DATASET | {"modalities": THREE, "splits": {"a": split}})
     found = error(project)
     assert "config/datasets/tiny.yaml: splits.a.mosaic: " in found and message in found
 
 
-def test_names_of_rules_are_those_of_the_workflow():
+def test_rule_names_are_those_of_the_workflow():
     files = [ROOT / "Snakefile", *ROOT.glob("rules/*.smk")]
     fixed = {name for file in files for name in re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE)}
     drawn = {path.stem for path in ROOT.glob("scripts/figures/*.py")} - {"confusion", "report", "umaps"}
     assert RULES == fixed | drawn
 
 
-def test_a_method_without_a_script_has_its_own_rule(project):
+def test_method_without_a_script_has_its_own_rule(project):
     own = {key: value for key, value in METHOD.items() if key != "script"}
     write(project / "config/methods/my_method.yaml", own)
     assert "my_method.yaml: script: no file rules/methods/my_method.smk" in error(project)
@@ -303,7 +303,7 @@ def test_wrong_yaml(tmp_path, text, part):
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
-def test_keys_and_dates_are_the_text_of_the_file(tmp_path):
+def test_keys_and_dates_stay_as_written(tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text("\ufeffa: {1: x, no: y, 2021-01-02: z, 01: w}\nb: &b {c: 2021-01-02}\nd: {<<: *b, e: é}\n", "utf-8")
     assert read_yaml(path) == {
@@ -313,7 +313,7 @@ def test_keys_and_dates_are_the_text_of_the_file(tmp_path):
     }
 
 
-def test_a_folder_is_no_configuration(tmp_path):
+def test_folder_is_not_a_configuration(tmp_path):
     with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); a YAML file is needed"):
         read_yaml(tmp_path)
 
@@ -339,17 +339,17 @@ def test_every_run_of_the_project_is_valid(name):
 
 
 def pins():
-    """Return the versions of the locks."""
+    """Return the versions in the lock files."""
     text = "".join((ROOT / name).read_text().lower() for name in ("requirements.lock", "torch.lock"))
     return dict(re.findall(r"^([^#\s]+)==(\S+)", text, re.MULTILINE))
 
 
-def test_lock_holds_versions_that_every_index_has():
+def test_lock_has_only_versions_that_every_index_has():
     for name, version in pins().items():
         assert re.fullmatch(r"[a-z0-9._-]+", name) and re.fullmatch(r"[0-9]+(\.[a-z0-9]+)*", version)
 
 
-def test_all_that_is_installed_but_torch_has_a_checksum():
+def test_everything_installed_but_torch_has_a_checksum():
     entries = (ROOT / "requirements.lock").read_text().replace("\\\n", " ").splitlines()
     packages = [entry for entry in entries if not entry.startswith("#")]
     assert len(packages) == len(pins()) - 1 and all("--hash=sha256:" in package for package in packages)
@@ -370,10 +370,10 @@ ON_CONDA = {
     "py-xgboost": "xgboost",
     "py-xgboost-cpu": "xgboost-cpu",
 }
-"""What conda-forge calls otherwise than the package index does."""
+"""Packages that have another name on conda-forge than on the package index."""
 ON_NO_CHANNEL = {"scglue", "scib-metrics", "scmidas", "univi", "cobolt", "python-igraph", "champollion-omics"}
 OTHERWISE = {"midas.yaml": {"torch": "2.10.0"}, "champollion.yaml": {"torch": "2.6.0", "anndata": "0.10.9"}}
-"""Versions of an environment that cannot be those of the lock: its file says why."""
+"""Versions that cannot be those of the lock; the environment's file says why."""
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda path: path.name)
@@ -384,7 +384,7 @@ def test_conda_environment_has_the_versions_of_the_lock(path):
             name, sign, version = re.fullmatch(r"([a-z0-9_-]+) (==?)([0-9][a-z0-9.]*)", line).groups()
             name = ON_CONDA.get(name, name)
             found[name] = version
-            assert sign == "==" or name not in known, f"{path}: {line} is no exact version"
+            assert sign == "==" or name not in known, f"{path}: {line} is not an exact version"
         for package in line["pip"] if isinstance(line, dict) else []:
             exact = re.fullmatch(r"([a-z0-9._-]+)(?:==([0-9][a-z0-9.]*)| @ git\+https://\S+@[0-9a-f]{40})", package)
             assert exact, f"{path}: {package} names no version, and no commit"
@@ -392,11 +392,11 @@ def test_conda_environment_has_the_versions_of_the_lock(path):
             found[exact[1]] = exact[2]
     assert {"torch", "anndata", "faiss-cpu", "threadpoolctl"} <= set(found)
     for name, version in found.items():
-        assert known.get(name, version) == version, f"{path}: {name} is not what requirements.lock has"
+        assert known.get(name, version) == version, f"{path}: {name} differs from requirements.lock"
 
 
 def test_container_is_made_from_the_conda_environment():
-    """One list of versions: the definition copies the environment's file and names no version of a package."""
+    """One list of versions: the definition copies the environment's file and names no package versions."""
     text = (ROOT / "envs/apptainer.def").read_text()
     assert "envs/{{ env }}.yaml /opt/environment.yaml" in text and "--file /opt/environment.yaml" in text
     assert not re.findall(r"^[^#]*[a-z]=+[0-9]", text.replace("micromamba:2.0.5", ""), flags=re.MULTILINE)

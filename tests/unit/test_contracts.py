@@ -1,4 +1,4 @@
-"""Every fault of a file gives one clear line and exit status 1 through the program that reads it."""
+"""Every fault in a file gives one clear line and exit status 1 in the program that reads it."""
 
 import re
 
@@ -28,7 +28,7 @@ def task(dataset):
 
 @pytest.fixture
 def split_tiny(workplace, add_dataset, run_script):
-    """A function that splits ``dataset.h5mu`` by the program; it returns exit status and error."""
+    """A function that splits ``dataset.h5mu`` with the program; it returns the exit status and the error."""
     add_dataset(
         "tiny",
         {
@@ -52,10 +52,10 @@ def assert_one_line(status, error, message):
     assert re.search(message, error), error
 
 
-# ---- faults of a prepared data set, through the program ------------------------------------------
+# ---- faults in a prepared data set, through the program ------------------------------------------
 
 
-def test_a_right_file_is_split(dataset, split_tiny):
+def test_valid_file_is_split(dataset, split_tiny):
     contracts.write_dataset(dataset, "dataset.h5mu")
     assert split_tiny()[0] == 0
 
@@ -84,7 +84,7 @@ def test_missing_keys(dataset, split_tiny, key, message):
     ("value", "message"),
     [(np.nan, "1 counts that are NaN"), (np.inf, "1 counts that are"), (-1, "1 negative counts"), (0.5, "not whole")],
 )
-def test_counts_that_are_none(dataset, split_tiny, value, message):
+def test_values_that_are_not_counts(dataset, split_tiny, value, message):
     contracts.write_dataset(dataset, "dataset.h5mu")
     with h5py.File("dataset.h5mu", "r+") as file:
         file["mod/adt/X/data"][3] = value
@@ -100,7 +100,7 @@ def test_duplicate_barcodes(dataset, split_tiny):
     assert_one_line(*split_tiny(), "cell name 'cell_000001' occurs more than once")
 
 
-def test_a_modality_that_the_yaml_names_and_the_file_lacks(dataset, split_tiny):
+def test_modality_in_the_yaml_but_not_in_the_file(dataset, split_tiny):
     atac = dataset["adt"].copy()
     atac.var_names = [f"peak_{i}" for i in range(atac.n_vars)]
     other = MuData({"rna": dataset["rna"], "atac": atac})
@@ -117,11 +117,11 @@ def test_truncated_files(dataset, split_tiny, workplace, length):
     assert_one_line(*split_tiny(), r"dataset.h5mu: cannot be read \(.*\); delete it and run again")
 
 
-def test_a_file_that_is_not_there(split_tiny):
+def test_missing_file(split_tiny):
     assert_one_line(*split_tiny(), "no such file")
 
 
-# ---- faults of a data set's YAML, through the program --------------------------------------------
+# ---- faults in a data set's YAML, through the program --------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_wrong_settings(workplace, add_dataset, split_tiny, run_script, change, 
         assert error.startswith("error: config/datasets/tiny.yaml: ") and message in error, error
 
 
-def test_an_unknown_data_set(split_tiny, run_script):
+def test_unknown_data_set(split_tiny, run_script):
     status, error = run_script("prepare", "--dataset", "tinny", "--raw", "raw", "--output", "dataset.h5mu")
     assert status == 1 and "unknown dataset 'tinny'; did you mean 'tiny'?" in error
 
 
-# ---- what the other contracts refuse -------------------------------------------------------------
+# ---- the other contracts -------------------------------------------------------------------------
 
 
 def test_reading_gives_what_was_written(dataset, task, tmp_path):
@@ -171,7 +171,7 @@ def test_reading_gives_what_was_written(dataset, task, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dataset.h5mu", "solution.h5ad", "train.h5mu"]
 
 
-def test_a_wrong_file_is_not_written(dataset, tmp_path):
+def test_wrong_file_is_not_written(dataset, tmp_path):
     del dataset.uns["source"]
     with pytest.raises(ContractError, match="uns lacks 'source'"):
         contracts.write_dataset(dataset, tmp_path / "dataset.h5mu")
@@ -204,7 +204,7 @@ def test_test_cells_show_nothing_but_their_batch(task, change, message):
         contracts.check_test(task.tests["adt"], "test_adt.h5ad")
 
 
-def test_a_solution_is_a_permutation_of_each_file(task):
+def test_solution_is_a_permutation_of_each_file(task):
     task.solution.obs["adt"] = ["adt_000001"] * 15
     with pytest.raises(ContractError, match="not a permutation of the test cells"):
         contracts.check_solution(task.solution, "solution.h5ad")

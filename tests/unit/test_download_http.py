@@ -29,7 +29,7 @@ OTHER = np.random.default_rng(1).bytes(300_000)
 FILE = "counts.bin"
 HASTE = Patience(connect=5, stalled=20, attempts=3, pause=0.01)
 STALLED = Patience(connect=5, stalled=1, attempts=3, pause=0.01)
-"""Only where a stall is the matter: a busy machine stalls too."""
+"""Only for tests of stalls: a busy machine stalls too."""
 
 
 def sha256(content):
@@ -58,7 +58,7 @@ def web2():
 
 @pytest.fixture
 def folder(workplace):
-    """Where the files of the data set `tiny` go, in an empty project that is the working directory."""
+    """The folder of the data set `tiny`, in an empty project that is the working directory."""
     return workplace / "data" / "raw" / "tiny"
 
 
@@ -73,7 +73,7 @@ def get(folder, *sources, **options):
 
 
 def fails(folder, *sources, error=DownloadError, **options):
-    """Return the line with which the download fails."""
+    """Return the one-line error of a failing download."""
     with pytest.raises(error) as raised:
         get(folder, *sources, **options)
     assert "\n" not in str(raised.value)
@@ -81,12 +81,12 @@ def fails(folder, *sources, error=DownloadError, **options):
 
 
 def left(folder):
-    """Return what is in the folder, but the lock."""
+    """Return what is in the folder, except the lock."""
     return sorted(set(os.listdir(folder)) - {".lock"}) if folder.exists() else []
 
 
 def recorded(folder):
-    """Return the checksums that downloads have recorded, by file."""
+    """Return the checksums recorded by downloads, by file."""
     return read_sums(folder / SUMS)
 
 
@@ -97,10 +97,10 @@ def is_complete(folder, content=CONTENT):
     return set(left(folder)) - {SUMS} == {FILE, "source.json"} and (folder / FILE).read_bytes() == content
 
 
-# ---- nothing is wrong ----------------------------------------------------------------------------
+# ---- without faults ------------------------------------------------------------------------------
 
 
-def test_a_file_its_manifest_and_its_checksum(web, folder):
+def test_file_with_its_manifest_and_its_checksum(web, folder):
     get(folder, source(web, name="here"))
     assert is_complete(folder)
     manifest = json.loads((folder / "source.json").read_text())
@@ -110,31 +110,31 @@ def test_a_file_its_manifest_and_its_checksum(web, folder):
     assert subprocess.run(["sha256sum", "--check", "--strict", SUMS], cwd=folder).returncode == 0
 
 
-def test_what_is_there_and_right_is_not_asked_for_even_without_its_manifest(web, folder):
+def test_complete_file_is_not_requested_even_without_its_manifest(web, folder):
     get(folder, source(web))
     before = (folder / "source.json").read_bytes()
-    (folder / "source.json").unlink()  # Snakemake removes the output of a rule before it runs it again
+    (folder / "source.json").unlink()  # Snakemake removes a rule's output before it runs the rule again
     web.requests.clear()
     get(folder, source(web))
     assert web.requests == [] and (folder / "source.json").read_bytes() == before
 
 
-def test_progress_is_lines_in_a_log(web, folder, capsys):
+def test_progress_is_written_as_lines_in_a_log(web, folder, capsys):
     web.faults["GET"] = [trickle(web, 10_000, 0.05)]
     get(folder, source(web), patience=Patience(report=0.5))
     output = capsys.readouterr().out
     assert re.search(rf"^{FILE}: [0-9,]+ of 300000 bytes$", output, flags=re.MULTILINE) and "\r" not in output
 
 
-def test_a_packed_file_stays_packed(web, folder):
+def test_compressed_file_stays_compressed(web, folder):
     web.files["a.txt.gz"] = gzip.compress(b"genes")
-    web.headers = {"Content-Encoding": "gzip"}  # what some servers say of .gz files
+    web.headers = {"Content-Encoding": "gzip"}  # as some servers do for .gz files
     get(folder, source(web, ["a.txt.gz"]))
     assert (folder / "a.txt.gz").read_bytes() == web.files["a.txt.gz"]
 
 
 @pytest.mark.parametrize("path", ["sub/x?acc=1&file=a", "a b;touch hacked/$(touch hacked)/{x,y}[1-2]"])
-def test_an_address_may_have_a_query_and_is_no_shell_command_and_no_pattern(web, folder, path):
+def test_address_may_have_a_query_and_is_taken_literally(web, folder, path):
     web.files[quote(path, safe=";$()/{},[]?=&")] = CONTENT
     get(folder, source(web, {FILE: {"path": path}}))
     assert is_complete(folder) and not os.path.exists("hacked")
@@ -144,7 +144,7 @@ def test_an_address_may_have_a_query_and_is_no_shell_command_and_no_pattern(web,
 
 
 def change(web, n_bytes):
-    """Break off, and have another file the next time."""
+    """Break off, and serve another file the next time."""
 
     def fault(handler, old):
         truncate(web, n_bytes)(handler, old)
@@ -176,7 +176,7 @@ RESUMED = [None, "bytes=100000-"]
     ],
     ids=["truncated", "stalled", "busy", "busy at first", "no HEAD", "no ranges", "changed", "changed, no version"],
 )
-def test_faults_that_pass(web, folder, faults, server, asked, content, printed, capsys):
+def test_temporary_faults(web, folder, faults, server, asked, content, printed, capsys):
     web.faults |= faults(web)
     vars(web).update(server)
     start = time.monotonic()
@@ -198,29 +198,29 @@ def test_faults_that_pass(web, folder, faults, server, asked, content, printed, 
     ],
     ids=["absent", "busy", "page", "page of another kind", "redirects without end", "redirect to this machine"],
 )
-def test_faults_that_last_are_one_line_and_leave_nothing(web, folder, faults, line):
+def test_permanent_faults_are_one_line_and_leave_nothing(web, folder, faults, line):
     web.faults["GET"] = faults
     message = fails(folder, source(web))
     assert message.startswith(f"{web.url}{FILE}: ") and line in message and left(folder) == []
 
 
 @pytest.mark.parametrize("base", ["http://data.invalid/", "http://127.0.0.1:9/"])
-def test_nobody_answers(folder, base):
+def test_unreachable_server(folder, base):
     message = fails(folder, source(base))
     assert "counts.bin: " in message and "(3 attempts); check the network" in message and len(message) < 200
     assert message.count("(") == message.count(")") and left(folder) == []
 
 
-def test_an_empty_file_is_refused_and_nothing_recorded(web, folder):
+def test_empty_file_is_refused_and_nothing_recorded(web, folder):
     web.files[FILE] = b""
     assert f"{FILE}: is empty; the source has changed the file, or it was damaged" in fails(folder, source(web))
     assert left(folder) == []
     web.files[FILE] = CONTENT
     get(folder, source(web))
-    assert is_complete(folder), "the good file is taken"
+    assert is_complete(folder), "a good file is accepted"
 
 
-def test_always_truncated_fails_keeps_what_came_and_the_next_run_resumes(web, folder):
+def test_truncated_file_is_kept_and_the_next_run_resumes(web, folder):
     web.faults["GET"] = [truncate(web, n_bytes) for n_bytes in (100_000, 0, 0)]
     message = fails(folder, source(web))
     assert re.fullmatch(
@@ -234,14 +234,14 @@ def test_always_truncated_fails_keeps_what_came_and_the_next_run_resumes(web, fo
     assert is_complete(folder) and web.of("GET") == ["bytes=100000-"]
 
 
-def test_a_connection_that_breaks_often_but_brings_something_new_ends_no_download(web, folder, monkeypatch):
+def test_download_goes_on_as_long_as_it_makes_progress(web, folder, monkeypatch):
     monkeypatch.setattr(module, "PROGRESS", 20_000)
     web.faults["GET"] = [truncate(web, 30_000) for _ in range(9)]
     get(folder, source(web))
     assert is_complete(folder) and len(web.of("GET")) == 10 > HASTE.attempts
 
 
-def test_a_web_page_in_the_middle_does_not_destroy_what_came(web, folder):
+def test_web_page_in_the_middle_does_not_destroy_partial_file(web, folder):
     web.faults["GET"] = [truncate(web, 100_000), page()]
     assert "a web page was sent instead" in fails(folder, source(web))
     assert left(folder) == PART
@@ -257,7 +257,7 @@ def test_redirects_are_followed(web, web2, folder):
     assert is_complete(folder)
 
 
-def test_a_server_that_cannot_resume_and_always_breaks_off_is_given_up(web, folder, monkeypatch):
+def test_server_that_cannot_resume_and_breaks_off_is_given_up(web, folder, monkeypatch):
     monkeypatch.setattr(module, "PROGRESS", 1000)
     web.ranges = False
     web.faults["GET"] = [truncate(web, 100_000) for _ in range(50)]
@@ -265,7 +265,7 @@ def test_a_server_that_cannot_resume_and_always_breaks_off_is_given_up(web, fold
     assert len(web.of("GET")) == 3
 
 
-def test_a_part_of_another_version_at_another_address_is_not_continued(web, web2, folder):
+def test_partial_file_of_another_version_is_not_resumed(web, web2, folder):
     web.faults["GET"] = [truncate(web, 100_000)] + [status(503)] * 3
     fails(folder, source(web))
     web2.files[FILE] = OTHER
@@ -284,7 +284,7 @@ def test_a_part_of_another_version_at_another_address_is_not_continued(web, web2
         ({"size": 299_999}, "has 300,000 bytes, expected 299,999"),
     ],
 )
-def test_another_file_than_the_yaml_says_is_refused(web, folder, facts, line):
+def test_file_that_differs_from_the_yaml_is_refused(web, folder, facts, line):
     message = fails(folder, source(web, {FILE: facts}))
     assert message.startswith(f"{web.url}{FILE}: {line}") and "correct the YAML of the data set" in message
     assert left(folder) == []
@@ -293,10 +293,10 @@ def test_another_file_than_the_yaml_says_is_refused(web, folder, facts, line):
 def test_known_size_md5_and_sha256_are_enough(web, folder):
     facts = {"size": len(CONTENT), "md5": hashlib.md5(CONTENT).hexdigest(), "sha256": sha256(CONTENT)}
     get(folder, source(web, {FILE: facts}))
-    assert is_complete(folder) and recorded(folder) == {}, "what the YAML knows is not recorded"
+    assert is_complete(folder) and recorded(folder) == {}, "what the YAML states is not recorded"
 
 
-def test_downloads_change_no_file_of_the_project_and_pinned_checksums_must_match(web, folder, workplace):
+def test_downloads_change_no_project_file_and_pins_must_match(web, folder, workplace):
     get(folder, source(web))
     assert recorded(folder) == {FILE: sha256(CONTENT)} and not PINNED.exists()
     assert pin(folder.parent, workplace) == [f"tiny/{FILE}"] and pin(folder.parent, workplace) == []
@@ -310,7 +310,7 @@ def test_downloads_change_no_file_of_the_project_and_pinned_checksums_must_match
 
 
 @pytest.mark.parametrize("damage", [None, CONTENT[:-1] + b"x"], ids=["removed", "damaged"])
-def test_a_file_that_is_not_pinned_is_replaced_by_what_the_source_has_now(web, folder, damage):
+def test_unpinned_file_is_replaced_by_the_current_one(web, folder, damage):
     get(folder, source(web))
     (folder / FILE).unlink()
     if damage:
@@ -330,15 +330,15 @@ def test_wrong_pinned_checksums_are_one_line(web, folder):
 
 
 def put_first_on_the_path(folder, monkeypatch, text):
-    """Make a program `curl` that goes before the real one."""
+    """Make a program `curl` that precedes the real one on the path."""
     folder.mkdir()
     (folder / "curl").write_text(f"#!/bin/bash\n{text}\n")
     (folder / "curl").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
 
 
-def test_a_full_disk_keeps_what_came_and_no_other_source_is_tried(web, web2, folder, tmp_path, monkeypatch):
-    # The real curl, under a limit on the size of files: writes beyond it fail, as on a full disk.
+def test_full_disk_keeps_partial_file_and_tries_no_other_source(web, web2, folder, tmp_path, monkeypatch):
+    # The real curl, with a limit on file size: writes beyond it fail, as on a full disk.
     put_first_on_the_path(
         tmp_path / "bin", monkeypatch, f'trap "" XFSZ; ulimit -f 100; exec {shutil.which("curl")} "$@"'
     )
@@ -356,7 +356,7 @@ def test_no_curl_is_one_line(web, folder, monkeypatch):
     assert fails(folder, source(web), error=LocalError).startswith("curl was not found on this machine; install it")
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(web, workplace):
+def test_folder_that_cannot_be_made_is_one_line(web, workplace):
     (workplace / "data").write_text("a file")
     message = fails(workplace / "data" / "raw" / "tiny", source(web), error=LocalError)
     assert "Not a directory; fix it and run again" in message
@@ -371,7 +371,7 @@ download("tiny", json.loads(sys.argv[1]), sys.argv[2], patience=Patience(pause=0
 
 
 def start(folder, spec, project):
-    """Start a download in a process of its own."""
+    """Start a download in a separate process."""
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(spec), str(folder)],
         env=os.environ | {"PYTHONPATH": str(project)},
@@ -383,12 +383,12 @@ def start(folder, spec, project):
 def wait_for(condition):
     deadline = time.monotonic() + 60
     while not condition():
-        assert time.monotonic() < deadline, "it did not come to pass"
+        assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.02)
 
 
-def test_killed_in_the_middle_then_resumed(web, folder, project):
-    """curl outlives the killed program; the lock lasts as long as it does, so that two never write one file."""
+def test_download_killed_midway_is_resumed(web, folder, project):
+    """curl outlives the killed program; the lock lasts as long as curl does, so two never write one file."""
     web.faults["GET"] = [stall(web, 250_000, seconds=3)]
     process = start(folder, {"source": source(web)}, project)
     part = folder / PART[0]
@@ -399,7 +399,7 @@ def test_killed_in_the_middle_then_resumed(web, folder, project):
     assert is_complete(folder) and web.of("GET") == [None, "bytes=250000-"]
 
 
-def test_killed_between_the_last_byte_and_the_name(web, folder):
+def test_download_killed_before_renaming(web, folder):
     folder.mkdir(parents=True)
     (folder / PART[0]).write_bytes(CONTENT)
     (folder / PART[1]).write_text("HTTP/1.1 200 OK\r\nLast-Modified: Mon, 05 Jan 2026 10:00:00 GMT\r\n\r\n")
@@ -407,7 +407,7 @@ def test_killed_between_the_last_byte_and_the_name(web, folder):
     assert is_complete(folder) and len(web.of("GET")) == 1
 
 
-def test_files_that_came_before_an_interruption_do_not_come_again(web, folder):
+def test_files_complete_before_an_interruption_are_not_downloaded_again(web, folder):
     web.files |= {"a.bin": CONTENT, "b.bin": OTHER}
     web.faults["GET"] = [lambda handler, content: web.serve(handler, content)] + [status(503)] * 3
     fails(folder, source(web, ["a.bin", "b.bin"]))
@@ -439,7 +439,7 @@ def test_two_processes_at_once(web, folder, project):
 # ---- mirrors and alternatives --------------------------------------------------------------------
 
 
-def test_a_mirror_on_this_machine_goes_first_and_is_linked(web, folder, workplace, monkeypatch):
+def test_local_mirror_goes_first_and_is_linked(web, folder, workplace, monkeypatch):
     (workplace / "scratch" / "tiny").mkdir(parents=True)
     (workplace / "scratch" / "tiny" / FILE).write_bytes(CONTENT)
     monkeypatch.setenv("SCRATCH", str(workplace / "scratch"))
@@ -447,7 +447,7 @@ def test_a_mirror_on_this_machine_goes_first_and_is_linked(web, folder, workplac
     assert is_complete(folder) and (folder / FILE).is_symlink() and web.requests == []
 
 
-def test_a_mirror_at_an_address_goes_first_also_for_a_package(web, folder):
+def test_remote_mirror_goes_first_even_for_a_package(web, folder):
     web.files[f"m/tiny/{FILE}"] = CONTENT
     wheel = {"kind": "pypi", "package": "none", "version": "1", "sha256": "0" * 64}
     wheel |= {"members": [{"member": f"none/{FILE}", "file": FILE, "sha256": sha256(CONTENT)}]}
@@ -456,7 +456,7 @@ def test_a_mirror_at_an_address_goes_first_also_for_a_package(web, folder):
 
 
 @pytest.mark.parametrize("fault", ["absent", "damaged"])
-def test_a_mirror_that_lacks_the_file_or_has_another_is_passed_over(web, folder, workplace, fault, capsys):
+def test_mirror_with_a_missing_or_wrong_file_is_passed_over(web, folder, workplace, fault, capsys):
     mirror = workplace / "scratch"
     (mirror / "tiny").mkdir(parents=True)
     if fault == "damaged":
@@ -467,7 +467,7 @@ def test_a_mirror_that_lacks_the_file_or_has_another_is_passed_over(web, folder,
     assert f"scratch/tiny/{FILE}: {'no such file' if fault == 'absent' else 'sha256 is'}" in output
 
 
-def test_the_first_source_is_down_and_the_second_taken(web, web2, folder, capsys):
+def test_second_source_is_used_if_the_first_is_down(web, web2, folder, capsys):
     web.close()
     web2.files["b.bin"] = CONTENT
     second = source(web2, ["b.bin"], name="second", prepare={"kind": "npy"}, expect={"n_cells": 5})
@@ -481,16 +481,16 @@ def test_the_first_source_is_down_and_the_second_taken(web, web2, folder, capsys
 
 
 @pytest.mark.parametrize("faults", [[], [truncate, status(404)]], ids=["lacks a file", "breaks off"])
-def test_a_source_that_cannot_give_all_leaves_nothing(web, web2, folder, faults):
+def test_incomplete_source_leaves_nothing(web, web2, folder, faults):
     web.faults["GET"] = [fault(web, 100_000) if fault is truncate else fault for fault in faults]
     web2.files["b.bin"] = CONTENT
     files = [FILE] if faults else [FILE, "absent.bin"]
     get(folder, source(web, files, name="first"), source(web2, ["b.bin"], name="second"))
-    assert len(web.of("GET")) == len(faults), "an absent file is found out before gigabytes come"
+    assert len(web.of("GET")) == len(faults), "a missing file is noticed before gigabytes are downloaded"
     assert left(folder) == [SUMS, "b.bin", "source.json"]
 
 
-def test_no_source_can_be_used(web, web2, folder):
+def test_no_usable_source(web, web2, folder):
     web.close()
     message = fails(folder, source(web, name="first"), source(web2, name="second"))
     assert message.startswith("tiny: none of the 2 sources can be used: ")
@@ -498,7 +498,7 @@ def test_no_source_can_be_used(web, web2, folder):
     assert web2.of("HEAD") == [None] and web2.of("GET") == [], "no second attempt"
 
 
-# ---- what was downloaded, when it is prepared ----------------------------------------------------
+# ---- preparing what was downloaded ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -515,7 +515,7 @@ def test_no_source_can_be_used(web, web2, folder):
         ),
     ],
 )
-def test_a_damaged_or_old_download_is_one_line(web, folder, damage, line):
+def test_damaged_or_outdated_download_is_one_line(web, folder, damage, line):
     get(folder, source(web))
     damage(folder)
     with pytest.raises(DownloadError, match=line) as error:
@@ -562,6 +562,6 @@ def test_wrong_sources(workplace, add_dataset, changes, line):
     assert str(error.value).startswith("config/datasets/tiny.yaml: ") and line in str(error.value)
 
 
-def test_a_single_source_may_have_its_own_preparation(workplace, add_dataset):
+def test_single_source_may_have_its_own_preparation(workplace, add_dataset):
     add_dataset("tiny", SPEC | {"source": HTTP | {"prepare": NPY}})
     load("datasets", "tiny")

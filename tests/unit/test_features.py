@@ -1,4 +1,4 @@
-"""Encoder inputs that are fitted once: the same with and without a file, counted as the method's own, refused once."""
+"""Encoder inputs fitted once for several methods: same results, same costs and same errors as without sharing."""
 
 import json
 
@@ -29,7 +29,7 @@ def task_of(cells, folder):
 
 
 def fitted_files(task, folder, params, *names):
-    """Fit to files; return them as `Task.features` has them."""
+    """Fit to files; return these in the form of `Task.features`."""
     files = {}
     for which in names:
         files[features_name(which, params)] = path = folder / f"{features_name(which, params)}.npz"
@@ -42,7 +42,7 @@ def fitted_files(task, folder, params, *names):
     [("clue_model", ["all"]), ("cca", ["paired", "fold-1", "fold-2"]), ("ridge", ["paired", "fold-1", "fold-2"])]
     + [("contrastive", ["fold-1"])],
 )
-def test_a_method_gives_the_same_with_and_without_files(scripts, project, cells, tmp_path, method, names):
+def test_method_gives_the_same_with_and_without_files(scripts, project, cells, tmp_path, method, names):
     spec = {"run": "r", "datasets": ["pbmc_multiome"], "methods": [method.removesuffix("_model")], "budget": "test"}
     benchmark = Benchmark(spec | {"seeds": [1]}, project)
     params = benchmark.params(spec["methods"][0], "default", ["rna", "atac"])
@@ -54,10 +54,10 @@ def test_a_method_gives_the_same_with_and_without_files(scripts, project, cells,
     for arrays in zip(*[part if isinstance(part, tuple) else (part,) for part in found], strict=True):
         for name in arrays[0]:
             np.testing.assert_array_equal(arrays[0][name], arrays[1][name])
-    assert not own.shared and len(reading.shared) == len(names)  # each file was read, and nothing fitted besides
+    assert not own.shared and len(reading.shared) == len(names)  # each file was read, and nothing else was fitted
 
 
-def test_a_file_keeps_all_that_was_fitted(cells, tmp_path):
+def test_file_keeps_everything_that_was_fitted(cells, tmp_path):
     path = tmp_path / "all.npz"
     write_features(fitted := fit_for_file(cells, "all", SETTINGS), path)
     found = read_features(path)
@@ -69,7 +69,7 @@ def test_a_file_keeps_all_that_was_fitted(cells, tmp_path):
 
 
 @pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04", b"text"])
-def test_a_damaged_file_is_named(cells, tmp_path, damaged):
+def test_damaged_file_is_named(cells, tmp_path, damaged):
     task = task_of(cells, tmp_path)
     task.features = {features_name("all", SETTINGS): tmp_path / "all.npz"}
     (tmp_path / "all.npz").write_bytes(damaged)
@@ -77,14 +77,14 @@ def test_a_damaged_file_is_named(cells, tmp_path, damaged):
         task.fitted("all", dict(task.train.mod), SETTINGS)
 
 
-def test_other_cells_or_settings_are_another_file():
+def test_other_cells_or_settings_have_another_file():
     others = [("paired", SETTINGS), ("all", SETTINGS | {"n_components": None}), ("all", SETTINGS | {"n_features": {}})]
     names = {features_name(which, settings) for which, settings in [("all", SETTINGS), *others]}
     assert len(names) == 4
     assert features_name("all", SETTINGS | {"penalty": 3}) in names
 
 
-def test_why_nothing_can_be_fitted_is_the_reason_of_each_method_that_reads_it(cells, tmp_path):
+def test_failed_fit_is_the_reason_of_every_method_that_reads_it(cells, tmp_path):
     task = task_of(cells, tmp_path)
     task.train.mod["atac"].X = task.train.mod["atac"].X * 0
     task.features = fitted_files(task, tmp_path, SETTINGS, "all")
@@ -92,7 +92,7 @@ def test_why_nothing_can_be_fitted_is_the_reason_of_each_method_that_reads_it(ce
         task.fitted("all", dict(task.train.mod), SETTINGS)
 
 
-def test_a_job_counts_the_time_and_memory_of_what_it_shares(cells, tmp_path):
+def test_job_counts_the_time_and_memory_of_shared_inputs(cells, tmp_path):
     task = task_of(cells, tmp_path)
     write_train(task.train, tmp_path / "train.h5mu")
     for name, adata in task.test.items():
@@ -115,7 +115,7 @@ def test_a_job_counts_the_time_and_memory_of_what_it_shares(cells, tmp_path):
     assert read_embedding(tmp_path / "embedding.h5ad").n_vars == 8
 
 
-def test_settings_that_encoder_inputs_need_are_demanded(project, workplace):
+def test_settings_for_encoder_inputs_are_required(project, workplace):
     spec = yaml.safe_load((project / "config/methods/cca.yaml").read_text())
     del spec["params"]["n_features"]
     (workplace / "config/methods").mkdir()

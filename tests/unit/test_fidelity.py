@@ -1,7 +1,7 @@
 """With `fusion="mean"` and `library="learned"` CLUE is the authors' model: same losses, same gradients.
 
 The reference is `scglue.models.scclue` (scglue 0.4.1). Weights are copied into our network, both get
-the same mini-batch and noise, and every loss term and gradient is compared. Dropout is off; batch
+the same mini-batch and the same noise, and every loss term and gradient is compared. Dropout is off; batch
 normalisation is as in training.
 """
 

@@ -1,4 +1,4 @@
-"""Figures and their tables: known answers, what is shown and said, and tables of every shape."""
+"""Figures and their tables: known answers, what is shown, and tables of every shape."""
 
 import gzip
 from itertools import combinations, pairwise
@@ -23,7 +23,7 @@ HEADER = "\t".join(tables.METRICS_COLUMNS)
 # ---- tables --------------------------------------------------------------------------------------
 
 
-def test_a_missing_seed_keeps_the_others_and_its_reason():
+def test_missing_seed_keeps_the_others_and_its_reason():
     table = metrics(
         ("a", "s", "m", "default", 0, 0.2, 0.1),
         ("a", "s", "m", "default", 1, "failed", "no memory"),
@@ -37,7 +37,7 @@ def test_a_missing_seed_keeps_the_others_and_its_reason():
 
 
 def of_three(method, *scores):
-    """Return rows of a split of three modalities: of each pair, and their mean; by pairs."""
+    """Return rows of a split of three modalities by pairs: one for each pair, and their mean."""
     pairs = dict(zip(("rna+atac", "rna+adt", "atac+adt"), scores, strict=True)) | {"both": np.mean(scores)}
     parts = []
     for pair, score in pairs.items():
@@ -80,7 +80,7 @@ def test_pairs_of_three_modalities_are_shown_as_splits(display, scripts):
         (f"{HEADER}\n" + "\t".join(["x"] * len(tables.METRICS_COLUMNS)) + "\n", "column value"),
     ],
 )
-def test_a_wrong_table_is_one_clear_line(tmp_path, text, message):
+def test_wrong_table_is_one_clear_line(tmp_path, text, message):
     path = tmp_path / "metrics.tsv"
     if text is not None:
         path.write_text(text)
@@ -89,7 +89,7 @@ def test_a_wrong_table_is_one_clear_line(tmp_path, text, message):
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_reason_that_reads_like_a_missing_value_stays_text(tmp_path):
+def test_reason_that_looks_like_a_missing_value_stays_text(tmp_path):
     tables.write_table(metrics(("a", "null", "m", "default", 0, "failed", "NA")), tmp_path / "metrics.tsv")
     table = tables.read_metrics(tmp_path / "metrics.tsv")
     assert (table["split"][0], table["reason"][0]) == ("null", "NA")
@@ -98,7 +98,7 @@ def test_a_reason_that_reads_like_a_missing_value_stays_text(tmp_path):
 # ---- display -------------------------------------------------------------------------------------
 
 
-def test_names_have_their_order_and_labels_and_colours_that_depend_on_nothing_else(display, project):
+def test_names_have_fixed_order_labels_and_colours(display, project):
     names = ["zeta", "cca", "alpha", "clue", "random"]
     assert display.order("methods", names) == ["clue", "cca", "random", "alpha", "zeta"], "listed ones first"
     again = style.Display(project / "config" / "display.yaml")
@@ -107,7 +107,7 @@ def test_names_have_their_order_and_labels_and_colours_that_depend_on_nothing_el
     assert display.name("cca", "my_way") == "CCA, my way"
 
 
-def test_cell_types_have_colours_of_their_own(display):
+def test_cell_types_have_their_own_colours(display):
     types = [f"type {i}" for i in range(17)]
     colors = display.cell_type_colors(types)
     assert len(set(colors.values())) == 17
@@ -115,7 +115,7 @@ def test_cell_types_have_colours_of_their_own(display):
     assert len(display.cell_type_colors(map(str, range(60)))) == 60
 
 
-def test_an_unknown_key_of_the_display_is_one_clear_line(tmp_path, project):
+def test_unknown_display_key_is_one_clear_line(tmp_path, project):
     folder = tmp_path / "config"
     (folder / "schemas").mkdir(parents=True)
     schema = "display.schema.yaml"
@@ -126,24 +126,24 @@ def test_an_unknown_key_of_the_display_is_one_clear_line(tmp_path, project):
         style.Display(folder / "display.yaml")
 
 
-# ---- what the figures say ------------------------------------------------------------------------
+# ---- what the figures show -----------------------------------------------------------------------
 
 
 NO_INTERVALS = pd.DataFrame(columns=[*tables.JOB, "seed", "metric", "low", "high"])
 
 
-def test_comparison_says_what_failed_and_where_controls_are(scripts, display):
+def test_comparison_shows_failures_and_controls(scripts, display):
     killed = ("a", "s", "cca", "default", 1, "failed", "killed")
     table = metrics(*CONTROLS, *SHAPES["failed"], killed, ("a", "s", "clue", "no_mse", 0, 0.05, 0.1))
-    said = texts(scripts("figures/comparison.py").draw(table, NO_INTERVALS, display))
-    assert "\nfailed" in said and "CLUE (our settings): out of memory" in said
-    assert "1/2" in said and "CCA: killed" in said
-    assert "Random 0.01\nOracle 1" in said and "Random 0.5\nOracle 0" in said
-    assert "No MSE" not in said and "\nOracle\n" not in said
+    figure_text = texts(scripts("figures/comparison.py").draw(table, NO_INTERVALS, display))
+    assert "\nfailed" in figure_text and "CLUE (our settings): out of memory" in figure_text
+    assert "1/2" in figure_text and "CCA: killed" in figure_text
+    assert "Random 0.01\nOracle 1" in figure_text and "Random 0.5\nOracle 0" in figure_text
+    assert "No MSE" not in figure_text and "\nOracle\n" not in figure_text
 
 
 @pytest.mark.parametrize("n_seeds", [1, 2, 3])
-def test_every_seed_is_a_point_and_an_interval_needs_three(n_seeds, display):
+def test_every_seed_is_a_point_and_intervals_need_three(n_seeds, display):
     values = np.array([0.1, 0.2, 0.4])[:n_seeds]
     points = pd.DataFrame({"method": "cca", "variant": "default", "row": "cca/default", "value": values})
     axis = plt.figure().add_subplot()
@@ -159,7 +159,7 @@ def test_every_seed_is_a_point_and_an_interval_needs_three(n_seeds, display):
 
 
 def test_labels_do_not_overlap_with_many_methods_and_data_sets(scripts, display):
-    """13 methods with long names on five data sets; a page of a journal is 7 inches wide."""
+    """13 methods with long names on five data sets; a journal page is 7 inches wide."""
     names = [f"a method with a rather long name and number {i}" for i in range(13)]
     places = [(f"data set of a long name {i}", f"split_of_a_long_name_{i}") for i in range(5)]
     table = metrics(
@@ -176,7 +176,7 @@ def test_labels_do_not_overlap_with_many_methods_and_data_sets(scripts, display)
     assert all(a.x1 <= b.x0 for a, b in pairwise(titles))
 
 
-def test_nothing_to_draw_is_a_picture_and_an_error_is_none(tmp_path):
+def test_nothing_to_draw_gives_a_picture_but_an_error_does_not(tmp_path):
     def draw(error):
         raise error
 
@@ -195,7 +195,7 @@ def test_comparison_table_has_known_answers(scripts):
     assert row["high"] == pytest.approx(4.484138, abs=1e-5)
 
 
-def test_readable_table_says_where_settings_come_from(scripts, display):
+def test_readable_table_states_where_settings_come_from(scripts, display):
     jobs = [("a", "s", name, "default", 0, 0.1, 0.2) for name in ("cca", "clue_scglue", "not_here")]
     table = scripts("figures/comparison.py").readable_table(metrics(*jobs), display)
     assert dict(zip(table["Method"], table["Settings"], strict=True)) == {
@@ -205,7 +205,7 @@ def test_readable_table_says_where_settings_come_from(scripts, display):
     }
 
 
-def test_changes_pair_seeds():
+def test_changes_are_paired_by_seed():
     """Seed 0 loses half, seed 1 a quarter; seed 2 has no full method and does not count."""
     table = metrics(
         ("a", "s", "clue", "default", 0, 0.2, 0.1),
@@ -219,8 +219,8 @@ def test_changes_pair_seeds():
     assert tables.changes(table, "clue", "no_cross", "foscttm")[1] == "no_cross: not part of this run"
 
 
-def test_ablation_shows_published_drops_beside_the_published_settings_alone(scripts, display, project):
-    """Ours, whose settings are not the authors', has one ablation and no published drop; the other one all three."""
+def test_ablation_shows_published_drops_only_for_published_settings(scripts, display, project):
+    """Ours, with other settings than the authors', has one ablation and no published drop; the other has all three."""
     program = scripts("figures/ablation.py")
     reference = read_drops(project / "config/reference/ablation.tsv")
     theirs = [("a", "s", "clue_competition", *job[3:]) for job in SHAPES["one seed"]]
@@ -232,12 +232,12 @@ def test_ablation_shows_published_drops_beside_the_published_settings_alone(scri
     changes = summary[summary["metric"] == "match_score"].set_index(["method", "variant"])["published_change_percent"]
     assert changes[published].tolist() == [-47.3, -16.5, -17.6] and np.isnan(changes["clue", "no_mse"])
     assert summary[summary["metric"] == "foscttm"]["published_change_percent"].isna().all()
-    said = texts(program.draw(points, summary, methods, "note", display))
-    assert "No MSE loss" in said and "n/a" in said
+    figure_text = texts(program.draw(points, summary, methods, "note", display))
+    assert "No MSE loss" in figure_text and "n/a" in figure_text
 
 
-def test_comparison_reads_the_scores_of_cells(scripts, display, tmp_path):
-    """Half of the pairs match in one direction, all in the other: mean 0.75 per seed, and the interval holds it."""
+def test_comparison_reads_scores_per_cell(scripts, display, tmp_path):
+    """Half of the pairs match in one direction, all in the other: mean 0.75 per seed, within the interval."""
     table = metrics(("a", "s", "cca", "default", 0, 0.75, 0.2), ("a", "s", "cca", "default", 1, 0.75, 0.2))
     cells = pd.DataFrame(
         {"pair": [*range(100)] * 2, "direction": ["x"] * 100 + ["y"] * 100, "match_score": [0, 1] * 50 + [1] * 100}
@@ -265,7 +265,7 @@ def test_comparison_reads_the_scores_of_cells(scripts, display, tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_programs_take_tables_of_every_shape(shape, draw, project, tmp_path):
+def test_programs_accept_tables_of_every_shape(shape, draw, project, tmp_path):
     table = metrics(*CONTROLS, *SHAPES[shape])
     draw("comparison", "--cells", tmp_path, metrics=table)
     summary = tables.read_table(tmp_path / "summary.tsv", ["Method", "Note"])
@@ -276,7 +276,7 @@ def test_programs_take_tables_of_every_shape(shape, draw, project, tmp_path):
 
 
 @pytest.mark.parametrize("shape", ["usual", "nan", "failed", "controls only"])
-def test_the_leaderboard_shows_what_is_published_beside_any_table(shape, draw, references):
+def test_leaderboard_shows_published_scores_beside_any_table(shape, draw, references):
     table = metrics(*CONTROLS, *SHAPES[shape]).replace({"dataset": {"a": "bmmc_cite"}, "split": {"s": "site4"}})
     board = draw("leaderboard", "--published", *references.values(), metrics=table)
     assert (board["origin"] == "published").sum() > 8
@@ -293,7 +293,7 @@ def test_the_leaderboard_shows_what_is_published_beside_any_table(shape, draw, r
     ],
     ids=["empty", "oracle only", "no time at all", "GPU and missing"],
 )
-def test_resources_takes_tables_of_every_shape(jobs, draw):
+def test_resources_accepts_tables_of_every_shape(jobs, draw):
     draw("resources", resources=resources(*jobs))
 
 
@@ -309,7 +309,7 @@ def solution() -> ad.AnnData:
 
 @pytest.fixture
 def embedding(solution) -> ad.AnnData:
-    """True pairs coincide, and types are apart."""
+    """An embedding in which true pairs coincide and types are apart."""
     points = np.eye(3)[np.arange(40) % 3] + np.random.default_rng(0).normal(0, 0.05, (40, 3))
     return embedding_of(solution, {"rna": points, "adt": points}, method="clue", variant="default", seed=0)
 
@@ -321,12 +321,12 @@ def test_points_of_a_pair_have_one_type_and_coincide(solution, embedding):
     assert (found.obs["cell_type"].to_numpy() == [f"type {i}" for i in found.X.argmax(axis=1)]).all()
 
 
-def test_an_embedding_of_another_task_is_one_clear_line(solution, embedding):
+def test_embedding_of_another_task_is_one_clear_line(solution, embedding):
     with pytest.raises(contracts.ContractError, match="here: lacks 1 of 80 test cells, such as 'rna_000001'"):
         umap.points(embedding[1:], solution.obs, ["rna", "adt"], "here")
 
 
-def test_a_sample_is_seeded_and_whole_where_small(solution):
+def test_sample_is_seeded_and_complete_if_small(solution):
     first, again = (umap.sample_cells(solution, 30, seed=1) for _ in range(2))
     assert len(first) == 15 and first.equals(again)
     assert len(umap.sample_cells(solution, 5000, seed=1)) == 40
@@ -353,7 +353,7 @@ def test_umap_program_writes_the_same_coordinates_twice(scripts, display, tmp_pa
     check_figure(tmp_path / "umap.png")
 
 
-def test_umap_says_that_labels_are_derived_and_cells_sampled(scripts):
+def test_umap_states_that_labels_are_derived_and_cells_sampled(scripts):
     describe = scripts("figures/umaps.py").describe
     assert "30 of 40 test cells" in describe(40, 30, "0", "published")[0]
     assert describe(40, 40, "0", "derived: clusters")[1] == "Cell types are not published but derived: clusters."
@@ -362,7 +362,7 @@ def test_umap_says_that_labels_are_derived_and_cells_sampled(scripts):
 # ---- data sets -------------------------------------------------------------------------
 
 
-def test_datasets_table_names_source_and_size(scripts, display, tmp_path, tiny_mdata, solution):
+def test_datasets_table_states_source_and_size(scripts, display, tmp_path, tiny_mdata, solution):
     for adata in tiny_mdata.mod.values():
         adata.uns = {}
     lost = "rna: 2 of 62 cells lack another modality and are dropped"
@@ -378,13 +378,13 @@ def test_datasets_table_names_source_and_size(scripts, display, tmp_path, tiny_m
     assert row["Notes"].endswith(lost)
 
 
-def test_a_broken_data_set_is_one_clear_line(tmp_path):
+def test_broken_data_set_is_one_clear_line(tmp_path):
     (tmp_path / "dataset.h5mu").write_bytes(b"not HDF5")
     with pytest.raises(BenchmarkError, match="dataset.h5mu: cannot be read"):
         tables.read_facts(tmp_path / "dataset.h5mu")
 
 
-def test_datasets_table_without_data_sets_is_a_table(scripts, display, tmp_path):
+def test_datasets_table_may_have_no_data_sets(scripts, display, tmp_path):
     """As after a run in which no data set could be prepared."""
     scripts("figures/datasets.py").main(display, tmp_path / "datasets.tsv")
     assert len(pd.read_csv(tmp_path / "datasets.tsv", sep="\t")) == 0

@@ -1,4 +1,4 @@
-"""On a GPU a step is recorded once and replayed: the same training as kernel by kernel. Skipped without a GPU."""
+"""On a GPU a step is recorded once and replayed, which trains like kernel-by-kernel steps. Skipped without a GPU."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def mdata():
 
 
 def trained(mdata, recorded: bool, **training):
-    """Return the loop after some steps, whose noise and dropout are drawn from one seed."""
+    """Return the loop after some steps, with noise and dropout drawn from one seed."""
     model = CLUE(mdata, batch_key="batch", device="cuda", seed=0)
     loop = _Loop(model.network, model._cells(model._data), Objective(), Training(**training), 0)
     assert loop.learn != loop._learn
@@ -28,11 +28,11 @@ def trained(mdata, recorded: bool, **training):
 
 
 @pytest.mark.parametrize("schedule", ["plateau", "cosine"])
-def test_a_recorded_training_equals_one_kernel_by_kernel(mdata, schedule):
+def test_recorded_training_equals_kernel_by_kernel_training(mdata, schedule):
     settings = {"schedule": schedule, "max_steps": 30, "warmup_steps": 10, "warmup_passes": 0}
     recorded, plain = (trained(mdata, recorded, **settings) for recorded in (True, False))
     assert recorded.learn.graphs
-    # sums on a GPU have no fixed order, which training amplifies
+    # sums on a GPU have no fixed order; training amplifies the differences
     assert recorded.history[-1]["loss"] == pytest.approx(plain.history[-1]["loss"], rel=1e-2)
 
 

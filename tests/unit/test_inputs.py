@@ -1,4 +1,4 @@
-"""Files as other tools write them, made by hand: the same counts come out, or one line says what to do."""
+"""Files as other tools write them, made by hand: the counts are read correctly, or one line says what to do."""
 
 import gzip
 import shutil
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def prepared(folder: Path, settings: dict, modalities=("rna", "adt"), **spec) -> md.MuData:
-    """Prepare the files that lie in a folder."""
+    """Prepare the files in a folder."""
     files = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "source.json"))
     source = {"kind": "files", "folder": ".", "files": files}
     spec = {"modalities": list(modalities), "source": source, "prepare": settings, "splits": {}} | spec
@@ -47,13 +47,13 @@ def fault(folder: Path, settings: dict, **spec) -> str:
 
 
 def assert_counts(mdata: md.MuData) -> None:
-    """Check that all counts have come, each under its names."""
+    """Check that all counts are there under the right names."""
     found = np.hstack([mdata.mod[name].to_df().loc[CELLS].to_numpy() for name in ("rna", "adt")])
     names = [*mdata.mod["rna"].var_names, *mdata.mod["adt"].var_names]
     assert names == [*GENES, *PROTEINS] and (found == COUNTS).all()
 
 
-# ---- Cell Ranger and what writes its formats -----------------------------------------------------
+# ---- Cell Ranger and other tools that write its formats ------------------------------------------
 
 
 def write_mex(folder, packed=(".gz", ".gz", ".gz"), name="features.tsv", columns=3, prefix="", features=FEATURES):
@@ -68,7 +68,7 @@ def write_mex(folder, packed=(".gz", ".gz", ".gz"), name="features.tsv", columns
 
 
 def write_quoted_mex(folder):
-    """Write what R's ``write.table`` makes: each text in quotation marks."""
+    """Write what R's ``write.table`` does: every string in quotation marks."""
     write_mex(folder, ("", "", ""), features=[[f'"{text}"' for text in feature] for feature in FEATURES])
     (folder / "barcodes.tsv").write_text("".join(f'"{cell}"\n' for cell in CELLS))
 
@@ -78,7 +78,7 @@ def texts(values):
 
 
 def write_h5(path, extra=None):
-    """Write Cell Ranger's file; `extra` adds what versions and other tools put beside it."""
+    """Write Cell Ranger's file; `extra` adds what some versions and other tools also write."""
     matrix = sp.csr_matrix(COUNTS)
     with h5py.File(path, "w") as file:
         group = file.create_group("matrix")
@@ -137,13 +137,13 @@ def test_cell_ranger_of_many_versions(tmp_path, kind):
         ("", lambda folder: write_mex(folder, ("", "", ""), "genes.tsv", columns=2)),
     ],
 )
-def test_cell_ranger_2_knows_genes_alone(tmp_path, sample, write):
+def test_cell_ranger_2_has_only_genes(tmp_path, sample, write):
     write(tmp_path)
     message = fault(tmp_path, {"kind": "tenx", "samples": {"one": sample}})
     assert "no feature of type 'Antibody Capture' (adt); types: Gene Expression" in message
 
 
-def test_names_in_h5_may_hold_letters_that_ascii_lacks(tmp_path):
+def test_names_in_h5_may_have_non_ascii_letters(tmp_path):
     write_h5(tmp_path / "x.h5")
     with h5py.File(tmp_path / "x.h5", "a") as file:
         del file["matrix/features/name"]
@@ -151,7 +151,7 @@ def test_names_in_h5_may_hold_letters_that_ascii_lacks(tmp_path):
     assert prepared(tmp_path, {"kind": "tenx", "samples": {"one": "x.h5"}}).mod["adt"].var_names[0] == "TCRγδ"
 
 
-def test_faults_of_cell_ranger_name_the_file(tmp_path):
+def test_cell_ranger_errors_name_the_file(tmp_path):
     write_h5_of_version_2(tmp_path / "x.h5", ["hg19", "mm10"])
     settings = {"kind": "tenx", "samples": {"one": "x.h5"}}
     assert "x.h5: holds the genomes hg19, mm10" in fault(tmp_path, settings)
@@ -170,7 +170,7 @@ def test_faults_of_cell_ranger_name_the_file(tmp_path):
 
 
 def test_samples_are_batches_and_share_their_features(tmp_path):
-    """A name that two genes have gives way to identifiers; one that a gene and a protein have gets a prefix."""
+    """A name shared by two genes is replaced by identifiers; one shared by a gene and a protein gets a prefix."""
     named = [
         ("ENSG0", "CD0", "Gene Expression"),
         *((f"ENSG{i}", "G2", "Gene Expression") for i in (1, 2)),
@@ -198,7 +198,7 @@ def test_samples_are_batches_and_share_their_features(tmp_path):
     assert "a_matrix.mtx.gz: cannot be read" in fault(tmp_path, samples)
 
 
-# ---- anndata of every age ------------------------------------------------------------------------
+# ---- anndata files of all versions ---------------------------------------------------------------
 
 BATCH = np.array(["a", "b"] * (N_CELLS // 2), object)
 OWN = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}, "batch": "batch"}
@@ -206,7 +206,7 @@ PARTS = {"rna": (COUNTS[:, :N_GENES], GENES), "adt": (COUNTS[:, N_GENES:], PROTE
 
 
 def write_h5ads(folder, change=lambda adata: adata):
-    """Write both modalities with the installed anndata; `change` gets each before."""
+    """Write both modalities with the installed anndata; `change` is applied to each first."""
     for name, (counts, features) in PARTS.items():
         obs, var = pd.DataFrame({"batch": BATCH}, index=CELLS), pd.DataFrame(index=features)
         change(ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)).write_h5ad(
@@ -231,7 +231,7 @@ def with_batch(convert):
 
 
 def with_annotations(adata):
-    """Add columns of every kind, missing values among them; they do not matter."""
+    """Add columns of every kind, some with missing values; they must not matter."""
     adata.obs["n"] = pd.array([1, None] * (N_CELLS // 2), "Int64")
     adata.obs["is"] = pd.array([True, None] * (N_CELLS // 2), "boolean")
     adata.obs["type"] = pd.Categorical(["x", None] * (N_CELLS // 2))
@@ -254,7 +254,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_form_of_anndata(tmp_path, kind):
+def test_every_kind_of_anndata_file(tmp_path, kind):
     with ad.settings.override(allow_write_nullable_strings=True):
         write_h5ads(tmp_path, KINDS[kind])
     mdata = prepared(tmp_path, OWN)
@@ -269,7 +269,7 @@ def test_without_columns_all_cells_are_one_batch_and_have_no_types(tmp_path):
 
 
 def write_anndata_06(path, counts, features, sparse):
-    """Write obs and var as one dataset each and categories in uns, as anndata did before 0.7."""
+    """Write obs and var as one HDF5 dataset each, and categories in uns, as anndata did before 0.7."""
     with h5py.File(path, "w") as file:
         if sparse:
             matrix = sp.csr_matrix(counts.astype(np.float32))
@@ -295,7 +295,7 @@ def test_anndata_before_0_7(tmp_path, sparse):
 
 
 def test_categories_of_anndata_0_7(tmp_path):
-    """SeuratDisk writes them so as well."""
+    """SeuratDisk writes them this way too."""
     write_h5ads(tmp_path)
     for name in PARTS:
         with h5py.File(tmp_path / f"{name}.h5ad", "a") as file:
@@ -318,7 +318,7 @@ def normalised(place):
         counts = adata.copy()
         if place == "raw":
             adata.raw = counts
-            adata = adata[:, 2:].copy()  # as after the choice of variable genes: raw has more
+            adata = adata[:, 2:].copy()  # as after selecting variable genes: raw has more
         elif place:
             adata.layers[place] = counts.X
         adata.X = adata.X.log1p()
@@ -328,14 +328,14 @@ def normalised(place):
 
 
 @pytest.mark.parametrize("place", ["raw", "counts"])
-def test_where_counts_are_is_said_and_taken(tmp_path, place):
+def test_place_of_counts_is_suggested_and_used(tmp_path, place):
     write_h5ads(tmp_path, normalised(place))
     message = fault(tmp_path, OWN)
     assert f"rna.h5ad: X holds no raw counts, but there are counts: set prepare.layer: {place}" in message
     assert_counts(prepared(tmp_path, OWN | {"layer": place}))
 
 
-def test_each_modality_may_have_a_layer_of_its_own(tmp_path):
+def test_each_modality_may_have_its_own_layer(tmp_path):
     write_h5ads(tmp_path, lambda adata: normalised("raw")(adata) if adata.n_vars == N_GENES else adata)
     message = "adt.h5ad: has no layers/raw (layers: none), but there are counts: set prepare.layer: X"
     assert message in fault(tmp_path, OWN | {"layer": "raw"})
@@ -357,14 +357,14 @@ OTHERS += [{"kind": "tenx", "samples": {"one": "x.rds"}}]
 
 
 @pytest.mark.parametrize("settings", OTHERS)
-def test_a_file_of_another_program_is_not_called_damaged(tmp_path, settings):
+def test_file_of_another_program_is_not_called_damaged(tmp_path, settings):
     (tmp_path / "x.rds").write_bytes(gzip.compress(b"X\n\0\0\0\3"))
     message = fault(tmp_path, settings)
     assert "x.rds: is " in message and "again" not in message
 
 
-def test_missing_batches_of_a_categorical_of_nullable_text(tmp_path):
-    """As pandas 3 makes it: a missing value is NA, which is neither equal to another nor different."""
+def test_missing_batches_in_a_categorical_of_nullable_strings(tmp_path):
+    """As pandas 3 makes it: a missing value is NA, which compares neither equal nor unequal."""
     batch = pd.Categorical([None, *["a"] * (N_CELLS - 1)])
     write_h5ads(tmp_path, with_batch(lambda _: batch))
     for name in PARTS:
@@ -373,7 +373,7 @@ def test_missing_batches_of_a_categorical_of_nullable_text(tmp_path):
     assert "rna.h5ad [rna]: obs['batch'] has missing values" in fault(tmp_path, OWN)
 
 
-def test_names_that_would_all_be_one_explain_no_loss(tmp_path):
+def test_unmatched_names_are_not_explained_by_a_useless_edit(tmp_path):
     for name, cells in (("rna", slice(0, 20)), ("adt", slice(1, N_CELLS))):
         counts, features = PARTS[name]
         obs, var = pd.DataFrame({"batch": BATCH}, index=CELLS)[cells], pd.DataFrame(index=features)
@@ -382,7 +382,7 @@ def test_names_that_would_all_be_one_explain_no_loss(tmp_path):
     assert "4 of 23 cells of adt" in message and "differ" not in message
 
 
-def test_a_file_without_x(tmp_path):
+def test_file_without_x(tmp_path):
     def change(adata):
         adata.layers["counts"], adata.X = adata.X, None
         return adata
@@ -403,7 +403,7 @@ def test_raw_of_anndata_before_0_7(tmp_path):
 
 
 def test_raw_of_seurat_disk(tmp_path):
-    """Its table of features in raw does not say that it is one."""
+    """Its feature table in raw is not marked as a data frame."""
     write_h5ads(tmp_path, normalised("raw"))
     for name in PARTS:
         with h5py.File(tmp_path / f"{name}.h5ad", "a") as file:
@@ -435,7 +435,7 @@ def renamed(convert, n=N_CELLS):
         (lambda name: f"{hash(name)}", "cells are paired by name"),
     ],
 )
-def test_cells_that_lose_their_partner_are_named_with_the_reason(tmp_path, convert, reason):
+def test_unpaired_cells_are_named_with_the_reason(tmp_path, convert, reason):
     write_h5ads(tmp_path, renamed(convert, 20))
     message = fault(tmp_path, OWN)
     example = f"(rna 'AAAC0000-1', adt {convert('AAAC0000-1')!r})"
@@ -445,7 +445,7 @@ def test_cells_that_lose_their_partner_are_named_with_the_reason(tmp_path, conve
     assert mdata.n_obs == 4 and mdata.uns["dropped"].startswith("rna: 20 of 24 cells lack another modality")
 
 
-def test_cells_without_a_partner_are_kept_where_the_yaml_says_so(tmp_path):
+def test_unpaired_cells_are_kept_if_the_yaml_says_so(tmp_path):
     write_h5ads(tmp_path, renamed(lambda name: f"x{name}", 20))
     assert "keep them for training with prepare: {keep_unpaired: true}" in fault(tmp_path, OWN)
     mdata = prepared(tmp_path, OWN | {"keep_unpaired": True})
@@ -456,11 +456,11 @@ def test_cells_without_a_partner_are_kept_where_the_yaml_says_so(tmp_path):
     for settings in (OWN, OWN | {"keep_unpaired": True}):
         message = fault(tmp_path, settings)
         assert "24 of 24 cells of rna are not in adt" in message
-        assert "expect" not in message and "keep_unpaired" not in message, "no cell is left that could be allowed"
+        assert "expect" not in message and "keep_unpaired" not in message, "no cell is left to allow"
 
 
 def write_mosaic(folder, parts: dict[str, slice | list[int]]) -> None:
-    """Write three modalities, each of some of the cells."""
+    """Write three modalities, each with some of the cells."""
     for name, part in parts.items():
         counts, features = PARTS["adt" if name == "adt" else "rna"]
         obs = pd.DataFrame({"batch": BATCH}, index=CELLS).iloc[part]
@@ -472,7 +472,7 @@ THREE = ("rna", "atac", "adt")
 OWN_THREE = {"kind": "own", "files": {name: f"{name}.h5ad" for name in THREE}, "keep_unpaired": True}
 
 
-def test_cells_of_which_none_is_seen_in_all_of_three_modalities(tmp_path):
+def test_no_cell_seen_in_all_three_modalities(tmp_path):
     write_mosaic(tmp_path, {"rna": slice(0, 24), "atac": slice(0, 12), "adt": slice(12, 24)})
     message = fault(tmp_path, OWN_THREE, modalities=list(THREE))
     assert "rna.h5ad: no cell is seen in all of rna, atac, adt, as test cells must be" in message
@@ -480,8 +480,8 @@ def test_cells_of_which_none_is_seen_in_all_of_three_modalities(tmp_path):
     assert prepared(tmp_path, OWN_THREE | {"files": {k: f"{k}.h5ad" for k in ("rna", "adt")}}).n_obs == 24
 
 
-def test_a_mosaic_without_training_pairs_of_two_modalities(tmp_path):
-    """Cells 0 to 9 have RNA and peaks, 10 to 19 RNA and proteins, and the others, which are tested, all three."""
+def test_mosaic_without_training_pairs_of_two_modalities(tmp_path):
+    """Cells 0 to 9 have RNA and peaks, 10 to 19 RNA and proteins; the others are test cells and have all three."""
     write_mosaic(tmp_path, {"rna": slice(0, 24), "atac": [*range(10), *range(20, 24)], "adt": slice(10, 24)})
     mdata = prepared(tmp_path, OWN_THREE, modalities=THREE)
     task = make_task(mdata, "tiny", "s", {"kind": "random", "n_test": 4, "seed": 0})
@@ -490,13 +490,13 @@ def test_a_mosaic_without_training_pairs_of_two_modalities(tmp_path):
     assert {name: adata.n_obs for name, adata in task.tests.items()} == dict.fromkeys(THREE, 4)
 
 
-def test_a_few_lost_cells_are_no_error(tmp_path):
+def test_few_lost_cells_are_not_an_error(tmp_path):
     write_h5ads(tmp_path, renamed(lambda name: f"x{name}", 1))
     assert prepared(tmp_path, OWN).n_obs == N_CELLS - 1
 
 
 @pytest.mark.parametrize("key", ["batch", "cell_type", "donor"])
-def test_a_column_that_differs_between_modalities_is_one_line(tmp_path, key):
+def test_column_that_differs_between_modalities_is_one_line(tmp_path, key):
     def change(adata):
         adata.obs["mine"] = BATCH if adata.n_vars == N_GENES else ["z", *BATCH[1:]]
         return adata
@@ -545,7 +545,7 @@ def write_with_encoding(path, kind, version):
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
-def test_foreign_files_are_one_line_that_names_them(tmp_path, kind):
+def test_foreign_files_are_named_in_one_line(tmp_path, kind):
     write_h5ads(tmp_path)
     (tmp_path / "rna.h5ad").unlink()
     FOREIGN[kind](tmp_path / "rna.h5ad")
@@ -563,6 +563,6 @@ def test_foreign_files_are_one_line_that_names_them(tmp_path, kind):
         (with_batch(lambda batch: batch.where(batch == "a")), "obs['batch'] has missing values"),
     ],
 )
-def test_values_that_are_wrong_name_the_file(tmp_path, change, message):
+def test_errors_on_wrong_values_name_the_file(tmp_path, change, message):
     write_h5ads(tmp_path, change)
     assert "rna.h5ad [rna]: " in (found := fault(tmp_path, OWN)) and message in found

@@ -1,4 +1,4 @@
-"""The compiled exponential, logarithm and gamma functions keep their digits, and sparse products are products."""
+"""The compiled exponential, logarithm and gamma functions are accurate, and sparse products are correct."""
 
 import os
 import subprocess
@@ -28,13 +28,13 @@ def logs(c, x):
 
 
 def units(found: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest error in units of the last place of single precision."""
+    """Return the largest error in units in the last place of single precision."""
     assert found.dtype == np.float32
     return np.max(np.abs(found - expected) / np.spacing(np.abs(expected).astype(np.float32)))
 
 
 def spread(low: float, high: float) -> np.ndarray:
-    """Return numbers of every size between two positive ones."""
+    """Return numbers of every magnitude between two positive ones."""
     return np.geomspace(low, high, 200_001).astype(np.float32)
 
 
@@ -44,7 +44,7 @@ def test_exp():
     assert units(exps(x), np.exp(x.astype(float))) < 1.5
 
 
-def test_exp_beyond_the_range_of_numbers():
+def test_exp_beyond_the_representable_range():
     x = np.array([-np.inf, -1e30, -104, -95, 89, 1e30, np.inf, np.nan], dtype=np.float32)
     with np.errstate(over="ignore"):
         np.testing.assert_allclose(exps(x), np.exp(x), atol=1e-44)
@@ -64,7 +64,7 @@ def test_logarithms(c, x, expected):
     assert units(logs(np.float32(c), x), expected(x.astype(float))) < 2
 
 
-def test_what_is_not_finite_has_no_finite_logarithm():
+def test_logarithms_of_non_finite_numbers_are_not_finite():
     x = np.array([np.inf, np.nan], dtype=np.float32)
     assert not np.isfinite(logs(np.float32(1), x)).any()
 
@@ -77,7 +77,7 @@ def test_gamma_difference(x, theta):
         value = mp.loggamma(n + r) - mp.loggamma(r) - n * mp.log(r)
         slope = r * (mp.digamma(n + r) - mp.digamma(r)) - n
         value, slope = float(value), float(slope)
-    # log(1 + x) of products near 1 and differences of large numbers lose digits that single precision has not
+    # log(1 + x) of products near 1 and differences of large numbers lose some digits in single precision
     np.testing.assert_allclose(kernel.gamma_difference(x, theta), [value, slope], rtol=1e-5, atol=1e-8)
 
 
@@ -99,14 +99,14 @@ def test_learned_library_is_a_linear_layer():
 
 def test_without_a_folder_to_write_to():
     code = "from clue import kernel; print(float(kernel.exp(kernel.ONE)))"
-    # of numba's places for compiled functions, the one that serves notebooks alone
+    # of the places where numba caches compiled functions, the one only for notebooks
     environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "_IPythonCacheLocator"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(np.e, rel=1e-6)
 
 
-def test_a_process_that_compiles_computes_what_one_does_that_loads_the_result(tmp_path):
+def test_compiling_and_loading_processes_compute_the_same(tmp_path):
     code = (
         "import torch; from clue.likelihood import decoded_log_likelihood, sparse_counts\n"
         "torch.manual_seed(0); torch.set_num_threads(1)\n"

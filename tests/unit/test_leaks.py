@@ -1,4 +1,4 @@
-"""No cell that serves to choose a setting is a test cell of another run, in all shipped configurations."""
+"""In all shipped configurations, no cell used to choose a setting is a test cell of another run."""
 
 from itertools import product
 from pathlib import Path
@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[2]
 RUNS = {path.stem: read_yaml(path) for path in sorted((ROOT / "config").glob("*.yaml")) if "run" in read_yaml(path)}
 DATASETS = sorted(path.stem for path in (ROOT / "config" / "datasets").glob("*.yaml"))
 N_CELLS = 60_000
-"""As many as the largest data set's, about: splits name numbers of cells."""
+"""About as many as in the largest data set, since splits name numbers of cells."""
 
 
 def invented_obs(splits):
-    """Return an annotation with all columns and batches that the splits name; which cell has which is chance."""
+    """Return a random annotation with all columns and batches that the splits name."""
     named = {batch for split in splits.values() for key in ("batches", "train") for batch in split.get(key, [])}
     rng = np.random.default_rng(0)
     columns = {
@@ -38,7 +38,7 @@ def cells(dataset, split, max_cells=None):
 
 
 def splits_of_runs():
-    """Yield what each run takes: its name, data set, split, whether it serves to choose, and its number of cells."""
+    """Yield each run's splits: run, data set, split, whether it is used to choose, and the number of cells."""
     for name, config in RUNS.items():
         benchmark = Benchmark(config, ROOT, name)
         for dataset, spec in benchmark.datasets.items():
@@ -46,19 +46,19 @@ def splits_of_runs():
                 yield name, dataset, split, "within" in settings, benchmark.config["max_cells"]
 
 
-def pairs_to_hold_apart():
-    """Return each pair of a split that serves to choose and one that a method is judged by, of one data set."""
+def pairs_to_keep_apart():
+    """Return all pairs of a split used to choose and one used to judge methods, of the same data set."""
     found = list(splits_of_runs())
     chosen, judged = [row for row in found if row[3]], [row for row in found if not row[3]]
     return [(a, b) for a, b in product(chosen, judged) if a[1] == b[1]]
 
 
-def test_there_is_something_to_hold_apart():
-    assert len(pairs_to_hold_apart()) > 10
+def test_there_are_pairs_to_keep_apart():
+    assert len(pairs_to_keep_apart()) > 10
 
 
-@pytest.mark.parametrize(("choosing", "judging"), pairs_to_hold_apart(), ids=lambda row: "-".join(map(str, row[:3])))
-def test_cells_that_served_to_choose_are_no_test_cells_of_another_run(choosing, judging):
+@pytest.mark.parametrize(("choosing", "judging"), pairs_to_keep_apart(), ids=lambda row: "-".join(map(str, row[:3])))
+def test_cells_used_to_choose_are_never_test_cells_of_another_run(choosing, judging):
     _, dataset, split, _, max_cells = choosing
     used = set.union(*cells(dataset, split, max_cells))
     _, dataset, split, _, max_cells = judging
@@ -67,14 +67,14 @@ def test_cells_that_served_to_choose_are_no_test_cells_of_another_run(choosing, 
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_a_run_serves_to_choose_or_to_judge(run):
+def test_run_is_used_either_to_choose_or_to_judge(run):
     assert len({inner for name, _, _, inner, _ in splits_of_runs() if name == run}) == 1
 
 
 @pytest.mark.parametrize(
     ("dataset", "split"), [(name, split) for name in DATASETS for split in load("datasets", name, ROOT)["splits"]]
 )
-def test_a_subsample_never_moves_a_cell_to_the_other_side(dataset, split):
+def test_subsampling_never_moves_a_cell_to_the_other_side(dataset, split):
     whole = cells(dataset, split)
     larger, smaller = cells(dataset, split, 9000), cells(dataset, split, 700)
     for all_cells, many, few in zip(whole, larger, smaller, strict=True):

@@ -45,7 +45,7 @@ def reference(dense, batch, hidden, weight, offset, scale, bias, log_theta, libr
 
 @pytest.fixture
 def threads():
-    """Set the number of threads; afterwards it is what it was."""
+    """Set the number of threads, and restore it afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -72,10 +72,10 @@ def test_value_and_gradients(dtype, tolerance, way, monkeypatch, threads):
 
 
 @pytest.mark.parametrize("log_theta", [-4.0, 0.0, 5.0, 10.0])
-def test_float32_keeps_its_digits_whatever_the_dispersion(log_theta):
+def test_float32_is_accurate_for_any_dispersion(log_theta):
     dense, counts, batch, parameters = example(torch.float32)
     with torch.no_grad():
-        # the spread of `example` would hide one dispersion behind a larger one
+        # the spread in `example` would let large dispersions hide errors at small ones
         parameters[5].div_(4).add_(log_theta)
     exact = [p.detach().double().requires_grad_() for p in parameters]
     expected = reference(dense.double(), batch, *exact)
@@ -87,8 +87,8 @@ def test_float32_keeps_its_digits_whatever_the_dispersion(log_theta):
         assert (ours - theirs).norm() <= 2e-5 * theirs.norm()
 
 
-def test_a_feature_given_twice_counts_twice():
-    """Padding for a GPU is one feature or another with a count of zero."""
+def test_repeated_feature_counts_twice():
+    """Padding for a GPU repeats arbitrary features with a count of zero."""
     dense, counts, batch, parameters = example(torch.float32)
     again = sparse_counts(dense)
     entry = torch.arange(len(again.cell)).repeat_interleave(2)
@@ -104,12 +104,12 @@ def test_a_feature_given_twice_counts_twice():
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 @pytest.mark.parametrize("which", range(7))
-def test_what_is_not_finite_shows(which, broken):
-    """Training stops where the loss is not a number: no parameter may hide it."""
+def test_non_finite_parameters_show_in_the_loss(which, broken):
+    """Training stops if the loss is not finite, so no parameter may hide it."""
     _, counts, batch, parameters = example(torch.float32)
     with torch.no_grad():
         parameters[which].view(-1)[0] = broken
-        # of a batch that has cells
+        # the batch of this parameter has cells
         assert batch.eq(0).any()
         value = decoded_log_likelihood(*parameters, batch, counts)
     assert not value[0].isfinite()
@@ -124,7 +124,7 @@ def test_every_cell_alone():
         torch.testing.assert_close(found, reference(dense[one], batch[one], *alone), rtol=1e-10, atol=0)
 
 
-def test_without_gradients_the_value_is_the_same():
+def test_value_is_the_same_without_gradients():
     _, counts, batch, parameters = example(torch.float32)
     with torch.no_grad():
         value = decoded_log_likelihood(*parameters, batch, counts)

@@ -1,4 +1,4 @@
-"""The Makefile: paths of any kind, what it may delete, which Python it takes. No environment is installed."""
+"""The Makefile: paths of any kind, what it may delete, which Python it uses. No environment is installed."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def program(path, text=ECHO):
 
 @pytest.fixture
 def make(tmp_path):
-    """A function that calls make in a folder with the Makefile; it returns the status and what was printed."""
+    """A function that calls make in a folder with the Makefile; it returns the exit status and the output."""
     if not shutil.which("make"):
         pytest.skip("no make on this machine")
     for name in FILES:
@@ -37,7 +37,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def installed(tmp_path):
-    """An environment that is up to date, whose Python prints its words."""
+    """An up-to-date environment whose Python prints its arguments."""
     program(tmp_path / ".venv/bin/python")
     stamp = "cat requirements.lock torch.lock pyproject.toml | cksum | tr ' ' '-'"
     name = subprocess.run(stamp, shell=True, cwd=tmp_path, capture_output=True, text=True).stdout.strip()
@@ -48,7 +48,7 @@ PATHS = ["my run.yaml", "it's.yaml", 'a "b".yaml', "a;b&c.yaml"]
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_paths_reach_programs_as_they_are(make, installed, path):
+def test_paths_reach_programs_unchanged(make, installed, path):
     for target in ("run", "status", "download", "estimate", "record"):
         assert f"[{path}]" in make(target, f"CONFIG={path}")[1], target
     _, output = make("score", f"EMBEDDING={path}", f"SOLUTION=other {path}")
@@ -62,7 +62,7 @@ def test_defaults_reach_programs_too(make, installed):
 
 
 @pytest.mark.parametrize("is_link", [True, False])
-def test_an_environment_that_is_not_ours_is_left_alone(make, tmp_path, is_link):
+def test_environment_not_made_by_make_is_left_alone(make, tmp_path, is_link):
     mine = tmp_path / "disk" if is_link else tmp_path / ".venv"
     program(mine / "bin/python")
     if is_link:
@@ -74,8 +74,8 @@ def test_an_environment_that_is_not_ours_is_left_alone(make, tmp_path, is_link):
 
 
 @pytest.mark.parametrize("mark", ["installed-by-make", "installed-1-2"])
-def test_an_environment_of_ours_is_made_anew(make, tmp_path, mark):
-    """Also an interrupted one, and one of an older lock."""
+def test_environment_made_by_make_is_replaced(make, tmp_path, mark):
+    """Also an interrupted one, and one from an older lock."""
     program(tmp_path / "python", ECHO + '[ "$2" != venv ] || { mkdir .venv/bin; cp "$0" .venv/bin/python; }\n')
     (tmp_path / ".venv/lib").mkdir(parents=True)
     (tmp_path / ".venv" / mark).touch()
@@ -84,7 +84,7 @@ def test_an_environment_of_ours_is_made_anew(make, tmp_path, mark):
     assert not (tmp_path / ".venv/lib").exists() and len(list((tmp_path / ".venv").glob("installed-*"))) == 2
 
 
-def test_a_python_that_is_allowed_is_taken(make, tmp_path):
+def test_supported_python_is_used(make, tmp_path):
     for name in ("make", "sh", "cat", "cksum", "tr", "ls", "test"):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin" / name).symlink_to(shutil.which(name))
@@ -113,7 +113,7 @@ RESULTS = ["results/README.md", "results/quick/metrics.tsv", "results/prepared/x
 LOGS = ["logs/quick/x.log", "logs/prepared/x.log", ".snakemake/metadata/x"]
 
 
-def test_clean_removes_all_but_data(make, tmp_path):
+def test_clean_removes_everything_but_data(make, tmp_path):
     write(tmp_path, *RESULTS, *LOGS, "data/raw/x")
     assert make("clean") == (0, "")
     assert files_below(tmp_path) == {"results/README.md", "data/raw/x", *FILES}
@@ -121,7 +121,7 @@ def test_clean_removes_all_but_data(make, tmp_path):
     assert make("clean") == (0, "")
 
 
-def test_clean_goes_through_links_to_what_was_made_here(make, tmp_path):
+def test_clean_follows_links_to_what_was_made_here(make, tmp_path):
     write(tmp_path / "scratch", *RESULTS, *LOGS)
     for name in ("results", "logs", ".snakemake"):
         (tmp_path / name).symlink_to(tmp_path / "scratch" / name)
@@ -131,7 +131,7 @@ def test_clean_goes_through_links_to_what_was_made_here(make, tmp_path):
     assert (tmp_path / "results").is_symlink()
 
 
-def test_clean_goes_through_the_link_of_a_run(make, tmp_path):
+def test_clean_follows_the_link_of_a_run(make, tmp_path):
     write(tmp_path, "results/README.md", "logs/quick/x.log", "scratch/metrics.tsv")
     (tmp_path / "results/quick").symlink_to(tmp_path / "scratch")
     assert make("clean") == (0, "")

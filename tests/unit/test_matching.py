@@ -64,7 +64,7 @@ def test_snn_is_the_jaccard_index_of_neighbour_sets():
 
 
 def test_gaussian_by_hand():
-    # Squared distances 1 and 2: over two dimensions a variance of 1/2, hence a runner-up of exp(-1).
+    # Squared distances 1 and 2 in two dimensions: a variance of 1/2, so the second weight is exp(-1) of the first.
     expected = np.array([[1, np.exp(-1)]]) / (1 + np.exp(-1))
     np.testing.assert_allclose(match_gaussian(on_circle(0), on_circle(60, 90)).toarray(), expected, atol=1e-6)
 
@@ -105,8 +105,8 @@ def test_points_have_the_distances_of_the_metric(metric):
 
 
 @pytest.mark.parametrize("match", MATCHINGS)
-def test_euclidean_matches_depend_on_lengths_and_not_on_place_or_scale(match):
-    # Of one direction: by cosine all cells are alike, by length each has its partner.
+def test_euclidean_matches_depend_on_length_but_not_on_shift_or_scale(match):
+    # All in one direction: by cosine all cells are alike, by length each has its partner.
     x = np.outer(np.arange(1, 21), [1.0, 2.0])
     y = 1.01 * x
     assert match(x, y, metric="euclidean").diagonal().min() > 0.6
@@ -116,7 +116,7 @@ def test_euclidean_matches_depend_on_lengths_and_not_on_place_or_scale(match):
     np.testing.assert_allclose(moved, match(x, y, metric="euclidean").toarray(), atol=1e-3)
 
 
-def test_an_unknown_metric_is_an_error():
+def test_unknown_metric_is_an_error():
     x, y = two_views(4)
     with pytest.raises(ValueError, match="metric is 'manhattan'; it must be 'cosine' or 'euclidean'"):
         match_snn(x, y, metric="manhattan")
@@ -163,7 +163,7 @@ def test_collapsed_embeddings_give_finite_rows(match, point):
     np.testing.assert_allclose(np.asarray(matched.sum(axis=1)).ravel(), 1, atol=1e-5)
 
 
-def test_cells_that_coincide_are_still_their_own_neighbours():
+def test_coinciding_cells_are_still_their_own_neighbours():
     x = np.repeat(on_circle(0, 90), 5, axis=0)
     graph = matching._own_neighbour_graph(x, 3)
     assert (graph.diagonal() == 1).all()

@@ -1,8 +1,8 @@
-"""Every method of ``config/methods``, run as the workflow does, on a tiny task; ``make check-method NAME=…`` for one.
+"""Every method of ``config/methods``, run as by the workflow, on a tiny task; ``make check-method NAME=…`` for one.
 
-The task has what real ones have: training cells seen in one modality alone, donors, a feature that is in no
-training cell. Hyper-parameters are those of the budget `test` of the method's YAML, which says how many cells, too.
-A method that needs an R, or a package, that is not there is skipped.
+The task has what real ones have: training cells seen in only one modality, donors, a feature that no training
+cell has. Hyper-parameters are those of the budget `test` in the method's YAML, which also sets the number of cells.
+A method that needs an R or a package that is not installed is skipped.
 """
 
 import json
@@ -28,10 +28,10 @@ N_FEATURES = {"rna": 60, "atac": 80, "adt": 20}
 SETS = (("rna", "atac"), ("rna", "adt"), ("atac", "adt"), ("rna", "atac", "adt"))
 SPLIT = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
 COPIES = {0: -1, 3: -4}
-"""Test cells and where in their file there is a copy of them."""
+"""Test cells, and the rows of their copies in the same file."""
 
 FILES = sorted((ROOT / "config" / "methods").glob("*.yaml"))
-# Any other has a rule of its own, whose inputs are not a task alone.
+# Any other method has a rule of its own, with more inputs than a task.
 METHODS = [path.stem for path in FILES if "script" in read_yaml(path)]
 if "CHECK_METHOD" in os.environ:
     METHODS = [name for name in METHODS if name == os.environ["CHECK_METHOD"]]
@@ -54,7 +54,7 @@ CONTROLS = [name for name, entry in LISTED.items() if entry.get("control")]
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
-    """A project with these methods and a data set, named by its modalities, for each set of them."""
+    """A project with these methods, and one data set for each set of modalities, named after it."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "config" / "datasets").mkdir(parents=True)
     for part in ("config/schemas", "config/methods", "scripts"):
@@ -86,12 +86,12 @@ def task_files(tmp_path_factory):
 
 
 def arguments(modalities, n_cells):
-    """Return what to simulate."""
+    """Return the arguments of the simulation."""
     return {"n_cells": n_cells, "n_features": {name: N_FEATURES[name] for name in modalities}, "seed": 1}
 
 
 def write_task(modalities, n_cells, folder):
-    """Write the files of a task, a quarter of whose cells are test."""
+    """Write the files of a task; a quarter of its cells are test cells."""
     task = make_task(simulate(**arguments(modalities, n_cells)), "tiny", "random25", SPLIT)
     for adata in task.train.mod.values():
         counts = adata.X.toarray()
@@ -126,15 +126,15 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         words += ["--params", json.dumps(params), "--device", "cpu", "--threads", 1]
         monkeypatch.setattr(sys, "argv", [str(word) for word in (script, *words)])
         status = 0
-        monkeypatch.chdir(tmp_path)  # a program may change the working directory; the next test starts in its own
+        monkeypatch.chdir(tmp_path)  # a program may change the working directory; each test starts in its own
         try:
             runpy.run_path(str(script), run_name="__main__")
         except SystemExit as end:
             status = end.code
         failure = output.with_name("failure.json")
         reason = json.loads(failure.read_text())["error"] if failure.exists() else f"exit status {status}"
-        says(not status, f"{script.name} failed on {'+'.join(modalities)}: {reason}")
-        says(output.exists(), f"{script.name} ended well but wrote no embedding: does it call run_method?")
+        ensure(not status, f"{script.name} failed on {'+'.join(modalities)}: {reason}")
+        ensure(output.exists(), f"{script.name} ended well but wrote no embedding: does it call run_method?")
         if spec["predicts"]:
             check_predictions(read_predictions(output.with_name("predictions.npz")), method, modalities)
         return read_embedding(output), json.loads(output.with_name("run.json").read_text())
@@ -153,7 +153,7 @@ def plan(project, method, modalities):
 
 
 def skip_without_software(method, spec, script):
-    """Skip where what a method requires is not there, or its program's `check_installed` fails."""
+    """Skip if a method's requirements are missing, or its program's `check_installed` fails."""
     if missing := unavailable({method: spec}):
         pytest.skip(missing[method])
     names = runpy.run_path(str(script))
@@ -164,7 +164,7 @@ def skip_without_software(method, spec, script):
         pytest.skip(str(error))
 
 
-def says(condition, message):
+def ensure(condition, message):
     """Fail with a sentence for the method's author instead of a traceback."""
     if not condition:
         pytest.fail(message, pytrace=False)
@@ -175,48 +175,48 @@ def test_embeds_the_test_cells(method, modalities, run_program, project):
     embedding, report = run_program(method, modalities)
     where = f"{method} on {'+'.join(modalities)}"
     n_test = plan(project, method, modalities).methods[method]["test_cells"] // 4
-    says(embedding.n_obs == n_test * len(modalities), f"{where}: {embedding.n_obs} rows, not one per test cell")
-    says(list(dict.fromkeys(embedding.obs["modality"])) == list(modalities), f"{where}: modalities out of order")
-    says(np.isfinite(embedding.X).all(), f"{where}: NaN or infinite values")
-    says(report["method"] == method and report["device"] == "cpu", f"{where}: run.json is of another run")
+    ensure(embedding.n_obs == n_test * len(modalities), f"{where}: {embedding.n_obs} rows, not one per test cell")
+    ensure(list(dict.fromkeys(embedding.obs["modality"])) == list(modalities), f"{where}: modalities out of order")
+    ensure(np.isfinite(embedding.X).all(), f"{where}: NaN or infinite values")
+    ensure(report["method"] == method and report["device"] == "cpu", f"{where}: run.json is of another run")
     if method not in CONTROLS:
         check_rows(embedding, modalities, where)
     if read_yaml(ROOT / "config" / "methods" / f"{method}.yaml").get("deterministic", True):
         again, _ = run_program(method, modalities, attempt=2)
-        says(
+        ensure(
             np.array_equal(embedding.X, again.X),
             f"{where}: the same seed gave another embedding; seed every generator, or say deterministic: false",
         )
 
 
 def check_predictions(predictions, method, modalities):
-    """Copies of a cell must have one prediction, other cells others: else rows are out of order."""
+    """Copies of a cell must have the same prediction, other cells different ones: else rows are out of order."""
     for direction, values in predictions.items():
         where = f"{method} on {'+'.join(modalities)}: predictions: {direction}"
         first, second = COPIES
         for cell, copy in COPIES.items():
             same = np.allclose(values[cell], values[copy], atol=1e-3)
-            says(same, f"{where}: rows {cell} and {copy} are of copies, but differ; is the order kept?")
+            ensure(same, f"{where}: rows {cell} and {copy} are of copies, but differ; is the order kept?")
         differ = not np.allclose(values[first], values[second], atol=1e-3)
-        says(differ or method in CONTROLS, f"{where}: rows {first} and {second} are of different cells, but equal")
+        ensure(differ or method in CONTROLS, f"{where}: rows {first} and {second} are of different cells, but equal")
 
 
 def check_rows(embedding, modalities, where):
-    """Copies of a cell must lie where the cell lies, and other cells elsewhere: else rows are out of order."""
+    """Copies of a cell must be where the cell is, and other cells elsewhere: else rows are out of order."""
     for name in modalities:
         x = embedding.X[(embedding.obs["modality"] == name).to_numpy()]
         spread = np.linalg.norm(x - x.mean(axis=0), axis=1).mean()
-        says(spread > 0, f"{where}: all {name} cells have one embedding")
+        ensure(spread > 0, f"{where}: all {name} cells have one embedding")
         for cell, copy in COPIES.items():
             apart = np.linalg.norm(x[cell] - x[copy]) / spread
-            says(apart < 0.01, f"{where}: rows {cell} and {copy} of {name} are copies, but apart; is the order kept?")
+            ensure(apart < 0.01, f"{where}: rows {cell} and {copy} of {name} are copies, but apart; is the order kept?")
         first, second = COPIES
         apart = np.linalg.norm(x[first] - x[second]) / spread
-        says(apart > 0.01, f"{where}: rows {first} and {second} of {name} are different cells with one embedding")
+        ensure(apart > 0.01, f"{where}: rows {first} and {second} of {name} are different cells with one embedding")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_it_does_not_support_is_planned_away(method, project):
+def test_unsupported_modalities_are_not_run(method, project):
     for modalities in SETS:
         benchmark = plan(project, method, modalities)
         reasons = {job.reason for job in benchmark.plan() if job.method == method}
@@ -225,10 +225,10 @@ def test_what_it_does_not_support_is_planned_away(method, project):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_what_its_file_names_exists(method, project):
+def test_files_named_in_the_yaml_exist(method, project):
     spec = plan(project, method, SETS[0]).methods[method]
     where = f"config/methods/{method}.yaml"
-    says((ROOT / "envs" / f"{spec['env']}.yaml").exists(), f"{where}: env: no file envs/{spec['env']}.yaml")
-    says(spec["settings"], f"{where}: settings: say where they come from, or what they were chosen on")
+    ensure((ROOT / "envs" / f"{spec['env']}.yaml").exists(), f"{where}: env: no file envs/{spec['env']}.yaml")
+    ensure(spec["settings"], f"{where}: settings: say where they come from, or what they were chosen on")
     for pattern in spec["sources"]:
-        says(any(ROOT.glob(pattern)), f"{where}: sources: no file matches {pattern}")
+        ensure(any(ROOT.glob(pattern)), f"{where}: sources: no file matches {pattern}")

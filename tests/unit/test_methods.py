@@ -1,4 +1,4 @@
-"""`run_method`: what a method gets, what it may return, what is left behind when it fails."""
+"""`run_method`: what a method receives, what it may return, what remains when it fails."""
 
 import json
 import os
@@ -56,14 +56,14 @@ def command_line(folder, **changes):
 
 
 def right(task, params, seed):
-    """A method that does what it should: row i of a modality holds i."""
+    """A correct method: row i of a modality holds i."""
     return {
         name: np.tile(np.arange(cells.n_obs)[:, None], (1, params["n_latent"])) for name, cells in task.test.items()
     }
 
 
 def fails(folder, embed, capsys):
-    """Run a method that must fail; return the reason that it left and what it printed."""
+    """Run a method that must fail; return the recorded reason and the output."""
     with pytest.raises(SystemExit) as stopped:
         run_method(embed, command_line(folder))
     assert stopped.value.code not in (0, None)
@@ -96,7 +96,7 @@ def test_embedding_has_one_row_per_test_cell_in_file_order(folder):
     }
 
 
-def test_run_json_says_what_ran(folder):
+def test_run_json_describes_the_run(folder):
     def embed(task, params, seed):
         task.info["epochs"] = np.int64(12)
         return right(task, params, seed)
@@ -111,27 +111,27 @@ def test_run_json_says_what_ran(folder):
 
 
 def test_same_seed_gives_the_same_random_numbers(folder):
-    drawn = []
+    random_numbers = []
 
     def embed(task, params, seed):
-        drawn.append((random.random(), np.random.random()))
+        random_numbers.append((random.random(), np.random.random()))
         return right(task, params, seed)
 
     for seed in (3, 3, 4):
         run_method(embed, command_line(folder, seed=seed))
-    assert drawn[0] == drawn[1] != drawn[2]
+    assert random_numbers[0] == random_numbers[1] != random_numbers[2]
 
 
 def run_apart(folder, text):
-    """Run a program with a method in a process of its own; return its exit status."""
+    """Run a program with a method in a separate process; return its exit status."""
     program = folder / "program.py"
     program.write_text(text)
     command = [sys.executable, program, *command_line(folder)]
     return subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60).returncode
 
 
-def test_torch_that_a_method_imports_late_is_seeded(folder):
-    """In a process of its own, into which nothing but the method brings torch."""
+def test_torch_imported_late_by_a_method_is_seeded(folder):
+    """In a separate process, where only the method imports torch."""
     torch = pytest.importorskip("torch")
     status = run_apart(
         folder,
@@ -148,7 +148,7 @@ def test_torch_that_a_method_imports_late_is_seeded(folder):
     assert (read_embedding(folder / "out" / "embedding.h5ad").X[: N_TEST["rna"]] == expected).all()
 
 
-def test_the_metric_that_a_method_chose_is_written(folder):
+def test_metric_chosen_by_a_method_is_written(folder):
     def embed(task, params, seed):
         task.metric = "euclidean"
         return right(task, params, seed)
@@ -181,7 +181,7 @@ def test_arrays_of_any_kind_are_put_in_order(folder):
         assert list(found.obs["modality"]) == ["rna"] * 5 + ["adt"] * 7
 
 
-def test_a_method_may_do_with_its_task_what_it_likes_but_for_the_order_of_cells(folder, tmp_path, monkeypatch):
+def test_method_may_change_its_task_except_the_order_of_cells(folder, tmp_path, monkeypatch):
     """Change features and batches, free memory, replace test cells by processed ones, change the working directory."""
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -204,7 +204,7 @@ def test_a_method_may_do_with_its_task_what_it_likes_but_for_the_order_of_cells(
 
 
 def test_times_of_attempts_add_up(folder, capsys):
-    """Of one that is killed as well."""
+    """Including those of a killed one."""
     status = run_apart(
         folder,
         "import os, signal, time\n"
@@ -228,14 +228,14 @@ def test_times_of_attempts_add_up(folder, capsys):
     fails(folder, lambda *given: slow(*given)["atac"], capsys)
     assert 0.8 < seconds() < 5
     (folder / "out" / "embedding.h5ad").unlink()
-    assert 0.2 <= seconds() < 0.7, "a new run counts anew"
+    assert 0.2 <= seconds() < 0.7, "a new run starts from zero"
 
 
-# ---- a method that does not ----------------------------------------------------------------------
+# ---- a method that fails -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("values", [np.ones((20, 1)), np.full((20, 4), 3), np.zeros((20, 4)), np.eye(20)[:, :1]])
-def test_what_cannot_be_learnt_from_is_one_line_before_any_method(folder, capsys, values):
+def test_useless_training_data_are_one_line_before_the_method_runs(folder, capsys, values):
     cells = [f"cell_{i}" for i in range(20)]
     proteins = ad.AnnData(
         sp.csr_matrix(values.astype(np.float32)),
@@ -248,7 +248,7 @@ def test_what_cannot_be_learnt_from_is_one_line_before_any_method(folder, capsys
     assert "Traceback" not in printed
 
 
-def test_escape_codes_are_left_out_of_reasons(folder, capsys):
+def test_escape_codes_are_removed_from_reasons(folder, capsys):
     def embed(task, params, seed):
         raise ValueError("\x1b[1;31mred\x1b[0m\x00 and \x1b]8;;http://x\x07link\x1b]8;;\x07\nplain")
 
@@ -312,7 +312,7 @@ def test_wrong_returns_are_one_clear_line(folder, capsys, embed, reason):
     assert "Traceback" not in printed
 
 
-def test_training_cells_without_a_modality_of_the_test(folder, capsys):
+def test_training_cells_lack_a_modality_of_the_test(folder, capsys):
     cells = [f"cell_{i}" for i in range(20)]
     write_train(md.MuData({"rna": counts(20, cells), "atac": counts(20, cells, 1, "peak")}), folder / "train.h5mu")
     reason, printed = fails(folder, right, capsys)
@@ -320,7 +320,7 @@ def test_training_cells_without_a_modality_of_the_test(folder, capsys):
     assert printed.count("error: ") == 1
 
 
-def test_exception_leaves_its_line_and_a_traceback(folder, capsys):
+def test_exception_gives_its_line_and_a_traceback(folder, capsys):
     def embed(task, params, seed):
         raise ValueError("no\nluck")
 
@@ -337,7 +337,7 @@ def test_cuda_without_a_gpu_is_an_error(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("params", ["[1]", "{"])
-def test_params_must_be_a_json_map(folder, capsys, params):
+def test_params_must_be_a_json_object(folder, capsys, params):
     with pytest.raises(SystemExit) as stopped:
         run_method(right, command_line(folder, params=params))
     assert stopped.value.code == 2
@@ -348,7 +348,7 @@ def test_params_must_be_a_json_map(folder, capsys, params):
 
 
 def interrupted(task, params, seed):
-    """Note what is there, leave a checkpoint, fail."""
+    """Record the existing checkpoints, write one, fail."""
     found = (task.checkpoints / "last.pt").exists()
     (task.checkpoints / "last.pt").write_text("state")
     raise ValueError(f"found {found}")
@@ -370,7 +370,7 @@ def test_checkpoints_of_a_finished_run_are_not_resumed(folder, capsys):
         return right(task, params, seed)
 
     run_method(embed, command_line(folder))
-    # Snakemake removes the outputs of a job before it runs it again.
+    # Snakemake removes a job's outputs before it runs the job again.
     (folder / "out" / "embedding.h5ad").unlink()
     assert fails(folder, interrupted, capsys)[0] == "ValueError: found False"
 
@@ -387,12 +387,12 @@ def test_sigterm_ends_the_process_by_signal_and_leaves_no_result(folder):
 
 
 class SIGTERMException(SystemExit):
-    """What Lightning raises when it gets SIGTERM."""
+    """What Lightning raises on SIGTERM."""
 
 
 @pytest.mark.parametrize("end", [SystemExit(128 + signal.SIGTERM), SIGTERMException()], ids=["clue", "lightning"])
-def test_an_exit_as_by_a_signal_is_no_failure_of_the_method(folder, end):
-    """CLUE's, when Slurm preempts its job, which then runs again; MultiVI's too."""
+def test_exit_as_by_a_signal_is_not_a_failure_of_the_method(folder, end):
+    """CLUE and MultiVI exit like this when Slurm preempts their job, which then runs again."""
 
     def embed(task, params, seed):
         raise end
@@ -408,7 +408,7 @@ def test_an_exit_as_by_a_signal_is_no_failure_of_the_method(folder, end):
 
 @pytest.fixture
 def folder_of_three(folder):
-    """The same with ATAC: ten training cells have RNA and ATAC, ten RNA and proteins."""
+    """The same plus ATAC: ten training cells have RNA and ATAC, ten RNA and proteins."""
     train = contracts.read_train(folder / "train.h5mu")
     cells = train["rna"].obs_names
     parts = {"rna": train["rna"], "atac": counts(10, cells[:10], 3, "peak"), "adt": train["adt"][10:].copy()}
@@ -427,7 +427,7 @@ def run_by_pairs(folder, embed, params):
     return read_embedding(folder / "out" / "embedding.h5ad"), report
 
 
-def test_a_method_of_pairs_runs_on_each_pair_alone(folder_of_three):
+def test_method_by_pairs_runs_on_each_pair_alone(folder_of_three):
     seen = []
 
     def embed(task, params, seed):
@@ -435,10 +435,10 @@ def test_a_method_of_pairs_runs_on_each_pair_alone(folder_of_three):
         task.checkpoints.joinpath("there").touch()
         task.info["width"] = params["width"]
         task.metric = params["metric"]
-        drawn = np.random.random()
+        number = np.random.random()
         for cells in task.test.values():
-            cells.X[:] = 0  # the next pair has the cells as they are in the file
-        return {name: np.full((cells.n_obs, params["width"]), drawn) for name, cells in task.test.items()}
+            cells.X[:] = 0  # the next pair still has the cells as in the file
+        return {name: np.full((cells.n_obs, params["width"]), number) for name, cells in task.test.items()}
 
     params = {"rna+atac": {"width": 2, "metric": "cosine"}, "rna+adt": {"width": 3, "metric": "euclidean"}}
     embedding, report = run_by_pairs(folder_of_three, embed, params)
@@ -453,7 +453,7 @@ def test_a_method_of_pairs_runs_on_each_pair_alone(folder_of_three):
     assert report["metric"] == {"rna+atac": "cosine", "rna+adt": "euclidean"}
 
 
-def test_a_pair_without_training_cells_in_common_is_left_out(folder_of_three, capsys):
+def test_pair_without_common_training_cells_is_left_out(folder_of_three, capsys):
     def embed(task, params, seed):
         return {name: np.ones((cells.n_obs, 2)) for name, cells in task.test.items()}
 

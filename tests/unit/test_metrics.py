@@ -44,7 +44,7 @@ def test_match_score_by_hand():
     assert match_score(matches, [0, 2, 0]) == pytest.approx((0.5 + 1 + 0.25) / 3)
 
 
-def test_match_score_leaves_its_input_alone():
+def test_match_score_does_not_change_its_input():
     matches = sp.csr_matrix([[1.0, -1.0], [0.0, 2.0]])
     match_score(matches, [0, 1])
     assert matches.data.tolist() == [1, -1, 2]
@@ -110,7 +110,7 @@ def test_foscttm_agrees_with_the_naive_formula(metric, ties, block):
 def test_foscttm_counts_ties_of_a_grid():
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 3, (2, 300, 2)).astype(np.float32)
-    x += 1000  # a common offset must not cost digits
+    x += 1000  # a common offset must not cost precision
     y += 1000
     for ties, weight in (("half", 0.5), ("strict", 0)):
         np.testing.assert_array_equal(foscttm(x, y, "euclidean", ties), naive_foscttm(x, y, weight))
@@ -160,7 +160,7 @@ def test_foscttm_does_not_depend_on_order_rotation_or_direction():
     np.testing.assert_array_equal(foscttm(y, x), (fractions_y, fractions_x))
 
 
-def test_cosine_tells_cells_of_nearly_one_direction_apart():
+def test_cosine_distinguishes_cells_of_nearly_equal_direction():
     x, y = two_views(200)
     offset = np.full(6, 1e4)
     assert np.mean(foscttm(offset + x, offset + y)) < 0.3
@@ -192,7 +192,7 @@ def test_foscttm_wrong_input():
 
 def test_foscttm_memory_does_not_grow_with_the_square():
     x = np.random.default_rng(0).standard_normal((20000, 10)).astype(np.float32)
-    # Not the peak of a child process: on Linux that begins with the size of its parent, the process of all tests.
+    # Not the peak of a child process: on Linux that starts from the size of its parent, which runs all the tests.
     tracemalloc.start()
     try:
         closer = count_closer(x, x)
@@ -200,10 +200,10 @@ def test_foscttm_memory_does_not_grow_with_the_square():
     finally:
         tracemalloc.stop()
     assert closer.closer_x.sum() == 0
-    assert x.nbytes < peak < 500e6  # one 20,000 x 20,000 float32 matrix alone has 1,600e6
+    assert x.nbytes < peak < 500e6  # a single 20,000 x 20,000 float32 matrix takes 1,600e6
 
 
-def test_counts_leave_out_the_true_match():
+def test_counts_exclude_the_true_match():
     closer = count_closer(np.ones((5, 3)), np.ones((5, 3)))
     assert closer.tied_x.tolist() == [4] * 5 and closer.closer_x.tolist() == [0] * 5
 
@@ -238,7 +238,7 @@ def test_labels_transfer_by_hand():
     # One neighbour each: y0 is mutual with x0 (type B); y1 is next to x1 (type T) and is called NK.
     x, y = np.array([[1.0, 0], [0, 1]]), np.array([[1, 0.1], [0.1, 1]])
     assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "NK"], k=1) == 0.5
-    # By length y1 is next to x0, though both have the direction of x1.
+    # By Euclidean distance y1 is nearest to x0, by direction to x1.
     x, y = np.array([[2.0, 0], [0, 9]]), np.array([[2.0, 0.1], [0.1, 1]])
     assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "T"], k=1) == 1
     assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "B"], k=1, metric="euclidean") == 1

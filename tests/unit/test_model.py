@@ -54,7 +54,7 @@ assert all(getattr(clue, name) is value for name, value in first.items())
 """
 
 
-def test_public_names_are_attributes_and_stay_what_they_are():
+def test_public_names_are_stable_attributes():
     run = subprocess.run([sys.executable, "-c", PUBLIC], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
 
@@ -69,7 +69,7 @@ def test_three_modalities(three, fusion, library):
         assert z.shape == (240, 18) and z.dtype == np.float32 and np.isfinite(z).all()
 
 
-def test_embeddings_of_one_cell_come_together(two):
+def test_embeddings_of_the_same_cell_converge(two):
     model = fitted(two, max_steps=300, warmup_steps=50, objective={"adversarial": 0.1, "mse": 5, "kl": 0.1})
     x, y = model.embed(two["rna"], "rna"), model.embed(two["adt"], "adt")
     # 0.5 is chance
@@ -84,8 +84,8 @@ def test_few_cells_have_few_components(two):
     assert [p.width for p in clue.CLUE(few, n_components=15).preprocessors.values()] == [15, 15]
 
 
-def test_components_are_those_with_which_modalities_match():
-    """Of many components of sparse counts, few are shared; with more, a held-out cell is found less often."""
+def test_number_of_components_is_chosen_by_matching():
+    """Few components of sparse counts are shared; with more of them, fewer held-out cells are matched."""
     data = simulate(1200, {"rna": 400, "atac": 500}, n_batches=1, seed=1)
     model = clue.CLUE(data)
     width = model.preprocessors["rna"].width
@@ -116,8 +116,8 @@ def test_partly_paired_cells_train_through_the_mask(two):
     assert np.array_equal(dense.numpy(), adt[names].X.toarray()[:, model.preprocessors["adt"].selected])
 
 
-def test_padding_for_a_gpu_adds_nothing_but_zeros(two):
-    """A recorded step needs mini-batches of few shapes: `Draw.n_entries` may be more than there are."""
+def test_padding_for_a_gpu_adds_only_zeros(two):
+    """A recorded step needs mini-batches of few shapes, so `Draw.n_entries` may exceed the number of entries."""
     cells = clue.CLUE(two, **SMALL)._cells(two)
     draw = cells.draw(torch.tensor([3, 7, 200]))
     padded = replace(draw, n_entries={k: n + 50 for k, n in draw.n_entries.items()})
@@ -129,14 +129,14 @@ def test_padding_for_a_gpu_adds_nothing_but_zeros(two):
 
 
 @pytest.mark.parametrize("fusion", ["mean", "product"])
-def test_a_cell_seen_once_has_nothing_to_match(two, fusion):
+def test_cell_seen_in_one_modality_has_nothing_to_match(two, fusion):
     model = clue.CLUE(two, fusion=fusion, **SMALL)
     batch = model._cells({"rna": two["rna"][:30], "adt": two["adt"][200:]}).take(torch.arange(70))
     losses = model.network.generator_losses(batch, model.network.posteriors(batch), Objective())
     assert abs(float(losses["mse"])) < 1e-5
 
 
-def test_the_joint_posterior_weighs_by_precision(two):
+def test_joint_posterior_weights_by_precision(two):
     model = clue.CLUE(two, fusion="product", **SMALL)
     batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
     posteriors = {
@@ -152,13 +152,13 @@ def test_the_joint_posterior_weighs_by_precision(two):
     torch.testing.assert_close(std[~both], torch.full((2, 12), 0.1))
 
 
-def test_the_bound_of_a_product_has_its_kl(two):
+def test_bound_of_a_product_has_its_kl(two):
     model = clue.CLUE(two, fusion="product", **SMALL)
     batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
     posteriors = {"rna": (torch.ones(8, 12), torch.ones(8, 12)), "adt": (torch.ones(6, 12), torch.ones(6, 12))}
     objective = Objective(self_elbo=0.0, kl=0.3, cross=0.7, mse=0.0)
     losses = model.network.generator_losses(batch, posteriors, objective)
-    # N(1, 1/2) of the six cells in both, N(1, 1) of the two in RNA alone; six dimensions of each subspace
+    # N(1, 1/2) for the six cells in both, N(1, 1) for the two in RNA only; six dimensions of each subspace
     both, alone = 6 * 0.5 * (1 + 0.5 - 1 + np.log(2)), 6 * 0.5
     expected = (6 * both + 2 * alone) / 8 / 80 + both / 20
     assert float(losses["cross_kl"]) == pytest.approx(expected, rel=1e-5)
@@ -168,7 +168,7 @@ def test_the_bound_of_a_product_has_its_kl(two):
 
 
 @pytest.mark.parametrize("name", ["cross", "mse", "adversarial"])
-def test_an_ablation_removes_its_loss_alone(two, name):
+def test_ablation_removes_only_its_loss(two, name):
     model = clue.CLUE(two, **SMALL)
     batch = model._cells(two).take(torch.arange(64))
     full, without = Objective(), Objective(**{name: 0.0})
@@ -189,8 +189,8 @@ def test_an_ablation_removes_its_loss_alone(two, name):
     assert not torch.allclose(g_full, g_without)
 
 
-def test_contrastive_loss_is_of_cells_seen_in_both(two):
-    # 30 cells in both, 20 in each alone; means are orthogonal, so that every other cell has similarity 0
+def test_contrastive_loss_covers_cells_seen_in_both(two):
+    # 30 cells in both, 20 in only one of each; means are orthogonal, so all other cells have similarity 0
     model = clue.CLUE(two, **(SMALL | {"n_latent": 35}))
     batch = model._cells({"rna": two["rna"][:50], "adt": two["adt"][20:70]}).take(torch.randperm(70))
     posteriors = {k: (3 * torch.eye(70)[batch.index[seen.cell]], torch.ones(50, 70)) for k, seen in batch.seen.items()}
@@ -200,7 +200,7 @@ def test_contrastive_loss_is_of_cells_seen_in_both(two):
     assert float(losses["contrastive"]) == pytest.approx(expected, rel=1e-5)
 
 
-def test_generator_and_discriminator_play_against_each_other(two):
+def test_generator_and_discriminator_are_adversaries(two):
     model = clue.CLUE(two, **SMALL)
     batch = model._cells(two).take(torch.arange(240))
     posteriors = model.network.eval().posteriors(batch)
@@ -214,7 +214,7 @@ def test_generator_and_discriminator_play_against_each_other(two):
     torch.testing.assert_close(down, -up)
 
 
-def test_fine_tuning_takes_unpaired_cells_and_new_batches(two):
+def test_fine_tuning_accepts_unpaired_cells_and_new_batches(two):
     model = fitted({k: a[a.obs["batch"] == a.obs["batch"].iloc[0]].copy() for k, a in two.items()})
     extra = {}
     for k, adata in two.items():
@@ -237,7 +237,7 @@ def test_counts_in_another_form_train_alike(two, kind):
     for k in plain:
         counts = plain[k].X
         counts.data = counts.data.clip(max=255)
-        assert counts.max() == 255, "the largest count of 8 bits"
+        assert counts.max() == 255, "the largest 8-bit count"
         if kind == "stored twice":
             halves = np.stack([counts.data - 1, np.ones_like(counts.data)], axis=1).ravel()
             twice = (halves, np.repeat(counts.indices, 2), 2 * counts.indptr)
@@ -250,7 +250,7 @@ def test_counts_in_another_form_train_alike(two, kind):
         assert np.array_equal(first.embed(plain[k], k), second.embed(changed[k], k))
 
 
-def test_making_and_loading_a_model_leaves_the_random_state(two, tmp_path):
+def test_making_and_loading_a_model_keeps_the_random_state(two, tmp_path):
     def state():
         return torch.get_rng_state().tolist(), [str(part) for part in np.random.get_state()], random.getstate()
 
@@ -291,7 +291,7 @@ def test_each_cell_has_one_batch(two):
 
 
 def mosaic():
-    """All cells, and what is seen: types 1 and 2 paired, types 3 and 4 in a batch of RNA or one of proteins alone."""
+    """Return all cells, and those seen: types 1 and 2 paired, 3 and 4 in a batch with only RNA or only proteins."""
     data = simulate(600, {"rna": 60, "adt": 30}, n_types=4, n_batches=1, type_separation=2, seed=0)
     paired = data["rna"].obs["cell_type"].isin(["type1", "type2"]).to_numpy()
     alone = np.where(np.random.default_rng(0).random(600) < 0.5, "rna only", "adt only")
@@ -301,7 +301,7 @@ def mosaic():
     return data, seen
 
 
-def test_batches_of_one_modality_are_aligned_without_reading_the_batch():
+def test_single_modality_batches_are_aligned_without_batch_input():
     data, seen = mosaic()
     batch = data["rna"].obs["batch"].to_numpy()
     told, matched = {}, {}
@@ -381,7 +381,7 @@ model.fit(**endless, checkpoints=sys.argv[1], progress=False)
 """
 
 
-def test_sigterm_leaves_a_checkpoint_without_waiting_for_a_validation(tmp_path):
+def test_sigterm_writes_a_checkpoint_at_once(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline().strip() == "trained"
     process.send_signal(signal.SIGTERM)
@@ -413,7 +413,7 @@ def test_bfloat16_products_train(two):
 
 def test_compiled_layers_train_alike_and_are_saved_alike(two, tmp_path):
     plain = fitted(two)
-    # this backend compiles all but the machine code, for which a compiler would be needed
+    # this backend does everything but generate machine code, which would need a compiler
     compiled = fitted(two, compile="aot_eager")
     np.testing.assert_allclose(compiled.embed(two["rna"], "rna"), plain.embed(two["rna"], "rna"), rtol=0, atol=0.01)
     compiled.save(tmp_path / "model.pt")
@@ -428,7 +428,7 @@ def test_dropout_zeroes_at_the_rate_and_keeps_the_mean(rate):
     torch.manual_seed(0)
     dropout = clue.nn.Dropout(rate)
     dropped = dropout(torch.ones(300, 1001))
-    # standard deviation of the share is sqrt(rate / 300,300) < 0.001
+    # the fraction has a standard deviation of sqrt(rate / 300,300) < 0.001
     assert abs(float((dropped == 0).float().mean()) - rate) < 0.005
     torch.testing.assert_close(dropped[dropped > 0].unique(), torch.tensor([1 / (1 - rate)]), rtol=1e-4, atol=0)
     torch.manual_seed(0)
@@ -437,7 +437,7 @@ def test_dropout_zeroes_at_the_rate_and_keeps_the_mean(rate):
     assert torch.equal(dropout.eval()(torch.ones(3)), torch.ones(3))
 
 
-def test_rmsprop_is_that_of_torch(two):
+def test_rmsprop_equals_that_of_torch(two):
     from clue.train import _RMSprop
 
     weights = [torch.randn(5, 3, generator=torch.Generator().manual_seed(0)).requires_grad_() for _ in range(2)]

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("figure_style")
 
 
 def test_ranks_have_known_answers(scripts, display):
-    """On a CLUE is best in match score, worst but one in FOSCTTM; on b alone. Controls and ablations have no rank."""
+    """On a CLUE is best in match score, last but one in FOSCTTM; on b alone. Controls and ablations have no rank."""
     table = metrics(
         ("a", "s", "clue", "default", 0, 0.3, 0.2),
         ("a", "s", "cca", "default", 0, 0.2, 0.1),
@@ -63,7 +63,7 @@ def pairing(draw, project, monkeypatch):
     return lambda table: draw("pairing", *PUBLISHED, metrics=table)
 
 
-def test_pairing_joins_splits_with_the_same_test_cells(pairing):
+def test_pairing_connects_splits_with_the_same_test_cells(pairing):
     places = [("simulated", "random20", 0.4), ("simulated", "paired20", 0.2), ("pbmc_multiome", "random30", 0.3)]
     table = metrics(*[(d, s, "clue", "default", i, v + i / 10, 0.1) for d, s, v in places for i in range(3)])
     found = pairing(table).query("metric == 'match_score'").set_index("paired")
@@ -72,7 +72,7 @@ def test_pairing_joins_splits_with_the_same_test_cells(pairing):
 
 
 def test_pairing_shows_published_curves_in_their_metrics(pairing, published, scripts, display, project):
-    """Splits by number of cells; those of two batches, and a second draw, belong to no curve."""
+    """Splits by number of cells; those of two batches, and a repeated draw, belong to no curve."""
     splits = ["scmmib_3k_paired_5k_test", "scmmib_20k_paired_5k_test", "scmmib_c5k_c5k"]
     table = metrics(*[("share_skin", split, "multivi", "default", 0, 0.1, 0.2) for split in splits])
     table["metric"] = table["metric"].map({"match_score": "top1_euclidean", "foscttm": "foscttm_euclidean_strict"})
@@ -95,7 +95,7 @@ def test_pairing_shows_published_curves_in_their_metrics(pairing, published, scr
         ("bmmc_cite", [f"scmmib_{n}k_paired_5k_test" for n in (3, 5, 10, 20)]),
     ],
 )
-def test_the_splits_of_a_curve_have_the_same_test_cells(scripts, project, dataset, splits):
+def test_splits_of_a_curve_have_the_same_test_cells(scripts, project, dataset, splits):
     program = scripts("figures/pairing.py")
     table = pd.DataFrame({"dataset": dataset, "split": splits})
     found = program.splits_of_curves(table, project)
@@ -106,7 +106,7 @@ def test_the_splits_of_a_curve_have_the_same_test_cells(scripts, project, datase
 
 
 def write_run(folder: Path, history: list[dict] | None, n_cells: int = 30) -> None:
-    """Write what a job of CLUE on split ``s`` of data set ``a`` leaves."""
+    """Write the files of a CLUE job on split ``s`` of data set ``a``."""
     job = folder / "a" / "s" / "clue" / "default" / "seed-0"
     job.mkdir(parents=True)
     (job / "run.json").write_text(json.dumps({"info": {"history": history}}))
@@ -120,7 +120,7 @@ def write_run(folder: Path, history: list[dict] | None, n_cells: int = 30) -> No
 RAN = resources(("a", "s", "clue", "default", 0, 10.0, 100.0, NAN), ("a", "s", "clue", "no_mse", 0, 9.0, 100.0, NAN))
 
 
-def test_stages_of_a_history_follow_each_other(draw, scripts, tmp_path):
+def test_stages_of_a_history_are_consecutive(draw, scripts, tmp_path):
     history = [{"stage": s, "step": t, "epoch": 1, "loss": 1.0, "cross": NAN} for s in (1, 2) for t in (0, 50)]
     write_run(tmp_path, history)
     found = draw("learning", "--results", tmp_path, resources=RAN)
@@ -129,12 +129,12 @@ def test_stages_of_a_history_follow_each_other(draw, scripts, tmp_path):
 
 
 @pytest.mark.parametrize("history", [None, []])
-def test_a_method_without_a_history_is_no_error(draw, tmp_path, history):
+def test_method_without_a_history_is_not_an_error(draw, tmp_path, history):
     write_run(tmp_path, history)
     assert draw("learning", "--results", tmp_path, resources=RAN).empty
 
 
-def test_a_broken_history_is_left_out_and_named(draw, tmp_path, capsys):
+def test_broken_history_is_left_out_and_named(draw, tmp_path, capsys):
     write_run(tmp_path, [{"loss": 1.0}])
     assert draw("learning", "--results", tmp_path, resources=RAN).empty
     assert "run.json: left out, since it cannot be read" in capsys.readouterr().out
@@ -150,7 +150,7 @@ def test_growth_counts_training_cells_once(draw, tmp_path):
 @pytest.mark.parametrize("method", [0.0, 0.001])
 @pytest.mark.parametrize("control", [0.0, 0.001])
 def test_growth_of_jobs_too_short_to_measure(draw, tmp_path, method, control):
-    """Where only the control, which is not drawn, has a time, there is no axis of times."""
+    """If only the control, which is not drawn, has a time, there is no time axis."""
     write_run(tmp_path, None)
     jobs = ("a", "s", "cca", "default", 0, method, 100.0, NAN), ("a", "s", "random", "default", 0, control, 100.0, NAN)
     assert len(draw("scaling", "--results", tmp_path, resources=resources(*jobs))) == 2
@@ -172,7 +172,7 @@ def test_probes_are_averaged_over_factors_before_seeds(draw):
 
 
 def test_confusion_has_known_answers(scripts, draw, tmp_path):
-    """Cell 0 (B) goes to a B and a T alike, cell 1 (B) to the T; cell 2 (T) has no weight. Both files are shuffled."""
+    """Cell 0 (B) matches a B and a T equally, cell 1 (B) the T; cell 2 (T) has no weight. Both files are shuffled."""
     solution = solution_of(3, ["B", "B", "T"], ["all"] * 3)
     contracts.write_solution(solution, tmp_path / "solution.h5ad")
     rna, adt = (np.argsort(solution.obs[name].to_numpy()) for name in ("rna", "adt"))
@@ -201,7 +201,7 @@ ODD = [
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_of_any_kind_are_drawn_as_text(scripts, display, tmp_path):
-    """Methods, data sets and splits in the comparison; types of cells in the other figures."""
+    """Methods, data sets and splits in the comparison; cell types in the other figures."""
     jobs = [("$T_" * 40, "s_%", name, "default", seed, 0.1 + seed, 0.1) for name in ODD for seed in range(2)]
     intervals = pd.DataFrame(columns=[*tables.JOB, "seed", "metric", "low", "high"])
     comparison = scripts("figures/comparison.py").draw(metrics(*jobs), intervals, display)
@@ -213,14 +213,14 @@ def test_names_of_any_kind_are_drawn_as_text(scripts, display, tmp_path):
     umaps = scripts("figures/umaps.py").draw(points, "$T_" * 80, False, [], 0, display)
     for figure in (comparison, confusion, umaps):
         style.save(figure, tmp_path / "odd.png")
-        said = [text.get_text().replace("_", " ") for text in figure.findobj(Text)]
+        figure_texts = [text.get_text().replace("_", " ") for text in figure.findobj(Text)]
         for name in ("a$\\frac$b", "starts low", "100 % CD4", "T…T", "日本語", "two lines", "<b>&amp;", "tab here"):
-            assert any(name in text for text in said), name
-        assert all(len(text) < 90 for text in said if "$T " in text)
+            assert any(name in text for text in figure_texts), name
+        assert all(len(text) < 90 for text in figure_texts if "$T " in text)
 
 
-def test_many_types_have_labels_apart_and_no_blank_page(scripts, display):
-    """45 types, as the competition's CITE data have."""
+def test_labels_of_many_types_do_not_overlap_or_leave_a_blank_page(scripts, display):
+    """45 types, as in the competition's CITE-seq data."""
     types = [f"Type {i}" for i in range(45)]
     found = pd.DataFrame(
         [(a, b, float(a == b)) for a in types for b in types], columns=["from_type", "to_type", "fraction"]
@@ -252,8 +252,8 @@ def test_plane_is_the_mean_of_each_group(scripts, draw, project):
 
 
 @pytest.mark.slow
-def test_integration_ranks_embeddings_by_what_they_are(scripts):
-    """Types apart and modalities mixed; modalities apart; no information at all."""
+def test_integration_ranks_embeddings_correctly(scripts):
+    """Types apart and modalities mixed; modalities apart; no information."""
     rng = np.random.default_rng(0)
     types, modalities = np.tile(list("ABC"), 80), np.repeat(["rna", "adt"], 120)
     noise = rng.normal(0, 0.05, (240, 6))
@@ -263,8 +263,8 @@ def test_integration_ranks_embeddings_by_what_they_are(scripts):
     good, split, nothing = (scores(x, types, modalities, seed=0) for x in (by_type, by_modality, noise))
     every = [item for found in (good, split, nothing) for item in found.items()]
     outside = [(key, value) for key, value in every if not -0.05 <= value <= 1.05]
-    assert not outside, "chance lies at 0, so that noise falls a little below"
+    assert not outside, "chance is at 0, so noise falls a little below"
     alone = scores(noise[:20], np.tile(np.arange(10), 2), np.repeat(["rna", "adt"], 10), seed=0)
-    assert np.isnan(alone[("mixing", "silhouette_modality")]), "each type is of one cell"
+    assert np.isnan(alone[("mixing", "silhouette_modality")]), "each type has one cell"
     assert good[("bio", "nmi")] > 0.95 > 0.2 > nothing[("bio", "nmi")]
     assert good[("mixing", "ilisi")] > 0.8 > 0.2 > split[("mixing", "ilisi")]

@@ -1,4 +1,4 @@
-"""A wheel and an sdist hold the library and nothing else, and the library works from there."""
+"""The wheel and the sdist contain only the library, and it works when installed from them."""
 
 import re
 import shutil
@@ -35,7 +35,7 @@ def sdist(project, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def wheel(sdist, tmp_path_factory):
-    """A wheel that is built from the sdist."""
+    """A wheel built from the sdist."""
     folder = tmp_path_factory.mktemp("unpacked")
     with tarfile.open(sdist) as archive:
         archive.extractall(folder, filter="data")
@@ -48,12 +48,12 @@ def modules(project):
     return {f"clue/{path.name}" for path in (project / "clue").glob("*.py")} | {"clue/py.typed"}
 
 
-def test_a_wheel_holds_the_library_alone(wheel, modules):
+def test_wheel_contains_only_the_library(wheel, modules):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name for name in names if ".dist-info/" not in name} == modules
 
 
-def test_an_sdist_holds_what_a_wheel_is_built_from(sdist, modules):
+def test_sdist_contains_what_a_wheel_is_built_from(sdist, modules):
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
     made = {"PKG-INFO", "setup.cfg"}
@@ -61,7 +61,7 @@ def test_an_sdist_holds_what_a_wheel_is_built_from(sdist, modules):
 
 
 def in_an_empty_folder(wheel, tmp_path, code: str) -> str:
-    """Run code with the library of the wheel; return what it printed."""
+    """Run code with the library from the wheel; return what it printed."""
     code = f"import sys; sys.path.insert(0, {wheel!r})\n{code}"
     ran = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
@@ -69,7 +69,7 @@ def in_an_empty_folder(wheel, tmp_path, code: str) -> str:
     return ran.stdout
 
 
-def test_the_library_needs_nothing_of_the_benchmark(wheel, tmp_path):
+def test_library_needs_nothing_of_the_benchmark(wheel, tmp_path):
     code = "import pkgutil, importlib, clue\n"
     code += "names = [m.name for m in pkgutil.iter_modules(clue.__path__, 'clue.')]\n"
     code += "[importlib.import_module(name) for name in names]\n"
@@ -78,16 +78,16 @@ def test_the_library_needs_nothing_of_the_benchmark(wheel, tmp_path):
     assert int(n) > 10 and loaded == ["False", "False"]
 
 
-def test_importing_the_library_takes_no_second_and_no_torch(wheel, tmp_path):
+def test_importing_the_library_is_fast_and_needs_no_torch(wheel, tmp_path):
     seconds = []
-    for _ in range(3):  # the machine does other things too
+    for _ in range(3):  # the machine may be busy
         begin = time.monotonic()
         assert in_an_empty_folder(wheel, tmp_path, "import clue; print('torch' in sys.modules)").strip() == "False"
         seconds.append(time.monotonic() - begin)
     assert min(seconds) < 1
 
 
-def test_the_version_is_that_of_the_changelog_and_the_citation(project, wheel):
+def test_version_is_that_of_the_changelog_and_the_citation(project, wheel):
     import clue
 
     latest = re.search(r"^## (\S+)", (project / "CHANGELOG.md").read_text(), re.MULTILINE)[1]

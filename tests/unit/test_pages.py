@@ -1,4 +1,4 @@
-"""The documents are true where a machine can tell: links lead somewhere, code runs, commands and files exist."""
+"""What a machine can check in the documents: links work, code runs, commands and files exist."""
 
 import doctest
 import importlib.util
@@ -17,7 +17,7 @@ import yaml
 
 LONGEST_README = 120
 FOLDERS = "benchmarks clue config docs envs profiles rules scripts tests tools".split()
-MADE_UP = ("my_method", "my_data", "pls", "SHA256SUMS", ".sif")  # what a reader is to write, and what commands write
+MADE_UP = ("my_method", "my_data", "pls", "SHA256SUMS", ".sif")  # files that a reader or a command makes
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +28,12 @@ def pages(project) -> dict[Path, str]:
 
 
 def code(text: str, language: str) -> list[str]:
-    """Return the blocks of code of a language."""
+    """Return the code blocks of a language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def without_code(text: str) -> str:
-    """Return a document without its blocks of code, whose brackets and signs are no links and headings."""
+    """Return a document without its code blocks, whose brackets and number signs are not links and headings."""
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -41,12 +41,12 @@ def without_code(text: str) -> str:
 
 
 def anchors(text: str) -> set[str]:
-    """Return the names of the headings of a document, as Markdown programs make them."""
+    """Return the anchors of a document's headings, as Markdown programs name them."""
     headings = re.findall(r"^#+ +(.*)$", without_code(text), re.MULTILINE)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower()) for heading in headings}
 
 
-def test_links_between_documents_lead_somewhere(pages):
+def test_links_between_documents_work(pages):
     n_links = 0
     for path, text in pages.items():
         for target in re.findall(r"\]\(([^)\s]+)\)", without_code(text)):
@@ -62,7 +62,7 @@ def test_links_between_documents_lead_somewhere(pages):
 
 
 class Page(HTMLParser):
-    """What a page of the site names and refers to."""
+    """The identifiers, links and resources of a page of the site."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -70,7 +70,7 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note the identifier, what is linked, and what a browser loads by itself."""
+        """Record the identifier, what is linked, and what a browser loads by itself."""
         attributes = dict(attrs)
         self.names.update(filter(None, (attributes.get("id"), attributes.get("name"))))
         self.links += [attributes[key] for key in ("href", "src") if attributes.get(key)]
@@ -91,11 +91,11 @@ def site(project, tmp_path_factory) -> dict[Path, Page]:
     environment = os.environ | {"PYTHONPATH": str(project), "NO_MKDOCS_2_WARNING": "1"}
     ran = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
-    # 404.html is for servers: its links begin at their root.
+    # 404.html is for servers: its links start from their root.
     return {path: Page(path.read_text()) for path in folder.rglob("*.html") if path.name != "404.html"}
 
 
-def test_the_site_has_no_dead_link_and_loads_nothing_from_elsewhere(site):
+def test_site_has_no_dead_links_and_loads_nothing_from_elsewhere(site):
     assert len(site) > 10
     for path, page in site.items():
         for target in page.links:
@@ -111,7 +111,7 @@ def test_the_site_has_no_dead_link_and_loads_nothing_from_elsewhere(site):
 
 
 @pytest.mark.slow
-def test_the_site_can_be_searched_from_disk(site, browser):
+def test_site_can_be_searched_from_disk(site, browser):
     from selenium.webdriver.support.ui import WebDriverWait
 
     (front,) = (path for path in site if path.name == "index.html" and path.parent.name != "results")
@@ -124,7 +124,7 @@ def test_the_site_can_be_searched_from_disk(site, browser):
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
-def test_the_api_page_has_what_the_library_offers(site):
+def test_api_page_covers_the_library(site):
     import clue
 
     (api,) = (page for path, page in site.items() if path.name == "api.html")
@@ -133,17 +133,17 @@ def test_the_api_page_has_what_the_library_offers(site):
         assert any(shown.startswith(f"clue.{homes.get(name, name)}") for shown in api.names), name
     (text,) = (path.read_text() for path in site if path.name == "api.html")
     row = text.partition("<code>decoder</code>")[2].partition("</tr>")[0]
-    assert "(1, 128)" in re.sub("<[^>]*>", "", row)  # its own default; it shares a line of the docstring with encoder
+    assert "(1, 128)" in re.sub("<[^>]*>", "", row)  # its own default; its line of the docstring is also encoder's
 
 
 # ---- the README ----------------------------------------------------------------------------------
 
 
-def test_the_readme_is_short(pages, project):
+def test_readme_is_short(pages, project):
     assert len(pages[project / "README.md"].splitlines()) <= LONGEST_README
 
 
-def test_the_library_of_the_readme_runs(pages, project, capsys):
+def test_library_example_in_the_readme_runs(pages, project, capsys):
     block = next(block for block in code(pages[project / "README.md"], "python") if "import clue" in block)
     quick = re.sub(r"max_steps=\d+", "max_steps=3, progress=False", block)
     assert quick != block
@@ -156,7 +156,7 @@ def test_the_library_of_the_readme_runs(pages, project, capsys):
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/extend.md"])
-def test_the_method_of_the_documents_embeds(pages, project, tiny_mdata, page):
+def test_example_method_in_the_documents_embeds(pages, project, tiny_mdata, page):
     text = pages[project / page]
     block = next(block for block in code(text, "python") if "run_method" in block)
     spec = next(yaml.safe_load(block) for block in code(text, "yaml") if "my_method.py" in block)
@@ -166,23 +166,23 @@ def test_the_method_of_the_documents_embeds(pages, project, tiny_mdata, page):
     for adata in tiny_mdata.mod.values():
         adata.X[-1] = adata.X[0]
     embedding = names["embed"](types.SimpleNamespace(test=tiny_mdata.mod), spec["params"], seed=0)
-    assert all(np.allclose(array[-1], array[0]) for array in embedding.values())  # as `make check-method` demands
+    assert all(np.allclose(array[-1], array[0]) for array in embedding.values())  # as `make check-method` requires
     assert {name: np.shape(array) for name, array in embedding.items()} == {"rna": (60, 20), "adt": (60, 20)}
 
 
 # ---- what pages say ------------------------------------------------------------------------------
 
 
-def test_the_worked_example_of_the_metrics_is_right(pages, project):
+def test_worked_example_of_the_metrics_is_right(pages, project):
     page = project / "docs" / "benchmark.md"
     example = doctest.DocTestParser().get_doctest(pages[page], {}, page.name, str(page), 0)
     assert len(example.examples) >= 5
-    said = []
-    failed, _ = doctest.DocTestRunner().run(example, out=said.append)
-    assert not failed, "".join(said)
+    output = []
+    failed, _ = doctest.DocTestRunner().run(example, out=output.append)
+    assert not failed, "".join(output)
 
 
-def test_commands_and_files_of_the_documents_exist(pages, project):
+def test_commands_and_files_in_the_documents_exist(pages, project):
     targets = set(re.findall(r"^([\w-]+):", (project / "Makefile").read_text(), re.MULTILINE))
     for path, text in pages.items():
         for name in re.findall(r"(?:^|`)make ([a-z][\w-]*)(?=[ `\n])", text, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""Prediction across modalities: targets and their scale, what a method returns, and how it is scored."""
+"""Prediction across modalities: targets and their scale, what methods return, and how it is scored."""
 
 import json
 
@@ -56,19 +56,19 @@ def test_proteins_are_centred_log_ratios_across_training_cells():
     by_muon = muon.prot.pp.clr(ad.AnnData(cells.X.tocsc()), inplace=False).X.toarray()
     targets.choose(cells, "adt")
     found = targets.targets_of({"adt": cells})["adt"]
-    assert list(found.names) == ["a", "b"], "what never varies is no target"
+    assert list(found.names) == ["a", "b"], "constant features are no targets"
     np.testing.assert_allclose(found.values(cells).toarray(), by_muon[:, :2], rtol=1e-5)
     np.testing.assert_allclose(found.of_expected(cells.X.toarray()[:, :2], 1), by_muon[:, :2], rtol=1e-5)
 
 
-def test_the_most_variable_features_are_chosen_in_their_order(monkeypatch):
+def test_most_variable_features_are_chosen_in_file_order(monkeypatch):
     monkeypatch.setattr(targets, "MOST", 2)
     cells = counts([[9, 1, 0, 4], [0, 1, 9, 5], [9, 1, 0, 4]], "abcd")
     targets.choose(cells, "atac")
     assert list(targets.targets_of({"atac": cells})["atac"].names) == ["a", "c"]
 
 
-def test_targets_are_chosen_by_training_cells_and_the_solution_has_their_values(simulated, task):
+def test_targets_are_chosen_on_training_cells_and_kept_in_the_solution(simulated, task):
     other = simulated.copy()
     held_out = other["rna"].obs_names.isin(task.solution.obs_names)
     for adata in other.mod.values():
@@ -103,7 +103,7 @@ def means(task):
     return {f"{a}2{b}": np.tile(training_mean(task, b), (task.test[a].n_obs, 1)) for a, b in task.directions}
 
 
-def test_predictions_are_written_where_they_are_declared(tmp_path, task):
+def test_declared_predictions_are_written(tmp_path, task):
     path = tmp_path / "predictions.npz"
     run(tmp_path, task, lambda task, params, seed: (ones(task), means(task)), "--predictions", path)
     found = contracts.read_predictions(path)
@@ -115,7 +115,7 @@ def test_predictions_are_written_where_they_are_declared(tmp_path, task):
     assert {f"predict_{metric}" for metric in METRICS} < set(scores["metric"])
 
 
-def test_predictions_that_are_not_declared_are_not_kept(tmp_path, task, capsys):
+def test_undeclared_predictions_are_not_kept(tmp_path, task, capsys):
     run(tmp_path, task, lambda task, params, seed: (ones(task), means(task)))
     assert (tmp_path / "embedding.h5ad").exists() and not (tmp_path / "predictions.npz").exists()
     assert "predicts: true" in capsys.readouterr().out
@@ -140,13 +140,13 @@ def test_wrong_predictions_are_one_line(tmp_path, task, change, message):
     assert message in json.loads((tmp_path / "failure.json").read_text())["error"]
 
 
-def test_a_straight_line_brings_expectations_to_scale():
+def test_scale_is_a_straight_line_per_feature():
     expected = np.array([[0.0, 1.0, 3.0], [1.0, 2.0, 3.0], [2.0, 3.0, 3.0]])
     scale = Scale(expected, np.array([[1.0, 3.0, 7.0], [3.0, 2.0, 8.0], [5.0, 1.0, 9.0]]))
     np.testing.assert_allclose(scale(np.array([[3.0, 9.0, 4.0]])), [[7.0, 2.0, 8.0]])
 
 
-def test_without_paired_cells_the_means_are_brought_together(simulated):
+def test_without_paired_cells_the_means_are_matched(simulated):
     parts = make_task(simulated, "tiny", "s", SPLIT)
     apart = md.MuData({"rna": parts.train["rna"][:40].copy(), "adt": parts.train["adt"][40:].copy()})
     given = Task(apart, parts.tests, "cpu", 1, None)
@@ -164,7 +164,7 @@ def test_without_paired_cells_the_means_are_brought_together(simulated):
     )
 
 
-def test_cells_to_learn_the_scale_from_are_paired_training_cells(simulated):
+def test_scale_is_learnt_from_paired_training_cells(simulated):
     partly = make_task(simulated, "tiny", "s", SPLIT | {"paired_fraction": 0.5})
     given = Task(partly.train, partly.tests, "cpu", 1, None)
     names = paired_names(given, "rna", "adt", seed=0, at_most=20)
@@ -174,7 +174,7 @@ def test_cells_to_learn_the_scale_from_are_paired_training_cells(simulated):
 # ---- scores --------------------------------------------------------------------------------------
 
 
-def test_scores_are_those_of_scipy():
+def test_scores_agree_with_scipy():
     rng = np.random.default_rng(0)
     x, y = rng.poisson(1, (2, 20, 9)).astype(np.float32)
     x[3] = 2.0
@@ -194,7 +194,7 @@ def value(table, metric, direction):
     return table.set_index(["metric", "direction"])["value"][metric, direction]
 
 
-def test_a_prediction_is_scored_against_the_cell_it_is_of(task):
+def test_prediction_is_scored_against_its_own_cell(task):
     solution = task.solution
     embedding = embedding_of(solution, dict.fromkeys(("rna", "adt"), np.eye(30)), dataset="tiny", metric="euclidean")
     right = {}
@@ -210,8 +210,8 @@ def test_a_prediction_is_scored_against_the_cell_it_is_of(task):
         score(embedding, solution, predictions={"rna2adt": right["rna2adt"]})
 
 
-def test_neighbours_predict_without_the_partner(task, monkeypatch):
-    """Cells on a line, modality beside modality: the two nearest others of a cell are those before and after it."""
+def test_neighbour_prediction_excludes_the_partner(task, monkeypatch):
+    """Cells on a line, the same in both modalities: a cell's two nearest others are those before and after it."""
     monkeypatch.setattr("clue.benchmark.scores.scoring.NEIGHBOURS", 2)
     solution, line = task.solution, np.arange(30.0)[:, None]
     embedding = embedding_of(solution, {"rna": line, "adt": line}, dataset="tiny", metric="euclidean")
@@ -234,7 +234,7 @@ def rows(method, kind, shift):
     return table.assign(metric=table["metric"].map(names))
 
 
-def test_the_table_has_predictions_beside_published_ones(draw, project):
+def test_table_has_predictions_beside_published_ones(draw, project):
     parts = [rows("clue", "predict", 0.1), rows("clue", "neighbours", 0), rows("random", "predict", -0.2)]
     other = metrics(("bmmc_cite", "site4", "cca", "default", 0, 0.1, 0.2))
     published = project / "config" / "reference" / "predict_modality.tsv"
@@ -247,7 +247,7 @@ def test_the_table_has_predictions_beside_published_ones(draw, project):
     assert best["pearson"].tolist() == ["0.7518"] and set(table["dataset"]) == {"bmmc_cite"}
 
 
-def test_a_run_without_predictions_is_a_picture_that_says_so(scripts, display):
+def test_picture_of_a_run_without_predictions_says_so(scripts, display):
     module = scripts("figures/prediction.py")
     found = module.long_table(metrics(("a", "s", "cca", "default", 0, 0.1, 0.2)))
     assert found.empty

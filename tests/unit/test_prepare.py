@@ -1,4 +1,4 @@
-"""Preparation: raw files of each kind become one checked file of raw counts."""
+"""Preparation: raw files of every kind become one checked file of raw counts."""
 
 import anndata as ad
 import numpy as np
@@ -17,7 +17,7 @@ STARTER = "openproblems_bmmc_cite_starter"
 
 
 def prepare(name, spec, folder):
-    """Prepare files that lie in the folder, as they are after a download."""
+    """Prepare files in the folder, as after a download."""
     download(name, spec, folder, root=folder)
     return prepare_downloaded(name, spec, folder)
 
@@ -81,7 +81,7 @@ class TestH5ad:
         assert dense(mdata.mod["rna"]).tolist() == [[1, 2], [0, 3], [4, 0], [0, 1]]
         assert dense(mdata.mod["adt"]).tolist() == [[5, 7], [6, 7], [7, 7], [0, 7]]
 
-    def test_annotations_are_ours_and_nothing_else_is_kept(self, prepare_h5ad):
+    def test_only_our_annotations_are_kept(self, prepare_h5ad):
         mdata = prepare_h5ad()
         for adata in mdata.mod.values():
             assert list(adata.obs.columns) == ["batch", "cell_type", "donor"]
@@ -105,12 +105,12 @@ class TestH5ad:
         ],
     )
     @pytest.mark.filterwarnings("ignore:Observation names are not unique")
-    def test_what_is_wrong_is_named(self, h5ad, h5ad_spec, prepare_h5ad, change, message):
+    def test_errors_name_what_is_wrong(self, h5ad, h5ad_spec, prepare_h5ad, change, message):
         change(h5ad, h5ad_spec)
         with pytest.raises((PrepareError, ContractError), match=message):
             prepare_h5ad()
 
-    def test_the_donor_may_stand_in_the_name_of_the_batch(self, h5ad, h5ad_spec, prepare_h5ad):
+    def test_donor_may_be_part_of_the_batch_name(self, h5ad, h5ad_spec, prepare_h5ad):
         h5ad.obs["Batch"] = ["s1d1", "s1d12", "s2d1", "s2d12"]
         h5ad_spec["donor_in_batch"] = r"d\d+$"
         for adata in prepare_h5ad().mod.values():
@@ -134,8 +134,8 @@ def save_arrays(folder, rna, atac):
     np.save(folder / "b.npy", np.array(atac, dtype=np.float64))
 
 
-def test_arrays_get_names_and_joint_duplicates_go(npy_spec, tmp_path, capsys):
-    # Cells 1 and 3 are equal in both arrays; cells 1 and 4 in the first alone. Gene 2 is zero everywhere.
+def test_arrays_get_names_and_joint_duplicates_are_removed(npy_spec, tmp_path, capsys):
+    # Cells 1 and 3 are equal in both arrays, cells 1 and 4 only in the first. Gene 2 is zero everywhere.
     save_arrays(tmp_path, [[1, 0, 2], [3, 0, 0], [1, 0, 2], [1, 0, 2]], [[1, 1], [0, 2], [1, 1], [0, 5]])
     mdata = prepare("tiny", npy_spec, tmp_path)
     assert list(mdata.mod["rna"].obs_names) == ["cell_0001", "cell_0002", "cell_0004"]
@@ -146,7 +146,7 @@ def test_arrays_get_names_and_joint_duplicates_go(npy_spec, tmp_path, capsys):
     assert "1 of 4 cells repeat" in capsys.readouterr().out
 
 
-def test_arrays_of_unequal_length_or_shape_or_truncated_are_refused(npy_spec, tmp_path):
+def test_arrays_of_wrong_length_or_shape_or_truncated_are_refused(npy_spec, tmp_path):
     save_arrays(tmp_path, [[1], [2]], [[1]])
     with pytest.raises(PrepareError, match="unequal numbers of cells"):
         prepare("tiny", npy_spec, tmp_path)
@@ -166,7 +166,7 @@ def test_arrays_of_unequal_length_or_shape_or_truncated_are_refused(npy_spec, tm
 
 @pytest.fixture
 def npz_spec(tmp_path):
-    """Two matrices of three cells, with their features and the table of cells; peak 2 is 0 in all cells."""
+    """Two matrices of three cells, with their features and the cell table; peak 2 is 0 in all cells."""
     sp.save_npz(tmp_path / "g.npz", sp.csr_matrix(np.array([[1, 0, 2], [0, 3, 0]])))
     sp.save_npz(tmp_path / "r.npz", sp.csc_matrix(np.array([[0, 1, 1], [0, 0, 0], [4, 0, 1]])))
     (tmp_path / "genes.txt").write_text("Actb\nGapdh\n")
@@ -186,7 +186,7 @@ def npz_spec(tmp_path):
     }
 
 
-def test_sparse_matrices_are_turned_and_named(npz_spec, tmp_path):
+def test_sparse_matrices_are_transposed_and_named(npz_spec, tmp_path):
     mdata = prepare("tiny", npz_spec, tmp_path)
     rna, atac = mdata.mod["rna"], mdata.mod["atac"]
     assert dense(rna).tolist() == [[1, 0], [0, 3], [2, 0]] and list(rna.var_names) == ["Actb", "Gapdh"]
@@ -195,7 +195,7 @@ def test_sparse_matrices_are_turned_and_named(npz_spec, tmp_path):
     assert list(rna.obs["cell_type"]) == ["Ast", "Mic", "Ast"]
 
 
-def test_faults_of_sparse_matrices_are_one_line(npz_spec, tmp_path):
+def test_faults_in_sparse_matrices_are_one_line(npz_spec, tmp_path):
     (tmp_path / "genes.txt").write_text("Actb\n")
     with pytest.raises(PrepareError, match="g.npz: is 2 × 3, but genes.txt names 1 features and cells.csv 3 cells"):
         prepare("tiny", npz_spec, tmp_path)

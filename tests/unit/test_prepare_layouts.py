@@ -37,7 +37,7 @@ def cells():
 
 
 def spec_of(project, name, source, cells):
-    """Return a data set of the project with one of its sources, local files, and the numbers of simulated cells."""
+    """Return a data set of the project with one of its sources, local files and the numbers of simulated cells."""
     spec = load("datasets", name, project)
     [chosen] = [entry for entry in spec.pop("sources") if entry["name"] == source]
     spec["prepare"] = chosen["prepare"]
@@ -59,24 +59,24 @@ def written(project, cells, tmp_path):
 
 
 def prepare(name, spec, folder):
-    """Prepare files that lie in the folder, as they are after a download."""
+    """Prepare files in the folder, as after a download."""
     download(name, spec, folder, root=folder)
     return prepare_downloaded(name, spec, folder)
 
 
 def fault(name, spec, folder):
-    """Return the message of a preparation that fails; it is one line."""
+    """Return the one-line message of a failing preparation."""
     with pytest.raises(BenchmarkError) as raised:
         prepare(name, spec, folder)
     assert "\n" not in str(raised.value)
     return str(raised.value)
 
 
-# ---- what is right -------------------------------------------------------------------------------
+# ---- valid files ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "source"), LAYOUTS)
-def test_every_layout_gives_the_counts_that_were_written(written, cells, name, source):
+def test_every_layout_gives_the_counts_written(written, cells, name, source):
     spec, folder = written(name, source)
     mdata = prepare(name, spec, folder)
     check_dataset(mdata, name)
@@ -85,7 +85,7 @@ def test_every_layout_gives_the_counts_that_were_written(written, cells, name, s
     assert set(mdata.obs_names) == names and list(mdata.mod) == spec["modalities"]
     for modality, adata in mdata.mod.items():
         simulated = cells[name][modality][adata.obs_names]
-        # A protein that has the name of a gene got a prefix; a feature that is zero everywhere went.
+        # A protein with the name of a gene got a prefix; features that are zero everywhere were removed.
         columns = np.flatnonzero(simulated.X.getnnz(axis=0))
         assert abs(simulated.X[:, columns] - adata.X).max() == 0
         for column in ("batch", "cell_type"):
@@ -94,7 +94,7 @@ def test_every_layout_gives_the_counts_that_were_written(written, cells, name, s
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_the_splits_of_the_paper_are_those_of_the_written_cells(project, cells, name):
+def test_splits_of_the_paper_are_those_of_the_written_cells(project, cells, name):
     kept = (cells[name]["rna"].obs["part"].isin(["train", "test", "labelled"])).to_numpy()
     modalities = {}
     for modality, adata in cells[name].items():
@@ -104,7 +104,7 @@ def test_the_splits_of_the_paper_are_those_of_the_written_cells(project, cells, 
     batches = mdata.mod["rna"].obs["batch"]
     for split, settings in load("datasets", name, project)["splits"].items():
         if split.startswith("scmmib"):
-            continue  # some name more cells than are simulated here
+            continue  # some need more cells than are simulated here
         task = make_task(mdata, name, split, settings)
         train, test = task.train.mod["rna"].obs["batch"], task.solution.obs["batch"]
         assert len(train) + len(test) == len(batches)
@@ -146,7 +146,7 @@ def test_both_layouts_of_the_competition_are_one_data_set(written, project, cell
     assert set(obs.loc[obs["batch"].isin(["s1d1", "s4d1"]), "donor"]) == {"d1"} and obs["donor"].nunique() > 4
 
 
-def test_without_labels_the_competition_has_none_and_they_are_derived(written, capsys):
+def test_missing_labels_of_the_competition_are_derived(written, capsys):
     spec, folder = written("bmmc_cite", "bucket")
     del spec["prepare"]["labels"]
     mdata = prepare("bmmc_cite", spec, folder)
@@ -175,7 +175,7 @@ def test_without_labels_the_competition_has_none_and_they_are_derived(written, c
         (lambda e, s: e["splits"].update(site5={}), "expect.splits: no split 'site5'; splits: site4"),
     ],
 )
-def test_numbers_that_differ_are_both_named(written, change, message):
+def test_expected_and_actual_numbers_are_both_named(written, change, message):
     spec, folder = written("bmmc_cite", "geo")
     split = spec["expect"]["splits"]["site4"]
     cell_type, n_of_type = next(iter(split["test_cell_types"].items()))
@@ -184,7 +184,7 @@ def test_numbers_that_differ_are_both_named(written, change, message):
     assert message.format(**numbers, cell_type=cell_type, n_of_type=n_of_type) in fault("bmmc_cite", spec, folder)
 
 
-# ---- faults of the competition's and GEO's files -------------------------------------------------
+# ---- faults in the competition's and GEO's files -------------------------------------------------
 
 
 def rewrite(path, change):
@@ -222,14 +222,14 @@ COMPLETE = "openproblems_bmmc_cite_complete.h5ad"
         (COMPLETE, lambda a: a[[*range(a.n_obs), 0]].copy(), "occurs more than once"),
     ],
 )
-def test_faults_of_the_bucket(written, file, change, message):
+def test_faults_in_the_bucket(written, file, change, message):
     spec, folder = written("bmmc_cite", "bucket")
     rewrite(folder / file, change)
     line = fault("bmmc_cite", spec, folder)
     assert message in line and ("differ between" in line or folder.name in line)
 
 
-def test_a_file_of_the_bucket_that_the_yaml_does_not_name(written):
+def test_file_in_the_bucket_that_the_yaml_does_not_name(written):
     spec, folder = written("bmmc_cite", "bucket")
     spec["source"]["files"].remove(TRAIN_SOL)
     assert "source.files names 0 files that end in 'train_sol.h5ad'" in fault("bmmc_cite", spec, folder)
@@ -254,7 +254,7 @@ def write_lines(path, lines):
         file.write("\n".join(lines) + "\n")
 
 
-def test_libraries_are_repaired_and_mixed_cells_go(written, cells, capsys):
+def test_libraries_are_repaired_and_mixed_cells_removed(written, cells, capsys):
     spec, folder = written("share_skin", "geo")
     table = pd.read_table(folder / CELL_TYPES)
     assert set(table["atac.bc"].str[-2:]) == {"04", "05", "06", "07", "08"}
@@ -276,7 +276,7 @@ def test_misspelt_cell_types_are_fixed(written):
     assert any("Dermal Fibroblast" in name for name in types) and "Dermal Fibrobalst" not in types
 
 
-def test_a_cell_of_the_table_that_an_assay_lacks_is_dropped_and_missed_by_expect(written, capsys):
+def test_cell_that_an_assay_lacks_is_dropped_and_missed_by_expect(written, capsys):
     spec, folder = written("share_skin", "geo")
     n_cells = spec["expect"]["n_cells"]
     first = next(line for line in lines_of(folder / CELL_TYPES)[1:] if not line.endswith("Mix"))
@@ -314,7 +314,7 @@ def test_a_cell_of_the_table_that_an_assay_lacks_is_dropped_and_missed_by_expect
         (RNA, lambda rows: [rows[0] + "\t" + rows[0].split("\t")[1], *rows[1:]], "counts for"),
     ],
 )
-def test_faults_of_share_seq(written, file, change, message):
+def test_faults_in_share_seq(written, file, change, message):
     spec, folder = written("share_skin", "geo")
     write_lines(folder / file, change(lines_of(folder / file)))
     assert message in fault("share_skin", spec, folder)
@@ -327,7 +327,7 @@ def test_faults_of_share_seq(written, file, change, message):
         *(("share_skin", file, 0.5) for file in (RNA, ATAC, BARCODES, CELL_TYPES, "*.peaks.bed.gz")),
     ],
 )
-def test_a_truncated_file_is_one_line_and_leaves_nothing(written, name, file, keep):
+def test_truncated_file_is_one_line_and_leaves_nothing(written, name, file, keep):
     spec, folder = written(name, "geo")
     [path] = folder.glob(file)
     cut(path, keep)
@@ -335,7 +335,7 @@ def test_a_truncated_file_is_one_line_and_leaves_nothing(written, name, file, ke
     assert {entry.name for entry in folder.iterdir()} <= {*spec["source"]["files"], "source.json", ".lock"}
 
 
-def test_glue_rows_that_are_not_the_same_cell_are_refused(written):
+def test_glue_rows_of_different_cells_are_refused(written):
     spec, folder = written("share_skin", "glue")
     rewrite(folder / "Ma-2020-ATAC.h5ad", lambda a: a[[1, 0, *range(2, a.n_obs)]].copy())
     assert "Ma-2020-ATAC.h5ad: cell 0 is 'R1." in fault("share_skin", spec, folder)
@@ -343,7 +343,7 @@ def test_glue_rows_that_are_not_the_same_cell_are_refused(written):
     assert "cells, but" in fault("share_skin", spec, folder)
 
 
-def test_memory_of_dense_text_is_that_of_its_non_zero_counts(tmp_path):
+def test_memory_of_dense_text_depends_on_its_non_zero_counts(tmp_path):
     n_genes, n_cells, path = 400, 20_000, tmp_path / "counts.txt.gz"
     counts = sp.random(n_genes, n_cells, density=0.02, format="csr", random_state=0)
     counts.data = np.arange(len(counts.data)) % 9 + 1.0
@@ -359,7 +359,7 @@ def test_memory_of_dense_text_is_that_of_its_non_zero_counts(tmp_path):
     tracemalloc.stop()
     assert abs(adata.X - counts.T).max() == 0
     sparse, text_of_all_genes = counts.nnz * 8, 2 * n_genes * n_cells
-    # Three copies of the counts (by gene, joined, transposed), the names, and a few arrays as long as one line.
+    # Three copies of the counts (by gene, joined, transposed), the names, and a few arrays of the length of a line.
     assert peak < 3 * sparse + 300 * n_cells + 2**20 < text_of_all_genes
 
 
@@ -392,9 +392,9 @@ class TestOwn:
         mdata = prepare("mine", spec, tmp_path)
         assert mdata.n_obs == 58 and "rna: 2 of 60 cells lack another modality" in capsys.readouterr().out
         for modality, adata in mdata.mod.items():
-            there = simulated.mod[modality][adata.obs_names, adata.var_names]
-            assert abs(there.X - adata.X).max() == 0
-            assert list(adata.obs["batch"]) == list(there.obs["batch"]) and set(adata.obs["cell_type"]) == {"T cell"}
+            original = simulated.mod[modality][adata.obs_names, adata.var_names]
+            assert abs(original.X - adata.X).max() == 0
+            assert list(adata.obs["batch"]) == list(original.obs["batch"]) and set(adata.obs["cell_type"]) == {"T cell"}
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -408,8 +408,8 @@ class TestOwn:
         change(spec)
         assert message in fault("mine", spec, tmp_path)
 
-    def test_three_lines_of_the_documents(self, own, project, workplace, add_dataset):
-        """What docs/extend.md says to write, with the folder alone replaced."""
+    def test_three_lines_from_the_documents(self, own, project, workplace, add_dataset):
+        """What docs/extend.md says to write, with only the folder replaced."""
         chapter = (project / "docs" / "extend.md").read_text().partition("## Add a data set")[2]
         yaml_block = chapter.partition("```yaml\n")[2].partition("```")[0]
         assert len(yaml_block.strip().splitlines()) == 3

@@ -1,4 +1,4 @@
-"""Encoder inputs: sparse routes equal the dense formulas, files are read in blocks, memory is bounded."""
+"""Encoder inputs: sparse computations equal the dense formulas, files are read in blocks, memory is bounded."""
 
 import tracemalloc
 import warnings
@@ -32,7 +32,7 @@ def same_scores(found, expected, tolerance=1e-3):
 def test_expression_equals_the_dense_formula(data, monkeypatch):
     monkeypatch.setattr(sparse, "BLOCK", 64)
     counts = data["rna"].X.toarray()
-    # a gene so rare that its counts are clipped
+    # a gene rare enough for its counts to be clipped
     counts[:, 7] = 0
     counts[4, 7] = 50
     adata = ad.AnnData(sp.csr_matrix(counts), obs=data["rna"].obs, var=data["rna"].var[[]])
@@ -46,8 +46,8 @@ def test_expression_equals_the_dense_formula(data, monkeypatch):
     same_scores(found, u * s)
 
 
-def test_genes_that_are_not_selected_have_no_part(data, monkeypatch):
-    """Whether they stay in the matrix as zeros or not."""
+def test_genes_that_are_not_selected_have_no_effect(data, monkeypatch):
+    """Whether or not they stay in the matrix as zeros."""
     adata = data["rna"]
     before = adata.X.copy()
     found = []
@@ -74,7 +74,7 @@ def test_peaks_equal_the_dense_formula(data, monkeypatch):
     same_scores(found, scores / np.sqrt(np.square(scores).mean(axis=1, keepdims=True)))
 
 
-def test_peaks_of_few_kinds_of_cells_have_no_scores_made_of_rounding():
+def test_peaks_of_few_distinct_cells_have_no_scores_from_rounding():
     kinds = np.random.default_rng(0).poisson(1.5, (4, 30))
     cells = np.random.default_rng(1).integers(0, 4, 40)
     adata = ad.AnnData(sp.csr_matrix(kinds[cells].astype(np.float32)))
@@ -86,13 +86,13 @@ def test_peaks_of_few_kinds_of_cells_have_no_scores_made_of_rounding():
 @pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
 def test_counts_are_not_changed(data, modality, n_features):
     adata = data[modality].copy()
-    assert adata.X.dtype == np.float32, "what is prepared in place"
+    assert adata.X.dtype == np.float32, "the type that could be changed in place"
     preprocessor(modality, 8, n_features).fit(adata).transform(adata)
     assert (adata.X != data[modality].X).nnz == 0
 
 
 @pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
-def test_a_backed_file_gives_the_same(data, modality, tmp_path, monkeypatch):
+def test_backed_file_gives_the_same(data, modality, tmp_path, monkeypatch):
     adata = data[modality].copy()
     prepared = preprocessor(modality, 8).fit(adata)
     shuffled = adata[:, ::-1].copy()
@@ -127,7 +127,7 @@ def test_embed_streams_a_file_without_loading_it(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("modality", ["rna", "atac"])
 def test_fitting_needs_no_dense_matrix(modality, monkeypatch):
-    # with so few cells even the matrix of products would be larger than they are
+    # with so few cells even the matrix of products would be larger than the counts
     monkeypatch.setattr(decomposition, "SMALL", 0)
     # 2 % non-zeros: the dense matrix is 25 times the sparse one
     counts = sp.random(4000, 2000, 0.02, format="csr", dtype=np.float32, random_state=0)
@@ -146,7 +146,7 @@ def test_fitting_needs_no_dense_matrix(modality, monkeypatch):
 
 
 def stored_twice(counts):
-    """The same matrix with each count of 2 or more in two entries, each row backwards."""
+    """The same matrix with counts of 2 or more split into two entries, and rows in reverse order."""
     parts = np.stack([np.minimum(counts.data, 1), np.maximum(counts.data - 1, 0)], axis=1).ravel()[::-1]
     row = np.repeat(np.arange(counts.shape[0]), 2 * np.diff(counts.indptr))[::-1]
     order = np.argsort(row, kind="stable")
@@ -182,7 +182,7 @@ def test_counts_are_the_same_in_any_form(data, modality, form):
             assert np.array_equal(getattr(given, part), getattr(kept, part)), "the user's matrix is changed"
 
 
-def test_what_are_not_counts_is_refused(data):
+def test_values_that_are_not_counts_are_refused(data):
     prepared = preprocessor("adt", 8).fit(data["adt"])
     for value, named in ((0.5, "0.5"), (-3, "-3"), (np.nan, "nan"), (np.inf, "inf")):
         wrong = data["adt"].copy()
@@ -197,8 +197,8 @@ def test_what_are_not_counts_is_refused(data):
 
 
 @pytest.mark.parametrize("modality", ["rna", "atac", "adt"])
-def test_many_cells_have_the_moments_of_float64(modality):
-    """In float32 a sum of so many values forgets what is small beside it."""
+def test_moments_of_many_cells_have_float64_accuracy(modality):
+    """In float32 a sum of so many values loses the small ones."""
     rng = np.random.default_rng(0)
     counts = rng.normal([100, 10_000, 5], [10, 100, 1], (200_000, 3)).round().clip(1).astype(np.float32)
     prepared = preprocessor(modality, 2).fit(ad.AnnData(sp.csr_matrix(counts)), batch_key=None)
@@ -223,7 +223,7 @@ def test_sums_of_rows_and_columns():
         assert np.array_equal(sparse.row_sums(matrix, function), function(dense).sum(axis=1))
         assert np.array_equal(sparse.column_sums(matrix, function), function(dense).sum(axis=0))
     assert sparse.row_sums(matrix[:0]).shape == (0,)
-    # 2^24 + 1 is no float32
+    # 2^24 + 1 is not a float32
     assert sparse.row_sums(sp.csr_matrix(np.float32([[2**24, 1]])))[0] == 2**24 + 1
 
 
@@ -231,7 +231,7 @@ def test_sums_of_rows_and_columns():
 
 
 def few_counts(n_cells, density, n_batches):
-    """Counts so few that most genes share their mean with others, and the 20 genes of larger variance."""
+    """Counts so few that most genes share their mean with others, and the 20 genes with larger variance."""
     rng = np.random.default_rng(0)
     counts = sp.random(n_cells, 1000, density, "csr", dtype=np.float32, random_state=0).sign().tolil()
     variable = rng.choice(1000, 20, replace=False)
@@ -257,7 +257,7 @@ def test_variable_genes_of_few_counts(n_cells, density, n_batches, warned):
     assert chosen.sum() == 30 and chosen[variable].mean() > 0.3
 
 
-def test_variable_genes_are_those_of_scanpy_where_it_finds_them(data):
+def test_variable_genes_equal_those_of_scanpy_if_it_finds_them(data):
     adata = data["rna"]
     table = sc.pp.highly_variable_genes(adata, n_top_genes=50, flavor="seurat_v3", batch_key="batch", inplace=False)
     with warnings.catch_warnings(action="error", category=UserWarning):

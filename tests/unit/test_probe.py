@@ -1,4 +1,4 @@
-"""Linear probes: known answers, and an embedding that keeps one kind of factor alone."""
+"""Linear probes: known answers, and an embedding that keeps only one kind of factor."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def solution(simulated):
 
 
 def embedded(simulated, solution, arrays):
-    """Return the embedding of test cells made of arrays over all simulated cells."""
+    """Return the embedding of the test cells, taken from arrays over all simulated cells."""
     rows = simulated["rna"].obs_names.get_indexer(solution.obs_names)
     return embedding_of(solution, {name: arrays[name][rows] for name in ("rna", "atac")})
 
@@ -32,14 +32,14 @@ def mean_r2(table):
     return table.groupby(["input_modality", "factor_kind"])["r2"].mean()
 
 
-def test_what_is_in_the_embedding_is_found_and_nothing_else(simulated, solution):
+def test_probes_find_only_what_is_in_the_embedding(simulated, solution):
     specific = {name: adata.obsm["specific"] for name, adata in simulated.mod.items()}
     found = mean_r2(probe(embedded(simulated, solution, specific), solution, simulated, "x"))
     assert found["rna", "own"] > 0.99 and found["atac", "own"] > 0.99
     assert abs(found["rna", "other"]) < 0.05 and abs(found["rna", "shared"]) < 0.05
 
 
-def test_a_shared_space_has_no_specific_factor(simulated, solution):
+def test_shared_space_has_no_specific_factor(simulated, solution):
     rotation = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
     shared = {name: adata.obsm["shared"] @ rotation for name, adata in simulated.mod.items()}
     found = mean_r2(probe(embedded(simulated, solution, shared), solution, simulated, "x"))

@@ -32,10 +32,10 @@ def model_of(device, dropout):
 
 
 def gradients_of_a_step(device):
-    """Without dropout and noise, normalisation as in use, and weights that do not move."""
+    """Without dropout and noise, with normalisation as in evaluation, and weights that do not move."""
     model = model_of(device, dropout=0.0)
     loop = _Loop(model.network, model._cells(dict(model._data)), Objective(), Training(learning_rate=0.0), seed=0)
-    # `eval` calls `train(False)`: only then may `train` do nothing
+    # `eval` calls `train(False)`, so `train` may be disabled only afterwards
     model.network.eval()
     model.network.train = lambda mode=True: model.network
     clue_network._noise_like = lambda x, generator: torch.zeros_like(x)
@@ -78,7 +78,7 @@ torch_noise = clue_network._noise_like
 
 
 def train_in_a_process(rank, port, device, folder, stops):
-    """Train; if it `stops`, do no more after the first checkpoint, within a pass, which only a kill ends."""
+    """Train; if `stops`, hang after the first checkpoint, within a pass, until killed."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
@@ -107,7 +107,7 @@ def free_port():
 
 @pytest.fixture(scope="module", params=DEVICES)
 def folder(request, tmp_path_factory):
-    """What two processes left behind."""
+    """The files that two processes wrote."""
     folder = tmp_path_factory.mktemp("processes")
     mp.spawn(in_a_process, (free_port(), request.param, folder), nprocs=N_PROCESSES)
     (folder / "device.txt").write_text(request.param)
@@ -125,7 +125,7 @@ def test_gradients_equal_those_of_one_process(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["weights", "again"])
-def test_processes_end_with_the_same_weights_also_from_a_checkpoint(folder, what):
+def test_processes_end_with_equal_weights_even_from_a_checkpoint(folder, what):
     first = np.load(folder / "weights_0.npz")
     for rank in range(N_PROCESSES):
         other = np.load(folder / f"{what}_{rank}.npz")
@@ -133,7 +133,7 @@ def test_processes_end_with_the_same_weights_also_from_a_checkpoint(folder, what
             assert np.array_equal(first[name], other[name]), name
 
 
-def test_killed_processes_go_on_from_the_checkpoint(folder, tmp_path, capfd):
+def test_killed_processes_resume_from_the_checkpoint(folder, tmp_path, capfd):
     device = (folder / "device.txt").read_text()
     running = mp.spawn(train_in_a_process, (free_port(), device, tmp_path, True), nprocs=N_PROCESSES, join=False)
     deadline = time.monotonic() + 300
@@ -152,10 +152,10 @@ def test_killed_processes_go_on_from_the_checkpoint(folder, tmp_path, capfd):
         assert all(np.array_equal(resumed[name], expected[name]) for name in expected)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(folder):
+def test_batch_that_cannot_be_divided_is_refused(folder):
     assert "2 processes cannot share batch_size 33 evenly" in (folder / "error_0.txt").read_text()
 
 
-def test_one_process_asks_nothing():
+def test_single_process_needs_no_process_group():
     assert not dist.is_initialized()
     assert Processes("cpu").n == 1

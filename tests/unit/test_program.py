@@ -43,15 +43,15 @@ def test_parameters_are_options(capsys):
 
 
 @pytest.mark.parametrize("folder", PROGRAMS)
-def test_every_program_says_what_its_options_mean(folder, project, load_program):
+def test_every_program_explains_its_options(folder, project, load_program):
     for path in sorted((project / folder).glob("*.py")):
         if "run_program(main)" in path.read_text():
             program = load_program(f"{folder}/{path.name}")
             assert command_line(program.main).format_help()
 
 
-def test_what_a_method_imports(project):
-    """A change of any of it re-runs the method."""
+def test_imports_of_a_method(project):
+    """A change to any of these files reruns the method."""
     cobolt = imported("scripts/methods/cobolt_authors.py", project)
     assert cobolt >= {"scripts/methods/cobolt_native.py", "clue/benchmark/methods/validation.py", "clue/matching.py"}
     assert cobolt >= {"clue/checks.py", "clue/sparse.py", "clue/disk.py"} and "clue/model.py" not in cobolt
@@ -63,7 +63,7 @@ def test_what_a_method_imports(project):
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])
-def test_a_reader_that_has_read_enough(lines):
+def test_closed_output_ends_the_program_quietly(lines):
     program = f"from clue.benchmark.errors import exit_on_error; exit_on_error(lambda: print('x\\n' * {lines}))"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         process.stdout.close()

@@ -1,4 +1,4 @@
-"""A run's log becomes a bar, jobs in words, and failures."""
+"""A run's log becomes a progress bar, descriptions of jobs, and failures."""
 
 import pandas as pd
 import pytest
@@ -50,7 +50,7 @@ def read(progress, text):
         progress.read(line)
 
 
-def test_a_job_is_at_work_until_it_has_finished(progress, capsys):
+def test_job_is_at_work_until_it_has_finished(progress, capsys):
     read(progress, STATS + JOB)
     assert progress.at_work == {"7": "Random, PBMC CITE-seq donors, seed 1"}
     read(progress, "Finished jobid: 7 (Rule: random)\n1 of 5 steps (20%) done\n")
@@ -63,18 +63,18 @@ def test_a_job_is_at_work_until_it_has_finished(progress, capsys):
 def test_steps_are_counted_as_make_status_does(progress, benchmark, capsys):
     n_steps = len(steps(benchmark))
     read(progress, STATS + "Finished jobid: 3 (Rule: umap)\n" + JOB)
-    assert f"{n_steps - 4} of {n_steps} steps" in capsys.readouterr().out, "an earlier run's count, figures do not"
-    read(progress, STATS + JOB)  # of what is drawn after failures
+    assert f"{n_steps - 4} of {n_steps} steps" in capsys.readouterr().out, "earlier steps count, figures do not"
+    read(progress, STATS + JOB)  # for what is drawn after failures
     assert f"{n_steps - 4} of {n_steps} steps" in capsys.readouterr().out
     assert costs(benchmark, pd.DataFrame(columns=COLUMNS))[0]["jobs"].sum() == n_steps, "so does `make estimate`"
 
 
-def test_a_download_counts_downloads_alone(benchmark, capsys):
+def test_download_counts_only_downloads(benchmark, capsys):
     read(Progress(benchmark, terminal=False, download=True), "download    1\ntotal    2\n" + JOB)
     assert capsys.readouterr().out.startswith("0 of 1 steps done")
 
 
-def test_a_failure_is_said_when_it_comes(progress, capsys, tmp_path):
+def test_failure_is_reported_at_once(progress, capsys, tmp_path):
     (tmp_path / "random.log").write_text("Traceback:\nValueError: no luck\n")
     read(progress, JOB + FAILURE)
     line = "failed: Random, PBMC CITE-seq donors, seed 1: ValueError: no luck (log: random.log)\n"
@@ -83,12 +83,12 @@ def test_a_failure_is_said_when_it_comes(progress, capsys, tmp_path):
     assert capsys.readouterr().out == "tried again: Random, PBMC CITE-seq donors, seed 1\n"
 
 
-def test_what_stops_everything_is_kept(progress):
+def test_fatal_error_is_kept(progress):
     read(progress, 'Building DAG of jobs...\nWorkflowError in file "rules/common.smk", line 3:\nno GPU was found\n')
     assert progress.wrong[1:] == ["no GPU was found"] and progress.n_failed == 0
 
 
-def test_the_bar_counts_steps(benchmark, capsys):
+def test_bar_counts_steps(benchmark, capsys):
     progress = Progress(benchmark, terminal=True)
     read(progress, STATS + "Finished jobid: 3 (Rule: random)\n" + JOB)
     progress.close()
@@ -97,12 +97,12 @@ def test_the_bar_counts_steps(benchmark, capsys):
 
 
 @pytest.mark.parametrize(
-    ("rule", "wildcards", "said"),
+    ("rule", "wildcards", "label"),
     [
         ("score_rna_adt", {"method": "random", "variant": "small", "seed": "1"}, "scores of Random (small), seed 1"),
         ("integration_scores", {"dataset": "pbmc_cite", "split": "donors"}, "integration scores, PBMC CITE-seq donors"),
         ("collect", {}, "collect"),
     ],
 )
-def test_jobs_in_words(benchmark, rule, wildcards, said):
-    assert job_label(benchmark, rule, wildcards) == said
+def test_job_descriptions(benchmark, rule, wildcards, label):
+    assert job_label(benchmark, rule, wildcards) == label

@@ -1,4 +1,4 @@
-"""Whatever is given: it works, or one line says what is wrong. Inputs are drawn by hypothesis, the same in each run."""
+"""Any input works, or one line says what is wrong. Inputs are drawn by hypothesis, the same in every run."""
 
 import copy
 import shutil
@@ -45,7 +45,7 @@ VALUES = st.recursive(
 
 
 def places(data, before=()):
-    """Return the path of every value within maps and lists."""
+    """Return the path of every value within mappings and lists."""
     inner = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
     return [place for key, value in inner for place in [(*before, key), *places(value, (*before, key))]]
 
@@ -70,7 +70,7 @@ def changed(draw, kind):
 
 @pytest.fixture(scope="module")
 def copied(tmp_path_factory):
-    """A folder with all that a configuration names."""
+    """A folder with everything that a configuration names."""
     folder = tmp_path_factory.mktemp("project")
     for part in ("config", "scripts/methods", "rules/methods"):
         shutil.copytree(ROOT / part, folder / part)
@@ -78,7 +78,7 @@ def copied(tmp_path_factory):
 
 
 def plan(folder, text, kind=""):
-    """Plan a run with a file of this text; a fault must be one line."""
+    """Plan a run with a file of this text; an error must be one line."""
     path = folder / "config" / kind / "drawn.yaml"
     path.write_bytes(text)
     run = {"run": "x", "datasets": ["simulated"], "methods": ["random"], "seeds": [0]}
@@ -122,7 +122,7 @@ LABELS = st.lists(TEXT | st.none() | st.integers() | st.floats() | st.booleans()
 
 
 def prepared(folder, files, settings, modalities=("rna", "adt")):
-    """Return the prepared data set, written and read; None where one line refuses it."""
+    """Return the prepared data set, written and read again; None if one line refuses it."""
     spec = {"modalities": list(modalities), "source": {"kind": "files", "folder": ".", "files": files}, "splits": {}}
     spec["prepare"] = settings
     try:
@@ -148,11 +148,11 @@ def test_any_matrix_and_labels(tmp_path, values, form, labels, data):
         other.write_h5ad(tmp_path / "adt.h5ad")
         ad.AnnData(form(values), obs=obs).write_h5ad(tmp_path / "rna.h5ad")
     except (TypeError, ValueError):
-        return  # anndata writes no such file
+        return  # anndata cannot write such a file
     own = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}, "batch": "mine"}
     if mdata := prepared(tmp_path, ["rna.h5ad", "adt.h5ad"], own):
-        there = values.astype(np.float64)
-        assert (mdata.mod["rna"].X.toarray() == there[:, there.any(axis=0)].astype(np.float32)).all()
+        kept = values.astype(np.float64)
+        assert (mdata.mod["rna"].X.toarray() == kept[:, kept.any(axis=0)].astype(np.float32)).all()
         assert (mdata.mod["adt"].obs["batch"].astype(str) == obs["mine"].astype(str)).all()
 
 
@@ -169,7 +169,7 @@ def test_any_names_in_a_folder_of_cell_ranger(tmp_path, cells, genes, data):
     (tmp_path / "barcodes.tsv").write_bytes("\n".join(cells).encode())
     files = ["matrix.mtx", "features.tsv", "barcodes.tsv"]
     mdata = prepared(tmp_path, files, {"kind": "tenx", "samples": {"one": ""}})
-    # with one of these in a name, the files say something else
+    # with one of these in a name, the files mean something else
     if mdata and not set('\t\n\r"\ufeff') & set("".join(cells + genes)):
         assert list(mdata.obs_names) == cells
         assert sum(adata.X.sum() for adata in mdata.mod.values()) == counts.sum()

@@ -1,4 +1,4 @@
-"""Published numbers have sources, and stand beside those of this run."""
+"""Published numbers have sources, and are shown beside those of this run."""
 
 import pandas as pd
 import pytest
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("figure_style")
 
 
 def test_every_published_number_has_a_source_and_a_metric_of_ours(published, project, display):
-    """The closed check reads every file of the folder. What is not computed here can never be held against a run."""
+    """Every file of the folder is read. A metric that is not computed here could never be compared with a run."""
     assert len(published) > 250 and len(read_drops(project / "config/reference/ablation.tsv")) == 3
     board = published[published["file"] == "leaderboard.tsv"].set_index(["method", "direction"])["value"].sort_index()
     for method in ("clue", "second_place", "novel_170690", "unnamed", "novel_169594"):
@@ -22,7 +22,7 @@ def test_every_published_number_has_a_source_and_a_metric_of_ours(published, pro
     assert display.reproduced["clue_competition"] == "clue" and "clue" not in display.reproduced
 
 
-def test_scores_of_scmmib_are_of_splits_of_ours(published, project):
+def test_scmmib_scores_belong_to_our_splits(published, project):
     scores = published[published["file"] == "scmmib.tsv"]
     places = set(zip(scores["dataset"], scores["split"], strict=True))
     assert len(scores) == 188 and set(scores["metric"]) == {"foscttm_euclidean_strict", "top1_euclidean"}
@@ -41,7 +41,7 @@ def test_scores_of_scmmib_are_of_splits_of_ours(published, project):
         ("direction", "rna2adt", "line 3: .* are the same as on an earlier line"),
     ],
 )
-def test_a_wrong_published_number_is_one_clear_line(references, tmp_path, column, text, message):
+def test_wrong_published_number_is_one_clear_line(references, tmp_path, column, text, message):
     table = pd.read_csv(references["leaderboard"], sep="\t", dtype=str, keep_default_na=False)
     table.loc[0, column] = text
     table.to_csv(tmp_path / "wrong.tsv", sep="\t", index=False)
@@ -53,7 +53,7 @@ SITE4 = [("bmmc_cite", "rna2adt", 0.05), ("bmmc_cite", "adt2rna", 0.06), ("bmmc_
 
 
 def competition(*places: tuple) -> pd.DataFrame:
-    """Return a table from (data set, direction, match score) of CLUE's seeds 0 and 1, the second 0.01 higher."""
+    """Return a table from (data set, direction, match score) for CLUE's seeds 0 and 1, the second 0.01 higher."""
     jobs = [(dataset, "site4", "clue", "default", seed, 0.5, 0.1) for dataset, *_ in places for seed in range(2)]
     table = metrics(*dict.fromkeys(jobs)).query("metric == 'match_score' and direction == 'both'")
     rows = []
@@ -70,7 +70,7 @@ def test_overall_needs_all_four_subtasks():
     assert four["overall"].tolist() == pytest.approx([0.04, 0.05])
 
 
-def test_leaderboard_sorts_published_and_own_and_says_what_did_not_run(scripts, display, published):
+def test_leaderboard_ranks_published_and_own_and_says_what_did_not_run(scripts, display, published):
     program = scripts("figures/leaderboard.py")
     table = competition(*SITE4, ("bmmc_multiome", "atac2rna", 0.09))
     own = competition_scores(table)
@@ -79,17 +79,17 @@ def test_leaderboard_sorts_published_and_own_and_says_what_did_not_run(scripts, 
     theirs = board.index[board["label"] == "CLUE (team GLUE)"].item()
     assert ours == theirs - 1
     assert board["overall"][ours] == pytest.approx(0.0575) and program.not_run(table) == []
-    said = texts(program.draw({"match_score": board}, {"match_score": own}, [], display))
-    assert "CLUE (our settings)" in said and "CLUE (team GLUE)" in said
+    figure_text = texts(program.draw({"match_score": board}, {"match_score": own}, [], display))
+    assert "CLUE (our settings)" in figure_text and "CLUE (team GLUE)" in figure_text
     absent = program.not_run(metrics(("a", "s", "clue", "default", 0, 0.1, 0.1)))
     assert len(absent) == 2 and "no scores on bmmc_cite (split site4)" in absent[0]
     alone = program.leaderboard(published, own[:0], "match_score", display)
-    said = texts(program.draw({"match_score": alone}, {"match_score": own[:0]}, absent, display))
-    assert "CLUE (our settings)" not in said and absent[0] in said
+    figure_text = texts(program.draw({"match_score": alone}, {"match_score": own[:0]}, absent, display))
+    assert "CLUE (our settings)" not in figure_text and absent[0] in figure_text
 
 
-def test_leaderboard_sets_beside_each_other_what_is_matched_alike(draw, references):
-    """Two methods are published with optimal transport or bipartite matching; they stand beside ours by transport."""
+def test_leaderboard_compares_scores_from_the_same_matching(draw, references):
+    """Two methods are published with optimal transport or bipartite matching; ours by transport is beside them."""
     by_neighbours = competition(*SITE4, ("bmmc_multiome", "atac2rna", 0.09))
     by_transport = by_neighbours.assign(metric="match_score_ot", value=by_neighbours["value"] * 2)
     files = [references[name] for name in ("leaderboard", "organisers", "rebenchmarks")]
@@ -101,7 +101,7 @@ def test_leaderboard_sets_beside_each_other_what_is_matched_alike(draw, referenc
     assert ours["match_score_ot"] == pytest.approx(2 * ours["match_score"])
 
 
-def test_leaderboard_marks_settings_that_are_published(scripts, display, published):
+def test_leaderboard_marks_published_settings(scripts, display, published):
     program = scripts("figures/leaderboard.py")
     table = competition(*SITE4)
     scores = competition_scores(pd.concat([table, table.assign(method="clue_competition")]))
@@ -122,8 +122,8 @@ def test_verdict(scripts, published, better, expected):
     assert scripts("figures/paper.py").verdict(published, [1.0, 3.0], better) == expected
 
 
-def test_paper_table_holds_what_this_run_can_be_held_against(scripts, display, published):
-    """Data set, split, metric and method: CLUE with the published settings counts, with our own it does not."""
+def test_paper_table_has_what_this_run_can_be_compared_with(scripts, display, published):
+    """Data set, split, metric and method must agree: CLUE counts with the published settings, not with ours."""
     here = competition(*SITE4)
     table = pd.concat([here.assign(method=name) for name in ("clue", "clue_competition")])
     rows = pd.DataFrame(scripts("figures/paper.py").score_rows(published, table, display))
@@ -147,7 +147,7 @@ def test_paper_table_has_no_overall_score_without_both_data_sets(scripts, displa
     assert set(rows["dataset"]) == {"bmmc_cite"}
 
 
-def test_published_drops_are_held_against_each_method_that_reproduces_clue(scripts, display, project):
+def test_published_drops_are_compared_with_every_reproduction_of_clue(scripts, display, project):
     program = scripts("figures/paper.py")
     drops = read_drops(project / "config/reference/ablation.tsv")
     jobs = [("a", "s", name, *job[3:]) for name in ("clue", "clue_scglue") for job in SHAPES["one seed"]]

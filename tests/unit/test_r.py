@@ -1,4 +1,4 @@
-"""Cells go to R and come back as they were; what is wrong with R, or in it, becomes one line."""
+"""Cells pass through R unchanged; anything wrong with R, or in it, becomes one line."""
 
 import importlib.util
 import json
@@ -39,7 +39,7 @@ params <- jsonlite::read_json("params.json", simplifyVector = TRUE)
 
 @pytest.fixture(scope="module")
 def real_r():
-    """Skip where no R has what the Seurat bridge needs."""
+    """Skip if no R has what the Seurat bridge needs."""
     try:
         r.find_r(seurat_bridge().R_PACKAGES)
     except BenchmarkError as error:
@@ -55,7 +55,7 @@ def seurat_bridge():
 
 
 def counts(n_cells=7, n_features=5):
-    """Return cells of raw counts, one without any, one feature without any, and columns out of order."""
+    """Return raw counts with an empty cell, an empty feature, and columns out of order."""
     values = np.random.default_rng(0).poisson(1, (n_cells, n_features))
     values[2], values[:, 3] = 0, 0
     matrix = sp.csr_matrix(values.astype(np.float32))
@@ -81,13 +81,13 @@ def test_counts_are_written_row_by_row_and_sorted(tmp_path):
         r.write_counts(file.create_group("x"), cells)
         parts = {key: file["x"][key][()] for key in file["x"]}
     assert parts["shape"].tolist() == [7, 5]
-    # What R makes of them: columns are cells.
+    # As R reads them: columns are cells.
     columns = sp.csc_matrix((parts["data"], parts["indices"], parts["indptr"]), shape=(5, 7))
     np.testing.assert_array_equal(columns.toarray(), values.T)
     assert all((np.diff(parts["indices"][a:b]) > 0).all() for a, b in pairwise(parts["indptr"]))
 
 
-def test_r_reads_the_counts_and_python_the_answer(real_r, tmp_path):
+def test_r_reads_the_counts_and_python_reads_the_answer(real_r, tmp_path):
     cells, values = counts()
     body = """
     part <- function(key) input[[paste0("cells/", key)]][]
@@ -108,11 +108,11 @@ def test_r_reads_the_counts_and_python_the_answer(real_r, tmp_path):
 # ---- what goes wrong -----------------------------------------------------------------------------
 
 
-def test_the_yaml_requires_the_packages_of_the_program():
+def test_yaml_requires_the_packages_of_the_program():
     assert load("methods", "seurat_bridge", ROOT)["requires"]["r"] == list(seurat_bridge().R_PACKAGES)
 
 
-def test_no_r_at_all_is_one_line_with_both_mends(tmp_path, monkeypatch):
+def test_no_r_at_all_is_one_line_with_both_remedies(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(r, "OWN", tmp_path / "Rscript")
     with pytest.raises(BenchmarkError) as caught:
@@ -122,7 +122,7 @@ def test_no_r_at_all_is_one_line_with_both_mends(tmp_path, monkeypatch):
     assert "make r" in message and "envs/seurat.yaml" in message and "\n" not in message
 
 
-def test_what_an_r_lacks(real_r):
+def test_missing_packages_of_an_r(real_r):
     rscript = r.find_r(HDF5)
     assert r.lacking(rscript, ["Seurat>=5.0.0", "hdf5r", "jsonlite"]) == ""
     lacks = r.lacking(rscript, ["hdf5r>=99.10", "jsonlite>=1.0", "nosuch", "other>=2"])
@@ -137,7 +137,7 @@ def test_what_an_r_lacks(real_r):
         ("echo a warning of the locale >&2", ""),
     ],
 )
-def test_rscript_on_the_path_is_taken_if_it_has_the_packages(program, reason, tmp_path, monkeypatch):
+def test_rscript_on_the_path_is_used_if_it_has_the_packages(program, reason, tmp_path, monkeypatch):
     fake = tmp_path / "Rscript"
     fake.write_text(f"#!/bin/sh\n{program}\n")
     fake.chmod(0o755)
@@ -150,14 +150,14 @@ def test_rscript_on_the_path_is_taken_if_it_has_the_packages(program, reason, tm
             r.find_r(["Seurat>=5.0.0"])
 
 
-def test_an_error_in_r_is_passed_on(real_r, tmp_path):
+def test_error_in_r_is_passed_on(real_r, tmp_path):
     cells, _ = counts()
     with pytest.raises(BenchmarkError) as caught:
         r.run_r(script(tmp_path, 'f <- function() stop("two\nlines, 5 cells")\nf()'), {"cells": cells}, {}, HDF5)
     assert str(caught.value) == "test.R: Error in f() : two lines, 5 cells"
 
 
-def test_a_killed_r_is_named(real_r, tmp_path):
+def test_killed_r_is_named(real_r, tmp_path):
     cells, _ = counts()
     with pytest.raises(BenchmarkError, match="ended by SIGKILL: out of memory?"):
         r.run_r(script(tmp_path, "tools::pskill(Sys.getpid(), tools::SIGKILL)"), {"cells": cells}, {}, HDF5)
@@ -166,7 +166,7 @@ def test_a_killed_r_is_named(real_r, tmp_path):
 def test_r_ends_with_the_program_that_called_it(real_r, tmp_path):
     rscript = r.find_r(HDF5)
     if rscript != str(r.OWN):
-        pytest.skip("R is on the path; what ends it is left to the scheduler")
+        pytest.skip("R is on the path; ending it is left to the scheduler")
     code = f"import subprocess; subprocess.run([{rscript!r}, '-e', 'file.create(\"started\"); Sys.sleep(100)'])"
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     wait_until(lambda: (tmp_path / "started").exists(), seconds=60)
@@ -184,8 +184,8 @@ def wait_until(condition, seconds):
         time.sleep(0.1)
 
 
-def test_a_root_folder_that_is_not_whole_or_of_another_recipe_is_not_taken_by_make_r(tmp_path):
-    """A folder is whole if it says what it was made from; else `make r` is no way round Debian and root."""
+def test_make_r_refuses_an_incomplete_or_outdated_folder(tmp_path):
+    """A complete folder records what it was made from; any other does not let `make r` do without Debian and root."""
     etc = tmp_path / "root" / "etc"
     etc.mkdir(parents=True)
     (etc / "packages.lock").write_text("r-cran-seurat 5.2.1-5\n")
@@ -202,7 +202,7 @@ def test_a_root_folder_that_is_not_whole_or_of_another_recipe_is_not_taken_by_ma
     assert "5.2.1-5 is there already" in ended.stdout
 
 
-def test_make_r_says_in_one_line_why_it_cannot(tmp_path):
+def test_make_r_says_in_one_line_why_it_cannot_run(tmp_path):
     no_apt = {"PATH": str(tools(tmp_path / "bin", "bash", "cat", "awk", "grep", "id"))}
     recipe = ROOT / "tools" / "r-root.sh"
     ended = subprocess.run([recipe, tmp_path / "r"], env=no_apt, capture_output=True, text=True, check=False)
@@ -212,7 +212,7 @@ def test_make_r_says_in_one_line_why_it_cannot(tmp_path):
 
 
 def tools(folder, *names):
-    """Make a folder with these programs and no other."""
+    """Make a folder with only these programs."""
     folder.mkdir()
     for name in names:
         (folder / name).symlink_to(f"/usr/bin/{name}")
@@ -264,19 +264,19 @@ def test_bridge_recovers_simulated_pairs(real_r, second, params, tmp_path):
     assert int(info["seurat"].split(".")[0]) >= 5 and info["r"]
     assert info["chosen"]["metric"] == metric
     assert len(info.get("inner_validation", [])) == (0 if "space" in params else 4)
-    # R's, as the largest process.
+    # That of R, the largest process.
     assert report["peak_memory_mb"] > 250
 
 
 def paired_rows(embedding, solution, second):
-    """Return both modalities' rows, and for each of the first the position of its partner."""
+    """Return both modalities' rows, and for each row of the first the position of its partner."""
     parts = {name: embedding[(embedding.obs["modality"] == name).to_numpy()] for name in ("rna", second)}
     partner = pd.Series(solution.obs[second].to_numpy(), index=solution.obs["rna"])
     truth = parts[second].obs_names.get_indexer(partner[parts["rna"].obs_names])
     return parts["rna"].X, parts[second].X, truth
 
 
-def test_too_few_cells_are_told_before_r_starts(tmp_path, monkeypatch):
+def test_too_few_cells_are_reported_before_r_starts(tmp_path, monkeypatch):
     monkeypatch.setattr(r, "find_r", lambda *_: pytest.fail("R was looked for"))
     with pytest.raises(SystemExit, match="reference has 40 cells, Seurat needs 60"):
         run_bridge(tmp_path, "adt", test_cells=40, n_cells=300, space=["direct"], metric=["cosine"])
@@ -284,7 +284,7 @@ def test_too_few_cells_are_told_before_r_starts(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_too_few_cells_to_choose_a_space_take_the_first(real_r, tmp_path):
+def test_first_space_is_used_with_too_few_cells_to_choose(real_r, tmp_path):
     _, report, _ = run_bridge(tmp_path, "adt", test_cells=80, n_cells=200)
     assert report["info"]["chosen"] == {"space": "direct", "metric": "cosine"}
     assert report["info"]["inner_validation"] == (
@@ -293,7 +293,7 @@ def test_too_few_cells_to_choose_a_space_take_the_first(real_r, tmp_path):
 
 
 def test_space_and_metric_are_chosen_together_on_held_out_cells(tmp_path, monkeypatch):
-    """Without R: in one space noise, in the other partners that only their lengths tell."""
+    """Without R: one space has noise, the other partners that only their lengths identify."""
     program = seurat_bridge()
     task = make_task(
         simulate(120, {"rna": 8, "adt": 5}, seed=0), "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0}
@@ -313,25 +313,25 @@ def test_space_and_metric_are_chosen_together_on_held_out_cells(tmp_path, monkey
     assert np.array_equal(embedded["rna"], np.outer(np.ones(task.tests["rna"].n_obs), [1, 2]))
 
 
-def test_the_bridge_is_capped_for_accessibility_alone():
+def test_bridge_is_capped_only_for_accessibility():
     config = {"run": "x", "datasets": ["simulated"], "methods": ["seurat_bridge"], "seeds": [0]}
     benchmark = Benchmark(config, ROOT)
     caps = {k: benchmark.params("seurat_bridge", "default", ["rna", k])["max_bridge_cells"] for k in ("atac", "adt")}
     assert caps == {"atac": 20_000, "adt": None}
-    # The dense matrices of the supervised LSI: 24 GB for 20,000 cells, by their square.
+    # The dense matrices of the supervised LSI: 24 GB for 20,000 cells, growing with their square.
     assert 24 * (caps["atac"] / 20_000) ** 2 < benchmark.methods["seurat_bridge"]["resources"]["mem_gb"]
 
 
 def test_bridge_cells_are_drawn_in_pairs_and_in_order():
     paired = dict(simulate(50, {"rna": 5, "adt": 4}, seed=0).mod)
-    drawn = seurat_bridge().subsample(paired, 20, seed=1)
-    assert drawn["rna"].obs_names.equals(drawn["adt"].obs_names) and drawn["rna"].n_obs == 20
-    assert drawn["rna"].obs_names.equals(paired["rna"].obs_names[paired["rna"].obs_names.isin(drawn["rna"].obs_names)])
+    kept = seurat_bridge().subsample(paired, 20, seed=1)
+    assert kept["rna"].obs_names.equals(kept["adt"].obs_names) and kept["rna"].n_obs == 20
+    assert kept["rna"].obs_names.equals(paired["rna"].obs_names[paired["rna"].obs_names.isin(kept["rna"].obs_names)])
     assert seurat_bridge().subsample(paired, 50, seed=1) is paired
     assert seurat_bridge().subsample(paired, None, seed=1) is paired
 
 
-def test_no_more_components_than_features_that_are_seen():
+def test_no_more_components_than_observed_features():
     cells, _ = counts(n_cells=90, n_features=9)
     limits = seurat_bridge().limits(
         {"reference": cells, "bridge_query": cells}, {"n_genes": 3000, "n_pcs": 50, "n_query": 3}

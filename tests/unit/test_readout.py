@@ -1,4 +1,4 @@
-"""The read-out: canonical directions of what encoders know, chosen on cells that encoders were not trained on."""
+"""The read-out: canonical directions of the encoders' outputs, chosen on cells that encoders were not trained on."""
 
 from itertools import combinations
 
@@ -15,7 +15,7 @@ N = 600
 
 
 def correlated(rng, n_features, shared):
-    """Return features that have the shared factors in some of their directions, and noise in all."""
+    """Return features with the shared factors in some of their directions, and noise in all."""
     features = rng.normal(size=(len(shared), n_features))
     features[:, : shared.shape[1]] += 2 * shared
     return features @ np.linalg.qr(rng.normal(size=(n_features, n_features)))[0]
@@ -40,7 +40,7 @@ def test_two_modalities_have_the_canonical_correlations(features):
 
 
 def test_hidden_layers_of_few_inputs_and_few_cells_have_canonical_directions():
-    """Most correlations are zero, which an iterative solver does not bring apart."""
+    """Most correlations are zero, and an iterative solver cannot separate them."""
     rng = np.random.default_rng(0)
     features = {}
     for modality in ("rna", "adt"):
@@ -51,12 +51,12 @@ def test_hidden_layers_of_few_inputs_and_few_cells_have_canonical_directions():
     assert correlation[0] > 0.9 and (np.diff(correlation) <= 1e-12).all()
 
 
-def test_three_modalities_are_aligned_by_pairs_of_two():
-    """No cell is seen in all three; what two of them share with the third brings them together."""
+def test_three_modalities_are_aligned_from_pairs():
+    """No cell is seen in all three; what two of them share with the third aligns them."""
     rng = np.random.default_rng(1)
     shared = rng.normal(size=(N, 2))
     sizes = {"rna": 8, "atac": 7, "adt": 5}
-    # z is the last two columns
+    # the last two columns are z
     whole = {k: np.hstack([correlated(rng, n, shared), shared + rng.normal(size=(N, 2))]) for k, n in sizes.items()}
     features = {k: x.copy() for k, x in whole.items()}
     for part, missing in enumerate(features):
@@ -68,7 +68,7 @@ def test_three_modalities_are_aligned_by_pairs_of_two():
         assert np.mean(foscttm(placed[a], placed[b])) < 0.25 < 0.35 < np.mean(foscttm(whole[a][:, :5], whole[b][:, :5]))
 
 
-def test_settings_are_those_with_which_held_out_cells_match_best(features):
+def test_settings_match_held_out_cells_best(features):
     rng = np.random.default_rng(2)
     noisy = {k: np.hstack([x, rng.normal(size=(N, 40))]) for k, x in features.items()}
     held_out, batch = np.arange(N) % 4 == 0, np.full(N, "all")
@@ -85,7 +85,7 @@ def test_settings_are_those_with_which_held_out_cells_match_best(features):
     assert best > quality(0.01, 40, 0), "there is something to choose"
 
 
-def test_few_held_out_cells_choose_nothing(features):
+def test_too_few_held_out_cells_give_the_defaults(features):
     held_out = np.arange(N) < MIN_HELD_OUT - 1
     assert _choose(features, held_out, np.full(N, "all")) == DEFAULT
     held_out[MIN_HELD_OUT - 1] = True
@@ -97,7 +97,7 @@ def test_few_held_out_cells_choose_nothing(features):
 
 @pytest.fixture(scope="module")
 def trained():
-    """A model of three modalities, half of whose training cells are seen in all of them, and test cells."""
+    """A model of three modalities, with half of the training cells seen in all of them, and test cells."""
     cells = simulate(900, {"rna": 200, "atac": 300, "adt": 30}, library_sizes={"adt": 500}, seed=3)
     train, test = cells[:700].copy(), cells[700:].copy()
     mosaic = {k: adata[i * 100 : 400 + i * 100].copy() for i, (k, adata) in enumerate(train.mod.items())}
@@ -105,8 +105,8 @@ def trained():
     return model.fit(max_steps=150, check_steps=50, progress=False), dict(test.mod)
 
 
-def test_aligned_cells_match_better_than_embedded_ones(trained):
-    """On average over the pairs of modalities: of 200 cells, single pairs differ by chance."""
+def test_aligned_cells_match_better_than_embedded_cells(trained):
+    """On average over the pairs of modalities: with 200 cells, single pairs vary by chance."""
     model, test = trained
     scores = {}
     for place in (model.embed, model.align):
@@ -117,7 +117,7 @@ def test_aligned_cells_match_better_than_embedded_ones(trained):
     assert scores["align"][0] < scores["embed"][0] and scores["align"][1] > scores["embed"][1], scores
 
 
-def test_alignment_is_of_unit_length_and_keeps_the_order_of_cells(trained):
+def test_alignment_has_unit_length_and_keeps_the_order_of_cells(trained):
     model, test = trained
     placed = model.align(test["rna"], "rna")
     np.testing.assert_allclose(np.linalg.norm(placed, axis=1), 1, rtol=1e-5)
@@ -127,17 +127,17 @@ def test_alignment_is_of_unit_length_and_keeps_the_order_of_cells(trained):
         model.align(test["rna"], "protein")
 
 
-def test_a_saved_model_aligns_as_before(trained, tmp_path):
+def test_saved_model_aligns_as_before(trained, tmp_path):
     model, test = trained
     model.save(tmp_path / "model.pt")
     loaded = clue.CLUE.load(tmp_path / "model.pt")
     np.testing.assert_array_equal(loaded.align(test["adt"], "adt"), model.align(test["adt"], "adt"))
-    loaded._readout = None  # as in a file of an earlier version
+    loaded._readout = None  # as in a file from an earlier version
     with pytest.raises(ValueError, match="holds no read-out; train the model again"):
         loaded.align(test["adt"], "adt")
 
 
-def test_further_training_makes_another_readout(trained):
+def test_further_training_makes_a_new_readout(trained):
     model, test = trained
     before, readout = model.align(test["rna"], "rna"), model.readout
     assert model.readout is readout, "fitted once"

@@ -1,4 +1,4 @@
-"""The rehearsal's judgement: what may be missing, what may not, and that it harms no other folder."""
+"""How a rehearsal is judged: what may be missing, what may not, and that no other folder is harmed."""
 
 import shutil
 from pathlib import Path
@@ -30,7 +30,7 @@ def copy(project, tmp_path):
 
 
 def judge(copy, **changes):
-    """Write tables in which all is well but for `changes` (method=columns), and judge them."""
+    """Write tables in which everything is right except `changes` (method=columns), and judge them."""
     rows, failures = [], []
     for method in ("random", "elsewhere", "oracle"):
         scores = {"match_score": 1, "foscttm": 0} if method == "oracle" else SCORES
@@ -49,12 +49,12 @@ def judge(copy, **changes):
 FAILED = {"metric": "", "value": "", "status": "failed", "reason": "no Rscript"}
 
 
-def test_all_is_well(copy, capsys):
+def test_complete_run_passes(copy, capsys):
     judge(copy)
     assert "rehearsal: 3 of 3 jobs ok" in capsys.readouterr().out
 
 
-def test_a_method_of_another_environment_may_be_missing_and_is_named(copy, capsys):
+def test_method_of_another_environment_may_be_missing_and_is_named(copy, capsys):
     judge(copy, elsewhere=FAILED)
     output = capsys.readouterr().out
     assert "not on this machine: simulated/random20/elsewhere/default: no Rscript" in output and "2 of 3" in output
@@ -71,19 +71,19 @@ def test_a_method_of_another_environment_may_be_missing_and_is_named(copy, capsy
         ),
     ],
 )
-def test_what_must_be_there(copy, changes, message):
+def test_what_must_not_be_missing(copy, changes, message):
     with pytest.raises(BenchmarkError) as raised:
         judge(copy, **changes)
     assert message in str(raised.value)
 
 
-def test_a_report_that_is_missing(copy):
+def test_missing_report(copy):
     (copy / "results/rehearsal/report.html").unlink()
     with pytest.raises(BenchmarkError, match="report.html: was not made"):
         judge(copy)
 
 
-def test_a_folder_of_something_else_is_left_alone(project, tmp_path):
+def test_folder_of_something_else_is_left_alone(project, tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(BenchmarkError, match="is not empty and holds no rehearsal"):
         rehearse.copy_project(project, tmp_path)
@@ -93,7 +93,7 @@ def test_a_folder_of_something_else_is_left_alone(project, tmp_path):
 # ---- the copy's settings -------------------------------------------------------------------------
 
 
-def test_any_run_can_be_rehearsed_and_is_not_changed_itself(copy, project, monkeypatch):
+def test_any_run_can_be_rehearsed_without_being_changed(copy, project, monkeypatch):
     monkeypatch.chdir(project)
     config = rehearse.configure(copy, Path("config/scmmib.yaml"), {})
     assert yaml.safe_load((copy / rehearse.CONFIG).read_text()) == config
@@ -103,7 +103,7 @@ def test_any_run_can_be_rehearsed_and_is_not_changed_itself(copy, project, monke
     assert config["methods"].count("clue/default") == 1 and "clue/contrastive" not in config["methods"]
 
 
-def test_a_data_set_without_simulated_files(copy, project, monkeypatch):
+def test_data_set_without_simulated_files(copy, project, monkeypatch):
     monkeypatch.chdir(project)
     with pytest.raises(BenchmarkError, match="config/quick.yaml: datasets: no simulated files of 'pbmc_cite'"):
         rehearse.configure(copy, Path("config/quick.yaml"), {})
@@ -111,7 +111,7 @@ def test_a_data_set_without_simulated_files(copy, project, monkeypatch):
 
 @pytest.mark.parametrize("name", paper_files.SIZES)
 def test_simulated_cells_are_enough_for_every_split(copy, name):
-    """Seurat's bridge integration, the most demanding method, takes 60 training and 60 test cells."""
+    """Seurat's bridge integration, the most demanding method, needs 60 training and 60 test cells."""
     cells = paper_files.simulate_dataset(name, 0.002)
     rehearse.write_dataset(copy, name, 0.002)
     spec = load("datasets", name, copy)

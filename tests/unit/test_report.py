@@ -1,4 +1,4 @@
-"""The report in a real browser: it loads from disk without a console error, sorts, and hovers."""
+"""The report in a real browser: it loads from disk without console errors, sorts, and shows labels on hover."""
 
 import json
 import re
@@ -70,7 +70,7 @@ def test_report_names_commands_failures_and_versions(report):
     assert len(page.encode()) < 6e6
 
 
-def test_report_says_what_is_best(report):
+def test_report_names_the_best_method(report):
     page = " ".join(report.read_text().split())
     assert "<strong>CLUE (our settings)</strong> has the best match score, 0.1 ± 0, before CCA with 0.09 ± 0." in page
     assert "<strong>CCA</strong> has the best FOSCTTM, 0.04 ± 0, before CLUE (our settings) with 0.05 ± 0." in page
@@ -94,7 +94,7 @@ def column(browser, table: str, i: int) -> list[str]:
 
 
 def requested(browser) -> set[str]:
-    """Return the addresses that the page asked for, inline ones and the browser's own new tab left out."""
+    """Return the addresses that the page requested, without inline ones and the browser's own new tab."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
     return {url for url in sent if not url.startswith(("data:", "chrome:"))}
@@ -113,7 +113,7 @@ def test_report_works_in_a_browser(browser, report, tmp_path):
     wait = WebDriverWait(browser, 60)
     browser.get(report.as_uri())
 
-    # Sorting: by number, empty last; a second click turns it round.
+    # Sorting: by number, empty last; a second click reverses it.
     name = "table_scores_pbmc_cite_donors"
     head = browser.find_elements("css selector", f"#{name} th button")[1]
     head.click()
@@ -121,12 +121,12 @@ def test_report_works_in_a_browser(browser, report, tmp_path):
     head.click()
     assert column(browser, name, 0) == ["d", "e", "f", "c", "b", "a", "g"]
 
-    # Filtering: rows that hold every word.
+    # Filtering: rows that contain every word.
     field = browser.find_element("css selector", f"input[data-table={name}]")
     field.send_keys("± B")
     assert [text for text in column(browser, name, 0) if text] == ["b"]
 
-    # No width makes anything but tables scroll sideways.
+    # At no width does anything but tables scroll sideways.
     for width in (1280, 390):
         metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
@@ -136,7 +136,7 @@ def test_report_works_in_a_browser(browser, report, tmp_path):
     browser.execute_script("document.querySelector('.umap').scrollIntoView()")
     wait.until(lambda page: len(page.find_elements("css selector", ".umap .legendtoggle")) == 3)
 
-    # Hovering: the label of the first point names cell, type, modality and method.
+    # Hovering: the first point's label names cell, type, modality and method.
     Select(browser.find_element("css selector", ".umap .method")).select_by_visible_text("CCA")
     Select(browser.find_element("css selector", ".umap .colour")).select_by_value("modality")
     wait.until(lambda page: len(page.find_elements("css selector", ".umap .legendtoggle")) == 2)
@@ -150,7 +150,7 @@ def test_report_works_in_a_browser(browser, report, tmp_path):
     label = wait.until(lambda page: page.find_elements("css selector", ".hoverlayer .hovertext"))[0].text
     assert "rna_0000" in label and "type " in label and "CCA" in label and ("RNA" in label or "ADT" in label)
 
-    # Nothing failed on the way, and nothing came from elsewhere.
+    # Nothing failed, and nothing was loaded from elsewhere.
     assert [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"] == []
     assert requested(browser) == {report.as_uri()}
     browser.save_screenshot(str(tmp_path / "report.png"))

@@ -1,4 +1,4 @@
-"""config/README.md says what the schemas say: every key, with its type, default and meaning."""
+"""config/README.md agrees with the schemas: every key, with its type, default and meaning."""
 
 import re
 
@@ -19,7 +19,7 @@ def page(project) -> str:
 
 
 def keys(spec) -> set[str]:
-    """Return the names of all keys of a schema, wherever they are."""
+    """Return the names of all keys of a schema, at any depth."""
     if isinstance(spec, list):
         return set().union(*map(keys, spec)) if spec else set()
     if not isinstance(spec, dict):
@@ -28,7 +28,7 @@ def keys(spec) -> set[str]:
     return own.union(*(keys(value) for value in spec.values()))
 
 
-def test_the_page_is_what_the_schemas_give(program, page, project):
+def test_page_is_up_to_date_with_the_schemas(program, page, project):
     assert program.filled(page, project) == page, "run `make tables`"
 
 
@@ -40,7 +40,7 @@ def test_every_key_has_a_row(page, project, name):
     assert shown == keys(schema)
 
 
-def test_a_row_says_type_default_and_meaning(program):
+def test_row_states_type_default_and_meaning(program):
     size = {"type": "integer", "minimum": 1, "default": 4, "description": "Of <each> | all"}
     schema = {"required": ["names"], "properties": {"size": {"$ref": "#/$defs/size"}}, "$defs": {"size": size}}
     schema["properties"] |= {"names": {"type": "array", "items": {"type": "string"}}, "end": {"enum": ["a", "b"]}}
@@ -51,7 +51,7 @@ def test_a_row_says_type_default_and_meaning(program):
     ]
 
 
-def test_kinds_have_tables_of_their_own_and_a_definition_is_described_once(program):
+def test_kinds_have_their_own_tables_and_definitions_are_described_once(program):
     case = {"if": {"properties": {"kind": {"const": "web"}}}, "then": {"description": "Far", "properties": {"url": {}}}}
     case["then"]["properties"]["url"] = {"type": "string"}
     place = {"type": "object", "properties": {"kind": {"enum": ["web"]}}, "allOf": [case]}
@@ -62,6 +62,6 @@ def test_kinds_have_tables_of_their_own_and_a_definition_is_described_once(progr
     assert text.count("`here` of `kind: web`. Far.") == text.count("| `url` |") == 1
 
 
-def test_the_page_lists_every_run(page, project):
+def test_page_lists_every_run(page, project):
     for path in (project / "config").glob("*.yaml"):
         assert f"`config/{path.name}`" in page, f"config/README.md: say what {path.name} is for"

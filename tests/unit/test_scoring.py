@@ -77,7 +77,7 @@ def test_table_is_tidy_and_complete(embedding, solution):
     ]
 
 
-def test_euclidean_scores_are_over_all_cells_and_of_the_embedding_as_it_is(embedding, solution, points):
+def test_euclidean_scores_use_all_cells_and_the_unchanged_embedding(embedding, solution, points):
     """As SCMMIB defines them: no batches, no normalisation, mean of both directions."""
     metrics = score(embedding, solution).metrics
     x, y = (points[name].astype(np.float32).astype(float) for name in ("rna", "adt"))
@@ -105,8 +105,8 @@ def test_scores_per_cell_are_in_the_solutions_order(embedding, solution, points)
             assert cells[metric].mean() == pytest.approx(value(scores.metrics, metric, direction))
 
 
-def test_a_euclidean_embedding_is_scored_by_euclidean_distances(solution, points):
-    """Every score: cells are told apart by length, which cosine does not see."""
+def test_euclidean_embedding_is_scored_by_euclidean_distances(solution, points):
+    """In every score: cells differ by length, which cosine ignores."""
     length = 1 + np.arange(N)[:, None] / 10
     embedding = make_embedding(solution, {"rna": length * [1, 2], "adt": 1.001 * length * [1, 2]})
     cosine = score(embedding, solution).metrics
@@ -136,7 +136,7 @@ def test_collapsed_embedding_is_not_rewarded(solution):
     assert value(metrics, "match_score", "both") == pytest.approx(3 / N, rel=0.1)
 
 
-def test_transport_that_is_too_large_is_a_row_with_a_reason(embedding, solution, monkeypatch):
+def test_too_large_transport_is_a_row_with_a_reason(embedding, solution, monkeypatch):
     monkeypatch.setattr("clue.matching.MAX_TRANSPORT_ENTRIES", 100)
     metrics = score(embedding, solution).metrics
     rows = metrics[metrics["metric"] == "match_score_ot"]
@@ -148,7 +148,7 @@ def test_transport_that_is_too_large_is_a_row_with_a_reason(embedding, solution,
 # ---- identity ------------------------------------------------------------------------------------
 
 
-def test_data_set_and_split_may_come_from_the_solution(embedding, solution):
+def test_data_set_and_split_can_come_from_the_solution(embedding, solution):
     del embedding.uns["dataset"]
     embedding.uns["split"] = ""
     metrics = score(embedding, solution).metrics
@@ -170,7 +170,7 @@ def test_wrong_identity(embedding, solution, key, given, message):
         score(embedding, solution, where="e.h5ad")
 
 
-def test_an_unknown_metric_is_refused_where_it_is_written_or_read(embedding, tmp_path):
+def test_unknown_metric_is_refused_on_writing_and_reading(embedding, tmp_path):
     embedding.uns["metric"] = "manhattan"
     with pytest.raises(ContractError, match=r"uns\['metric'\] is 'manhattan'; it must be one of \['cosine', 'eucl"):
         contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
@@ -234,7 +234,7 @@ def of_two(solution: ad.AnnData, *pair: str) -> ad.AnnData:
     return two
 
 
-def test_pairs_of_three_modalities_are_scored_as_two_are(solution_of_three, points_of_three):
+def test_pairs_of_three_modalities_are_scored_like_two_modalities(solution_of_three, points_of_three):
     found = score(make_embedding(solution_of_three, points_of_three), solution_of_three)
     means = []
     for pair in (("rna", "atac"), ("rna", "adt"), ("atac", "adt")):
@@ -254,7 +254,7 @@ def test_pairs_of_three_modalities_are_scored_as_two_are(solution_of_three, poin
 
 
 def by_pairs(solution: ad.AnnData, points: dict[str, np.ndarray], pairs: dict[tuple, int]) -> ad.AnnData:
-    """Make an embedding by pairs, each of a width of its own; the second one is compared by Euclidean distance."""
+    """Make an embedding by pairs, each with its own width; the second one is compared by Euclidean distance."""
     parts = {}
     for i, (pair, width) in enumerate(pairs.items()):
         two = of_two(solution, *pair)
@@ -266,7 +266,7 @@ def by_pairs(solution: ad.AnnData, points: dict[str, np.ndarray], pairs: dict[tu
     return embedding
 
 
-def test_a_method_by_pairs_has_a_space_and_a_metric_for_each(solution_of_three, points_of_three, tmp_path):
+def test_method_by_pairs_has_a_space_and_a_metric_for_each(solution_of_three, points_of_three, tmp_path):
     pairs = {("rna", "atac"): 3, ("rna", "adt"): 5, ("atac", "adt"): 4}
     embedding = by_pairs(solution_of_three, points_of_three, pairs)
     contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
@@ -281,7 +281,7 @@ def test_a_method_by_pairs_has_a_space_and_a_metric_for_each(solution_of_three, 
             assert value(found, metric, "+".join(pair)) == value(alone, metric, "both")
 
 
-def test_a_pair_that_a_method_does_not_take_has_rows_with_the_reason(solution_of_three, points_of_three):
+def test_pair_that_a_method_does_not_support_has_rows_with_the_reason(solution_of_three, points_of_three):
     embedding = by_pairs(solution_of_three, points_of_three, {("rna", "atac"): 3, ("rna", "adt"): 5})
     embedding.uns["left_out"] = {}
     scores = score(embedding, solution_of_three)
@@ -302,14 +302,14 @@ def test_a_pair_that_a_method_does_not_take_has_rows_with_the_reason(solution_of
         (lambda adata: adata.uns.update(metric="cosine"), r"uns\['metric'\] must have an entry for each pair"),
     ],
 )
-def test_an_embedding_by_pairs_says_all_of_each_pair(solution_of_three, points_of_three, tmp_path, change, message):
+def test_embedding_by_pairs_must_describe_each_pair(solution_of_three, points_of_three, tmp_path, change, message):
     embedding = by_pairs(solution_of_three, points_of_three, {("rna", "atac"): 3, ("rna", "adt"): 5})
     change(embedding)
     with pytest.raises(ContractError, match=message):
         contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
 
 
-def test_a_pair_of_other_modalities_is_refused(solution_of_three, points_of_three):
+def test_pair_of_other_modalities_is_refused(solution_of_three, points_of_three):
     embedding = by_pairs(solution_of_three, points_of_three, {("rna", "atac"): 3})
     with pytest.raises(ContractError, match=r"obs\['pair'\] is 'rna\+atac', not a pair of rna, adt"):
         contracts.check_embedding_fits(embedding, {"rna": pd.Index([]), "adt": pd.Index([])}, "e.h5ad")
@@ -339,7 +339,7 @@ def test_score_program_only_prints_without_outputs(files, capsys):
     assert sorted(files.iterdir()) == before
 
 
-def test_a_match_matrix_needs_its_suffix(tmp_path):
+def test_match_matrix_needs_its_suffix(tmp_path):
     with pytest.raises(ContractError, match="change the name"):
         scoring.write_matches(sp.eye(2, format="csr"), tmp_path / "matches.txt")
 

@@ -29,7 +29,7 @@ def test_shapes_names_and_annotations():
         assert adata.obs["batch"].nunique() == 3
 
 
-def test_seed_decides_and_a_further_modality_changes_nothing():
+def test_seed_decides_and_another_modality_changes_nothing():
     first, again = (simulate(40, {"rna": 20, "adt": 8}, seed=5) for _ in range(2))
     other = simulate(40, {"rna": 20, "adt": 8}, seed=6)
     wider = simulate(40, {"rna": 20, "adt": 8, "atac": 10}, seed=5)
@@ -63,7 +63,7 @@ def test_donors_are_in_one_batch_and_types_are_clusters_of_the_shared_factors():
         assert shared[rows].std(axis=0).mean() == pytest.approx(1.0, abs=0.1)
 
 
-def test_library_sizes_are_those_asked_for():
+def test_library_sizes_are_those_requested():
     mdata = simulate(
         3000, {"rna": 500, "adt": 400}, library_sizes={"rna": 2000, "adt": 500}, dispersion=1e6, library_spread=0.0
     )

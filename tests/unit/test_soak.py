@@ -1,4 +1,4 @@
-"""Random small data sets from their files to a figure; `python -m tools.soak` takes more of them."""
+"""Random small data sets from their files to a figure; `python -m tools.soak` tries more of them."""
 
 from tools import soak
 

@@ -25,7 +25,7 @@ def test_summaries_have_the_textbook_answers(values, n, mean, sd, half, text):
     assert str(found) == text
 
 
-def test_bootstrap_interval_of_many_cells_is_that_of_the_normal_law():
+def test_bootstrap_interval_of_many_cells_is_the_normal_one():
     """1,000 values with sd 1: mean ± 1.96 / sqrt(1000), up to the noise of 1,000 resamples."""
     values = np.random.default_rng(0).normal(size=1000)
     values = (values - values.mean()) / values.std()
@@ -36,7 +36,7 @@ def test_bootstrap_interval_of_many_cells_is_that_of_the_normal_law():
 
 
 def test_tests_of_one_call_are_corrected_together():
-    """Holm: 3 times the smallest p, twice the second, none below the one before. What was not tested does not count."""
+    """Holm: 3 times the smallest p, twice the second, none below the one before. Untested ones do not count."""
     noise = np.random.default_rng(1).normal(size=(3, 8))
     scores = {name: pd.Series(row + i) for i, (name, row) in enumerate(zip("abc", noise, strict=True))}
     table = paired_tests(scores | {"few": scores["a"][:3]})
@@ -45,7 +45,7 @@ def test_tests_of_one_call_are_corrected_together():
     assert len(tested) == 3 and len(table) == 6 and tested["p_holm"].tolist() == pytest.approx(expected.tolist())
 
 
-def test_paired_tests_need_six_seeds_and_pair_them():
+def test_paired_tests_need_six_seeds():
     """Differences 1..6: mean 3.5, sd 1.8708, t = 4.5826 with 5 degrees of freedom, p = 0.00593."""
     base = pd.Series(np.arange(7.0) ** 2, index=map(str, range(7)))
     other = (base.iloc[:6] - np.arange(1, 7)).iloc[::-1]

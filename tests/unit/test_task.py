@@ -1,4 +1,4 @@
-"""Splits and censoring: test cells are sealed, and the solution pairs them rightly."""
+"""Splits and censoring: test cells are sealed, and the solution pairs them correctly."""
 
 import mudata as md
 import numpy as np
@@ -14,7 +14,7 @@ RANDOM = {"kind": "random", "fraction": 0.25, "seed": 3}
 
 @pytest.fixture
 def dataset():
-    """120 cells whose every row is unlike all others, in three modalities, with a condition."""
+    """120 cells in three modalities, with a condition; every row is unique."""
     mdata = simulate(120, {"rna": 40, "atac": 30, "adt": 20}, n_types=4, n_donors=6, library_sizes={"adt": 300}, seed=4)
     mdata.uns = {"dataset": "tiny", "source": "simulated", "sha256": "0" * 64, "secret": list(mdata.obs_names)}
     for adata in mdata.mod.values():
@@ -31,11 +31,11 @@ def row_of_cell(mdata, modality):
     return dict(zip(mdata.mod[modality].obs_names, rows(mdata.mod[modality]), strict=True))
 
 
-# ---- a split within the training cells of another ----------------------------------------------------
+# ---- a split within the training cells of another ------------------------------------------------
 
 
 @pytest.mark.parametrize("inner", [RANDOM, {"kind": "donors", "fraction": 0.3, "seed": 5}])
-def test_an_inner_split_has_no_cell_of_the_outer_test(dataset, inner):
+def test_inner_split_has_no_cell_of_the_outer_test(dataset, inner):
     outer = {"kind": "predefined", "column": "is_train", "test": "False", "seed": 0}
     task = make_task(dataset, "tiny", "s", {**inner, "within": [outer]})
     outside = make_task(dataset, "tiny", "outer", outer)
@@ -44,7 +44,7 @@ def test_an_inner_split_has_no_cell_of_the_outer_test(dataset, inner):
     assert held_out and not held_out & fitted
 
 
-def test_a_split_within_two_has_no_test_cell_of_either(dataset):
+def test_split_within_two_has_no_test_cell_of_either(dataset):
     outer = [RANDOM, {"kind": "batches", "batches": ["batch1"], "seed": 0}]
     task = make_task(dataset, "tiny", "s", {"kind": "random", "fraction": 0.5, "seed": 1, "within": outer})
     used = {*task.solution.obs_names, *task.train.mod["rna"].obs_names}
@@ -52,7 +52,7 @@ def test_a_split_within_two_has_no_test_cell_of_either(dataset):
         assert not used & set(make_task(dataset, "tiny", "s", split).solution.obs_names)
 
 
-# ---- which cells are training ------------------------------------------------------------------------
+# ---- training cells ------------------------------------------------------------------------------
 
 
 def test_training_batches_may_be_named(dataset):
@@ -82,7 +82,7 @@ def test_numbers_of_cells_give_the_same_test_cells_and_nested_training_cells(dat
 # ---- censoring -----------------------------------------------------------------------------------
 
 
-def test_all_files_keep_their_contracts(dataset):
+def test_all_files_fulfil_their_contracts(dataset):
     task = make_task(dataset, "tiny", "s", RANDOM)
     check_train(task.train, "train")
     check_solution(task.solution, "solution")
@@ -92,7 +92,7 @@ def test_all_files_keep_their_contracts(dataset):
     assert task.train.n_obs == 90
 
 
-def test_the_solution_says_which_test_cells_are_one(dataset):
+def test_solution_pairs_the_test_cells(dataset):
     task = make_task(dataset, "tiny", "s", RANDOM)
     for modality, adata in task.tests.items():
         original, censored = row_of_cell(dataset, modality), dict(zip(adata.obs_names, rows(adata), strict=True))
@@ -104,7 +104,7 @@ def test_the_solution_says_which_test_cells_are_one(dataset):
     assert task.solution.uns["labels"] == "published"
 
 
-def test_nothing_in_a_visible_file_reveals_pairs_or_types(dataset):
+def test_visible_files_do_not_reveal_pairs_or_types(dataset):
     task = make_task(dataset, "tiny", "s", RANDOM)
     for modality, adata in task.tests.items():
         assert list(adata.obs.columns) == ["batch"]
@@ -118,7 +118,7 @@ def test_nothing_in_a_visible_file_reveals_pairs_or_types(dataset):
     assert task.train.obs.columns.empty and task.train.var.columns.empty
 
 
-def test_test_cells_are_shuffled_in_each_modality_on_their_own(dataset):
+def test_test_cells_are_shuffled_separately_in_each_modality(dataset):
     solution = make_task(dataset, "tiny", "s", RANDOM).solution.obs
     orders = {modality: solution[modality].str[-6:].astype(int).to_numpy() for modality in ("rna", "atac", "adt")}
     orders["file"] = np.arange(1, 31)
@@ -138,7 +138,7 @@ def test_training_and_test_cells_are_disjoint_and_complete(dataset):
         assert all(original[name] == row for name, row in zip(adata.obs_names, rows(adata), strict=True))
 
 
-def test_no_category_of_a_cell_elsewhere_is_left(dataset):
+def test_no_category_of_other_cells_is_left(dataset):
     donors = dataset.mod["rna"].obs["donor"]
     task = make_task(dataset, "tiny", "s", {"kind": "batches", "batches": ["batch2"], "seed": 0})
     assert list(task.train.mod["rna"].obs["batch"].cat.categories) == ["batch1"]
@@ -146,7 +146,7 @@ def test_no_category_of_a_cell_elsewhere_is_left(dataset):
     assert len(task.train.mod["rna"].obs["donor"].cat.categories) < donors.nunique()
 
 
-def test_the_seed_decides(dataset):
+def test_seed_decides(dataset):
     def cells(seed):
         task = make_task(dataset, "tiny", "s", RANDOM | {"seed": seed})
         return task.solution.obs["rna"].to_dict()
@@ -154,7 +154,7 @@ def test_the_seed_decides(dataset):
     assert cells(3) == cells(3) != cells(4)
 
 
-# ---- which cells are test ------------------------------------------------------------------------
+# ---- test cells ----------------------------------------------------------------------------------
 
 
 def test_donors_of_test_cells_are_unseen_and_strata_are_balanced():
@@ -210,12 +210,12 @@ def test_partly_paired_training_cells(dataset):
 @pytest.mark.parametrize(
     "mosaic", [{"rna": 0.5, "atac": 0.3, "adt": 0.2}, {"rna+atac": 0.001, "rna": 0.9, "adt": 0.099}]
 )
-def test_a_mosaic_without_a_pair_is_refused(dataset, mosaic):
+def test_mosaic_without_a_pair_is_refused(dataset, mosaic):
     with pytest.raises(TaskError, match=r"mosaic: leaves none of \d+ training cells paired"):
         make_task(dataset, "tiny", "s", RANDOM | {"mosaic": mosaic})
 
 
-def test_a_mosaic_of_training_cells(dataset):
+def test_mosaic_of_training_cells(dataset):
     mosaic = {"rna+atac+adt": 0.2, "rna+atac": 0.3, "atac+adt": 0.4, "rna": 0.1}
     task = make_task(dataset, "tiny", "s", RANDOM | {"mosaic": mosaic})
     names = {modality: set(adata.obs_names) for modality, adata in task.train.mod.items()}
@@ -232,7 +232,7 @@ def test_a_mosaic_of_training_cells(dataset):
 
 @pytest.fixture
 def mosaic(dataset):
-    """The data set without RNA of its first 20 cells, without accessibility of the next 20, all others first."""
+    """The data set without RNA in its first 20 cells and without accessibility in the next 20, these cells last."""
     order = [*range(40, 120), *range(40)]
     seen = {"rna": order[:80] + order[100:], "atac": order[:100], "adt": order}
     with md.set_options(pull_on_update=False):
@@ -248,7 +248,7 @@ def mosaic(dataset):
         RANDOM | {"paired_fraction": 0.5},
     ],
 )
-def test_cells_that_lack_a_modality_train_and_are_no_test_cells(dataset, mosaic, split):
+def test_cells_that_lack_a_modality_are_only_training_cells(dataset, mosaic, split):
     task = make_task(mosaic, "tiny", "s", split)
     partial = set(dataset.obs_names[:40])
     assert len(task.solution) and not partial & set(task.solution.obs_names)
@@ -281,12 +281,12 @@ def test_cells_that_lack_a_modality_train_and_are_no_test_cells(dataset, mosaic,
         (RANDOM | {"drop": {"column": "batch", "values": ["x"]}}, "drop.values: no cell has x"),
     ],
 )
-def test_what_cannot_be_split_is_named(dataset, split, message):
+def test_impossible_splits_are_explained(dataset, split, message):
     with pytest.raises(TaskError, match=message):
         make_task(dataset, "tiny", "s", split)
 
 
-def test_training_cells_that_are_all_alike_are_refused(dataset):
+def test_identical_training_cells_are_refused(dataset):
     with pytest.raises(TaskError, match="splits.s: no feature of rna differs between 1 training cells"):
         make_task(dataset, "tiny", "s", {"kind": "random", "n_train": 1, "n_test": 30, "seed": 0})
     dataset.mod["adt"].X.data[:] = 2
@@ -305,7 +305,7 @@ def test_donors_are_needed_to_split_by_donor(dataset):
 # ---- derived labels ------------------------------------------------------------------------------
 
 
-def test_labels_are_derived_from_the_rna_where_there_are_none():
+def test_missing_labels_are_derived_from_the_rna():
     mdata = simulate(400, {"rna": 200, "adt": 10}, n_types=3, type_separation=4.0, shared_strength=1.0, seed=0)
     truth = mdata.mod["rna"].obs["cell_type"].astype(str)
     for adata in mdata.mod.values():
@@ -313,7 +313,7 @@ def test_labels_are_derived_from_the_rna_where_there_are_none():
     task = make_task(mdata, "tiny", "s", RANDOM)
     assert task.solution.uns["labels"].startswith("derived: ")
     derived = task.solution.obs["cell_type"]
-    # Clusters may split a type, yet hardly mix two.
+    # Clusters may split a type, but should hardly mix two.
     majority = pd.crosstab(derived, truth[task.solution.obs_names].to_numpy()).max(axis=1).sum()
     assert majority / len(derived) > 0.95
     rna = mdata.mod["rna"].X
@@ -332,7 +332,7 @@ def test_labels_cannot_be_derived_without_rna(dataset):
 # ---- the program ---------------------------------------------------------------------------------
 
 
-def test_the_program_writes_files_that_keep_their_contracts(project, run_script, monkeypatch, tmp_path):
+def test_program_writes_files_that_fulfil_their_contracts(project, run_script, monkeypatch, tmp_path):
     monkeypatch.chdir(project)
     dataset, folder = tmp_path / "dataset.h5mu", tmp_path / "paired20"
     arguments = ["--dataset", "simulated", "--raw", tmp_path, "--output", dataset]

@@ -1,4 +1,4 @@
-"""The training loop: lengths, its end, what is held out, validation, what a checkpoint is of."""
+"""The training loop: lengths, its end, what is held out, validation, what a checkpoint belongs to."""
 
 from itertools import combinations
 from math import ceil, cos, pi
@@ -42,7 +42,7 @@ def loop_of(data, **changes):
 
 
 def run(loop):
-    """Train to the end; return the steps at which validation came."""
+    """Train to the end; return the steps at which validation took place."""
     while not loop.done():
         loop.advance()
     return [row["step"] for row in loop.history]
@@ -51,7 +51,7 @@ def run(loop):
 # ---- lengths -------------------------------------------------------------------------------------
 
 
-def test_the_longer_of_steps_and_passes_counts():
+def test_longer_of_steps_and_passes_counts():
     training = Training(max_steps=36_000, warmup_steps=600, patience_steps=4_500, reduce_steps=1_500)
     few, many = training.in_steps(2), training.in_steps(1_000)
     assert (few.warmup_steps, few.patience_steps, few.reduce_steps) == (600, 4_500, 1_500)
@@ -60,11 +60,11 @@ def test_the_longer_of_steps_and_passes_counts():
 
 
 @pytest.mark.parametrize(("max_passes", "expected"), [(0, 1_000), (4, 400), (50, 1_000)])
-def test_the_first_limit_ends_training(max_passes, expected):
+def test_first_limit_ends_training(max_passes, expected):
     assert Training(max_steps=1_000, max_passes=max_passes).in_steps(100).max_steps == expected
 
 
-def test_warmup_leaves_half_of_the_training():
+def test_warmup_takes_at_most_half_of_the_training():
     assert Training(max_steps=10_000, warmup_passes=12).in_steps(2_000).warmup_steps == 5_000
 
 
@@ -72,7 +72,7 @@ def test_warmup_leaves_half_of_the_training():
 def test_training_ends_at_the_last_step_and_validates_there(data, max_steps, max_passes, last):
     loop = loop_of(data, check_steps=8, max_steps=max_steps, max_passes=max_passes)
     assert len(loop.sampler) == 6
-    # validation comes after whole passes that are 8 steps at least, here two
+    # validation takes place after whole passes of at least 8 steps in all, here two
     assert run(loop) == [12, last]
 
 
@@ -87,7 +87,7 @@ def test_cosine_ends_with_the_training(data):
 
 
 @pytest.mark.parametrize(("patience_passes", "n_worse"), [(0, 8), (11, 11)])
-def test_patience_is_eight_validations_at_least(data, monkeypatch, patience_passes, n_worse):
+def test_patience_is_at_least_eight_validations(data, monkeypatch, patience_passes, n_worse):
     monkeypatch.setattr(_Loop, "_held_out_losses", lambda loop: {"loss": 1.0})
     loop = loop_of(data, check_steps=1, patience_steps=1, patience_passes=patience_passes)
     # the first one is the best
@@ -95,15 +95,15 @@ def test_patience_is_eight_validations_at_least(data, monkeypatch, patience_pass
 
 
 def lengths(modalities, n_cells, stage):
-    """Return the lengths of `clue_competition` without a budget, and the steps of a pass."""
+    """Return the training lengths of `clue_competition` without a budget, and the number of steps in a pass."""
     config = {"run": "x", "datasets": ["simulated"], "methods": ["clue_competition/default"], "seeds": [0]}
     training = Training(**Benchmark(config, ROOT).params("clue_competition", "default", modalities)[stage])
     pass_steps = int(0.9 * n_cells / training.batch_size)
     return training.in_steps(pass_steps), pass_steps
 
 
-def test_competition_lengths_are_the_authors():
-    # in passes, as a log of the authors' code has them for the competition's Multiome cells
+def test_competition_lengths_are_those_of_the_authors():
+    # in passes, as in a log of the authors' code for the competition's Multiome cells
     training, pass_steps = lengths(["rna", "atac"], 42_492, "training")
     expected = {"warmup_steps": 21, "max_steps": 121, "patience_steps": 16, "reduce_steps": 6}
     assert {name: ceil(getattr(training, name) / pass_steps) for name in expected} == expected
@@ -117,7 +117,7 @@ def test_competition_lengths_are_the_authors():
 # ---- the order of cells --------------------------------------------------------------------------
 
 
-def test_a_sampler_goes_on_within_a_pass():
+def test_sampler_resumes_within_a_pass():
     sampler = Sampler(np.arange(100, 120), batch_size=6, seed=0)
     assert len(sampler) == 3
     for _ in range(4):
@@ -129,7 +129,7 @@ def test_a_sampler_goes_on_within_a_pass():
     assert all(torch.equal(next(other), expected) for expected in rest)
 
 
-def test_a_pass_has_every_cell_once():
+def test_pass_has_every_cell_once():
     sampler = Sampler(np.arange(100, 118), batch_size=6, seed=0)
     first, second = ([next(sampler) for _ in range(3)] for _ in range(2))
     assert sorted(torch.cat(first).tolist()) == sorted(torch.cat(second).tolist()) == list(range(100, 118))
@@ -147,7 +147,7 @@ def test_splits_of_two_seeds_are_independent():
     assert all(abs((a & b).sum() - 200) < 5 * 14 for a, b in combinations(splits, 2))
 
 
-def test_more_cells_leave_the_split_as_it_is():
+def test_more_cells_do_not_change_the_split():
     names = [f"cell_{i}" for i in range(300)]
     more = held_out(["another", *names], 0.1, seed=3)
     assert np.array_equal(held_out(names, 0.1, seed=3), more[1:])
@@ -171,12 +171,12 @@ def test_every_held_out_cell_counts(monkeypatch):
 
 
 class Largest(TorchDispatchMode):
-    """Notes how many numbers the largest tensor has that is computed."""
+    """Records the number of elements of the largest tensor computed."""
 
     n = 0
 
     def __torch_dispatch__(self, function, types, arguments=(), options=None):
-        """Compute, and look at the result."""
+        """Compute, and record the size of the result."""
         result = function(*arguments, **(options or {}))
         if isinstance(result, torch.Tensor):
             self.n = max(self.n, result.numel())
@@ -184,7 +184,7 @@ class Largest(TorchDispatchMode):
 
 
 def two_views(n, n_types=None):
-    """Two embeddings of the same cells; with types, all cells of one are the same."""
+    """Two embeddings of the same cells; with types, all cells of a type are equal."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(n_types or n, 6, generator=generator)
     y = x + 0.5 * torch.randn(x.shape, generator=generator)
@@ -213,7 +213,7 @@ def naive(views):
 
 
 @pytest.mark.parametrize("n_types", [None, 5, 1])
-def test_foscttm_is_exact_and_needs_no_square(n_types):
+def test_foscttm_is_exact_without_a_square_matrix(n_types):
     views = two_views(1500, n_types)
     with Largest() as largest:
         found = _foscttm(views, seed=0)
@@ -223,7 +223,7 @@ def test_foscttm_is_exact_and_needs_no_square(n_types):
         assert found == pytest.approx(0.5, abs=1e-3)
 
 
-def test_foscttm_of_very_many_cells_is_that_of_a_fixed_sample(monkeypatch):
+def test_foscttm_of_very_many_cells_uses_a_fixed_sample(monkeypatch):
     views = two_views(1500)
     exact = _foscttm(views, seed=0)
     monkeypatch.setattr(train, "_MOST_PAIRS", 500)
@@ -237,7 +237,7 @@ def test_foscttm_of_very_many_cells_is_that_of_a_fixed_sample(monkeypatch):
 # ---- checkpoints ---------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_of_these_cells(data):
+def test_checkpoint_belongs_to_its_cells(data):
     key = loop_of(data).key()
     assert loop_of(data).key() == key
     for change in (

@@ -11,7 +11,7 @@ import scanpy as sc
 from clue.simulate import simulate
 
 LARGEST = 400_000
-"""Bytes of a tutorial with its pictures."""
+"""Limit on the bytes of a tutorial with its pictures."""
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def source(folder):
 
 
 def shape(page: str) -> list[str]:
-    """Return what a page consists of: what begins a block of code, of output, and a picture."""
+    """Return the parts of a page: the starts of code blocks, output blocks and pictures."""
     return re.findall(r"^(?:```\w+|!\[[^]]+\])", page, re.MULTILINE)
 
 
@@ -45,7 +45,7 @@ def test_every_page_shows_the_cells_of_its_source(program, folder):
             place = page.index(block, place) + len(block)
 
 
-def test_a_tutorial_is_small(folder):
+def test_tutorial_is_small(folder):
     for path in folder.glob("*.md"):
         files = [path, *folder.glob(f"{path.stem}-*.png")]
         assert len(files) > 1 and sum(file.stat().st_size for file in files) < LARGEST
@@ -94,7 +94,7 @@ def test_own_data_runs_on_few_cells(program, source, tmp_path, monkeypatch):
     assert any("equal names are one cell" in block for block in blocks if block.startswith("```text"))
 
 
-def test_the_line_for_cell_ranger_reads_its_file(source, tmp_path, monkeypatch):
+def test_cell_ranger_line_reads_its_file(source, tmp_path, monkeypatch):
     text = source.read_text()
     line = re.search(r"^# of Cell Ranger:\n# (.*)$", text, re.MULTILINE)[1]
     kinds, split = (
@@ -115,7 +115,7 @@ def test_the_line_for_cell_ranger_reads_its_file(source, tmp_path, monkeypatch):
     assert names["data"]["rna"].X.sum() == 5 and names["data"]["adt"].X.sum() == 1
 
 
-def test_a_failing_cell_is_named(program, tmp_path):
+def test_failing_cell_is_named(program, tmp_path):
     path = tmp_path / "broken.py"
     path.write_text("# %% [markdown]\n# # Title\n\n# %%\nx = 1\nprint(x)\n\n# %%\nx.missing\n")
     blocks = program.run(path)

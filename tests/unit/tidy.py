@@ -1,4 +1,4 @@
-"""Tidy tables of every shape, test cells with what is known of them, and what a figure says."""
+"""Tidy tables of every shape, test cells with their solution, and the text of a figure."""
 
 from pathlib import Path
 
@@ -39,7 +39,7 @@ def resources(*jobs: tuple) -> pd.DataFrame:
 
 
 def solution_of(n_cells: int, types: list[str], batches: list[str], seed: int = 0, **uns) -> ad.AnnData:
-    """Return a solution of RNA and proteins, in whose files the cells are shuffled."""
+    """Return a solution of RNA and proteins whose files have shuffled cells."""
     rng = np.random.default_rng(seed)
     obs = pd.DataFrame({"batch": batches, "cell_type": types}, index=[f"barcode_{i}" for i in range(n_cells)])
     for name in ("rna", "adt"):
@@ -76,13 +76,13 @@ SHAPES = {
 
 
 def texts(figure: plt.Figure) -> str:
-    """Return everything that a figure says."""
+    """Return all text in a figure."""
     figure.canvas.draw()
     return "\n".join(text.get_text() for text in figure.findobj(plt.Text) if text.get_text())
 
 
 def check_figure(path: Path) -> None:
-    """Check that a PNG of 300 dpi and a PDF with TrueType fonts are there."""
+    """Check that there is a PNG of 300 dpi and a PDF with TrueType fonts."""
     with Image.open(path) as image:
         assert image.info["dpi"][0] == pytest.approx(300, abs=1)
         assert image.width > 500

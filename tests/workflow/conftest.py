@@ -44,11 +44,11 @@ class Project:
         self.environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
 
     def path(self, *parts):
-        """Return a path of the copy."""
+        """Return a path within the copy."""
         return self.folder.joinpath(*parts)
 
     def write(self, path, data):
-        """Write a map to a YAML file."""
+        """Write a mapping to a YAML file."""
         self.path(path).write_text(yaml.safe_dump(data))
 
     def configure(self, **changes):
@@ -60,11 +60,11 @@ class Project:
         self.write(path, yaml.safe_load(self.path(path).read_text()) | changes)
 
     def drop_figures(self):
-        """Leave figures and report out, where they are not the matter: drawing takes longer than all else."""
+        """Leave out figures and report where they are not tested: drawing takes longer than everything else."""
         self.path("rules/figures.smk").write_text("FIGURES = []\nTABLES = []\nREPORT = []\n")
 
     def draw_only(self, *names):
-        """Leave out all figures but these; there is a report of what is drawn."""
+        """Leave out all figures except these; the report has what is drawn."""
         rules = self.path("rules/figures.smk")
         before, end, after = rules.read_text().partition('if FINISHING == "report":\n')
         rules.write_text(f"{before}FIGURES, TABLES = expand(FIGURE, name={list(names)}), []\n{end}{after}")
@@ -83,7 +83,7 @@ class Project:
         )
 
     def call(self, *words):
-        """Run a program of the copy; return its exit status and all that it printed."""
+        """Run a program of the copy; return its exit status and everything it printed."""
         process = self.start(*words)
         output, _ = process.communicate(timeout=900)
         return process.returncode, output
@@ -93,7 +93,7 @@ class Project:
         return self.call(*self.run_command)
 
     def snakemake(self, *options):
-        """Do what a user does who calls Snakemake itself."""
+        """Call Snakemake directly, as a user might."""
         return self.call(
             "-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "2", "--keep-going", *options
         )
@@ -101,7 +101,7 @@ class Project:
     run_command = ("scripts/run.py", "--config", "config/test.yaml", "--cores", "2")
 
     def planned_rules(self):
-        """Return the rules that Snakemake would run, with their numbers of jobs."""
+        """Return the rules that Snakemake would run, each with its number of jobs."""
         status, output = self.call(
             "-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "2", "--dry-run", "--quiet", "rules"
         )
@@ -116,15 +116,15 @@ class Project:
 
 @pytest.fixture
 def fresh(tmp_path):
-    """A copy of the project in which nothing has run."""
+    """A copy of the project in which nothing has run yet."""
     return copy_project(tmp_path / "project")
 
 
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory):
-    """A copy in which the run of `RUN` has ended, its exit status and what it printed; not to be changed.
+    """A copy in which the run of `RUN` has ended, with its exit status and output; not to be changed.
 
-    Processes that test at the same time share it.
+    Parallel test processes share it.
     """
     folder = tmp_path_factory.getbasetemp()
     folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "finished"
@@ -137,7 +137,7 @@ def finished_run(tmp_path_factory):
 
 @pytest.fixture
 def finished(finished_run, tmp_path):
-    """A copy of the project in which a run has ended well, free to be changed."""
+    """A copy of the project in which a run has succeeded; tests may change it."""
     project, status, output = finished_run
     assert status == 0, output
     return Project(shutil.copytree(project.folder, tmp_path / "project", symlinks=True))
@@ -145,7 +145,7 @@ def finished(finished_run, tmp_path):
 
 @pytest.fixture
 def unscored(finished):
-    """A project that has run, without figures; the score of `random` and the table are to be made again."""
+    """A finished project without figures, in which the score of `random` and the table must be made again."""
     finished.drop_figures()
     finished.configure(methods=["random"])
     for path in (f"{FOLDER_OF_RANDOM}/metrics.tsv", "results/test/metrics.tsv"):

@@ -17,23 +17,23 @@ ROOT = Path(__file__).parents[2]
 METHODS = sorted(path.stem for path in (ROOT / "config" / "methods").glob("*.yaml"))
 INPUTS = ["train.h5mu", "test_rna.h5ad", "test_atac.h5ad"]
 SHORT = {"max_steps": 20, "warmup_steps": 5, "patience_steps": 10, "max_epochs": 2}
-"""Settings that make any training short, wherever in the hyper-parameters they stand."""
-# With seccomp the kernel stops the process at these calls only, not at each one.
+"""Settings that shorten any training, wherever they occur in the hyper-parameters."""
+# With seccomp the kernel stops the process only at these calls, not at every one.
 STRACE = ["strace", "--follow-forks", "--seccomp-bpf", "--trace=open,openat", "--string-limit=4096"]
 RUN = {"run": "test", "datasets": ["simulated"], "seeds": [0], "budget": "test"}
 
-pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="no strace here, which traces the opened files")
+pytestmark = pytest.mark.skipif(not shutil.which("strace"), reason="needs strace, which traces the opened files")
 
 
 def works_here(method):
-    """Tell whether this environment and this data set can run a method's program."""
+    """Return whether a method's program can run in this environment and on this data set."""
     spec = yaml.safe_load((ROOT / "config/methods" / f"{method}.yaml").read_text())
-    takes = spec["modalities"] == "any" or ["rna", "atac"] in spec["modalities"]
-    return takes and spec.get("env", "python") == "python" and "script" in spec
+    supported = spec["modalities"] == "any" or ["rna", "atac"] in spec["modalities"]
+    return supported and spec.get("env", "python") == "python" and "script" in spec
 
 
 @pytest.mark.parametrize("method", list(filter(works_here, METHODS)))
-def test_method_opens_nothing_that_holds_the_pairing(finished_run, tmp_path, method):
+def test_method_opens_no_file_with_the_pairing(finished_run, tmp_path, method):
     project = finished_run[0]
     task = project.path("results/test/simulated/random20")
     folder = tmp_path / "inputs"
@@ -51,7 +51,7 @@ def test_method_opens_nothing_that_holds_the_pairing(finished_run, tmp_path, met
 
 
 def shortened(params):
-    """Return hyper-parameters with those of `SHORT` in place of what they have."""
+    """Return hyper-parameters in which the values of `SHORT` replace those with the same keys."""
     short = {key: shortened(value) if isinstance(value, dict) else value for key, value in params.items()}
     return short | {key: value for key, value in SHORT.items() if key in params}
 
@@ -77,8 +77,8 @@ def files_opened(project, method, folder, trace):
     return {Path(os.path.normpath(folder / name)) for name in names}
 
 
-def test_the_trace_sees_a_method_that_cheats(finished_run, tmp_path):
-    """A check of the check: a method that opens the solution is found."""
+def test_trace_finds_a_method_that_cheats(finished_run, tmp_path):
+    """A check of the check itself: a method that opens the solution is found."""
     project = finished_run[0]
     solution = project.path("results/test/simulated/random20/solution.h5ad")
     program = tmp_path / "cheat.py"

@@ -1,4 +1,4 @@
-"""`make check-method` says to a method's author what the table would say, and what no table shows."""
+"""`make check-method` tells a method's author what the table would say, and what no table shows."""
 
 import shutil
 
@@ -6,7 +6,7 @@ import pytest
 
 FINE = "pass"
 FILTERS = "[task.test[name]._inplace_subset_obs(slice(1, None)) for name in task.test]"
-# The embedding of another folder's run would be looked for.
+# A relative path, such as the embedding's, would then point into another folder.
 MOVES = "import os; os.chdir('/'); (task.checkpoints / 'last').write_text('state')"
 
 
@@ -14,13 +14,13 @@ MOVES = "import os; os.chdir('/'); (task.checkpoints / 'last').write_text('state
     ("body", "reason"),
     [
         (FILTERS, "has filtered, reordered or renamed the cells of task.test['rna']"),
-        # The rows of this method are random: copies of a cell lie apart, whatever its folder.
+        # This method's rows are random: copies of a cell lie apart, whatever the folder.
         (MOVES, "are copies, but apart; is the order kept?"),
         (FINE, "are copies, but apart; is the order kept?"),
     ],
     ids=["filters", "moves", "random rows"],
 )
-def test_what_a_method_does_wrong_is_one_line(fresh, project, body, reason):
+def test_mistake_in_a_method_is_one_line(fresh, project, body, reason):
     shutil.copytree(project / "tests/unit", fresh.path("tests/unit"), ignore=shutil.ignore_patterns("__pycache__"))
     fresh.add_method("mine", body=body)
     fresh.change("config/methods/mine.yaml", settings="none")

@@ -1,4 +1,4 @@
-"""The working directory is another than the checkout: data and results are there, programs and settings are not."""
+"""Runs outside the checkout: data and results are in the working directory, programs and settings are not."""
 
 import pytest
 
@@ -31,12 +31,12 @@ def scratch(tmp_path):
 
 
 def files(folder):
-    """Return the files below a folder, apart from what Python keeps."""
+    """Return the files below a folder, apart from Python's caches."""
     return {path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts}
 
 
 def call(project, folder, *words):
-    """Run Snakemake in a folder; return its exit status and all that it printed."""
+    """Run Snakemake in a folder; return its exit status and everything it printed."""
     elsewhere = type(project)(folder)
     elsewhere.environment = project.environment
     return elsewhere.call("-m", "snakemake", "--cores", "1", *words)
@@ -55,7 +55,7 @@ def test_results_are_in_the_working_directory(fresh, scratch):
     assert {path.name for path in scratch.iterdir()} == {"results", "logs", ".snakemake"}
     assert files(fresh.folder) == before, "nothing is written into the checkout"
 
-    # Started in the checkout, or by a program of it, the same folder has nothing left to do.
+    # Started from the checkout, the same folder has nothing left to do.
     status, output = call(fresh, fresh.folder, "--directory", scratch, "--configfile", config, "--", "table")
     assert status == 0 and "Nothing to be done" in output, output
 
@@ -71,13 +71,13 @@ def test_other_programs_work_there_too(fresh, scratch):
     assert status == 1 and "unknown method 'randm'; did you mean 'random'?" in output
 
 
-def test_the_default_configuration_is_that_of_the_checkout(fresh, scratch):
+def test_default_configuration_comes_from_the_checkout(fresh, scratch):
     fresh.path("config/test.yaml").rename(fresh.path("config/config.yaml"))
     status, output = call(fresh, scratch, "--snakefile", fresh.path("Snakefile"), "--dry-run", "--quiet", "rules")
     assert status == 0 and "random" in output, output
 
 
-def test_a_checkout_with_a_space_works_as_the_working_directory_only(fresh, scratch):
+def test_checkout_with_a_space_works_only_as_the_working_directory(fresh, scratch):
     folder = fresh.folder.rename(fresh.folder.with_name("my project"))
     project = type(fresh)(folder)
     words = ["--dry-run", "--quiet", "all", "--configfile", folder / "config/test.yaml"]
@@ -87,7 +87,7 @@ def test_a_checkout_with_a_space_works_as_the_working_directory_only(fresh, scra
     assert status == 1 and f"{folder}: has a space, so that it works as the working directory only" in output, output
 
 
-def test_a_workflow_that_uses_this_one_as_a_module(fresh, scratch):
+def test_another_workflow_uses_this_one_as_a_module(fresh, scratch):
     (scratch / "Snakefile").write_text(MODULE.format(checkout=fresh.folder))
     status, output = call(fresh, scratch, "--dry-run", "--quiet", "rules")
     assert status == 0, output

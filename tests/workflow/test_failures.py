@@ -1,4 +1,4 @@
-"""A run with failures ends in its tables, and its report, by the same command; the exit status says that it failed."""
+"""A run with failures still makes its tables and its report; only the exit status says that it failed."""
 
 import pytest
 
@@ -9,7 +9,7 @@ BROKEN = f"{COUNT}; raise ValueError('no luck')"
 
 @pytest.fixture
 def small(finished):
-    """A project that has run, without figures."""
+    """A finished project without figures."""
     finished.drop_figures()
     return finished
 
@@ -19,7 +19,7 @@ def tries(project, method):
     return len(project.path("scripts/methods", f"{method}.tries").read_text())
 
 
-def test_what_was_killed_is_tried_again_and_an_error_is_not(small):
+def test_killed_jobs_are_retried_but_errors_are_not(small):
     small.add_method("killed", body=KILLED)
     small.add_method("broken", body=BROKEN)
     small.configure(methods=["killed", "broken", "random"])
@@ -29,12 +29,12 @@ def test_what_was_killed_is_tried_again_and_an_error_is_not(small):
     table = small.table().drop_duplicates("method").set_index("method")
     assert table["status"].to_dict() == {"killed": "failed", "broken": "failed", "random": "ok", "oracle": "ok"}
     assert table.loc["broken", "reason"] == "ValueError: no luck"
-    # Nothing of the failure is kept: the same command tries again.
+    # No failure is remembered: the same command tries again.
     assert small.snakemake()[0] == 1
     assert (tries(small, "killed"), tries(small, "broken")) == (3, 2)
 
 
-def test_a_run_of_which_every_method_fails_says_so_in_one_line(finished):
+def test_run_without_any_scores_says_so_in_one_line(finished):
     finished.add_method("broken", body=BROKEN)
     finished.configure(methods=["broken"])
     finished.path("results/test/report.html").unlink()
@@ -44,7 +44,7 @@ def test_a_run_of_which_every_method_fails_says_so_in_one_line(finished):
     assert not finished.path("results/test/report.html").exists()
 
 
-def test_a_data_set_that_cannot_be_prepared_takes_no_other_with_it(small):
+def test_failed_preparation_affects_no_other_data_set(small):
     small.change("config/datasets/simulated_factors.yaml", expect={"n_cells": 1})
     small.configure(datasets=["simulated/random20", "simulated_factors"], methods=["random"])
     status, output = small.run()
@@ -56,7 +56,7 @@ def test_a_data_set_that_cannot_be_prepared_takes_no_other_with_it(small):
     assert lost["status"] == "failed" and lost["reason"].startswith("not run, since an earlier step failed")
 
 
-def test_a_figure_that_cannot_be_drawn_does_not_take_the_report_with_it(finished):
+def test_failed_figure_does_not_prevent_the_report(finished):
     table = finished.path("results/test/metrics.tsv").stat().st_mtime_ns
     finished.path("results/test/report.html").unlink()
     finished.path("scripts/figures/scaling.py").write_text("raise SystemExit('error: cannot be drawn')\n")
@@ -66,10 +66,10 @@ def test_a_figure_that_cannot_be_drawn_does_not_take_the_report_with_it(finished
     )
     assert finished.path("results/test/report.html").stat().st_size > 100_000
     assert not finished.path("results/test/figures/scaling.png").exists()
-    assert finished.path("results/test/metrics.tsv").stat().st_mtime_ns == table, "no method has failed"
+    assert finished.path("results/test/metrics.tsv").stat().st_mtime_ns == table, "no method failed, so the table stays"
 
 
-def test_what_was_not_asked_for_is_not_made(small):
+def test_only_requested_files_are_made(small):
     small.add_method("broken", body=BROKEN)
     small.configure(methods=["broken", "random"])
     small.path("results/test/metrics.tsv").unlink()

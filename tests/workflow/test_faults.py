@@ -1,4 +1,4 @@
-"""What a user gets wrong is one line; the same command again puts right what the machine did wrong."""
+"""A user's mistakes are reported in one line; after a fault of the machine, the same command completes the run."""
 
 import os
 import re
@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-# The first try tells its process and waits for its end; the next one goes through.
+# The first try records its process id and waits to be killed; the next one succeeds.
 SLOW = """import os, time, pathlib
     if not pathlib.Path("pid").exists():
         pathlib.Path("pid.tmp").write_text(str(os.getpid()))
@@ -34,18 +34,18 @@ def test_wrong_configuration_is_one_line(fresh, wrong, line):
 
 @pytest.fixture
 def slow(finished):
-    """A finished project with a method more, whose first try does not end by itself."""
+    """A finished project with an extra method, whose first try does not end by itself."""
     finished.drop_figures()
     finished.add_method("slow", body=SLOW)
     finished.configure(methods=["slow"])
     yield finished
-    # A test that fails must not leave a job of ten minutes.
+    # A failing test must not leave a ten-minute job behind.
     if finished.path("pid").exists() and psutil.pid_exists(job := int(finished.path("pid").read_text())):
         os.kill(job, signal.SIGKILL)
 
 
 def wait_for_job(project, process):
-    """Return the process id of the slow job, once it is at work."""
+    """Return the process id of the slow job once it is running."""
     deadline = time.monotonic() + 120
     while not project.path("pid").exists():
         assert process.poll() is None and time.monotonic() < deadline, "the job did not start"
@@ -91,7 +91,7 @@ def test_killed_snakemake_then_the_same_command(slow):
     refused, process = sorted(runs, key=lambda run: run.poll() is None)
     job = wait_for_job(slow, process)
     for status, output in ((refused.returncode, refused.communicate()[0]), slow.run()):
-        assert status == 1 and re.fullmatch("error: .*: another run is at work here.*\n", output), "two runs at a time"
+        assert status == 1 and re.fullmatch("error: .*: another run is at work here.*\n", output), "no second run"
 
     [snakemake] = psutil.Process(process.pid).children()
     snakemake.kill()
@@ -104,7 +104,7 @@ def test_killed_snakemake_then_the_same_command(slow):
 
 @pytest.mark.parametrize("interrupts", [signal.SIG_DFL, signal.SIG_IGN], ids=["foreground", "background"])
 def test_terminated_run_ends_its_jobs(slow, interrupts):
-    # A shell starts background commands with interrupts ignored.
+    # Shells start background commands with SIGINT ignored.
     process = slow.start(*slow.run_command, preexec_fn=lambda: signal.signal(signal.SIGINT, interrupts))
     job = wait_for_job(slow, process)
     process.terminate()

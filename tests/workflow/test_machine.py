@@ -1,4 +1,4 @@
-"""What the machine lacks is one line at the start of a run; what another workflow's settings say changes nothing."""
+"""What the machine lacks is reported in one line as a run starts; another workflow's settings change nothing."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ NO_GPU = "device: the configuration says cuda, but no GPU was found on this mach
 
 @pytest.fixture
 def bare(finished, tmp_path):
-    """A project that has run, on a machine without Slurm and without a GPU, whatever this one has."""
+    """A finished project on a machine without Slurm or a GPU, whatever this one has."""
     finished.drop_figures()
     hidden = ("sbatch", "squeue", "sacct", "sinfo", "srun", "nvidia-smi")
     for folder in os.environ["PATH"].split(os.pathsep):
@@ -27,10 +27,10 @@ def bare(finished, tmp_path):
     return finished
 
 
-def test_odd_surroundings_are_no_fault(unscored):
-    """A configuration whose path has spaces and quotes, letters beyond ASCII, and a locale that lacks these.
+def test_unusual_environment_works(unscored):
+    """A configuration whose path has spaces, quotes and non-ASCII letters, in a locale that lacks these.
 
-    Another workflow's profile changes nothing, and caches go elsewhere where the home cannot be written.
+    Another workflow's profile changes nothing, and caches go elsewhere if the home folder is not writable.
     """
     path = unscored.path("it's my config") / "größe.yaml"
     path.parent.mkdir()
@@ -55,7 +55,7 @@ def test_odd_surroundings_are_no_fault(unscored):
         ([], "give --cores, to run on this machine, or --profile, to run on a cluster"),
     ],
 )
-def test_where_to_run_must_be_said(fresh, words, line):
+def test_run_needs_cores_or_a_profile(fresh, words, line):
     assert fresh.call("scripts/run.py", "--config", "config/test.yaml", *words) == (1, f"error: {line}\n")
 
 
@@ -69,7 +69,7 @@ def test_no_slurm_is_one_line(bare, project):
     assert status == 1 and output.count(NO_SLURM) == 1 and "Traceback" not in output, output
 
 
-def test_no_gpu_is_one_line_and_jobs_without_one_need_none(bare):
+def test_missing_gpu_is_one_line_if_a_job_needs_it(bare):
     bare.configure(methods=["clue/default"], device="cuda")
     status, output = bare.run()
     assert status == 1 and output.startswith(f"error: {NO_GPU}") and len(output.splitlines()) == 1
@@ -83,7 +83,7 @@ def test_no_gpu_is_one_line_and_jobs_without_one_need_none(bare):
     assert status == 0, output
 
 
-def test_a_method_that_lacks_what_it_requires_is_unavailable(bare):
+def test_method_with_missing_requirements_is_unavailable(bare):
     bare.add_method("elsewhere")
     needs = {"program": ["sh", "no_such_program"], "python": ["yaml", "no_such_module"], "r": ["Seurat"]}
     bare.change("config/methods/elsewhere.yaml", requires=needs)
@@ -93,13 +93,13 @@ def test_a_method_that_lacks_what_it_requires_is_unavailable(bare):
     row = bare.table("failures").set_index("method").loc["elsewhere"]
     reason = "no program no_such_program; no Python module no_such_module; no R with Seurat (Rscript on the path: "
     assert row["status"] == "unavailable" and row["reason"].startswith(reason) and row["log"] == ""
-    # Other environments may have it: each job finds out.
+    # Other environments may have them: each job finds out.
     words = ["-m", "snakemake", "--configfile", "config/test.yaml", "--dry-run", "--quiet", "rules"]
     assert "elsewhere" not in bare.call(*words, "--cores", "1")[1]
     assert "elsewhere" in bare.call(*words, "--executor", "slurm", "--jobs", "1")[1]
 
 
-def test_either_way_of_seeing_a_gpu_will_do(monkeypatch):
+def test_gpu_is_found_in_either_way(monkeypatch):
     monkeypatch.setattr(machine, "_succeeds", lambda command, *options: command == "nvidia-smi")
     machine.require_gpu()
     monkeypatch.setattr(machine, "_succeeds", lambda command, *options: command != "nvidia-smi")

@@ -1,4 +1,4 @@
-"""Raw files are downloaded once, ahead of all else, and no later job needs the network."""
+"""Raw files are downloaded once, ahead of everything else, and no later job needs the network."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """A server of a folder, and the folder."""
+    """A server for a folder, and the folder."""
     (tmp_path / "served").mkdir()
     handler = functools.partial(Quiet, directory=tmp_path / "served")
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -31,7 +31,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def project(fresh, server, monkeypatch):
-    """A project with a data set of two files: at a source that is down, and at one that is not."""
+    """A project with a data set of two files and two sources, the first of which cannot be used."""
     web, folder = server
     rng = np.random.default_rng(0)
     for name in ("W1.npy", "W2.npy"):
@@ -76,11 +76,11 @@ def test_download_first_then_no_network(project, server):
     assert status == 0, output
     assert manifest.stat().st_mtime_ns == before
 
-    # Neither the pinned checksums, nor another mirror, nor programs of the same contents run anything again.
+    # Neither pinned checksums nor another mirror make anything run again.
     project.configure(datasets=["arrays"], methods=["random"], max_cells=None, data_mirror="file:///nowhere")
     assert {rule for rule in project.planned_rules() if rule.startswith(("download", "prepare"))} == set()
 
-    # A source more is another download; what is there is right, so that it needs no network.
+    # An additional source means another download; the files are there and correct, so it needs no network.
     spec = yaml.safe_load(project.path("config/datasets/arrays.yaml").read_text())
     project.change("config/datasets/arrays.yaml", sources=[*spec["sources"], spec["sources"][1] | {"name": "other"}])
     status, output = project.snakemake("downloaded")
@@ -88,7 +88,7 @@ def test_download_first_then_no_network(project, server):
     assert "all 2 files are present and correct" in project.path("logs/download/arrays.log").read_text()
 
 
-def test_mirror_of_the_configuration(project, server):
+def test_mirror_from_the_configuration(project, server):
     mirror = project.path("scratch")
     (mirror / "arrays").mkdir(parents=True)
     for file in server[1].glob("*.npy"):
@@ -99,7 +99,7 @@ def test_mirror_of_the_configuration(project, server):
     assert project.path("data/raw/arrays/W1.npy").is_symlink()
 
 
-def test_no_source_is_one_line_in_the_log(project, server):
+def test_no_usable_source_is_one_line_in_the_log(project, server):
     for file in server[1].glob("*.npy"):
         file.unlink()
     status, output = project.call(*project.run_command, "--download")

@@ -1,11 +1,11 @@
-"""A method whose rule is written by hand has rows as all others do."""
+"""A method whose rule is written by hand has rows in the table like any other."""
 
 import numpy as np
 import pandas as pd
 
 
 def write_table(project, seed=0, cells=80):
-    """Write an embedding in which both cells of a name's number coincide."""
+    """Write a random embedding, with its rows in reverse order."""
     names = [f"{modality}_{i:06d}" for modality in ("rna", "atac") for i in range(1, cells + 1)]
     table = pd.DataFrame(np.random.default_rng(0).normal(size=(len(names), 3)), index=names)
     path = project.path(f"embeddings/simulated/random20/seed-{seed}.csv")
@@ -14,7 +14,7 @@ def write_table(project, seed=0, cells=80):
 
 
 def test_rows_of_a_precomputed_embedding(unscored):
-    """An embedding that was made elsewhere, with its rows in another order."""
+    """An embedding made elsewhere, with its rows in another order."""
     project = unscored
     project.configure(methods=["precomputed", "random"])
     status, output = project.snakemake("--dry-run")

@@ -1,4 +1,4 @@
-"""The plan of every shipped configuration, made where there is Snakemake and its Slurm plugin and nothing else."""
+"""Every shipped configuration can be planned where only Snakemake and its Slurm plugin are installed."""
 
 import functools
 import importlib.metadata
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted(path for path in (ROOT / "config").glob("*.yaml") if path.name != "display.yaml")
 PLANNER = ("snakemake", "snakemake-executor-plugin-slurm")
 
-# Snakemake in a Python in which the top-level modules that sys.argv[1] names cannot be imported.
+# Snakemake in a Python that cannot import the top-level modules named in sys.argv[1].
 PROGRAM = """
 import importlib.abc, importlib.util, sys
 
@@ -33,7 +33,7 @@ main()
 
 
 def needed(*distributions):
-    """Return the distributions that these depend on, themselves included: what pip would install with them here."""
+    """Return these distributions and all that they depend on: what pip would install here."""
     found, wanted = set(), list(distributions)
     while wanted:
         name = canonicalize_name(wanted.pop())
@@ -46,26 +46,26 @@ def needed(*distributions):
 
 @functools.cache
 def absent_modules():
-    """Return the top-level modules of all distributions that Snakemake and the Slurm plugin do without."""
+    """Return the top-level modules of all distributions that Snakemake and the Slurm plugin do not need."""
     present = needed(*PLANNER)
     modules = importlib.metadata.packages_distributions().items()
     return {module for module, owners in modules if not present & set(map(canonicalize_name, owners))} - {"clue"}
 
 
 def plan(project, *options):
-    """Make the plan of a copy of the project with Snakemake and the Slurm plugin alone."""
+    """Plan the run of a copy of the project with only Snakemake and the Slurm plugin."""
     command = [sys.executable, "-c", PROGRAM, ",".join(absent_modules()), "--dry-run", "--quiet", "all", *options]
     return subprocess.run(command, cwd=project.folder, env=project.environment, capture_output=True, text=True)
 
 
-def test_what_is_absent():
-    """The test below is about the packages of the jobs; those of Snakemake must stay."""
+def test_absent_modules():
+    """The test below hides the packages that jobs need; those that Snakemake needs must stay."""
     absent = absent_modules()
     assert {"torch", "anndata", "scanpy", "filelock", "tqdm", "matplotlib"} <= absent
     assert not {"snakemake", "snakemake_executor_plugin_slurm", "yaml", "jsonschema", "psutil"} & absent
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_planning_needs_snakemake_and_its_slurm_plugin_alone(fresh, config):
+def test_planning_needs_only_snakemake_and_its_slurm_plugin(fresh, config):
     done = plan(fresh, "--cores", "1", "--configfile", f"config/{config.name}")
     assert done.returncode == 0, done.stderr

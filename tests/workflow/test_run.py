@@ -1,4 +1,4 @@
-"""The whole flow: it ends in a table and a report, and runs again exactly what a change touches."""
+"""Whole runs: they end in a table and a report, and a change reruns exactly what depends on it."""
 
 import json
 import os
@@ -35,27 +35,27 @@ def test_second_run_has_nothing_to_do(finished):
     assert {path: path.stat().st_mtime_ns for path in before} == before, "the report included"
 
 
-def test_new_times_of_programs_run_nothing(finished):
+def test_touched_files_rerun_nothing(finished):
     for folder in ("scripts", "config", "clue", "rules"):
         for path in finished.path(folder).rglob("*"):
             os.utime(path)
     assert finished.planned_rules() == {}
 
 
-def figures(rules):
-    """Return the rules other than those of the figures, which follow every change of the table."""
+def without_figures(rules):
+    """Return the rules without those of the figures, which run after every change of the table."""
     known = re.compile(r"download|prepare|task|score|collect|oracle|random$|cca$")
     return {rule: n_jobs for rule, n_jobs in rules.items() if known.match(rule)}
 
 
-def test_change_of_a_parameter_runs_that_method_again(finished):
+def test_changed_parameter_reruns_that_method(finished):
     finished.change("config/methods/random.yaml", params={"n_latent": 11})
-    assert figures(finished.planned_rules()) == {"random": 1, "score_rna_atac": 1, "collect": 1}
+    assert without_figures(finished.planned_rules()) == {"random": 1, "score_rna_atac": 1, "collect": 1}
 
 
-def test_resources_run_nothing_again(finished):
+def test_changed_resources_rerun_nothing(finished):
     finished.change("config/methods/random.yaml", resources={"mem_gb": 3, "runtime_min": 11})
-    assert figures(finished.planned_rules()) == {}
+    assert without_figures(finished.planned_rules()) == {}
 
 
 @pytest.mark.parametrize(
@@ -66,19 +66,19 @@ def test_resources_run_nothing_again(finished):
         ("scripts/collect.py", {"collect": 1}),
     ],
 )
-def test_change_of_a_program_runs_what_it_makes_again(finished, program, expected):
+def test_changed_program_reruns_what_it_makes(finished, program, expected):
     path = finished.path(program)
     path.write_text(path.read_text() + "\n# changed\n")
-    assert figures(finished.planned_rules()) == expected
+    assert without_figures(finished.planned_rules()) == expected
 
 
-def test_another_seed_adds_its_jobs_only(finished):
+def test_another_seed_adds_only_its_jobs(finished):
     finished.configure(seeds=[0, 1])
-    assert figures(finished.planned_rules()) == {"random": 1, "cca": 1, "score_rna_atac": 2, "collect": 1}
+    assert without_figures(finished.planned_rules()) == {"random": 1, "cca": 1, "score_rna_atac": 2, "collect": 1}
 
 
 def test_added_broken_and_unsupported_methods(finished):
-    """Adding a method takes a YAML and a program; what fails is a row with its reason, and the rest goes on."""
+    """Adding a method takes a YAML file and a program; a failure is a row with its reason, and the rest goes on."""
     finished.draw_only()
     finished.add_method("added")
     finished.add_method("broken", body='raise ValueError("no luck")')
@@ -103,7 +103,7 @@ def test_added_broken_and_unsupported_methods(finished):
     assert "ValueError: no luck" in finished.path(failures.loc["broken", "log"]).read_text()
     assert "no luck" in finished.path("results/test/report.html").read_text()
 
-    # Fixed, the same command completes.
+    # Once it is fixed, the same command completes.
     finished.add_method("broken")
     status, output = finished.run()
     assert status == 0, output
@@ -111,7 +111,7 @@ def test_added_broken_and_unsupported_methods(finished):
 
 
 def test_three_modalities_of_a_mosaic(fresh):
-    """One job per method, whether it takes all modalities or pairs; rows of each pair, their mean, and predictions."""
+    """One job per method, whether it takes all modalities or pairs; rows for each pair, their mean, and predictions."""
     fresh.drop_figures()
     fresh.add_method("some", modalities=("rna", "atac"))
     fresh.configure(datasets=["simulated_three/mosaic20"], methods=["random", "cca", "some"])

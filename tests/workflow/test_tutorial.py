@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_method_is_added_as_the_tutorial_says(fresh):
+def test_tutorial_adds_a_method(fresh):
     text = (ROOT / "docs/tutorials/add_method.py").read_text()
     smaller = {
         'shell("make check-method NAME=pls", 1)\n': "",
