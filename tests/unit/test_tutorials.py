@@ -96,7 +96,7 @@ def test_own_data_runs_on_few_cells(program, source, tmp_path, monkeypatch):
 
 def test_cell_ranger_line_reads_its_file(source, tmp_path, monkeypatch):
     text = source.read_text()
-    line = re.search(r"^# of Cell Ranger:\n# (.*)$", text, re.MULTILINE)[1]
+    line = re.search(r"^# from Cell Ranger:\n# (.*)$", text, re.MULTILINE)[1]
     kinds, split = (
         re.search(rf"^{name} = {{.*?}}$", text, re.MULTILINE | re.DOTALL)[0] for name in ("feature_types", "data")
     )
