@@ -202,10 +202,9 @@ class Expression(Preprocessor):
         So the standardised matrix is the sum of a sparse matrix, the differences from that zero, and a constant row,
         which centring removes.
         """
-        # Few genes are decomposed exactly. Of many, take what needs less memory: a matrix of the selected genes, or new
-        # values in the pattern of all counts, where the genes that are not selected become zeros.
-        n_cells = column_sums(counts, np.sign)
-        narrowed = len(self.selected) <= SMALL or n_cells[self.selected].sum() < n_cells.sum() / 2
+        # A matrix of most genes would take as much memory as the counts. New values in their pattern take half of that,
+        # with zeros for the genes that are not selected. Few genes are cut out, so that they are decomposed exactly.
+        narrowed = len(self.selected) <= max(SMALL, counts.shape[1] / 2)
         kept = np.arange(len(self.selected)) if narrowed else self.selected
         values = self._normalised(counts, narrowed)
         mean = column_sums(values) / values.shape[0]
