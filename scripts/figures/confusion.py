@@ -18,8 +18,8 @@ MAX_NUMBERED = 12
 LABEL_INCHES = 0.085
 """Height of the label of a cell type."""
 NOTE = (
-    "Rows: {kind}type of a cell; columns: type of the cells that it is matched to. First seed, default variant. "
-    "Numbers, where there are any: percent, rounded; below 0.5 none."
+    "Rows: type of a cell{derived}; columns: type of the cells that it is matched to. First seed, default variant. "
+    "Numbers, if shown, are rounded percentages; those below 0.5 are left out."
 )
 
 
@@ -70,7 +70,7 @@ def draw(found: pd.DataFrame, title: str, derived: bool, display: style.Display)
     bar = figure.colorbar(axis.collections[0], ax=list(axes.values()), shrink=0.6, aspect=30)
     bar.set_label("Fraction of the row's match weight")
     figure.suptitle(plots.shorten(title, int(11 * figure.get_figwidth())), fontsize=8.5)
-    plots.add_notes(figure, [NOTE.format(kind="derived, not published, " if derived else "")])
+    plots.add_notes(figure, [NOTE.format(derived=" (derived, not published)" if derived else "")])
     return figure
 
 

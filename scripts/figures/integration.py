@@ -13,8 +13,8 @@ KEY = ["dataset", "split", "method", "variant", "seed", "n_points", "labels"]
 COLUMNS = [*KEY[:5], "group", "metric", "value", "n_points", "labels"]
 NOTE = (
     "Bio-conservation: mean of NMI, ARI (k-means), silhouette of types, cLISI. Mixing: mean of silhouette of "
-    "modalities, iLISI, graph connectivity. First seed of the default variant; {count} points, a cell is "
-    "one per modality, sampled where there are more. Both range from 0 to 1; the axes show the part where methods are."
+    "modalities, iLISI, graph connectivity. First seed of the default variant; {count} points, one per cell "
+    "and modality, sampled if there are more. Both range from 0 to 1; the axes show only the range of the methods."
 )
 
 

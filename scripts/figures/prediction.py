@@ -16,10 +16,10 @@ KINDS = {"predict": "none", "neighbours": "no result"}
 """Text in place of points if a method has none, by kind of prediction."""
 DRAWN = ("pearson_cell", "rmse")
 NOTES = (
-    "Predicted: values that the method returns; of neighbours: mean of the nearest test cells of the other modality in "
+    "Predicted: the method's own predictions; of neighbours: mean of the nearest test cells of the other modality in "
     "its embedding, without the cell's own partner. Point: one seed; bar: mean; line: 95 % t-interval from 3 seeds on.",
     "Dashed: the mean of training cells, for every cell. Dotted: the best value that openproblems published for the "
-    "data set, on other test cells and, but for proteins, other features.",
+    "data set, on other test cells and, except for proteins, on other features.",
 )
 
 

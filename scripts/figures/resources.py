@@ -35,7 +35,7 @@ def draw(found: pd.DataFrame, resources: pd.DataFrame, display: style.Display) -
     used = resources[resources["device"].isin(["cpu", "cuda"])]
     machines = sorted({f"{row.device}, {row.threads or '?'} thread(s)" for row in used.itertuples()})
     where = "; ".join(machines) or "not recorded"
-    note = f"Point: one seed; bar: mean; –: no result, or not measured. Times below {SHORTEST} s are drawn there."
+    note = f"Point: one seed; bar: mean; –: no result, or not measured. Times below {SHORTEST} s are drawn at it."
     plots.add_notes(figure, [f"{note} Jobs ran on: {where}."])
     return figure
 

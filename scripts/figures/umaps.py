@@ -94,7 +94,7 @@ def describe(n_cells: int, n_drawn: int, seed: str, labels: str) -> list[str]:
     sample = f"{n_drawn:,} of {n_cells:,} test cells, drawn at random"
     sample = sample if n_drawn < n_cells else f"{n_cells:,} test cells"
     line = f"UMAP of the embeddings of seed {seed}: {sample}; each is one point per modality. "
-    line += "The number of a rare cell type is left out where it would cover another one."
+    line += "The number of a rare cell type is left out if it would cover another."
     return [line] if labels == "published" else [line, f"Cell types are not published but {labels}."]
 
 
