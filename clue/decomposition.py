@@ -91,36 +91,34 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, used: np.ndarray, n_axes:
     most = min(MOST_STEPS, min(matrix.shape[0], int(used.sum())) // width)
     block = np.random.default_rng(seed).standard_normal((matrix.shape[1], width), dtype=np.float32)
     block[~used] = 0
-    basis: list[np.ndarray] = []
+    # columns take memory only once they are written, so many may be planned
+    basis = np.empty((matrix.shape[1], most * width), dtype=np.float32, order="F")
     projected = np.empty((0, 0))
     variance = 0.0
     for step in range(1, most + 1):
-        basis.append(_orthonormal(block, basis))
-        block = _covariance_times(matrix, centre, basis[-1])
+        n = step * width
+        block = _orthonormal(block, basis[:, : n - width])
+        basis[:, n - width : n] = block
+        block = _covariance_times(matrix, centre, block)
         # the new columns of C in the basis; eigh reads only the upper triangle
-        new = np.vstack([part.T @ block for part in basis])
         projected = np.pad(projected, (0, width))
-        projected[:, -width:] = new
-        if step == most or (step % STEPS == 0 and step * width >= 2 * n_axes):
-            wanted = [len(projected) - n_axes, len(projected) - 1]
-            values, vectors = scipy.linalg.eigh(projected, lower=False, subset_by_index=wanted)
+        projected[:, -width:] = basis[:, :n].T @ block
+        if step == most or (step % STEPS == 0 and n >= 2 * n_axes):
+            values, vectors = scipy.linalg.eigh(projected, lower=False, subset_by_index=[n - n_axes, n - 1])
             before, variance = variance, values.sum()
             if variance <= (1 + GAIN) * before:
                 break
-    leading = vectors[:, ::-1].astype(np.float32)
-    # part by part: stacking the parts would hold the basis in memory twice
-    axes = np.zeros((matrix.shape[1], n_axes), dtype=np.float32)
-    for part, rows in zip(basis, np.split(leading, len(basis)), strict=True):
-        axes += part @ rows
-    return axes
+    return basis[:, :n] @ vectors[:, ::-1].astype(np.float32)
 
 
-def _orthonormal(block: np.ndarray, basis: list[np.ndarray]) -> np.ndarray:
-    # If the basis already spans the block, only rounding errors are left, and two passes do not make them orthogonal.
-    for _ in range(3):
-        for part in basis:
-            block = block - part @ (part.T @ block)
-        block = np.linalg.qr(block)[0]
+def _orthonormal(block: np.ndarray, basis: np.ndarray) -> np.ndarray:
+    """Return orthonormal columns, also to those of `basis`, that span the same new directions as `block`."""
+    # The first pass leaves rounding errors along the basis, and the second removes them. If the basis all but spans the
+    # block, the errors are most of what is left: the second pass shrinks some column, and further ones are needed.
+    for attempt in range(5):
+        block, sizes = np.linalg.qr(block - basis @ (basis.T @ block))
+        if attempt and np.abs(np.diag(sizes)).min() > 0.5:
+            break
     return block
 
 

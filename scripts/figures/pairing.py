@@ -17,12 +17,12 @@ from clue.benchmark.scores.stats import summaries
 UNITS = {"paired_fraction": "%", "n_train": "cells"}
 """Keys of a split that say how many cells are paired, with the unit. Without such a key 100 % are paired."""
 LABELS = {"%": "Training cells that are paired (%)", "cells": "Paired training cells"}
-KEY = ["dataset", "split", "paired", "unit", "method", "metric"]
+KEY = ["dataset", "split", "paired", "unit", "method", "variant", "metric"]
 OTHERS = "sv^<>pPX"
 """Markers of published methods that none of ours reproduces, used one after another."""
 NOTE = (
     "Point: mean over seeds; line through it: ± standard deviation. The test cells are the same along a curve. "
-    "Controls are in the table only. Dashed: published, on other test cells of the same data."
+    "Controls and ablations are in the table only. Dashed: published, on other test cells of the same data."
 )
 
 
@@ -50,14 +50,13 @@ def splits_of_curves(table: pd.DataFrame, root: Path) -> pd.DataFrame:
 
 
 def curves(table: pd.DataFrame, published: pd.DataFrame, display: style.Display, root: Path) -> pd.DataFrame:
-    """Return the scores of default variants along each curve, a row per seed.
+    """Return the scores of methods and their variants along each curve, a row per seed.
 
     The metrics are those published for the curves or, if there are none, match score and FOSCTTM.
     """
     splits = splits_of_curves(table, root)
     metrics = display.order("metrics", published.merge(splits, on=["dataset", "split"])["metric"]) or MAIN_METRICS
-    scores = tables.rows_of(tables.values_of(table, metrics), variant="default")
-    return scores.merge(splits, on=["dataset", "split"])
+    return tables.values_of(table, metrics).merge(splits, on=["dataset", "split"])
 
 
 def published_methods(published: pd.DataFrame, display: style.Display) -> pd.DataFrame:

@@ -92,6 +92,7 @@ def test_pairing_shows_published_curves_in_their_metrics(pairing, published, scr
     ("dataset", "splits"),
     [
         ("pbmc_cite", ["donors", "paired10", "paired30"]),
+        ("snare_cortex", ["cells300", "cells900", "cells2700"]),
         ("bmmc_cite", [f"scmmib_{n}k_paired_5k_test" for n in (3, 5, 10, 20)]),
     ],
 )
