@@ -1,9 +1,9 @@
 """Principal axes of a sparse matrix: the leading right singular vectors of the matrix, centred or as it is.
 
-A matrix with few rows or columns is decomposed exactly, through the dense matrix of their products. The axes of a large
-matrix are found in a block Krylov space (Musco & Musco, NeurIPS 2015). For the same accuracy, this needs only a
-fraction of the products with the matrix that a randomised decomposition needs (`benchmarks/preprocess_scale.py`
-compares them).
+A matrix with few rows, or few columns with a value, is decomposed exactly, through the dense matrix of their products.
+The axes of a large matrix are found in a block Krylov space (Musco & Musco, NeurIPS 2015). For the same accuracy, this
+needs only a fraction of the products with the matrix that a randomised decomposition needs
+(`benchmarks/preprocess_scale.py` compares them).
 """
 
 import os
@@ -17,7 +17,7 @@ from clue.products import times
 from clue.sparse import column_sums, row_blocks
 
 SMALL = 2000
-"""Up to this many rows or columns, all their products are held in a dense matrix."""
+"""Up to this many rows, or columns with a value, all their products are held in a dense matrix."""
 
 GAIN = 0.01
 """The Krylov space grows until `STEPS` further blocks add less than this share to the variance of the axes. Where the
@@ -58,8 +58,8 @@ def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int 
     used = column_sums(matrix, np.abs) > 0  # columns of zeros contribute to no axis
     n_axes = max(1, min(n_axes, n_rows - 1, int(used.sum()) - 1))
     centre = column_sums(matrix) / n_rows if centred else np.zeros(n_columns)
-    if n_columns <= SMALL:
-        axes = _through_columns(matrix, centre, n_axes)
+    if used.sum() <= SMALL:
+        axes = _through_columns(matrix, centre, used, n_axes)
     elif n_rows <= SMALL:
         axes = _through_rows(matrix, centre, n_axes)
     else:
@@ -68,12 +68,14 @@ def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int 
     return centre, np.ascontiguousarray(axes * np.sign(largest), dtype=np.float32)
 
 
-def _through_columns(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int) -> np.ndarray:
-    products = np.zeros((matrix.shape[1], matrix.shape[1]))
+def _through_columns(matrix: sp.csr_matrix, centre: np.ndarray, used: np.ndarray, n_axes: int) -> np.ndarray:
+    products = np.zeros((used.sum(), used.sum()))
     for block in row_blocks(matrix):
-        dense = block.toarray() - centre
+        dense = block[:, used].toarray() - centre[used]
         products += dense.T @ dense
-    return np.linalg.eigh(products)[1][:, : -n_axes - 1 : -1]
+    axes = np.zeros((len(used), n_axes))
+    axes[used] = np.linalg.eigh(products)[1][:, : -n_axes - 1 : -1]
+    return axes
 
 
 def _through_rows(matrix: sp.csr_matrix, centre: np.ndarray, n_axes: int) -> np.ndarray:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from clue.decomposition import SMALL, principal_axes
+from clue.decomposition import principal_axes
 from clue.products import times
 from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
 
@@ -203,8 +203,8 @@ class Expression(Preprocessor):
         which centring removes.
         """
         # A matrix of most genes would take as much memory as the counts. New values in their pattern take half of that,
-        # with zeros for the genes that are not selected. Few genes are cut out, so that they are decomposed exactly.
-        narrowed = len(self.selected) <= max(SMALL, counts.shape[1] / 2)
+        # with zeros for the genes that are not selected.
+        narrowed = len(self.selected) <= counts.shape[1] / 2
         kept = np.arange(len(self.selected)) if narrowed else self.selected
         values = self._normalised(counts, narrowed)
         mean = column_sums(values) / values.shape[0]

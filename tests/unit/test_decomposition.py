@@ -60,6 +60,16 @@ def test_columns_of_zeros_have_no_effect(matrix):
     np.testing.assert_allclose(cosines, 1, atol=1e-4)
 
 
+def test_only_a_few_of_many_columns_have_a_value():
+    """Fewer than a block of the Krylov space has."""
+    counts = sp.random(2500, 4, 0.5, format="csr", dtype=np.float32, random_state=0)
+    wide = sp.hstack([counts, sp.csr_matrix((2500, 2400), dtype=np.float32)], format="csr")
+    _, axes = principal_axes(wide, 10, centred=True)
+    expected = PCA(3, svd_solver="full").fit(counts.toarray()).components_
+    assert axes.shape == (2404, 3) and not axes[4:].any()
+    np.testing.assert_allclose(np.abs((axes[:4].T * expected).sum(axis=1)), 1, atol=1e-5)
+
+
 def test_threads_change_nothing(matrix, monkeypatch):
     found = []
     for n in ("1", "3"):
