@@ -372,9 +372,14 @@ def highly_variable(adata: ad.AnnData, n_top: int, batch_key: str | None) -> np.
 
 
 def _seurat_v3(adata: ad.AnnData, n_top: int, batch_key: str | None, span: float) -> np.ndarray:
-    """Return scanpy's mask; its local regression raises a ValueError if the fit fails."""
+    """Return scanpy's mask; raises a ValueError if the local regression of scanpy fails."""
     import scanpy as sc
 
+    batches = adata.obs.groupby(batch_key, observed=True).indices.values() if batch_key else [slice(None)]
+    for rows in batches:
+        # the regression, which is not Python's, would end the process
+        if span * _n_varying(adata.X[rows]) < 1:
+            raise ValueError(f"too few genes that vary for a fit of span {span}")
     table = sc.pp.highly_variable_genes(
         ad.AnnData(adata.X, obs=adata.obs[[batch_key]] if batch_key else None, var=adata.var[[]]),
         n_top_genes=n_top,
@@ -384,3 +389,8 @@ def _seurat_v3(adata: ad.AnnData, n_top: int, batch_key: str | None, span: float
         inplace=False,
     )
     return table["highly_variable"].to_numpy()
+
+
+def _n_varying(counts: sp.csr_matrix) -> int:
+    """Return how many columns are not constant."""
+    return np.count_nonzero(counts.shape[0] * column_sums(counts, np.square) > column_sums(counts) ** 2)

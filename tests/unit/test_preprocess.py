@@ -259,6 +259,17 @@ def test_variable_genes_of_few_counts(n_cells, density, n_batches, warned):
     assert chosen.sum() == 30 and chosen[variable].mean() > 0.3
 
 
+def test_variable_genes_of_three():
+    """So few genes would end the process within the fit, and a batch may have few that vary."""
+    for n_genes in (3, 300):
+        counts = np.zeros((120, n_genes), dtype=np.float32)
+        counts[:, :3] = np.random.default_rng(0).poisson([1, 5, 2], (120, 3))
+        counts[60:] = np.random.default_rng(1).poisson(1, (60, n_genes))
+        adata = ad.AnnData(sp.csr_matrix(counts), obs={"batch": ["a"] * 60 + ["b"] * 60})
+        with pytest.warns(UserWarning, match="^variable genes: too few counts"):
+            assert preprocess.highly_variable(adata, 2, "batch").sum() == 2
+
+
 def test_variable_genes_equal_those_of_scanpy_if_it_finds_them(data):
     adata = data["rna"]
     table = sc.pp.highly_variable_genes(adata, n_top_genes=50, flavor="seurat_v3", batch_key="batch", inplace=False)
