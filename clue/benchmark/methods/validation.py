@@ -28,10 +28,14 @@ Settings = dict[str, Any]
 
 
 def paired_cells(train: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnData]:
-    """Return the cells seen in every modality, in the same order."""
+    """Return the cells seen in every modality, in the same order.
+
+    If these are all cells of a modality, in its order, they are not copied: counts of full-size data take gigabytes.
+    So make a copy before you change them.
+    """
     adatas = dict(train.mod) if isinstance(train, md.MuData) else dict(train)
     names = _paired_names(adatas)
-    return {modality: adata[names].copy() for modality, adata in adatas.items()}
+    return {k: adata if adata.obs_names.equals(names) else adata[names].copy() for k, adata in adatas.items()}
 
 
 def _paired_names(adatas: Mapping[str, ad.AnnData]) -> pd.Index:
