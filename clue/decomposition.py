@@ -56,6 +56,7 @@ def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int 
     matrix.sort_indices()  # now, since otherwise several threads would sort at the same time
     n_rows, n_columns = matrix.shape
     used = column_sums(matrix, np.abs) > 0  # columns of zeros contribute to no axis
+    used[0] |= not used.any()  # if all are zeros, one of them is the axis
     n_axes = max(1, min(n_axes, n_rows - 1, int(used.sum()) - 1))
     centre = column_sums(matrix) / n_rows if centred else np.zeros(n_columns)
     if used.sum() <= SMALL:

@@ -70,6 +70,11 @@ def test_only_a_few_of_many_columns_have_a_value():
     np.testing.assert_allclose(np.abs((axes[:4].T * expected).sum(axis=1)), 1, atol=1e-5)
 
 
+def test_matrix_of_zeros_has_an_axis():
+    centre, axes = principal_axes(sp.csr_matrix((30, 7), dtype=np.float32), 3, centred=True)
+    assert not centre.any() and axes.shape == (7, 1) and np.linalg.norm(axes) == 1
+
+
 def test_threads_change_nothing(matrix, monkeypatch):
     found = []
     for n in ("1", "3"):

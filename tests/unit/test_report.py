@@ -108,9 +108,11 @@ def hover(browser, x: float, y: float) -> None:
 
 @pytest.mark.slow
 def test_report_works_in_a_browser(browser, report, tmp_path):
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
-    wait = WebDriverWait(browser, 60)
+    # a label may be drawn anew between its being found and its being read
+    wait = WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException])
     browser.get(report.as_uri())
 
     # Sorting: by number, empty last; a second click reverses it.
@@ -147,7 +149,8 @@ def test_report_works_in_a_browser(browser, report, tmp_path):
     )
     hover(browser, place[0] - 30, place[1])
     hover(browser, *place)
-    label = wait.until(lambda page: page.find_elements("css selector", ".hoverlayer .hovertext"))[0].text
+    labels = wait.until(lambda page: [found.text for found in page.find_elements("css selector", ".hovertext")])
+    label = labels[0]
     assert "rna_0000" in label and "type " in label and "CCA" in label and ("RNA" in label or "ADT" in label)
 
     # Nothing failed, and nothing was loaded from elsewhere.
