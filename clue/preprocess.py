@@ -393,4 +393,4 @@ def _seurat_v3(adata: ad.AnnData, n_top: int, batch_key: str | None, span: float
 
 def _n_varying(counts: sp.csr_matrix) -> int:
     """Return how many columns are not constant."""
-    return np.count_nonzero(counts.shape[0] * column_sums(counts, np.square) > column_sums(counts) ** 2)
+    return int(np.sum(counts.shape[0] * column_sums(counts, np.square) > column_sums(counts) ** 2))
