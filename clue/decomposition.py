@@ -56,7 +56,7 @@ def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int 
     matrix.sort_indices()  # now, since otherwise several threads would sort at the same time
     n_rows, n_columns = matrix.shape
     used = column_sums(matrix, np.abs) > 0  # columns of zeros contribute to no axis
-    used[0] |= not used.any()  # if all are zeros, one of them is the axis
+    used[0] |= not used.any()  # if all are zeros, the first one is the axis
     n_axes = max(1, min(n_axes, n_rows - 1, int(used.sum()) - 1))
     centre = column_sums(matrix) / n_rows if centred else np.zeros(n_columns)
     if used.sum() <= SMALL:
@@ -94,7 +94,7 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, used: np.ndarray, n_axes:
     most = min(MOST_STEPS, min(matrix.shape[0], int(used.sum())) // width)
     block = np.random.default_rng(seed).standard_normal((matrix.shape[1], width), dtype=np.float32)
     block[~used] = 0
-    # columns take memory only once they are written, so many may be planned
+    # A column takes memory only once it is written, so allocating the largest number costs nothing.
     basis = np.empty((matrix.shape[1], most * width), dtype=np.float32, order="F")
     projected = np.empty((0, 0))
     variance = 0.0
@@ -116,8 +116,8 @@ def _krylov(matrix: sp.csr_matrix, centre: np.ndarray, used: np.ndarray, n_axes:
 
 def _orthonormal(block: np.ndarray, basis: np.ndarray) -> np.ndarray:
     """Return orthonormal columns, also to those of `basis`, that span the same new directions as `block`."""
-    # The first pass leaves rounding errors along the basis, and the second removes them. If the basis all but spans the
-    # block, the errors are most of what is left: the second pass shrinks some column, and further ones are needed.
+    # The first pass leaves rounding errors along the basis, and the second removes them. If the basis nearly spans the
+    # block, little but errors is left after the first. Then the second pass shrinks a column, and another is needed.
     for attempt in range(5):
         block, sizes = np.linalg.qr(block - basis @ (basis.T @ block))
         if attempt and np.abs(np.diag(sizes)).min() > 0.5:

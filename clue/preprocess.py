@@ -372,14 +372,13 @@ def highly_variable(adata: ad.AnnData, n_top: int, batch_key: str | None) -> np.
 
 
 def _seurat_v3(adata: ad.AnnData, n_top: int, batch_key: str | None, span: float) -> np.ndarray:
-    """Return scanpy's mask; raises a ValueError if the local regression of scanpy fails."""
+    """Return scanpy's mask; raise a ValueError if its local regression fails, or would crash."""
     import scanpy as sc
 
-    batches = adata.obs.groupby(batch_key, observed=True).indices.values() if batch_key else [slice(None)]
-    for rows in batches:
-        # the regression, which is not Python's, would end the process
-        if span * _n_varying(adata.X[rows]) < 1:
-            raise ValueError(f"too few genes that vary for a fit of span {span}")
+    batches = adata.obs.groupby(batch_key, observed=True).indices.values() if batch_key else [np.arange(adata.n_obs)]
+    # With no gene within its span, the regression, which is compiled code, would crash the process.
+    if any(span * _n_varying(adata.X[rows[:BLOCK]]) < 1 for rows in batches):
+        raise ValueError(f"too few genes vary for a fit of span {span}")
     table = sc.pp.highly_variable_genes(
         ad.AnnData(adata.X, obs=adata.obs[[batch_key]] if batch_key else None, var=adata.var[[]]),
         n_top_genes=n_top,

@@ -61,7 +61,7 @@ def test_columns_of_zeros_have_no_effect(matrix):
 
 
 def test_only_a_few_of_many_columns_have_a_value():
-    """Fewer than a block of the Krylov space has."""
+    """Fewer than a block of the Krylov space has columns."""
     counts = sp.random(2500, 4, 0.5, format="csr", dtype=np.float32, random_state=0)
     wide = sp.hstack([counts, sp.csr_matrix((2500, 2400), dtype=np.float32)], format="csr")
     _, axes = principal_axes(wide, 10, centred=True)

@@ -47,7 +47,7 @@ def test_expression_equals_the_dense_formula(data, monkeypatch):
 
 
 def test_genes_that_are_not_selected_have_no_effect(data):
-    """Whether they stay in the matrix as zeros or, if they are the most, are cut out."""
+    """They stay in the matrix as zeros, or are cut out if they are the majority."""
     most = data["rna"]
     zeros = sp.csr_matrix((most.n_obs, 500), dtype=np.float32)
     few = ad.AnnData(sp.hstack([most.X, zeros], format="csr"), obs=most.obs)
@@ -260,7 +260,7 @@ def test_variable_genes_of_few_counts(n_cells, density, n_batches, warned):
 
 
 def test_variable_genes_of_three():
-    """So few genes would end the process within the fit, and a batch may have few that vary."""
+    """The fit would crash with so few genes, or in a batch in which so few vary."""
     for n_genes in (3, 300):
         counts = np.zeros((120, n_genes), dtype=np.float32)
         counts[:, :3] = np.random.default_rng(0).poisson([1, 5, 2], (120, 3))

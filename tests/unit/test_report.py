@@ -111,7 +111,7 @@ def test_report_works_in_a_browser(browser, report, tmp_path):
     from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import Select, WebDriverWait
 
-    # a label may be drawn anew between its being found and its being read
+    # a label may be redrawn after it is found and before it is read
     wait = WebDriverWait(browser, 60, ignored_exceptions=[StaleElementReferenceException])
     browser.get(report.as_uri())
 

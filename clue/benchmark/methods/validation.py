@@ -30,8 +30,8 @@ Settings = dict[str, Any]
 def paired_cells(train: md.MuData | dict[str, ad.AnnData]) -> dict[str, ad.AnnData]:
     """Return the cells seen in every modality, in the same order.
 
-    If these are all cells of a modality, in its order, they are not copied: counts of full-size data take gigabytes.
-    So make a copy before you change them.
+    A modality whose cells are all paired is returned as it is, because a copy of full-size counts takes gigabytes. Copy
+    the cells before you change them.
     """
     adatas = dict(train.mod) if isinstance(train, md.MuData) else dict(train)
     names = _paired_names(adatas)
