@@ -261,11 +261,11 @@ def _check_keys(path: Path) -> None:
     """Check for keys that the readers would make up if they were missing, for instance names of features."""
     with h5py.File(path, "r") as file:
         if path.suffix == ".h5mu" and "mod" not in file:
-            raise ContractError(f"{path}: lacks 'mod'; delete it and run again")
+            raise ContractError(f"{path}: lacks 'mod'; delete it, then run again what wrote it")
         groups = list(file["mod"].values()) if path.suffix == ".h5mu" else [file]
         for group in groups:
             if missing := [key for key in ("X", "obs", "var") if key not in group]:
-                raise ContractError(f"{path}: {group.name} lacks {missing}; delete it and run again")
+                raise ContractError(f"{path}: {group.name} lacks {missing}; delete it, then run again what wrote it")
 
 
 def _read(path: str | Path, reader: Callable, check: Callable[..., None]):
@@ -277,7 +277,7 @@ def _read(path: str | Path, reader: Callable, check: Callable[..., None]):
         data = reader(path)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, ad._io.utils.AnnDataReadError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ContractError(f"{path}: cannot be read ({reason}); delete it and run again") from error
+        raise ContractError(f"{path}: cannot be read ({reason}); delete it, then run again what wrote it") from error
     check(data, str(path))
     return data
 
@@ -307,7 +307,7 @@ def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ContractError(f"{path}: cannot be read ({error}); delete it and run again") from error
+        raise ContractError(f"{path}: cannot be read ({error}); delete it, then run again what wrote it") from error
 
 
 def write_predictions(predictions: Mapping[str, np.ndarray], path: str | Path) -> None:
