@@ -6,7 +6,6 @@
 import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +19,7 @@ import torch
 
 from clue.batches import Cells
 from clue.checks import checked, is_whole_number, kind_of, shown
+from clue.components import fit_preprocessors
 from clue.data import (
     BATCH,
     Data,
@@ -35,20 +35,14 @@ from clue.data import (
 )
 from clue.matching import l2_normalise, match_snn
 from clue.network import Network, Objective
-from clue.preprocess import Preprocessor, check_unique, preprocessor
-from clue.readout import Readout, choose_width
+from clue.preprocess import Preprocessor, check_unique
+from clue.readout import Readout
 from clue.saved import is_whole, save_atomically, with_arrays, without_arrays
 from clue.sparse import BLOCK
 from clue.train import Training, held_out, train
 
 MAX_READOUT = 50_000
 """Most cells on which the read-out is fitted; more do not change its covariances."""
-
-MAX_CHOOSING = 10_000
-"""Most cells on which the number of components is chosen; more only cost time."""
-
-LEAST_COMPONENTS = 25
-"""The smallest number of components to consider."""
 
 _FORMAT = 4
 """Version of the files that `CLUE.save` writes."""
@@ -85,14 +79,15 @@ class CLUE:
         See `Network`.
     n_components
         Number of principal components (or LSI components) that encoders read, if a modality has that many. None
-        chooses the number with which held-out paired cells match best by linear means (`clue.readout.choose_width`),
-        at most 400 and at most one per 10 cells.
+        chooses the number with which held-out paired cells match best by linear means
+        (`clue.components.choose_width`), at most 400 and at most one per two cells.
     n_features
         Number of most variable genes and of most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all features.
     preprocessors
         Preprocessors of each modality that were already fitted on these data, such as those of another model
-        (`CLUE.preprocessors`). This saves the time of fitting. `n_features` is then ignored in favour of theirs.
+        (`CLUE.preprocessors`). This saves the time of fitting. `n_components` and `n_features` are then ignored in
+        favour of theirs.
     seed
         Seed of preprocessing, initialisation and training.
     device
@@ -158,11 +153,8 @@ class CLUE:
         self._data = read(mdata, layer, batch_key)
         self.batches = batches_of(self._data)
         if preprocessors is None:
-            unfitted = {k: preprocessor(kinds[k], n_components, n_features.get(k), self.seed, k) for k in names}
-            preprocessors = {k: unfitted[k].fit(adata, BATCH) for k, adata in self._data.items()}
+            preprocessors = fit_preprocessors(self._data, kinds, n_components, n_features, self.seed)
         self.preprocessors = {k: _of_these(preprocessors, k, adata) for k, adata in self._data.items()}
-        if n_components is None:
-            self._choose_components()
         self.settings: dict[str, Any] = {
             "n_latent": n_latent,
             "encoder": tuple(encoder),
@@ -180,52 +172,6 @@ class CLUE:
         self._validation = Training.validation
         self._readout: Readout | None = None
         self._build()
-
-    def _choose_components(self) -> None:
-        """Narrow the encoder inputs to the number of components that `choose_width` picks on held-out paired cells."""
-        inputs, batch, _ = self._of_paired(
-            MAX_CHOOSING, lambda k, adata: self.preprocessors[k].transformed_blocks(adata)
-        )
-        if not inputs:
-            return
-        widest = max(x.shape[1] for x in inputs.values())
-        widths = [widest]
-        while (narrower := round(widths[-1] / 2**0.5)) >= LEAST_COMPONENTS:
-            widths.append(narrower)
-        if len(widths) == 1:
-            return
-        candidates = ({k: self.preprocessors[k].first(x, width) for k, x in inputs.items()} for width in widths)
-        width = widths[choose_width(candidates, batch, self.seed)]
-        for fitted in self.preprocessors.values():
-            fitted.narrow(width)
-
-    def _of_paired(
-        self, most: int, blocks: Callable[[str, ad.AnnData], Iterator[np.ndarray]]
-    ) -> tuple[dict[str, np.ndarray], np.ndarray, pd.Index]:
-        """Apply `blocks` to the training cells that are seen in several modalities, or to a sample of `most` of them.
-
-        Returns
-        -------
-        features
-            For each modality in which such cells are seen, a row per cell; NaN if a cell is not seen in it.
-        batch, names
-            Batch and name of each cell.
-        """
-        names = pd.Index(np.concatenate([adata.obs_names for adata in self._data.values()]))
-        names = names[names.duplicated()].unique().sort_values()
-        if len(names) > most:
-            names = names[np.sort(np.random.default_rng(self.seed).permutation(len(names))[:most])]
-        features, batch = {}, np.full(len(names), "", dtype=object)
-        for k, adata in self._data.items():
-            row = adata.obs_names.get_indexer(names)
-            seen = np.flatnonzero(row >= 0)
-            if not len(seen):
-                continue
-            found = np.concatenate(list(blocks(k, ad.AnnData(adata.X[row[seen]], var=adata.var))))
-            features[k] = np.full((len(names), found.shape[1]), np.nan)
-            features[k][seen] = found
-            batch[seen] = adata.obs[BATCH].to_numpy()[row[seen]]
-        return features, batch.astype(str), names
 
     def _build(self) -> None:
         # weights are drawn on the CPU, and the user's random state is left as it was
@@ -713,10 +659,36 @@ class CLUE:
         return self._readout
 
     def _fit_readout(self) -> Readout:
-        features, batch, names = self._of_paired(MAX_READOUT, self._features)
+        features, batch, names = self._paired_features()
         n_inputs = {k: self.preprocessors[k].width for k in features}
         chosen = held_out(names, self._validation, self.seed)
         return Readout.fit(features, n_inputs, self.width, chosen, batch)
+
+    def _paired_features(self) -> tuple[dict[str, np.ndarray], np.ndarray, pd.Index]:
+        """Return what the read-out is fitted on: training cells seen in several modalities, at most `MAX_READOUT`.
+
+        Returns
+        -------
+        features
+            For each modality in which such cells are seen, a row per cell; NaN if a cell is not seen in it.
+        batch, names
+            Batch and name of each cell.
+        """
+        names = pd.Index(np.concatenate([adata.obs_names for adata in self._data.values()]))
+        names = names[names.duplicated()].unique().sort_values()
+        if len(names) > MAX_READOUT:
+            names = names[np.sort(np.random.default_rng(self.seed).permutation(len(names))[:MAX_READOUT])]
+        features, batch = {}, np.full(len(names), "", dtype=object)
+        for k, adata in self._data.items():
+            row = adata.obs_names.get_indexer(names)
+            seen = np.flatnonzero(row >= 0)
+            if not len(seen):
+                continue
+            found = np.concatenate(list(self._features(k, ad.AnnData(adata.X[row[seen]], var=adata.var))))
+            features[k] = np.full((len(names), found.shape[1]), np.nan)
+            features[k][seen] = found
+            batch[seen] = adata.obs[BATCH].to_numpy()[row[seen]]
+        return features, batch.astype(str), names
 
     # ---- saving ----------------------------------------------------------------------------------
 
@@ -833,11 +805,11 @@ def _names(data: ad.AnnData | Data) -> pd.Index:
 
 
 def _of_these(preprocessors: Mapping[str, Preprocessor], modality: str, adata: ad.AnnData) -> Preprocessor:
-    """Return a copy of a modality's preprocessor, since it may get narrowed; it must be fitted on these features."""
+    """Return a modality's preprocessor; it must be fitted on these features."""
     fitted = preprocessors.get(modality) if isinstance(preprocessors, Mapping) else None
     if not isinstance(fitted, Preprocessor) or not np.array_equal(fitted.features, adata.var_names):
         raise ValueError(f"preprocessors: none was fitted on the {adata.n_vars} features of {modality}")
-    return copy(fitted)
+    return fitted
 
 
 def _of_cells(value: Any, names: pd.Index) -> Any:

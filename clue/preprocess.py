@@ -18,9 +18,8 @@ from clue.decomposition import principal_axes
 from clue.products import times
 from clue.sparse import BLOCK, as_counts, column_sums, columns, count_blocks, per_value, row_sums, with_values
 
-MOST_COMPONENTS, CELLS_PER_COMPONENT = 400, 10
-"""Limits if no number of components is given: the most components, and the fewest cells per component. With fewer cells
-per component, later components are noise."""
+MOST_COMPONENTS, CELLS_PER_COMPONENT = 400, 2
+"""Limits if no number of components is given: the most components, and the fewest cells per component."""
 
 CLIP = 10.0
 """Standardised expression is clipped to ± this many standard deviations, as in scanpy's and the authors' code."""

@@ -29,14 +29,6 @@ DEFAULT = (1.0, 20, 1)
 """Ridge, components and power if too few cells are held out to choose."""
 MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
 """Limits of held-out cells per pair of modalities: fewer cannot tell settings apart, and more only cost time."""
-WIDTH_FOLDS, WIDTH_HELD_OUT = 3, 1000
-WIDTH_GRID = [(ridge, n, 1) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80)]
-"""Folds, held-out cells per fold, and settings with which `choose_width` compares encoder inputs."""
-WIDTH_TOLERANCE = 0.08
-"""The most that further inputs may cost of the quality log(match score / FOSCTTM). They may cost some, since hidden
-layers can use more of them than linear means can, and z also keeps information that only one modality shows. Chosen on
-splits of `config/study.yaml`."""
-
 Settings = tuple[float, int, int]
 """Ridge, number of components, and power of their correlation."""
 
@@ -161,11 +153,11 @@ def _project(features: Rows, scale: Rows, held_out: np.ndarray, batch: np.ndarra
 
 def _choose(features: Rows, held_out: np.ndarray, batch: np.ndarray) -> Settings:
     """Return the settings with which held-out cells match best."""
-    qualities = _qualities(features, held_out, batch, product(RIDGES, N_COMPONENTS, POWERS), MAX_HELD_OUT)
-    return max(qualities, key=lambda settings: qualities[settings], default=DEFAULT)
+    found = qualities(features, held_out, batch, product(RIDGES, N_COMPONENTS, POWERS), MAX_HELD_OUT)
+    return max(found, key=lambda settings: found[settings], default=DEFAULT)
 
 
-def _qualities(
+def qualities(
     features: Rows, held_out: np.ndarray, batch: np.ndarray, grid: Iterable[Settings], most: int
 ) -> dict[Settings, float]:
     """Return, for each of the settings, how well at most `most` held-out cells of each pair of modalities match.
@@ -187,43 +179,12 @@ def _qualities(
         placed = {k: (x[held_out] - moments.mean[k]) @ directions[k] for k, x in features.items()}
         for _, n, power in (settings for settings in grid if settings[0] == ridge):
             weight = correlation[:n] ** power
-            qualities = [
+            each = [
                 _quality(placed[k][position[rows], :n] * weight, placed[m][position[rows], :n] * weight, batch[rows])
                 for k, m, rows in pairs
             ]
-            found[ridge, n, power] = float(np.mean(qualities))
+            found[ridge, n, power] = float(np.mean(each))
     return found
-
-
-def choose_width(inputs: Iterable[Rows], batch: np.ndarray, seed: int) -> int:
-    """Choose, by cross-validation, the encoder inputs with which cells match best by linear means.
-
-    The number of components that carry information shared with another modality varies. It may be hundreds if cells
-    have many counts. If they have few, most components are noise that encoders would fit. A canonical read-out of the
-    inputs shows this in seconds.
-
-    Parameters
-    ----------
-    inputs
-        Candidates in descending order of width. Each holds, for each modality, the encoder inputs of the same cells;
-        NaN if a cell is not seen in it.
-    batch
-        Batch of each cell, shape (n_cells,).
-    seed
-        Seed of the folds.
-
-    Returns
-    -------
-    Position of the first candidate whose quality is within `WIDTH_TOLERANCE` of the best; 0 if too few cells are seen
-    in two modalities to tell.
-    """
-    fold = np.random.default_rng(seed).permutation(len(batch)) % WIDTH_FOLDS
-    best = []
-    for features in inputs:
-        tables = [_qualities(features, fold == i, batch, WIDTH_GRID, WIDTH_HELD_OUT) for i in range(WIDTH_FOLDS)]
-        means = [float(np.mean([table[settings] for table in tables])) for settings in WIDTH_GRID if all(tables)]
-        best.append(max(means, default=0.0))
-    return next(i for i, quality in enumerate(best) if quality >= max(best) - WIDTH_TOLERANCE)
 
 
 def _quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray) -> float:

@@ -23,8 +23,10 @@ rule features:
         settings=lambda wildcards: to_json(FEATURES[wildcards.features]),
         code=digest(
             "scripts/features.py",
+            "clue/components.py",
             "clue/decomposition.py",
             "clue/preprocess.py",
+            "clue/readout.py",
             "clue/benchmark/methods/features.py",
             "clue/benchmark/methods/validation.py",
         ),

@@ -78,24 +78,6 @@ def test_embeddings_of_the_same_cell_converge(two):
     assert (losses.iloc[-1] < losses.iloc[0]).all()
 
 
-def test_few_cells_have_few_components(two):
-    few = {k: adata[:100] for k, adata in two.items()}
-    assert [p.width for p in clue.CLUE(few).preprocessors.values()] == [10, 10]
-    assert [p.width for p in clue.CLUE(few, n_components=15).preprocessors.values()] == [15, 15]
-
-
-def test_number_of_components_is_chosen_by_matching():
-    """Few components of sparse counts are shared; with more of them, fewer held-out cells are matched."""
-    data = simulate(1200, {"rna": 400, "atac": 500}, n_batches=1, seed=1)
-    model = clue.CLUE(data)
-    width = model.preprocessors["rna"].width
-    assert 25 <= width < 120 and model.preprocessors["atac"].width == width
-    fixed = clue.CLUE(data, n_components=width)
-    for k in ("rna", "atac"):
-        narrowed, expected = (m.preprocessors[k].transform(data[k]) for m in (model, fixed))
-        np.testing.assert_allclose(narrowed, expected, atol=0.02)
-
-
 def test_same_seed_same_embedding(two):
     first, second, other = (fitted(two, seed).embed(two["rna"], "rna") for seed in (0, 0, 1))
     assert np.array_equal(first, second)

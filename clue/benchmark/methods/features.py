@@ -20,7 +20,8 @@ import numpy as np
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.methods.validation import inner_split, paired_cells
-from clue.preprocess import Preprocessor, preprocessor
+from clue.components import fit_preprocessors
+from clue.preprocess import Preprocessor
 
 ARRAYS = ("features", "selected")
 
@@ -45,13 +46,11 @@ def fit_features(cells: Mapping[str, ad.AnnData], settings: Mapping[str, Any]) -
     BenchmarkError
         If a modality has too few cells or features, or if they do not differ.
     """
-    fitted = {}
-    for k, adata in cells.items():
-        try:
-            fitted[k] = preprocessor(k, settings["n_components"], settings["n_features"].get(k)).fit(adata)
-        except ValueError as error:
-            raise BenchmarkError(f"{error} (among {adata.n_obs} training cells)") from error
-    return fitted
+    try:
+        return fit_preprocessors(cells, {k: k for k in cells}, settings["n_components"], settings["n_features"])
+    except ValueError as error:
+        n_cells = max(adata.n_obs for adata in cells.values())
+        raise BenchmarkError(f"{error} (among {n_cells} training cells)") from error
 
 
 def fit_for_file(train: md.MuData, which: str, settings: Mapping[str, Any]) -> Fitted:

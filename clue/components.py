@@ -1,0 +1,136 @@
+"""Encoder inputs of all modalities, with as many components as held-out cells say is best."""
+
+from collections.abc import Callable, Mapping
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+from clue.data import BATCH
+from clue.preprocess import Preprocessor, preprocessor
+from clue.readout import MIN_HELD_OUT, Rows, qualities
+
+LEAST_COMPONENTS = 25
+"""The smallest number of components to consider."""
+N_FOLDS, MAX_HELD_OUT = 3, 1000
+MAX_FITTED = 10_000
+"""Most cells on which a fold's inputs are fitted; more only cost time."""
+SETTINGS = [(ridge, n, 1) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80)]
+"""Settings of the canonical read-out with which numbers of components are compared."""
+TOLERANCE = 0.08
+"""The most that further components may cost of the quality log(match score / FOSCTTM). They may cost some, since hidden
+layers can use more of them than linear means can, and z also keeps information that only one modality shows. Chosen on
+splits of `config/study.yaml`."""
+
+Cells = Mapping[str, ad.AnnData]
+Fit = Callable[[Cells], dict[str, Preprocessor]]
+
+
+def fit_preprocessors(
+    cells: Cells,
+    kinds: Mapping[str, str],
+    n_components: int | None = None,
+    n_features: Mapping[str, int] | None = None,
+    seed: int = 0,
+) -> dict[str, Preprocessor]:
+    """Fit the encoder inputs of each modality on training cells.
+
+    Parameters
+    ----------
+    cells
+        Counts of each modality, with a batch in ``obs["batch"]``. Cells of the same name are the same cell.
+    kinds
+        The kind of each modality: ``rna``, ``atac`` or ``adt``.
+    n_components
+        Number of components of each modality. None chooses it by `choose_width`.
+    n_features
+        See `Preprocessor`.
+
+    Raises
+    ------
+    ValueError
+        If a modality has too few cells or features, or if they do not differ.
+    """
+
+    def fit(some: Cells, n: int | None = n_components) -> dict[str, Preprocessor]:
+        features = n_features or {}
+        return {k: preprocessor(kinds[k], n, features.get(k), seed, k).fit(x, BATCH) for k, x in some.items()}
+
+    fitted = fit(cells)
+    if n_components is None:
+        widest = max(p.width for p in fitted.values())
+        width = choose_width(cells, lambda some: fit(some, widest), widest, seed)
+        for found in fitted.values():
+            found.narrow(width)
+    return fitted
+
+
+def choose_width(cells: Cells, fit: Fit, widest: int, seed: int) -> int:
+    """Choose, by cross-validation, the number of components with which cells match best by linear means.
+
+    How many components carry information that modalities share varies. It may be hundreds if cells have many counts. If
+    they have few, most components are noise that encoders would fit. A canonical read-out of the inputs shows this in
+    seconds. Held-out cells must not be among those on which the inputs are fitted: with few cells per component,
+    components fit the noise of each single cell, and on these cells many components look worse than they are.
+
+    Parameters
+    ----------
+    fit
+        Function that fits the inputs of each modality on some of the cells, with `widest` components.
+
+    Returns
+    -------
+    The largest number, from `widest` down in steps of √2, whose quality is within `TOLERANCE` of the best; `widest` if
+    too few cells are seen in two modalities to tell.
+    """
+    widths = [widest]
+    while (narrower := round(widths[-1] / 2**0.5)) >= LEAST_COMPONENTS:
+        widths.append(narrower)
+    paired, others = _names(cells)
+    if len(widths) == 1 or len(paired) < N_FOLDS * MIN_HELD_OUT:
+        return widest
+    rng = np.random.default_rng(seed)
+    paired, others = (names[rng.permutation(len(names))] for names in (paired, others))
+    tables = []
+    for fold in range(N_FOLDS):
+        held_out = paired[fold::N_FOLDS][:MAX_HELD_OUT]
+        rest = paired[~paired.isin(held_out)].append(others)[:MAX_FITTED]
+        tables.append(_compare(cells, fit, rest, held_out, widths))
+    best = []
+    for width in widths:
+        means = [np.mean([table[width][s] for table in tables]) for s in SETTINGS if all(t[width] for t in tables)]
+        best.append(max(means, default=0.0))
+    return next(width for width, quality in zip(widths, best, strict=True) if quality >= max(best) - TOLERANCE)
+
+
+def _names(cells: Cells) -> tuple[pd.Index, pd.Index]:
+    """Return the names of the cells seen in several modalities, and of the others, each in order."""
+    names = pd.Index(np.concatenate([adata.obs_names for adata in cells.values()]))
+    paired = names[names.duplicated()].unique().sort_values()
+    return paired, names[~names.isin(paired)].sort_values()
+
+
+def _compare(cells: Cells, fit: Fit, rest: pd.Index, held_out: pd.Index, widths: list[int]) -> dict[int, dict]:
+    """Fit on cells, and return for each width how well the held-out cells match with each of the settings."""
+    fitted = fit({k: some for k, adata in cells.items() if (some := _of_names(adata, rest)).n_obs})
+    names = rest.append(held_out)
+    inputs: Rows = {}
+    batch = np.full(len(names), "", dtype=object)
+    for k, found in fitted.items():
+        seen = _of_names(cells[k], names)
+        row = names.get_indexer(seen.obs_names)
+        inputs[k] = np.full((len(names), found.width), np.nan)
+        inputs[k][row] = found.transform(seen)
+        batch[row] = seen.obs[BATCH]
+    is_held_out = np.arange(len(names)) >= len(rest)
+    tables = {}
+    for width in widths:
+        narrowed = {k: fitted[k].first(x, width) for k, x in inputs.items()}
+        tables[width] = qualities(narrowed, is_held_out, batch.astype(str), SETTINGS, MAX_HELD_OUT)
+    return tables
+
+
+def _of_names(adata: ad.AnnData, names: pd.Index) -> ad.AnnData:
+    """Return the cells that have one of the names."""
+    row = np.flatnonzero(adata.obs_names.isin(names))
+    return ad.AnnData(adata.X[row], obs=adata.obs.iloc[row], var=adata.var)

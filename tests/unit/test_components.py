@@ -1,0 +1,106 @@
+"""The number of components that encoders read: given, or chosen by how cells match that no fit has seen."""
+
+import anndata as ad
+import numpy as np
+import pytest
+
+import clue
+from clue.components import MAX_FITTED, choose_width, fit_preprocessors
+from clue.simulate import simulate
+
+KINDS = {"rna": "rna", "atac": "atac"}
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """1,200 cells with sparse counts."""
+    return dict(simulate(1200, {"rna": 400, "atac": 500}, n_batches=1, seed=1).mod)
+
+
+def first(cells, n_cells):
+    return {k: adata[:n_cells].copy() for k, adata in cells.items()}
+
+
+@pytest.mark.parametrize("n_components, width", [(15, 15), (None, 20)])
+def test_few_cells_have_a_component_for_every_two(cells, n_components, width):
+    fitted = fit_preprocessors(first(cells, 40), KINDS, n_components)
+    assert [p.width for p in fitted.values()] == [width, width]
+
+
+def test_number_is_chosen_by_matching(cells):
+    """Few components of sparse counts are shared; with more of them, fewer held-out cells are matched."""
+    fitted = fit_preprocessors(cells, KINDS)
+    width = fitted["rna"].width
+    assert 25 <= width < 200 and fitted["atac"].width == width
+    fixed = fit_preprocessors(cells, KINDS, width)
+    for k in cells:
+        narrowed, expected = (found[k].transform(cells[k]) for found in (fitted, fixed))
+        np.testing.assert_allclose(narrowed, expected, atol=0.02)
+
+
+class Views:
+    """Fitted inputs of cells whose first components are the same in all modalities, and the others noise."""
+
+    def __init__(self, n_shared, width, seed):
+        self.n_shared, self.width, self.seed = n_shared, width, seed
+
+    def transform(self, adata):
+        number = adata.obs_names.str.removeprefix("cell").astype(int) % 2000
+        shared = np.random.default_rng(0).standard_normal((2000, self.n_shared))[number]
+        noise = 3 * np.random.default_rng(self.seed).standard_normal((2000, self.width - self.n_shared))[number]
+        return np.hstack([shared, noise])
+
+    def first(self, x, width):
+        return x[:, :width]
+
+
+def numbered(numbers):
+    empty = np.zeros((len(numbers), 1), dtype=np.float32)
+    found = ad.AnnData(empty)
+    found.obs_names = [f"cell{i}" for i in numbers]
+    found.obs["batch"] = "all"
+    return found
+
+
+@pytest.mark.parametrize("n_shared, expected", [(100, 100), (20, 35)])
+def test_choice_follows_the_shared_components_and_sees_held_out_cells_in_no_fit(n_shared, expected):
+    fits = []
+
+    def fit(some):
+        fits.append({k: set(adata.obs_names) for k, adata in some.items()})
+        return {k: Views(n_shared, 100, seed) for seed, k in enumerate(some, 1)}
+
+    cells = {"rna": numbered(range(900)), "atac": numbered(range(300, 1200))}
+    assert choose_width(cells, fit, 100, seed=0) == expected
+    paired = {f"cell{i}" for i in range(300, 900)}
+    held_out = [paired - fitted["rna"] for fitted in fits]
+    assert len(fits) == 3 and set.union(*held_out) == paired and sum(map(len, held_out)) == len(paired)
+    for fitted, names in zip(fits, held_out, strict=True):
+        assert not fitted["atac"] & names and len(fitted["rna"]) == len(fitted["atac"]) == 900 - len(names)
+
+
+def test_fits_of_many_cells_are_of_a_sample_with_the_paired_cells():
+    sizes = []
+
+    def fit(some):
+        sizes.append([adata.n_obs for adata in some.values()])
+        return {k: Views(20, 50, seed) for seed, k in enumerate(some, 1)}
+
+    cells = {"rna": numbered(range(100)), "atac": numbered(range(MAX_FITTED + 100))}
+    choose_width(cells, fit, 50, seed=0)
+    assert [size[1] for size in sizes] == [MAX_FITTED] * 3 and {size[0] for size in sizes} == {66, 67}
+
+
+def test_too_few_pairs_to_tell_take_the_most_components(cells):
+    some = first(cells, 200)
+    some["atac"] = ad.concat([some["atac"][:50], some["atac"][50:]], index_unique=None)
+    some["atac"].obs_names = [name if i < 50 else f"other{i}" for i, name in enumerate(some["atac"].obs_names)]
+    assert {p.width for p in fit_preprocessors(some, KINDS).values()} == {100}
+
+
+def test_model_chooses_and_takes_given_inputs_as_they_are(cells):
+    small = {"encoder": (1, 8), "decoder": (1, 8), "discriminator": (1, 8), "n_latent": 4}
+    some = first(cells, 300)
+    chosen = clue.CLUE(some, **small).preprocessors
+    assert chosen["rna"].width == fit_preprocessors(some, KINDS)["rna"].width
+    assert clue.CLUE(some, preprocessors=chosen, **small).preprocessors == chosen
