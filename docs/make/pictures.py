@@ -1,7 +1,8 @@
 """Draw the pictures of the documents that show data: the data sets, and the recorded results.
 
 ``docs/pictures/datasets.svg`` shows ``config/datasets``, and ``results.png`` shows the numbers of ``docs/results``.
-``umap.png`` is a figure of a run that docs/results.md names. ``model.svg`` and ``workflow.svg`` are drawn by hand.
+``umap.png`` and ``pairing.png`` are figures of runs that docs/results.md names. ``model.svg`` and ``workflow.svg`` are
+drawn by hand.
 """
 
 import hashlib

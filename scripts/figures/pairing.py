@@ -18,6 +18,8 @@ UNITS = {"paired_fraction": "%", "n_train": "cells"}
 """Keys of a split that say how many cells are paired, with the unit. Without such a key 100 % are paired."""
 LABELS = {"%": "Training cells that are paired (%)", "cells": "Paired training cells"}
 KEY = ["dataset", "split", "paired", "unit", "method", "variant", "metric"]
+OF_VARIANTS = "^vPX"
+"""Markers of the variants of a method after its first."""
 OTHERS = "sv^<>pPX"
 """Markers of published methods that none of ours reproduces, used one after another."""
 NOTE = (
@@ -72,6 +74,8 @@ def draw(scores: pd.DataFrame, published: pd.DataFrame, display: style.Display) 
     if scores.empty:
         raise plots.NothingToDraw("No splits of this run with scores differ only in how many cells are paired.")
     methods, places = display.methods(scores), scores.drop_duplicates("panel")
+    further = methods.duplicated("method")  # variants have the colour of their method
+    methods.loc[further, "marker"] = list(itertools.islice(itertools.cycle(OF_VARIANTS), further.sum()))
     known = published.merge(places[["dataset", "split", "curve", "paired"]], on=["dataset", "split"])
     known = known.assign(row=known["method"] + "/published").sort_values("paired")
     theirs = published_methods(known, display)
