@@ -112,7 +112,10 @@ def _names(cells: Cells) -> tuple[pd.Index, pd.Index]:
 
 def _compare(cells: Cells, fit: Fit, rest: pd.Index, held_out: pd.Index, widths: list[int]) -> dict[int, dict]:
     """Fit on cells, and return for each width how well the held-out cells match with each of the settings."""
-    fitted = fit({k: some for k, adata in cells.items() if (some := _of_names(adata, rest)).n_obs})
+    try:
+        fitted = fit({k: some for k, adata in cells.items() if (some := _of_names(adata, rest)).n_obs})
+    except ValueError:  # only the held-out cells may have counts of a feature that the fit needs
+        return {width: {} for width in widths}
     names = rest.append(held_out)
     inputs: Rows = {}
     batch = np.full(len(names), "", dtype=object)

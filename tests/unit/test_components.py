@@ -98,6 +98,15 @@ def test_too_few_pairs_to_tell_take_the_most_components(cells):
     assert {p.width for p in fit_preprocessors(some, KINDS).values()} == {100}
 
 
+def test_fold_that_cannot_be_fitted_is_no_error(cells):
+    """Two proteins, one of them seen in a single cell: without this cell, there is one feature."""
+    counts = np.array([[i % 5 + 1, i == 0] for i in range(150)], dtype=np.float32)
+    adt = ad.AnnData(counts, obs=cells["rna"].obs.iloc[:150])
+    some = {"rna": cells["rna"][:150].copy(), "adt": adt}
+    fitted = fit_preprocessors(some, {"rna": "rna", "adt": "adt"})
+    assert fitted["rna"].width == 75
+
+
 def test_model_chooses_and_takes_given_inputs_as_they_are(cells):
     small = {"encoder": (1, 8), "decoder": (1, 8), "discriminator": (1, 8), "n_latent": 4}
     some = first(cells, 300)
