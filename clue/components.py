@@ -6,9 +6,9 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
-from clue.data import BATCH
+from clue.data import BATCH, paired_names, rows_of
 from clue.preprocess import Preprocessor, preprocessor
-from clue.readout import MIN_HELD_OUT, Rows, qualities
+from clue.readout import MIN_HELD_OUT, qualities
 
 LEAST_COMPONENTS = 25
 """The smallest number of components to consider."""
@@ -20,7 +20,7 @@ SETTINGS = [(ridge, n, 1) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80)]
 TOLERANCE = 0.08
 """The most that further components may cost of the quality log(match score / FOSCTTM). They may cost some, since hidden
 layers can use more of them than linear means can, and z also keeps information that only one modality shows. Chosen on
-splits of `config/study.yaml`."""
+splits of `config/study.yaml`, when held-out cells were still among those of the fits."""
 
 Cells = Mapping[str, ad.AnnData]
 Fit = Callable[[Cells], dict[str, Preprocessor]]
@@ -52,13 +52,13 @@ def fit_preprocessors(
         If a modality has too few cells or features, or if they do not differ.
     """
 
-    def fit(some: Cells, n: int | None = n_components) -> dict[str, Preprocessor]:
+    def fit(some: Cells, n: int | None) -> dict[str, Preprocessor]:
         features = n_features or {}
         return {k: preprocessor(kinds[k], n, features.get(k), seed, k).fit(x, BATCH) for k, x in some.items()}
 
-    fitted = fit(cells)
+    fitted = fit(cells, n_components)
     if n_components is None:
-        widest = max(p.width for p in fitted.values())
+        widest = max(found.width for found in fitted.values())
         width = choose_width(cells, lambda some: fit(some, widest), widest, seed)
         for found in fitted.values():
             found.narrow(width)
@@ -86,9 +86,10 @@ def choose_width(cells: Cells, fit: Fit, widest: int, seed: int) -> int:
     widths = [widest]
     while (narrower := round(widths[-1] / 2**0.5)) >= LEAST_COMPONENTS:
         widths.append(narrower)
-    paired, others = _names(cells)
+    paired = paired_names(cells)
     if len(widths) == 1 or len(paired) < N_FOLDS * MIN_HELD_OUT:
         return widest
+    others = pd.Index(np.concatenate([adata.obs_names for adata in cells.values()])).difference(paired)
     rng = np.random.default_rng(seed)
     paired, others = (names[rng.permutation(len(names))] for names in (paired, others))
     tables = []
@@ -103,13 +104,6 @@ def choose_width(cells: Cells, fit: Fit, widest: int, seed: int) -> int:
     return next(width for width, quality in zip(widths, best, strict=True) if quality >= max(best) - TOLERANCE)
 
 
-def _names(cells: Cells) -> tuple[pd.Index, pd.Index]:
-    """Return the names of the cells seen in several modalities, and of the others, each in order."""
-    names = pd.Index(np.concatenate([adata.obs_names for adata in cells.values()]))
-    paired = names[names.duplicated()].unique().sort_values()
-    return paired, names[~names.isin(paired)].sort_values()
-
-
 def _compare(cells: Cells, fit: Fit, rest: pd.Index, held_out: pd.Index, widths: list[int]) -> dict[int, dict]:
     """Fit on cells, and return for each width how well the held-out cells match with each of the settings."""
     try:
@@ -117,19 +111,12 @@ def _compare(cells: Cells, fit: Fit, rest: pd.Index, held_out: pd.Index, widths:
     except ValueError:  # only the held-out cells may have counts of a feature that the fit needs
         return {width: {} for width in widths}
     names = rest.append(held_out)
-    inputs: Rows = {}
-    batch = np.full(len(names), "", dtype=object)
-    for k, found in fitted.items():
-        seen = _of_names(cells[k], names)
-        row = names.get_indexer(seen.obs_names)
-        inputs[k] = np.full((len(names), found.width), np.nan)
-        inputs[k][row] = found.transform(seen)
-        batch[row] = seen.obs[BATCH]
+    inputs, batch = rows_of({k: cells[k] for k in fitted}, names, lambda k, adata: fitted[k].transform(adata))
     is_held_out = np.arange(len(names)) >= len(rest)
     tables = {}
     for width in widths:
         narrowed = {k: fitted[k].first(x, width) for k, x in inputs.items()}
-        tables[width] = qualities(narrowed, is_held_out, batch.astype(str), SETTINGS, MAX_HELD_OUT)
+        tables[width] = qualities(narrowed, is_held_out, batch, SETTINGS, MAX_HELD_OUT)
     return tables
 
 

@@ -1,7 +1,7 @@
 """Read the user's data: check the counts, batches and names of each modality, and convert them to one form."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TypeAlias
@@ -191,3 +191,39 @@ def write_rows(path: Path, blocks: Iterable[np.ndarray], obs: pd.DataFrame, var:
     finally:
         temporary.unlink(missing_ok=True)
     return ad.read_h5ad(path, backed="r")
+
+
+def paired_names(cells: Mapping[str, ad.AnnData]) -> pd.Index:
+    """Return the names of the cells that are seen in several modalities, in order."""
+    names = pd.Index(np.concatenate([adata.obs_names for adata in cells.values()]))
+    return names[names.duplicated()].unique().sort_values()
+
+
+def rows_of(
+    cells: Mapping[str, ad.AnnData], names: pd.Index, features: Callable[[str, ad.AnnData], np.ndarray]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Compute features of the cells with these names, from data that `read` returned.
+
+    Parameters
+    ----------
+    features
+        Function of a modality and some of its cells that returns a row per cell.
+
+    Returns
+    -------
+    features
+        For each modality in which some of the cells are seen, a row per name; NaN if the cell is not seen in it.
+    batch
+        Batch of each cell.
+    """
+    rows, batch = {}, np.full(len(names), "", dtype=object)
+    for k, adata in cells.items():
+        row = adata.obs_names.get_indexer(names)
+        seen = np.flatnonzero(row >= 0)
+        if not len(seen):
+            continue
+        found = features(k, ad.AnnData(adata.X[row[seen]], var=adata.var))
+        rows[k] = np.full((len(names), found.shape[1]), np.nan)
+        rows[k][seen] = found
+        batch[seen] = adata.obs[BATCH].to_numpy()[row[seen]]
+    return rows, batch.astype(str)

@@ -30,7 +30,9 @@ from clue.data import (
     kinds_of,
     modalities_of,
     of_layer,
+    paired_names,
     read,
+    rows_of,
     write_rows,
 )
 from clue.matching import l2_normalise, match_snn
@@ -659,36 +661,13 @@ class CLUE:
         return self._readout
 
     def _fit_readout(self) -> Readout:
-        features, batch, names = self._paired_features()
+        names = paired_names(self._data)
+        if len(names) > MAX_READOUT:
+            names = names[np.sort(np.random.default_rng(self.seed).permutation(len(names))[:MAX_READOUT])]
+        features, batch = rows_of(self._data, names, lambda k, adata: np.concatenate(list(self._features(k, adata))))
         n_inputs = {k: self.preprocessors[k].width for k in features}
         chosen = held_out(names, self._validation, self.seed)
         return Readout.fit(features, n_inputs, self.width, chosen, batch)
-
-    def _paired_features(self) -> tuple[dict[str, np.ndarray], np.ndarray, pd.Index]:
-        """Return what the read-out is fitted on: training cells seen in several modalities, at most `MAX_READOUT`.
-
-        Returns
-        -------
-        features
-            For each modality in which such cells are seen, a row per cell; NaN if a cell is not seen in it.
-        batch, names
-            Batch and name of each cell.
-        """
-        names = pd.Index(np.concatenate([adata.obs_names for adata in self._data.values()]))
-        names = names[names.duplicated()].unique().sort_values()
-        if len(names) > MAX_READOUT:
-            names = names[np.sort(np.random.default_rng(self.seed).permutation(len(names))[:MAX_READOUT])]
-        features, batch = {}, np.full(len(names), "", dtype=object)
-        for k, adata in self._data.items():
-            row = adata.obs_names.get_indexer(names)
-            seen = np.flatnonzero(row >= 0)
-            if not len(seen):
-                continue
-            found = np.concatenate(list(self._features(k, ad.AnnData(adata.X[row[seen]], var=adata.var))))
-            features[k] = np.full((len(names), found.shape[1]), np.nan)
-            features[k][seen] = found
-            batch[seen] = adata.obs[BATCH].to_numpy()[row[seen]]
-        return features, batch.astype(str), names
 
     # ---- saving ----------------------------------------------------------------------------------
 

@@ -21,15 +21,7 @@ rule features:
     params:
         cells=lambda wildcards: wildcards.features.rpartition("-")[0],
         settings=lambda wildcards: to_json(FEATURES[wildcards.features]),
-        code=digest(
-            "scripts/features.py",
-            "clue/components.py",
-            "clue/decomposition.py",
-            "clue/preprocess.py",
-            "clue/readout.py",
-            "clue/benchmark/methods/features.py",
-            "clue/benchmark/methods/validation.py",
-        ),
+        code=digest(*imported("scripts/features.py", ROOT)),
     shell:
         "OMP_NUM_THREADS={threads} python -P $CLUE_CHECKOUT/scripts/features.py --train {input} --cells {params.cells}"
         " --settings {params.settings:q} --features {output} > {log} 2>&1"

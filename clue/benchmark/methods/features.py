@@ -49,7 +49,7 @@ def fit_features(cells: Mapping[str, ad.AnnData], settings: Mapping[str, Any]) -
     try:
         return fit_preprocessors(cells, {k: k for k in cells}, settings["n_components"], settings["n_features"])
     except ValueError as error:
-        n_cells = max(adata.n_obs for adata in cells.values())
+        n_cells = len(set().union(*(adata.obs_names for adata in cells.values())))
         raise BenchmarkError(f"{error} (among {n_cells} training cells)") from error
 
 
