@@ -1,4 +1,7 @@
-"""Encoder inputs of all modalities, with as many components as held-out cells say is best."""
+"""Encoder inputs of all modalities, with as many components as held-out cells say is best.
+
+The same held-out cells tell how to read the inputs for matching: with which numbers of components, and which settings.
+"""
 
 from collections.abc import Callable, Mapping
 
@@ -8,7 +11,7 @@ import pandas as pd
 
 from clue.data import BATCH, paired_names, rows_of
 from clue.preprocess import Preprocessor, preprocessor
-from clue.readout import MIN_HELD_OUT, qualities
+from clue.readout import DEFAULT, MIN_HELD_OUT, Settings, qualities
 
 LEAST_COMPONENTS = 25
 """The smallest number of components to consider."""
@@ -18,9 +21,10 @@ MAX_FITTED = 10_000
 SETTINGS = [(ridge, n, 1) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80)]
 """Settings of the canonical read-out with which numbers of components are compared."""
 TOLERANCE = 0.08
-"""The most that further components may cost of the quality log(match score / FOSCTTM). They may cost some, since hidden
-layers can use more of them than linear means can, and z also keeps information that only one modality shows. Chosen on
-splits of `config/study.yaml`, when held-out cells were still among those of the fits."""
+"""How much worse than the best a number of components may be in log(match score / FOSCTTM). Encoders read the largest
+of these numbers, since hidden layers can use more components than linear means can, and z also keeps information that
+only one modality shows. The read-out uses all of them. Chosen on splits of `config/study.yaml`, when held-out cells
+were still among those of the fits."""
 
 Cells = Mapping[str, ad.AnnData]
 Fit = Callable[[Cells], dict[str, Preprocessor]]
@@ -42,7 +46,8 @@ def fit_preprocessors(
     kinds
         The kind of each modality: ``rna``, ``atac`` or ``adt``.
     n_components
-        Number of components of each modality. None chooses it by `choose_width`.
+        Number of components of each modality. None chooses it by `choose_widths`, which also chooses how the read-out
+        uses them (`Preprocessor.readouts`).
     n_features
         See `Preprocessor`.
 
@@ -59,14 +64,15 @@ def fit_preprocessors(
     fitted = fit(cells, n_components)
     if n_components is None:
         widest = max(found.width for found in fitted.values())
-        width = choose_width(cells, lambda some: fit(some, widest), widest, seed)
+        chosen = choose_widths(cells, lambda some: fit(some, widest), widest, seed)
         for found in fitted.values():
-            found.narrow(width)
+            found.narrow(max(chosen))
+            found.readouts = list(chosen.items())
     return fitted
 
 
-def choose_width(cells: Cells, fit: Fit, widest: int, seed: int) -> int:
-    """Choose, by cross-validation, the number of components with which cells match best by linear means.
+def choose_widths(cells: Cells, fit: Fit, widest: int, seed: int) -> dict[int, Settings]:
+    """Choose, by cross-validation, numbers of components with which cells match well by linear means.
 
     How many components carry information that modalities share varies. It may be hundreds if cells have many counts. If
     they have few, most components are noise that encoders would fit. A canonical read-out of the inputs shows this in
@@ -80,15 +86,15 @@ def choose_width(cells: Cells, fit: Fit, widest: int, seed: int) -> int:
 
     Returns
     -------
-    The largest number, from `widest` down in steps of √2, whose quality is within `TOLERANCE` of the best; `widest` if
-    too few cells are seen in two modalities to tell.
+    The numbers, from `widest` down in steps of √2, whose quality is within `TOLERANCE` of the best, each with the
+    settings with which cells match best. Only `widest`, with `DEFAULT`, if too few cells are seen in two modalities.
     """
     widths = [widest]
     while (narrower := round(widths[-1] / 2**0.5)) >= LEAST_COMPONENTS:
         widths.append(narrower)
     paired = paired_names(cells)
-    if len(widths) == 1 or len(paired) < N_FOLDS * MIN_HELD_OUT:
-        return widest
+    if len(paired) < N_FOLDS * MIN_HELD_OUT:
+        return {widest: DEFAULT}
     others = pd.Index(np.concatenate([adata.obs_names for adata in cells.values()])).difference(paired)
     rng = np.random.default_rng(seed)
     paired, others = (names[rng.permutation(len(names))] for names in (paired, others))
@@ -97,11 +103,14 @@ def choose_width(cells: Cells, fit: Fit, widest: int, seed: int) -> int:
         held_out = paired[fold::N_FOLDS][:MAX_HELD_OUT]
         rest = paired[~paired.isin(held_out)].append(others)[:MAX_FITTED]
         tables.append(_compare(cells, fit, rest, held_out, widths))
-    best = []
+    best = {}
     for width in widths:
-        means = [np.mean([table[width][s] for table in tables]) for s in SETTINGS if all(t[width] for t in tables)]
-        best.append(max(means, default=0.0))
-    return next(width for width, quality in zip(widths, best, strict=True) if quality >= max(best) - TOLERANCE)
+        if all(table[width] for table in tables):
+            means = {settings: float(np.mean([table[width][settings] for table in tables])) for settings in SETTINGS}
+            settings = max(means, key=means.__getitem__)
+            best[width] = means[settings], settings
+    least = max((quality for quality, _ in best.values()), default=0.0) - TOLERANCE
+    return {width: settings for width, (quality, settings) in best.items() if quality >= least} or {widest: DEFAULT}
 
 
 def _compare(cells: Cells, fit: Fit, rest: pd.Index, held_out: pd.Index, widths: list[int]) -> dict[int, dict]:

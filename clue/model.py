@@ -46,7 +46,7 @@ from clue.train import Training, held_out, train
 MAX_READOUT = 50_000
 """Most cells on which the read-out is fitted; more do not change its covariances."""
 
-_FORMAT = 4
+_FORMAT = 5
 """Version of the files that `CLUE.save` writes."""
 
 
@@ -82,7 +82,7 @@ class CLUE:
     n_components
         Number of principal components (or LSI components) that encoders read, if a modality has that many. None
         chooses the number with which held-out paired cells match best by linear means
-        (`clue.components.choose_width`), at most 400 and at most one per two cells.
+        (`clue.components.choose_widths`), at most 400 and at most one per two cells.
     n_features
         Number of most variable genes and of most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all features.
@@ -667,7 +667,8 @@ class CLUE:
         features, batch = rows_of(self._data, names, lambda k, adata: np.concatenate(list(self._features(k, adata))))
         n_inputs = {k: self.preprocessors[k].width for k in features}
         chosen = held_out(names, self._validation, self.seed)
-        return Readout.fit(features, n_inputs, self.width, chosen, batch)
+        readouts = next(iter(self.preprocessors.values())).readouts
+        return Readout.fit(features, n_inputs, self.width, chosen, batch, readouts)
 
     # ---- saving ----------------------------------------------------------------------------------
 

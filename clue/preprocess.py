@@ -64,6 +64,8 @@ class Preprocessor(ABC):
         Positions of the features that decoders model.
     arrays
         Fitted means, scales and components.
+    readouts
+        Numbers of first components that the read-out uses, each with its settings, if `clue.components` chose them.
     """
 
     kind: ClassVar[str]
@@ -74,6 +76,7 @@ class Preprocessor(ABC):
         self.features = np.empty(0, dtype=str)
         self.selected = np.empty(0, dtype=int)
         self.arrays: dict[str, np.ndarray] = {}
+        self.readouts: list[tuple[int, tuple[float, int, int]]] = []
 
     def fit(self, adata: ad.AnnData, batch_key: str | None = "batch") -> "Preprocessor":
         """Fit on training cells.

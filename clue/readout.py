@@ -8,7 +8,7 @@ added because the canonical directions are uncertain if cells are few, and z is 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
@@ -38,23 +38,24 @@ Rows = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Projection:
-    """Canonical directions of one set of blocks; a cell's coordinates are ``(features - mean) @ directions``."""
+    """Canonical directions of the first features; a cell's coordinates are ``(features - mean) @ directions``."""
 
     mean: dict[str, np.ndarray]
     directions: dict[str, np.ndarray]
 
     def __call__(self, modality: str, features: np.ndarray) -> np.ndarray:
         """Return coordinates of unit length, shape (cells, components)."""
-        return l2_normalise((features - self.mean[modality]) @ self.directions[modality])
+        mean = self.mean[modality]
+        return l2_normalise((features[:, : len(mean)] - mean) @ self.directions[modality])
 
 
 @dataclass(frozen=True)
 class Readout:
-    """Two projections and z side by side; fit it with `Readout.fit`.
+    """Projections and z side by side; fit it with `Readout.fit`.
 
-    One projection is of the encoder inputs, the other of inputs and hidden layers. Cosines between the coordinates are
-    weighted means of the cosines in the three parts. Together, the parts match better than each alone, because their
-    errors differ.
+    There are projections of the encoder inputs, one for each of some numbers of first components, and one of inputs and
+    hidden layers. Cosines between the coordinates are weighted means of the cosines in each part. Together, the parts
+    match better than each alone, because their errors differ.
 
     Attributes
     ----------
@@ -62,13 +63,15 @@ class Readout:
         Number of inputs of each modality's encoders, which come first among the features.
     n_embedding
         Dimensions of z, which comes last.
-    of_inputs, of_all
-        The two projections.
+    of_inputs
+        Projections of inputs, which together have the weight 1.
+    of_all
+        The projection of inputs and hidden layers, of weight 1.
     """
 
     n_inputs: dict[str, int]
     n_embedding: int
-    of_inputs: Projection
+    of_inputs: list[Projection]
     of_all: Projection
 
     @classmethod
@@ -79,6 +82,7 @@ class Readout:
         n_embedding: int,
         held_out: np.ndarray,
         batch: np.ndarray,
+        chosen: Sequence[tuple[int, Settings]] = (),
     ) -> "Readout":
         """Fit on cells seen in two modalities or more.
 
@@ -94,39 +98,40 @@ class Readout:
             them.
         batch
             Batch of each cell, shape (n_cells,); held-out cells are matched within it.
+        chosen
+            Numbers of first inputs to project, each with its settings. If there are none, all inputs are projected, and
+            the settings are chosen on held-out cells.
         """
-        projections = []
-        for inputs_only in (True, False):
-            chosen = {k: x[:, : n_inputs[k] if inputs_only else -n_embedding] for k, x in features.items()}
-            scale = {k: _scale(x[~held_out], n_inputs[k]) for k, x in chosen.items()}
-            projections.append(_project({k: x * scale[k] for k, x in chosen.items()}, scale, held_out, batch))
-        return cls(dict(n_inputs), n_embedding, *projections)
+        to_project: Sequence[tuple[int, Settings | None]] = chosen or [(max(n_inputs.values()), None)]
+        of_inputs = [
+            _project({k: x[:, : min(n, n_inputs[k])] for k, x in features.items()}, n_inputs, held_out, batch, settings)
+            for n, settings in to_project
+        ]
+        with_hidden = {k: x[:, :-n_embedding] for k, x in features.items()}
+        return cls(dict(n_inputs), n_embedding, of_inputs, _project(with_hidden, n_inputs, held_out, batch))
 
     def __call__(self, modality: str, features: np.ndarray) -> np.ndarray:
         """Return the coordinates of cells seen in one modality, shape (cells, components), rows of unit length."""
-        inputs = self.of_inputs(modality, features[:, : self.n_inputs[modality]])
-        both = self.of_all(modality, features[:, : -self.n_embedding])
-        z = l2_normalise(features[:, -self.n_embedding :])
-        return np.hstack([inputs, both, np.sqrt(EMBEDDING_WEIGHT) * z]) / np.sqrt(2 + EMBEDDING_WEIGHT)
+        parts = [(1 / len(self.of_inputs), projection(modality, features)) for projection in self.of_inputs]
+        parts += [(1, self.of_all(modality, features))]
+        parts += [(EMBEDDING_WEIGHT, l2_normalise(features[:, -self.n_embedding :]))]
+        return np.hstack([np.sqrt(weight) * part for weight, part in parts]) / np.sqrt(2 + EMBEDDING_WEIGHT)
 
     @property
     def width(self) -> int:
         """Dimensions of the coordinates."""
-        projections = self.of_inputs, self.of_all
+        projections = *self.of_inputs, self.of_all
         return sum(next(iter(part.directions.values())).shape[1] for part in projections) + self.n_embedding
 
     def state(self) -> dict:
         """Return everything that `from_state` needs."""
-        parts = {name: {f.name: getattr(getattr(self, name), f.name) for f in fields(Projection)} for name in _PARTS}
-        return {"n_inputs": self.n_inputs, "n_embedding": self.n_embedding, **parts}
+        return {**vars(self), "of_inputs": [vars(part) for part in self.of_inputs], "of_all": vars(self.of_all)}
 
     @classmethod
     def from_state(cls, state: dict) -> "Readout":
         """Restore a read-out from its `state`."""
-        return cls(state["n_inputs"], state["n_embedding"], *(Projection(**state[name]) for name in _PARTS))
-
-
-_PARTS = ("of_inputs", "of_all")
+        of_inputs = [Projection(**part) for part in state["of_inputs"]]
+        return cls(**state | {"of_inputs": of_inputs, "of_all": Projection(**state["of_all"])})
 
 
 # ---- one projection ------------------------------------------------------------------------------
@@ -139,9 +144,17 @@ def _scale(features: np.ndarray, n_inputs: int) -> np.ndarray:
     return np.concatenate([np.full(len(part), 1 / np.sqrt(max(part.sum(), 1e-12))) for part in parts])
 
 
-def _project(features: Rows, scale: Rows, held_out: np.ndarray, batch: np.ndarray) -> Projection:
-    """Choose settings on held-out cells, then fit on all cells."""
-    ridge, n_components, power = _choose(features, held_out, batch)
+def _project(
+    features: Rows,
+    n_inputs: Mapping[str, int],
+    held_out: np.ndarray,
+    batch: np.ndarray,
+    settings: Settings | None = None,
+) -> Projection:
+    """Fit on all cells; if there are no settings, choose them on held-out cells first."""
+    scale = {k: _scale(x[~held_out], n_inputs[k]) for k, x in features.items()}
+    features = {k: x * scale[k] for k, x in features.items()}
+    ridge, n_components, power = settings or _choose(features, held_out, batch)
     moments = _Moments(features, np.ones(len(held_out), dtype=bool))
     directions, correlation = next(moments.canonical([ridge]))
     weight = correlation[:n_components] ** power

@@ -46,4 +46,6 @@ def with_arrays(value: Any) -> Any:
     """Return `value` with tensors as arrays."""
     if isinstance(value, Mapping):
         return {key: with_arrays(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [with_arrays(part) for part in value]
     return value.numpy(force=True) if isinstance(value, torch.Tensor) else value

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import clue
-from clue.components import MAX_FITTED, choose_width, fit_preprocessors
+from clue.components import MAX_FITTED, choose_widths, fit_preprocessors
+from clue.readout import DEFAULT
 from clue.simulate import simulate
 
 KINDS = {"rna": "rna", "atac": "atac"}
@@ -62,7 +63,7 @@ def numbered(numbers):
     return found
 
 
-@pytest.mark.parametrize("n_shared, expected", [(100, 100), (20, 35)])
+@pytest.mark.parametrize("n_shared, expected", [(100, [100, 71, 50, 35, 25]), (20, [35, 25])])
 def test_choice_follows_the_shared_components_and_sees_held_out_cells_in_no_fit(n_shared, expected):
     fits = []
 
@@ -71,7 +72,7 @@ def test_choice_follows_the_shared_components_and_sees_held_out_cells_in_no_fit(
         return {k: Views(n_shared, 100, seed) for seed, k in enumerate(some, 1)}
 
     cells = {"rna": numbered(range(900)), "atac": numbered(range(300, 1200))}
-    assert choose_width(cells, fit, 100, seed=0) == expected
+    assert list(choose_widths(cells, fit, 100, seed=0)) == expected
     paired = {f"cell{i}" for i in range(300, 900)}
     held_out = [paired - fitted["rna"] for fitted in fits]
     assert len(fits) == 3 and set.union(*held_out) == paired and sum(map(len, held_out)) == len(paired)
@@ -87,7 +88,7 @@ def test_fits_of_many_cells_are_of_a_sample_with_the_paired_cells():
         return {k: Views(20, 50, seed) for seed, k in enumerate(some, 1)}
 
     cells = {"rna": numbered(range(100)), "atac": numbered(range(MAX_FITTED + 100))}
-    choose_width(cells, fit, 50, seed=0)
+    choose_widths(cells, fit, 50, seed=0)
     assert [size[1] for size in sizes] == [MAX_FITTED] * 3 and {size[0] for size in sizes} == {66, 67}
 
 
@@ -95,7 +96,8 @@ def test_too_few_pairs_to_tell_take_the_most_components(cells):
     some = first(cells, 200)
     some["atac"] = ad.concat([some["atac"][:50], some["atac"][50:]], index_unique=None)
     some["atac"].obs_names = [name if i < 50 else f"other{i}" for i, name in enumerate(some["atac"].obs_names)]
-    assert {p.width for p in fit_preprocessors(some, KINDS).values()} == {100}
+    fitted = fit_preprocessors(some, KINDS)
+    assert {p.width for p in fitted.values()} == {100} and fitted["rna"].readouts == [(100, DEFAULT)]
 
 
 def test_fold_that_cannot_be_fitted_is_no_error(cells):
@@ -110,6 +112,12 @@ def test_fold_that_cannot_be_fitted_is_no_error(cells):
 def test_model_chooses_and_takes_given_inputs_as_they_are(cells):
     small = {"encoder": (1, 8), "decoder": (1, 8), "discriminator": (1, 8), "n_latent": 4}
     some = first(cells, 300)
-    chosen = clue.CLUE(some, **small).preprocessors
-    assert chosen["rna"].width == fit_preprocessors(some, KINDS)["rna"].width
+    model = clue.CLUE(some, **small)
+    chosen = model.preprocessors
+    again = fit_preprocessors(some, KINDS)["rna"]
+    assert chosen["rna"].width == again.width == again.readouts[0][0]
     assert clue.CLUE(some, preprocessors=chosen, **small).preprocessors == chosen
+    widths = [len(part.mean["rna"]) for part in model.readout.of_inputs]
+    assert widths == [n for n, _ in chosen["rna"].readouts]
+    fixed = clue.CLUE(some, n_components=40, **small)
+    assert not fixed.preprocessors["rna"].readouts and [len(p.mean["rna"]) for p in fixed.readout.of_inputs] == [40]

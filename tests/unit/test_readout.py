@@ -92,6 +92,22 @@ def test_too_few_held_out_cells_give_the_defaults(features):
     assert _choose(features, held_out, np.full(N, "all")) != DEFAULT
 
 
+def test_chosen_settings_of_first_inputs_have_together_the_weight_of_all_features(features):
+    none, batch, n_inputs = np.zeros(N, dtype=bool), np.full(N, "all"), dict.fromkeys(features, 6)
+    rng = np.random.default_rng(3)
+    wide = {k: np.hstack([x, rng.normal(size=(N, 4))]) for k, x in features.items()}
+    alone, other, both = (
+        Readout.fit(wide, n_inputs, 2, none, batch, chosen)
+        for chosen in ([(6, (0.1, 4, 1))], [(3, (1.0, 2, 0))], [(6, (0.1, 4, 1)), (3, (1.0, 2, 0))])
+    )
+    assert [d.shape for part in both.of_inputs for d in part.directions.values()] == [(6, 4)] * 2 + [(3, 2)] * 2
+    cosines = [readout("rna", wide["rna"]) @ readout("adt", wide["adt"]).T for readout in (alone, other, both)]
+    np.testing.assert_allclose(cosines[2], (cosines[0] + cosines[1]) / 2)
+    assert both.width == both("rna", wide["rna"]).shape[1]
+    again = Readout.from_state(both.state())
+    np.testing.assert_array_equal(again("adt", wide["adt"]), both("adt", wide["adt"]))
+
+
 # ---- as part of the model ------------------------------------------------------------------------
 
 
