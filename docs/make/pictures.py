@@ -126,11 +126,11 @@ def results(scores: pd.DataFrame, display: style.Display) -> Figure:
             axes.errorbar(here[metric][row], y, xerr=here[f"{metric}_sd"].fillna(0)[row], **look)
         plots.method_rows(axes, methods, missing=dict.fromkeys(here.index[here[metric].isna()], "–"))
         if display.entry("metrics", metric)["better"] == "lower":  # good values lie close together near 0
-            axes.set(xscale="log", xlim=(0.008, 0.8))
+            axes.set(xscale="log", xlim=(0.8 * scores[metric].min(), 0.8))
             axes.set_xticks([0.01, 0.1, 0.5], ["0.01", "0.1", "0.5"])
             axes.minorticks_off()
         else:
-            axes.set_xlim(0, 1.12 * here[metric].max())
+            axes.set_xlim(0, 1.06 * (here[metric] + here[f"{metric}_sd"].fillna(0)).max())
             axes.locator_params(axis="x", nbins=3)
     note = "Mean over seeds; bars: one standard deviation, where it is known. Filled: 3 seeds or more, hollow: fewer."
     plots.add_notes(figure, [f"{note} –: not run. FOSCTTM is on a logarithmic scale."])
