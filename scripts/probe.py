@@ -26,12 +26,12 @@ def main(solutions: list[Path], table: Path, embeddings: tuple[Path, ...] = (), 
     """
     splits = {(found.uns["dataset"], found.uns["split"]): found for found in map(read_solution, solutions)}
     simulated = {dataset: draw_again(dataset, project) for dataset, _ in splits}
-    found = [pd.DataFrame(columns=COLUMNS)]
+    found = []
     for path in embeddings:
         embedding = read_embedding(path)
         dataset, split = embedding.uns["dataset"], embedding.uns["split"]
         found.append(probe(embedding, splits[dataset, split], simulated[dataset], str(path)))
-    write_table(pd.concat(found), table)
+    write_table(pd.concat(found) if found else pd.DataFrame(columns=COLUMNS), table)
 
 
 def draw_again(dataset: str, project: Path) -> md.MuData:
