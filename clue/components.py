@@ -1,6 +1,6 @@
 """Encoder inputs of all modalities, with as many components as held-out cells say is best.
 
-The same held-out cells tell how to read the inputs for matching: with which numbers of components, and which settings.
+The same cells also decide how the read-out uses the inputs: with which numbers of components and which settings.
 """
 
 from collections.abc import Callable, Mapping

@@ -65,7 +65,7 @@ class Preprocessor(ABC):
     arrays
         Fitted means, scales and components.
     readouts
-        Numbers of first components that the read-out uses, each with its settings, if `clue.components` chose them.
+        Numbers of leading components that the read-out uses, each with its settings, if `clue.components` chose them.
     """
 
     kind: ClassVar[str]

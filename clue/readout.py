@@ -38,7 +38,7 @@ Rows = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Projection:
-    """Canonical directions of the first features; a cell's coordinates are ``(features - mean) @ directions``."""
+    """Canonical directions of the leading features; a cell's coordinates are ``(features - mean) @ directions``."""
 
     mean: dict[str, np.ndarray]
     directions: dict[str, np.ndarray]
@@ -53,7 +53,7 @@ class Projection:
 class Readout:
     """Projections and z side by side; fit it with `Readout.fit`.
 
-    There are projections of the encoder inputs, one for each of some numbers of first components, and one of inputs and
+    Some projections read encoder inputs, each a different number of leading ones. One more reads all inputs and the
     hidden layers. Cosines between the coordinates are weighted means of the cosines in each part. Together, the parts
     match better than each alone, because their errors differ.
 
@@ -99,8 +99,8 @@ class Readout:
         batch
             Batch of each cell, shape (n_cells,); held-out cells are matched within it.
         chosen
-            Numbers of first inputs to project, each with its settings. If there are none, all inputs are projected, and
-            the settings are chosen on held-out cells.
+            Numbers of leading inputs to project, each with its settings. If there are none, all inputs are projected,
+            with settings chosen on held-out cells.
         """
         to_project: Sequence[tuple[int, Settings | None]] = chosen or [(max(n_inputs.values()), None)]
         of_inputs = [

@@ -92,7 +92,7 @@ def test_too_few_held_out_cells_give_the_defaults(features):
     assert _choose(features, held_out, np.full(N, "all")) != DEFAULT
 
 
-def test_chosen_settings_of_first_inputs_have_together_the_weight_of_all_features(features):
+def test_projections_of_inputs_together_weigh_as_much_as_one(features):
     none, batch, n_inputs = np.zeros(N, dtype=bool), np.full(N, "all"), dict.fromkeys(features, 6)
     rng = np.random.default_rng(3)
     wide = {k: np.hstack([x, rng.normal(size=(N, 4))]) for k, x in features.items()}
