@@ -102,7 +102,8 @@ tables: $(INSTALLED)
 	$(BIN)/python -P docs/make/pictures.py
 
 tutorials: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python -P -W ignore docs/make/tutorials.py
+	# or the make that a tutorial runs would print the folder of this checkout
+	MAKEFLAGS=--no-print-directory OMP_NUM_THREADS=1 $(BIN)/python -P -W ignore docs/make/tutorials.py
 
 docs: $(INSTALLED)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
