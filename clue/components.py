@@ -11,15 +11,15 @@ import pandas as pd
 
 from clue.data import BATCH, paired_names, rows_of
 from clue.preprocess import Preprocessor, preprocessor
-from clue.readout import DEFAULT, MIN_HELD_OUT, Settings, qualities
+from clue.readout import DEFAULT, LIFTS, MIN_HELD_OUT, Settings, qualities
 
 LEAST_COMPONENTS = 25
 """The smallest number of components to consider."""
 N_FOLDS, MAX_HELD_OUT = 3, 1000
 MAX_FITTED = 10_000
 """Most cells on which a fold's inputs are fitted; more only cost time."""
-SETTINGS = [(ridge, n, 1) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80)]
-"""Settings of the canonical read-out with which numbers of components are compared."""
+SETTINGS = [(ridge, n, 1, lift) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80) for lift in LIFTS]
+"""Settings of the canonical read-out (`clue.readout.Settings`) with which numbers of components are compared."""
 TOLERANCE = 0.08
 """How much worse than the best a number of components may be in log(match score / FOSCTTM). Encoders read the largest
 of these numbers, since hidden layers can use more components than linear means can, and z also keeps information that

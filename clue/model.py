@@ -46,7 +46,7 @@ from clue.train import Training, held_out, train
 MAX_READOUT = 50_000
 """Most cells on which the read-out is fitted; more do not change its covariances."""
 
-_FORMAT = 5
+_FORMAT = 6
 """Version of the files that `CLUE.save` writes."""
 
 

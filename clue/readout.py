@@ -22,15 +22,20 @@ RIDGES = (0.01, 0.1, 1.0, 10.0)
 N_COMPONENTS = (10, 20, 40, 80, 160)
 POWERS = (0, 1, 2)
 """A component is weighted by its correlation raised to this power."""
+LIFTS = (0, 0.5)
+"""Constant that each cell gets as a further coordinate, in units of the root-mean-square length of training cells.
+Without it, the cosine compares only directions. With it, cells must also be similarly far from the mean. This helps if
+new cells are as far from the mean as training cells are. Components of few cells also fit their noise, and new cells
+are then placed nearer or farther. The values were chosen on the splits of `config/study.yaml`."""
 EMBEDDING_WEIGHT = 0.5
-"""Weight of the cosine of z; the cosine of each projection has weight 1. It was chosen on the splits of
-`config/study.yaml`, which hold only training cells."""
-DEFAULT = (1.0, 20, 1)
-"""Ridge, components and power if too few cells are held out to choose."""
+"""Weight of the cosine of z; the cosine of each projection has weight 1. Also chosen on those splits, which hold only
+training cells."""
+DEFAULT = (1.0, 20, 1, 0)
+"""Ridge, components, power and lift if too few cells are held out to choose."""
 MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
 """Limits of held-out cells per pair of modalities: fewer cannot tell settings apart, and more only cost time."""
-Settings = tuple[float, int, int]
-"""Ridge, number of components, and power of their correlation."""
+Settings = tuple[float, int, int, float]
+"""Ridge, number of components, power of their correlation, and lift."""
 
 Rows = dict[str, np.ndarray]
 """For each modality, an array with a row per cell; the row is NaN if the cell is not seen in it."""
@@ -38,15 +43,19 @@ Rows = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Projection:
-    """Canonical directions of the leading features; a cell's coordinates are ``(features - mean) @ directions``."""
+    """Canonical directions of the leading features, and a constant.
+
+    A cell's coordinates are ``(features - mean) @ directions`` and the constant of its modality, scaled to unit length.
+    """
 
     mean: dict[str, np.ndarray]
     directions: dict[str, np.ndarray]
+    constant: dict[str, float]
 
     def __call__(self, modality: str, features: np.ndarray) -> np.ndarray:
         """Return coordinates of unit length, shape (cells, components)."""
         mean = self.mean[modality]
-        return l2_normalise((features[:, : len(mean)] - mean) @ self.directions[modality])
+        return _lift((features[:, : len(mean)] - mean) @ self.directions[modality], self.constant[modality])
 
 
 @dataclass(frozen=True)
@@ -100,7 +109,8 @@ class Readout:
             Batch of each cell, shape (n_cells,); held-out cells are matched within it.
         chosen
             Numbers of leading inputs to project, each with its settings. If there are none, all inputs are projected,
-            with settings chosen on held-out cells.
+            with settings chosen on held-out cells, and without a lift: the inputs were fitted on these cells too, so
+            their lengths are not those of new cells.
         """
         to_project: Sequence[tuple[int, Settings | None]] = chosen or [(max(n_inputs.values()), None)]
         of_inputs = [
@@ -108,7 +118,10 @@ class Readout:
             for n, settings in to_project
         ]
         with_hidden = {k: x[:, :-n_embedding] for k, x in features.items()}
-        return cls(dict(n_inputs), n_embedding, of_inputs, _project(with_hidden, n_inputs, held_out, batch))
+        # only lifts that cells unseen by the inputs' fit allow
+        lifts = list(dict.fromkeys(lift for _, (*_, lift) in chosen)) or (0,)
+        of_all = _project(with_hidden, n_inputs, held_out, batch, lifts=lifts)
+        return cls(dict(n_inputs), n_embedding, of_inputs, of_all)
 
     def __call__(self, modality: str, features: np.ndarray) -> np.ndarray:
         """Return the coordinates of cells seen in one modality, shape (cells, components), rows of unit length."""
@@ -121,7 +134,7 @@ class Readout:
     def width(self) -> int:
         """Dimensions of the coordinates."""
         projections = *self.of_inputs, self.of_all
-        return sum(next(iter(part.directions.values())).shape[1] for part in projections) + self.n_embedding
+        return sum(next(iter(part.directions.values())).shape[1] + 1 for part in projections) + self.n_embedding
 
     def state(self) -> dict:
         """Return everything that `from_state` needs."""
@@ -144,29 +157,36 @@ def _scale(features: np.ndarray, n_inputs: int) -> np.ndarray:
     return np.concatenate([np.full(len(part), 1 / np.sqrt(max(part.sum(), 1e-12))) for part in parts])
 
 
+def _lift(coordinates: np.ndarray, constant: float) -> np.ndarray:
+    """Add the constant as a coordinate, and scale each row to unit length."""
+    return l2_normalise(np.column_stack([coordinates, np.full(len(coordinates), constant)]))
+
+
 def _project(
     features: Rows,
     n_inputs: Mapping[str, int],
     held_out: np.ndarray,
     batch: np.ndarray,
     settings: Settings | None = None,
+    lifts: Sequence[float] = (0,),
 ) -> Projection:
     """Fit on all cells; if there are no settings, choose them on held-out cells first."""
     scale = {k: _scale(x[~held_out], n_inputs[k]) for k, x in features.items()}
     features = {k: x * scale[k] for k, x in features.items()}
-    ridge, n_components, power = settings or _choose(features, held_out, batch)
+    ridge, n_components, power, lift = settings or _choose(features, held_out, batch, lifts)
     moments = _Moments(features, np.ones(len(held_out), dtype=bool))
     directions, correlation = next(moments.canonical([ridge]))
-    weight = correlation[:n_components] ** power
+    directions = {k: x[:, :n_components] * correlation[:n_components] ** power for k, x in directions.items()}
     return Projection(
-        {k: moments.mean[k] / scale[k] for k in features},
-        {k: scale[k][:, None] * directions[k][:, :n_components] * weight for k in features},
+        {k: mean / scale[k] for k, mean in moments.mean.items()},
+        {k: scale[k][:, None] * x for k, x in directions.items()},
+        {k: lift * moments.length(k, x) for k, x in directions.items()},
     )
 
 
-def _choose(features: Rows, held_out: np.ndarray, batch: np.ndarray) -> Settings:
+def _choose(features: Rows, held_out: np.ndarray, batch: np.ndarray, lifts: Sequence[float] = (0,)) -> Settings:
     """Return the settings with which held-out cells match best."""
-    found = qualities(features, held_out, batch, product(RIDGES, N_COMPONENTS, POWERS), MAX_HELD_OUT)
+    found = qualities(features, held_out, batch, product(RIDGES, N_COMPONENTS, POWERS, lifts), MAX_HELD_OUT)
     return max(found, key=lambda settings: found[settings], default=DEFAULT)
 
 
@@ -184,19 +204,20 @@ def qualities(
     if not pairs:
         return {}
     grid = list(grid)
-    ridges = list(dict.fromkeys(ridge for ridge, _, _ in grid))
+    ridges = list(dict.fromkeys(ridge for ridge, *_ in grid))
     moments = _Moments(features, ~held_out)
     position = np.cumsum(held_out) - 1
     found = {}
     for ridge, (directions, correlation) in zip(ridges, moments.canonical(ridges), strict=True):
-        placed = {k: (x[held_out] - moments.mean[k]) @ directions[k] for k, x in features.items()}
-        for _, n, power in (settings for settings in grid if settings[0] == ridge):
-            weight = correlation[:n] ** power
-            each = [
-                _quality(placed[k][position[rows], :n] * weight, placed[m][position[rows], :n] * weight, batch[rows])
-                for k, m, rows in pairs
-            ]
-            found[ridge, n, power] = float(np.mean(each))
+        for settings in (settings for settings in grid if settings[0] == ridge):
+            _, n, power, lift = settings
+            weighted = {k: x[:, :n] * correlation[:n] ** power for k, x in directions.items()}
+            placed = {
+                k: _lift((x[held_out] - moments.mean[k]) @ weighted[k], lift * moments.length(k, weighted[k]))
+                for k, x in features.items()
+            }
+            each = [_quality(placed[k][position[rows]], placed[m][position[rows]], batch[rows]) for k, m, rows in pairs]
+            found[settings] = float(np.mean(each))
     return found
 
 
@@ -223,6 +244,10 @@ class _Moments:
             both = seen[k] & seen[m]
             if both.any():
                 self.between[k, m] = _covariance(features[k][both], features[m][both])
+
+    def length(self, modality: str, directions: np.ndarray) -> float:
+        """Return the root-mean-square length of the cells' coordinates."""
+        return float(np.sqrt(max(np.sum(directions * (self.within[modality] @ directions)), 0)))
 
     def canonical(self, ridges: Sequence[float]) -> Iterator[tuple[Rows, np.ndarray]]:
         """Yield, for each ridge, the directions of each modality and their correlations, in descending order.

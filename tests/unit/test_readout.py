@@ -8,7 +8,7 @@ import pytest
 import clue
 from clue.matching import match_snn
 from clue.metrics import foscttm, match_score
-from clue.readout import DEFAULT, MIN_HELD_OUT, Readout, _choose, _Moments, _quality
+from clue.readout import DEFAULT, LIFTS, MIN_HELD_OUT, Readout, _choose, _Moments, _quality, qualities
 from clue.simulate import simulate
 
 N = 600
@@ -74,7 +74,7 @@ def test_settings_match_held_out_cells_best(features):
     held_out, batch = np.arange(N) % 4 == 0, np.full(N, "all")
     moments = _Moments(noisy, ~held_out)
 
-    def quality(ridge, n, power):
+    def quality(ridge, n, power, _lift=0):
         directions, correlation = next(moments.canonical([ridge]))
         weight = correlation[:n] ** power
         placed = ((x - moments.mean[k]) @ directions[k][:, :n] * weight for k, x in noisy.items())
@@ -83,6 +83,31 @@ def test_settings_match_held_out_cells_best(features):
     best = quality(*_choose(noisy, held_out, batch))
     assert all(best >= quality(*settings) for settings in (DEFAULT, (0.01, 10, 0), (0.01, 40, 0), (10.0, 20, 2)))
     assert best > quality(0.01, 40, 0), "there is something to choose"
+
+
+def test_lift_is_chosen_if_lengths_carry_over(features):
+    """Two modalities share two factors, so the direction alone is one number; the length is another."""
+    held_out, batch = np.arange(N) % 4 == 0, np.full(N, "all")
+    plain, lifted = (1.0, 2, 1, 0), (1.0, 2, 1, 0.5)
+    quality = qualities(features, held_out, batch, [plain, lifted], N)
+    assert quality[lifted] > quality[plain] + 0.5
+    assert _choose(features, held_out, batch, LIFTS)[3] == 0.5
+    # held-out cells ten times nearer to the mean, as if components had fitted the noise of the other cells
+    nearer = {k: np.where(held_out[:, None] & (k == "rna"), x / 10, x) for k, x in features.items()}
+    quality = qualities(nearer, held_out, batch, [plain, lifted], N)
+    assert quality[lifted] < quality[plain]
+
+
+def test_lifted_cosine_compares_lengths(features):
+    """Of cells in one direction, the one of the same length is nearest."""
+    none, batch, n_inputs = np.zeros(N, dtype=bool), np.full(N, "all"), {k: x.shape[1] for k, x in features.items()}
+    with_z = {k: np.hstack([x, np.ones((N, 1))]) for k, x in features.items()}
+    (projection,) = Readout.fit(with_z, n_inputs, 1, none, batch, [(8, (0.1, 2, 1, 0.5))]).of_inputs
+    assert all(len(d.T) == 2 for d in projection.directions.values())
+    centre = projection.mean["rna"]
+    one, three = (projection("rna", centre + times * (features["rna"] - centre)) for times in (1, 3))
+    np.testing.assert_allclose(np.linalg.norm(one, axis=1), 1)
+    assert (np.sum(one * three, axis=1) < 1 - 1e-3).mean() > 0.9
 
 
 def test_too_few_held_out_cells_give_the_defaults(features):
@@ -98,7 +123,7 @@ def test_projections_of_inputs_together_weigh_as_much_as_one(features):
     wide = {k: np.hstack([x, rng.normal(size=(N, 4))]) for k, x in features.items()}
     alone, other, both = (
         Readout.fit(wide, n_inputs, 2, none, batch, chosen)
-        for chosen in ([(6, (0.1, 4, 1))], [(3, (1.0, 2, 0))], [(6, (0.1, 4, 1)), (3, (1.0, 2, 0))])
+        for chosen in ([(6, (0.1, 4, 1, 0))], [(3, (1.0, 2, 0, 0.5))], [(6, (0.1, 4, 1, 0)), (3, (1.0, 2, 0, 0.5))])
     )
     assert [d.shape for part in both.of_inputs for d in part.directions.values()] == [(6, 4)] * 2 + [(3, 2)] * 2
     cosines = [readout("rna", wide["rna"]) @ readout("adt", wide["adt"]).T for readout in (alone, other, both)]
