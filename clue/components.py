@@ -18,7 +18,7 @@ LEAST_COMPONENTS = 25
 N_FOLDS, MAX_HELD_OUT = 3, 1000
 MAX_FITTED = 10_000
 """Most cells on which a fold's inputs are fitted; more only cost time."""
-SETTINGS = [(ridge, n, 1, lift) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80) for lift in LIFTS]
+SETTINGS = [(ridge, n, lift) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80) for lift in LIFTS]
 """Settings of the canonical read-out (`clue.readout.Settings`) with which numbers of components are compared."""
 TOLERANCE = 0.08
 """How much worse than the best a number of components may be in log(match score / FOSCTTM). Encoders read the largest

@@ -76,7 +76,7 @@ class Preprocessor(ABC):
         self.features = np.empty(0, dtype=str)
         self.selected = np.empty(0, dtype=int)
         self.arrays: dict[str, np.ndarray] = {}
-        self.readouts: list[tuple[int, tuple[float, int, int, float]]] = []
+        self.readouts: list[tuple[int, tuple[float, int, float]]] = []
 
     def fit(self, adata: ad.AnnData, batch_key: str | None = "batch") -> "Preprocessor":
         """Fit on training cells.

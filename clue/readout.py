@@ -9,7 +9,7 @@ added because the canonical directions are uncertain if cells are few, and z is 
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations
 
 import numpy as np
 import scipy.linalg
@@ -17,11 +17,8 @@ import scipy.linalg
 from clue.matching import l2_normalise, match_snn
 from clue.metrics import foscttm, match_score
 
-RIDGES = (0.01, 0.1, 1.0, 10.0)
+RIDGES = (0.1, 1.0, 10.0)
 """Added to each covariance, as a share of its mean variance."""
-N_COMPONENTS = (10, 20, 40, 80, 160)
-POWERS = (0, 1, 2)
-"""A component is weighted by its correlation raised to this power."""
 LIFTS = (0, 0.5)
 """Constant that each cell gets as a further coordinate, in units of the root-mean-square length of training cells.
 Without it, the cosine compares only directions. With it, cells must also be similarly far from the mean. This helps if
@@ -30,12 +27,12 @@ are then placed nearer or farther. The values were chosen on the splits of `conf
 EMBEDDING_WEIGHT = 0.5
 """Weight of the cosine of z; the cosine of each projection has weight 1. Also chosen on those splits, which hold only
 training cells."""
-DEFAULT = (1.0, 20, 1, 0)
-"""Ridge, components, power and lift if too few cells are held out to choose."""
 MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
 """Limits of held-out cells per pair of modalities: fewer cannot tell settings apart, and more only cost time."""
-Settings = tuple[float, int, int, float]
-"""Ridge, number of components, power of their correlation, and lift."""
+Settings = tuple[float, int, float]
+"""Ridge, number of canonical components, and lift."""
+DEFAULT: Settings = (1.0, 20, 0)
+"""For inputs whose settings were not chosen."""
 
 Rows = dict[str, np.ndarray]
 """For each modality, an array with a row per cell; the row is NaN if the cell is not seen in it."""
@@ -103,25 +100,25 @@ class Readout:
         n_inputs, n_embedding
             How many of the features are inputs, and how many are z.
         held_out
-            Mask of the cells on which settings are chosen, shape (n_cells,); encoders must not have been trained on
-            them.
+            Mask of the cells on which the ridge of the hidden layers' projection is chosen, shape (n_cells,); encoders
+            must not have been trained on them.
         batch
             Batch of each cell, shape (n_cells,); held-out cells are matched within it.
         chosen
-            Numbers of leading inputs to project, each with its settings. If there are none, all inputs are projected,
-            with settings chosen on held-out cells, and without a lift: the inputs were fitted on these cells too, so
-            their lengths are not those of new cells.
+            Numbers of leading inputs to project, each with its settings (`clue.components.choose_widths`). If there
+            are none, all inputs are projected with the `DEFAULT` settings.
         """
-        to_project: Sequence[tuple[int, Settings | None]] = chosen or [(max(n_inputs.values()), None)]
+        chosen = chosen or [(max(n_inputs.values()), DEFAULT)]
         of_inputs = [
-            _project({k: x[:, : min(n, n_inputs[k])] for k, x in features.items()}, n_inputs, held_out, batch, settings)
-            for n, settings in to_project
+            _project(*_scaled({k: x[:, : min(n, n_inputs[k])] for k, x in features.items()}, n_inputs), settings)
+            for n, settings in chosen
         ]
-        with_hidden = {k: x[:, :-n_embedding] for k, x in features.items()}
-        # only lifts that cells unseen by the inputs' fit allow
-        lifts = list(dict.fromkeys(lift for _, (*_, lift) in chosen)) or (0,)
-        of_all = _project(with_hidden, n_inputs, held_out, batch, lifts=lifts)
-        return cls(dict(n_inputs), n_embedding, of_inputs, of_all)
+        with_hidden, scale = _scaled({k: x[:, :-n_embedding] for k, x in features.items()}, n_inputs)
+        # Few cells are held out, so they choose the ridge, and otherwise only among settings that suit the inputs.
+        grid = list(dict.fromkeys((ridge, n, lift) for ridge in reversed(RIDGES) for _, (_, n, lift) in chosen))
+        found = qualities(with_hidden, held_out, batch, grid, MAX_HELD_OUT)
+        best = max(grid, key=lambda settings: found.get(settings, 0))
+        return cls(dict(n_inputs), n_embedding, of_inputs, _project(with_hidden, scale, best))
 
     def __call__(self, modality: str, features: np.ndarray) -> np.ndarray:
         """Return the coordinates of cells seen in one modality, shape (cells, components), rows of unit length."""
@@ -150,11 +147,14 @@ class Readout:
 # ---- one projection ------------------------------------------------------------------------------
 
 
-def _scale(features: np.ndarray, n_inputs: int) -> np.ndarray:
-    """Return factors that give the inputs together, and the hidden layers together, a total variance of 1."""
-    variance = np.nanvar(features, axis=0)
-    parts = variance[:n_inputs], variance[n_inputs:]
-    return np.concatenate([np.full(len(part), 1 / np.sqrt(max(part.sum(), 1e-12))) for part in parts])
+def _scaled(features: Rows, n_inputs: Mapping[str, int]) -> tuple[Rows, Rows]:
+    """Scale the inputs together, and the hidden layers together, to a total variance of 1; return also the factors."""
+    scale = {}
+    for k, x in features.items():
+        variance = np.nanvar(x, axis=0)
+        parts = variance[: n_inputs[k]], variance[n_inputs[k] :]
+        scale[k] = np.concatenate([np.full(len(part), 1 / np.sqrt(max(part.sum(), 1e-12))) for part in parts])
+    return {k: x * scale[k] for k, x in features.items()}, scale
 
 
 def _lift(coordinates: np.ndarray, constant: float) -> np.ndarray:
@@ -162,32 +162,16 @@ def _lift(coordinates: np.ndarray, constant: float) -> np.ndarray:
     return l2_normalise(np.column_stack([coordinates, np.full(len(coordinates), constant)]))
 
 
-def _project(
-    features: Rows,
-    n_inputs: Mapping[str, int],
-    held_out: np.ndarray,
-    batch: np.ndarray,
-    settings: Settings | None = None,
-    lifts: Sequence[float] = (0,),
-) -> Projection:
-    """Fit on all cells; if there are no settings, choose them on held-out cells first."""
-    scale = {k: _scale(x[~held_out], n_inputs[k]) for k, x in features.items()}
-    features = {k: x * scale[k] for k, x in features.items()}
-    ridge, n_components, power, lift = settings or _choose(features, held_out, batch, lifts)
-    moments = _Moments(features, np.ones(len(held_out), dtype=bool))
-    directions, correlation = next(moments.canonical([ridge]))
-    directions = {k: x[:, :n_components] * correlation[:n_components] ** power for k, x in directions.items()}
+def _project(features: Rows, scale: Rows, settings: Settings) -> Projection:
+    """Fit on all cells; `features` are those of `_scaled`."""
+    ridge, n_components, lift = settings
+    moments = _Moments(features, np.ones(len(next(iter(features.values()))), dtype=bool))
+    directions = next(moments.canonical([ridge], n_components))
     return Projection(
         {k: mean / scale[k] for k, mean in moments.mean.items()},
         {k: scale[k][:, None] * x for k, x in directions.items()},
         {k: lift * moments.length(k, x) for k, x in directions.items()},
     )
-
-
-def _choose(features: Rows, held_out: np.ndarray, batch: np.ndarray, lifts: Sequence[float] = (0,)) -> Settings:
-    """Return the settings with which held-out cells match best."""
-    found = qualities(features, held_out, batch, product(RIDGES, N_COMPONENTS, POWERS, lifts), MAX_HELD_OUT)
-    return max(found, key=lambda settings: found[settings], default=DEFAULT)
 
 
 def qualities(
@@ -204,19 +188,16 @@ def qualities(
     if not pairs:
         return {}
     grid = list(grid)
-    ridges = list(dict.fromkeys(ridge for ridge, *_ in grid))
+    ridges = list(dict.fromkeys(ridge for ridge, _, _ in grid))
     moments = _Moments(features, ~held_out)
     position = np.cumsum(held_out) - 1
     found = {}
-    for ridge, (directions, correlation) in zip(ridges, moments.canonical(ridges), strict=True):
+    for ridge, directions in zip(ridges, moments.canonical(ridges, max(n for _, n, _ in grid)), strict=True):
+        placed = {k: (x[held_out] - moments.mean[k]) @ directions[k] for k, x in features.items()}
         for settings in (settings for settings in grid if settings[0] == ridge):
-            _, n, power, lift = settings
-            weighted = {k: x[:, :n] * correlation[:n] ** power for k, x in directions.items()}
-            placed = {
-                k: _lift((x[held_out] - moments.mean[k]) @ weighted[k], lift * moments.length(k, weighted[k]))
-                for k, x in features.items()
-            }
-            each = [_quality(placed[k][position[rows]], placed[m][position[rows]], batch[rows]) for k, m, rows in pairs]
+            _, n, lift = settings
+            lifted = {k: _lift(x[:, :n], lift * moments.length(k, directions[k][:, :n])) for k, x in placed.items()}
+            each = [_quality(lifted[k][position[rows]], lifted[m][position[rows]], batch[rows]) for k, m, rows in pairs]
             found[settings] = float(np.mean(each))
     return found
 
@@ -249,8 +230,8 @@ class _Moments:
         """Return the root-mean-square length of the cells' coordinates."""
         return float(np.sqrt(max(np.sum(directions * (self.within[modality] @ directions)), 0)))
 
-    def canonical(self, ridges: Sequence[float]) -> Iterator[tuple[Rows, np.ndarray]]:
-        """Yield, for each ridge, the directions of each modality and their correlations, in descending order.
+    def canonical(self, ridges: Sequence[float], n_components: int) -> Iterator[Rows]:
+        """Yield, for each ridge, the leading directions of each modality, each weighted by its correlation.
 
         After whitening each modality's features, the directions are the leading eigenvectors of the matrix of all
         covariances between modalities: canonical correlation analysis for two, its MAXVAR generalisation for more
@@ -259,7 +240,7 @@ class _Moments:
         spectra = {k: np.linalg.eigh(covariance) for k, covariance in self.within.items()}
         sizes = [len(values) for values, _ in spectra.values()]
         place = dict(zip(spectra, np.split(np.arange(sum(sizes)), np.cumsum(sizes)[:-1]), strict=True))
-        n = min(max(N_COMPONENTS), sum(sizes) - 1, *sizes)
+        n = min(n_components, sum(sizes) - 1, *sizes)
         for ridge in ridges:
             white = {k: _inverse_root(*spectrum, ridge) for k, spectrum in spectra.items()}
             joint = np.zeros((sum(sizes), sum(sizes)))
@@ -269,7 +250,8 @@ class _Moments:
             # not ARPACK, which does not converge if few cells leave many correlations at zero
             values, vectors = scipy.linalg.eigh(joint, subset_by_index=[len(joint) - n, len(joint) - 1])
             correlation = np.clip(values[::-1] / (len(sizes) - 1), 0, 1)
-            yield {k: white[k] @ vectors[place[k], ::-1] * np.sqrt(len(sizes)) for k in white}, correlation
+            weight = np.sqrt(len(sizes)) * correlation
+            yield {k: white[k] @ vectors[place[k], ::-1] * weight for k in white}
 
 
 def _covariance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
