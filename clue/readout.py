@@ -114,7 +114,8 @@ class Readout:
             for n, settings in chosen
         ]
         with_hidden, scale = _scaled({k: x[:, :-n_embedding] for k, x in features.items()}, n_inputs)
-        # Few cells are held out, so they choose the ridge, and otherwise only among settings that suit the inputs.
+        # Few cells are held out, so they choose the ridge, and otherwise only among settings that suit the inputs. If
+        # they are too few even for that, the first of the grid is taken, which has the largest ridge.
         grid = list(dict.fromkeys((ridge, n, lift) for ridge in reversed(RIDGES) for _, (_, n, lift) in chosen))
         found = qualities(with_hidden, held_out, batch, grid, MAX_HELD_OUT)
         best = max(grid, key=lambda settings: found.get(settings, 0))
