@@ -7,11 +7,6 @@ backed, embeds all cells with an untrained model of the default sizes, predicts 
 and reports its peak memory. A trained model would cost the same.
 """
 
-import argparse
-import json
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,37 +16,36 @@ import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from measure import in_process, peak_gb, row
 from tqdm import tqdm
 
 import clue
+from clue.benchmark.program import run_program
 from clue.simulate import simulate
 
 DENSITY = 0.12
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print a row for each call."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=1_000_000)
-    parser.add_argument("--genes", type=int, default=2_000)
-    parser.add_argument("--folder", type=Path, help="where the file (2 GB by default) is written and removed")
-    parser.add_argument("--embed", type=Path, nargs=3, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.embed:
-        embed(*arguments.embed)
-        return
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        cells, model, predicted = (Path(folder, name) for name in ("cells.h5ad", "model.pt", "predicted.h5ad"))
-        data = simulate(2_000, {"rna": arguments.genes, "adt": 100}, seed=0)
+def main(cells: int = 1_000_000, genes: int = 2_000, folder: Path | None = None) -> None:
+    """Print a row for each call.
+
+    Parameters
+    ----------
+    cells, genes
+        Size of the data.
+    folder
+        Where the file (2 GB by default) is written and removed.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as written:
+        file, model, predicted = (Path(written, name) for name in ("cells.h5ad", "model.pt", "predicted.h5ad"))
+        data = simulate(2_000, {"rna": genes, "adt": 100}, seed=0)
         clue.CLUE(data).save(model)
-        write(cells, arguments.cells, data["rna"].var_names)
-        command = [sys.executable, __file__, "--embed", str(cells), str(model), str(predicted)]
-        answer = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-        size = cells.stat().st_size / 2**30
-    print("call\tcells\tgenes\tfile_GB\tseconds\tcells_per_s\tpeak_GB")
+        write(file, cells, data["rna"].var_names)
+        answer = in_process(embed, file, model, predicted)
+        size = file.stat().st_size / 2**30
+    row("call", "cells", "genes", "file_GB", "seconds", "cells_per_s", "peak_GB")
     for call, (seconds, peak) in answer.items():
-        of_file = f"{arguments.cells}\t{arguments.genes}\t{size:.2f}"
-        print(f"{call}\t{of_file}\t{seconds:.3g}\t{arguments.cells / seconds:.0f}\t{peak:.2f}")
+        row(call, cells, genes, size, seconds, round(cells / seconds), peak)
 
 
 def write(path: Path, n_cells: int, genes: pd.Index, block: int = 10_000) -> None:
@@ -80,8 +74,8 @@ def write(path: Path, n_cells: int, genes: pd.Index, block: int = 10_000) -> Non
         group["indptr"] = indptr
 
 
-def embed(cells: Path, model: Path, predicted: Path) -> None:
-    """Embed the file's cells and predict their proteins; print seconds and peak memory of each."""
+def embed(cells: Path, model: Path, predicted: Path) -> dict[str, tuple[float, float]]:
+    """Embed the file's cells and predict their proteins; return seconds and peak memory of each."""
     loaded = clue.CLUE.load(model)
     adata = ad.read_h5ad(cells, backed="r")
     answer, start = {}, time.monotonic()
@@ -92,13 +86,8 @@ def embed(cells: Path, model: Path, predicted: Path) -> None:
     shares = loaded.predict(adata, "adt", path=predicted)
     answer["predict"] = time.monotonic() - start, peak_gb()
     assert shares.shape == (adata.n_obs, 100) and np.isclose(shares.X[-1].sum(), 1, atol=1e-3)
-    print(json.dumps(answer))
-
-
-def peak_gb() -> float:
-    """Return the peak memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return answer
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -7,62 +7,54 @@ its diagonal, 8 N² bytes of distances and as much again in temporaries. It runs
 result must equal ours. At the large size, its memory is computed, not measured. Each row is a separate process.
 """
 
-import argparse
-import json
-import resource
-import subprocess
-import sys
 import time
 
 import numpy as np
+from measure import in_process, peak_gb, row
 
+from clue.benchmark.program import run_program
 from clue.matching import match_snn
 from clue.metrics import foscttm
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print a row per size and side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=100_000)
-    parser.add_argument("--dimensions", type=int, default=40)
-    parser.add_argument("--naive", type=int, nargs="*", default=[2_000, 5_000, 10_000])
-    parser.add_argument("--side", choices=sorted(SIDES), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.side:
-        measure(arguments.side, arguments.cells, arguments.dimensions)
-        return
-    print("cells\tside\tseconds\tpeak_GB\tresult", flush=True)
-    for n_cells in arguments.naive:
-        results = [run("naive", n_cells, arguments.dimensions), run("foscttm", n_cells, arguments.dimensions)]
-        if abs(results[0] - results[1]) > 1e-9:
-            raise SystemExit(f"foscttm_scale: {n_cells} cells: naive {results[0]}, ours {results[1]}")
-    needed = 8 * arguments.cells**2 / 2**30
-    print(f"{arguments.cells}\tnaive\tnot run: its distances alone\t{needed:.0f}\t-", flush=True)
+def main(cells: int = 100_000, dimensions: int = 40, naive: tuple[int, ...] = (2_000, 5_000, 10_000)) -> None:
+    """Print a row per size and side.
+
+    Parameters
+    ----------
+    cells, dimensions
+        Size of the embedding.
+    naive
+        Numbers of cells at which the naive formula runs as well.
+    """
+    row("cells", "side", "seconds", "peak_GB", "result")
+    for n_cells in naive:
+        theirs, ours = (run(side, n_cells, dimensions) for side in ("naive", "foscttm"))
+        if abs(theirs - ours) > 1e-9:
+            raise SystemExit(f"foscttm_scale: {n_cells} cells: naive {theirs}, ours {ours}")
+    row(cells, "naive", "not run: its distances alone", f"{8 * cells**2 / 2**30:.0f}", "-")
     for side in ("foscttm", "match_snn"):
-        run(side, arguments.cells, arguments.dimensions)
+        run(side, cells, dimensions)
 
 
 def run(side: str, n_cells: int, n_dimensions: int) -> float:
     """Measure in a separate process, print the row and return the result."""
-    command = [sys.executable, __file__, "--side", side, "--cells", str(n_cells), "--dimensions", str(n_dimensions)]
-    answer = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    print(f"{n_cells}\t{side}\t{answer['seconds']:.3g}\t{answer['peak_gb']:.2f}\t{answer['result']:.6f}", flush=True)
-    return answer["result"]
+    seconds, peak, result = in_process(measure, side, n_cells, n_dimensions)
+    row(n_cells, side, seconds, peak, f"{result:.6f}")
+    return result
 
 
-def measure(side: str, n_cells: int, n_dimensions: int) -> None:
-    """Print seconds, peak memory and result."""
+def measure(side: str, n_cells: int, n_dimensions: int) -> tuple[float, float, float]:
+    """Return seconds, peak memory and result."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((n_cells, n_dimensions)).astype(np.float32)
     y = x + rng.standard_normal(x.shape).astype(np.float32)
     start = time.monotonic()
     result = SIDES[side](x, y)
-    answer = {"seconds": time.monotonic() - start, "result": result}
-    answer["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps(answer))
+    return time.monotonic() - start, peak_gb(), result
 
 
-def naive(x: np.ndarray, y: np.ndarray) -> float:
+def by_formula(x: np.ndarray, y: np.ndarray) -> float:
     """FOSCTTM by the published formula, all distances at once."""
     from scipy.spatial import distance_matrix
 
@@ -82,8 +74,8 @@ def matched(x: np.ndarray, y: np.ndarray) -> float:
     return float(match_snn(x, y).diagonal().mean())
 
 
-SIDES = {"naive": naive, "foscttm": ours, "match_snn": matched}
+SIDES = {"naive": by_formula, "foscttm": ours, "match_snn": matched}
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -180,12 +180,11 @@ def check_speed(arguments) -> None:
 def measure_side(arguments, n_turns: int = 7, n_steps: int = 20) -> None:
     """Train one side for a few turns; the first two warm up (and compile, or record graphs)."""
     import torch
-    from train_speed import MODALITIES, simulated
+    from train_speed import Done, simulated
 
     if arguments.side == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
-    shapes = zip(MODALITIES, (arguments.genes, arguments.peaks), (0.15, 0.1), strict=True)
-    adatas = {k: simulated(arguments.cells, width, density, len(k)) for k, width, density in shapes}
+    adatas = simulated(arguments.cells, {"rna": arguments.genes, "atac": arguments.peaks})
     turns = []
 
     def timed(step):
@@ -206,9 +205,12 @@ def measure_side(arguments, n_turns: int = 7, n_steps: int = 20) -> None:
 
         return wrapped
 
-    train = train_scglue if arguments.side == "scglue" else train_clue
+    precision = "bfloat16" if arguments.side == "bfloat16" else "float32"
     try:
-        train(adatas, arguments, timed)
+        if arguments.side == "scglue":
+            train_scglue(adatas, arguments.device, timed)
+        else:
+            train_clue(adatas, precision, arguments, timed)
     except Done:
         pass
     steps = [1_000 * turn for turn in turns[2:]]
@@ -217,25 +219,12 @@ def measure_side(arguments, n_turns: int = 7, n_steps: int = 20) -> None:
     Path(os.environ[ANSWER]).write_text(json.dumps(answer))
 
 
-class Done(Exception):
-    """Enough steps were timed."""
-
-
-def train_scglue(adatas, arguments, timed) -> None:
+def train_scglue(adatas, device: str, timed) -> None:
     """Train `SCCLUEModel` as the benchmark's method does."""
-    sys.path.insert(0, str(ROOT / "scripts" / "methods"))
-    import clue_scglue
-    from train_speed import settings
+    from train_speed import train_reference
 
-    clue_scglue.configure(arguments.device)
-    for adata in adatas.values():
-        adata.obsm[clue_scglue.INPUT] = adata.obsm["input"]
-    chosen = settings("clue_scglue")
-    model = clue_scglue.build(adatas, chosen, 0, chosen["compile"])
-    model.trainer.train_step = timed(model.trainer.train_step)
-    endless = {"max_epochs": 10**6, "patience": 10**6, "reduce_lr_patience": 10**6, "align_burnin": 10**5}
     with tempfile.TemporaryDirectory() as folder, quiet():
-        model.fit(adatas, batch_size=128, val_split=0.1, directory=folder, **endless)
+        train_reference(adatas, Path(folder), timed, device)
 
 
 @contextmanager
@@ -252,9 +241,11 @@ def quiet():
                 os.dup2(copy, number)
 
 
-def train_clue(adatas, arguments, timed) -> None:
+def train_clue(adatas, precision: str, arguments, timed) -> None:
     """Train our network with the same settings."""
-    loop = clue_loop(adatas, arguments)
+    from train_speed import clue_loop
+
+    loop = clue_loop(adatas, precision, arguments.device)
     if arguments.side == "compiled":
         loop.network.compile_layers("inductor")
     loop._train_step = timed(loop._train_step)
@@ -262,29 +253,14 @@ def train_clue(adatas, arguments, timed) -> None:
         loop._train_step(next(loop.sampler))
 
 
-def clue_loop(adatas, arguments):
-    """Return our training loop for these cells."""
-    from train_speed import BATCHES, GivenInput, network_of
-
-    from clue.batches import Cells
-    from clue.train import Training, _Loop
-
-    batches = [str(i) for i in range(BATCHES)]
-    inputs = {k: GivenInput(adata.n_vars) for k, adata in adatas.items()}
-    cells = Cells(adatas, inputs, batches, "batch", arguments.device)
-    precision = "bfloat16" if arguments.side == "bfloat16" else "float32"
-    network, objective = network_of(cells, BATCHES, precision)
-    return _Loop(network.to(arguments.device), cells, objective, Training(max_steps=10**9), 0)
-
-
 def check_time(arguments) -> None:
     """Profile 20 steps of our training: kernels and waits in a step, and the kernels that take longest."""
     import torch
     from torch.profiler import ProfilerActivity, profile
-    from train_speed import MODALITIES, simulated
+    from train_speed import clue_loop, simulated
 
-    shapes = zip(MODALITIES, (arguments.genes, arguments.peaks), (0.15, 0.1), strict=True)
-    loop = clue_loop({k: simulated(arguments.cells, width, density, len(k)) for k, width, density in shapes}, arguments)
+    sizes = {"rna": arguments.genes, "atac": arguments.peaks}
+    loop = clue_loop(simulated(arguments.cells, sizes), device=arguments.device)
 
     def finished() -> float:
         if arguments.device == "cuda":
@@ -394,16 +370,8 @@ def check_methods(arguments) -> None:
             out = folder / method
             command = [sys.executable, "-P", f"scripts/methods/{spec['script']}", "--train", folder / "train.h5mu"]
             command += ["--tests", folder / "test_rna.h5ad", folder / "test_atac.h5ad"]
-            command += [
-                "--embedding",
-                out / "embedding.h5ad",
-                "--method",
-                method,
-                "--variant",
-                "default",
-                "--seed",
-                "0",
-            ]
+            command += ["--embedding", out / "embedding.h5ad", "--method", method, "--variant", "default"]
+            command += ["--seed", "0"]
             command += ["--params", params, "--device", arguments.device, "--threads", "1"]
             done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:

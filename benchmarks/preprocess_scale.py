@@ -11,77 +11,76 @@ Python libraries and what they compile (0.3 to 0.4 GB). times_csr does not: it i
 memory added to them, divided by the memory of the counts.
 """
 
-import argparse
-import json
 import resource
-import subprocess
-import sys
 import tempfile
 import time
+from enum import StrEnum
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
-import psutil
 import scipy.sparse as sp
+from measure import in_process, memory_gb, peak_gb, row
 from tqdm import tqdm
+
+from clue.benchmark.program import run_program
 
 N_TYPES, N_BATCHES = 10, 13
 NONZERO = {"rna": 1_500, "atac": 4_500}
 SELECTED = {"rna": 10_000, "atac": 30_000}
+Modality = StrEnum("Modality", list(NONZERO))
+Side = StrEnum("Side", ["ours", "peer"])
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print a row per size, modality and side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, nargs="+", default=[5_000, 20_000, 69_249])
-    parser.add_argument("--genes", type=int, default=13_431)
-    parser.add_argument("--peaks", type=int, default=116_490)
-    parser.add_argument("--components", type=int, default=100)
-    parser.add_argument("--modalities", nargs="+", choices=NONZERO, default=list(NONZERO))
-    parser.add_argument("--limit-gb", type=float, default=12.0)
-    parser.add_argument("--folder", type=Path, help="where the counts (4 GB at full size) are written and removed")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--run", nargs=3, metavar=("SIDE", "MODALITY", "FILE"), help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.run:
-        measure(*arguments.run, arguments.components)
-        return
-    print("cells\tmodality\tcomponents\tside\tseconds\tpeak_GB\tcsr_GB\ttimes_csr\tpeer_over_ours", flush=True)
-    for n_cells in arguments.cells:
-        for modality in arguments.modalities:
-            n_features = arguments.genes if modality == "rna" else arguments.peaks
-            with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-                path = Path(folder) / "counts.npz"
-                sp.save_npz(path, simulated(n_cells, n_features, NONZERO[modality]), compressed=False)
-                compare(n_cells, modality, path, arguments)
+def main(
+    cells: tuple[int, ...] = (5_000, 20_000, 69_249),
+    genes: int = 13_431,
+    peaks: int = 116_490,
+    components: int = 100,
+    modalities: tuple[Modality, ...] = tuple(Modality),
+    limit_gb: float = 12.0,
+    folder: Path | None = None,
+    sides: tuple[Side, ...] = tuple(Side),
+) -> None:
+    """Print a row per size, modality and side.
+
+    Parameters
+    ----------
+    cells, genes, peaks
+        Sizes of the data.
+    components
+        How many components to compute.
+    modalities
+        Any of rna and atac.
+    limit_gb
+        Memory that a side may use.
+    folder
+        Where the counts (4 GB at full size) are written and removed.
+    sides
+        Any of ours and peer.
+    """
+    row("cells", "modality", "components", "side", "seconds", "peak_GB", "csr_GB", "times_csr", "peer_over_ours")
+    for n_cells in cells:
+        for modality, n_features in (("rna", genes), ("atac", peaks)):
+            if modality in modalities:
+                with tempfile.TemporaryDirectory(dir=folder) as written:
+                    path = Path(written, "counts.npz")
+                    sp.save_npz(path, simulated(n_cells, n_features, NONZERO[modality]), compressed=False)
+                    compare([n_cells, modality, components], sides, path, limit_gb)
 
 
-def compare(n_cells: int, modality: str, path: Path, arguments: argparse.Namespace) -> None:
-    """Run each side on one file and print their rows."""
-    ours, limit_gb, n = None, arguments.limit_gb, arguments.components
-    for side in arguments.sides:
-        command = [sys.executable, __file__, "--components", str(n), "--run", side, modality, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=lambda: limit(limit_gb))
-        if done.returncode:
-            if "MemoryError" not in done.stderr and "Unable to allocate" not in done.stderr:
-                raise SystemExit(f"preprocess_scale: {side}, {modality}, {n_cells} cells failed:\n{done.stderr}")
-            print(f"{n_cells}\t{modality}\t{n}\t{side}\tout of memory\t>{limit_gb:g}\t-\t-\t-", flush=True)
+def compare(task: list, sides: tuple[Side, ...], path: Path, limit_gb: float) -> None:
+    """Run each side on one file and print their rows, which begin with `task`: cells, modality and components."""
+    ours = None
+    for side in sides:
+        try:
+            seconds, peak, before, counts = in_process(measure, side, *task[1:], path, limit_gb)
+        except MemoryError:
+            row(*task, side, "out of memory", f">{limit_gb:g}", "-", "-", "-")
             continue
-        found = json.loads(done.stdout.splitlines()[-1])
-        ours = found["seconds"] if side == "ours" else ours
-        ratio = f"{found['seconds'] / ours:.2f}" if ours else "-"
-        added = found["csr_gb"] + found["peak_gb"] - found["before_gb"]
-        print(
-            f"{n_cells}\t{modality}\t{n}\t{side}\t{found['seconds']:.3g}\t{found['peak_gb']:.2f}\t{found['csr_gb']:.2f}"
-            f"\t{added / found['csr_gb']:.2f}\t{ratio}",
-            flush=True,
-        )
-
-
-def limit(gb: float) -> None:
-    """Limit the memory of this process to `gb`."""
-    resource.setrlimit(resource.RLIMIT_DATA, (int(gb * 2**30), int(gb * 2**30)))
+        ours = seconds if side == "ours" else ours
+        added = counts + peak - before
+        row(*task, side, seconds, peak, counts, added / counts, seconds / ours if ours else "-")
 
 
 def simulated(n_cells: int, n_features: int, n_nonzero: int, block: int = 2_000) -> sp.csr_matrix:
@@ -109,18 +108,19 @@ def simulated(n_cells: int, n_features: int, n_nonzero: int, block: int = 2_000)
 # ---- in a child process --------------------------------------------------------------------------
 
 
-def measure(side: str, modality: str, path: str, n_components: int) -> None:
-    """Fit and transform; print seconds and peak memory."""
+def measure(side: str, modality: str, n_components: int, path: Path, limit_gb: float) -> tuple[float, ...]:
+    """Fit and transform; return seconds, peak memory, memory before, and the memory of the counts."""
+    resource.setrlimit(resource.RLIMIT_DATA, (int(limit_gb * 2**30),) * 2)
     # A few cells first, since what libraries load and compile on first use is not to be measured.
     SIDES[side](in_batches(simulated(2_100, 2_500, 800)), modality, 10)
     counts = sp.load_npz(path)
     size = (counts.data.nbytes + counts.indices.nbytes + counts.indptr.nbytes) / 2**30
     adata = in_batches(counts)
-    before, start = psutil.Process().memory_info().rss / 2**30, time.monotonic()
+    before, start = memory_gb()["rss"], time.monotonic()
     result = SIDES[side](adata, modality, n_components)
     seconds = time.monotonic() - start
     assert len(result) == adata.n_obs and np.isfinite(result).all()
-    print(json.dumps({"seconds": seconds, "peak_gb": peak_gb(), "before_gb": before, "csr_gb": size}))
+    return seconds, peak_gb(), before, size
 
 
 def in_batches(counts: sp.csr_matrix) -> ad.AnnData:
@@ -128,11 +128,6 @@ def in_batches(counts: sp.csr_matrix) -> ad.AnnData:
     adata = ad.AnnData(counts)
     adata.obs["batch"] = (np.arange(adata.n_obs) % N_BATCHES).astype(str)
     return adata
-
-
-def peak_gb() -> float:
-    """Return the peak memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def n_selected(adata: ad.AnnData, modality: str) -> int:
@@ -188,4 +183,4 @@ SIDES = {"ours": ours, "peer": peer}
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -15,86 +15,79 @@ CPU seconds of training steps count, including the reading of their data; prepar
 and the judging do not.
 """
 
-import argparse
-import json
-import subprocess
-import sys
 import tempfile
 import time
+from enum import StrEnum
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
-from train_speed import ANSWER, MODALITIES, GivenInput, network_of, say, settings
+from measure import in_process, row, silence
+from train_speed import MODALITIES, GivenInput, network_of, reference_model
+
+from clue.benchmark.program import run_program
 
 N_JUDGES, N_DRAWS, BATCH_SIZE = 200, 5, 128
 BATCHES = ["batch1", "batch2"]
 """Names of the batches that `clue.simulate` makes."""
+Precision = StrEnum("Precision", ["float32", "bfloat16"])
 LEARNING_RATE = {"clue": 2e-3, "clue_fast": 1e-2}
 LIBRARIES = "libraries.pt"
 """File of the reference's first weights for the library sizes."""
+Judged = list[tuple[float, float]]
+"""Seconds of training so far and the loss at that time."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print a row per side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=2_000)
-    parser.add_argument("--genes", type=int, default=10_000)
-    parser.add_argument("--peaks", type=int, default=30_000)
-    parser.add_argument("--epochs", type=int, default=60)
-    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="of ours")
-    parser.add_argument("--folder", type=Path, help="where the cells are written and removed")
-    parser.add_argument("--side", choices=["reference", *LEARNING_RATE], help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.side:
-        train = train_reference if arguments.side == "reference" else train_clue
-        say(train(arguments))
-        return
-    print("side\ts_per_epoch\tloss_at_end\tepochs_to_mark\ts_to_mark\ttimes_faster", flush=True)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        write_cells(Path(folder), arguments)
-        reference = run("reference", folder, arguments)
-        for side in ("reference", *LEARNING_RATE):
-            end = run(side, folder, arguments) if side in LEARNING_RATE else reference
-            there = [(i, t) for i, (t, loss) in enumerate(end["judged"], 1) if loss <= reference["judged"][-1][1]]
-            epochs, seconds = there[0] if there else ("-", float("inf"))
-            # the reference is judged only at its end
-            epochs = epochs if side in LEARNING_RATE else arguments.epochs
-            total, loss = end["judged"][-1]
-            print(
-                f"{side}\t{total / arguments.epochs:.3g}\t{loss:.5f}\t{epochs}\t{seconds:.3g}"
-                f"\t{reference['judged'][-1][0] / seconds:.2f}",
-                flush=True,
-            )
+def main(
+    cells: int = 2_000,
+    genes: int = 10_000,
+    peaks: int = 30_000,
+    epochs: int = 60,
+    precision: Precision = Precision.float32,
+    folder: Path | None = None,
+) -> None:
+    """Print a row per side.
+
+    Parameters
+    ----------
+    cells, genes, peaks
+        Sizes of the data.
+    epochs
+        How long both sides train.
+    precision
+        Of ours: float32 or bfloat16.
+    folder
+        Where the cells are written and removed.
+    """
+    row("side", "s_per_epoch", "loss_at_end", "epochs_to_mark", "s_to_mark", "times_faster")
+    with tempfile.TemporaryDirectory(dir=folder) as written:
+        there = Path(written)
+        write_cells(there, cells, {"rna": genes, "atac": peaks})
+        (end,) = in_process(train_reference, there, epochs)
+        whole, mark = end
+        row("reference", whole / epochs, f"{mark:.5f}", epochs, whole, 1.0)
+        for side, rate in LEARNING_RATE.items():
+            judged = in_process(train_clue, there, epochs, precision, rate)
+            reached = [(i, seconds) for i, (seconds, loss) in enumerate(judged, 1) if loss <= mark]
+            n_epochs, seconds = reached[0] if reached else ("-", float("inf"))
+            total, loss = judged[-1]
+            row(side, total / epochs, f"{loss:.5f}", n_epochs, seconds, whole / seconds)
 
 
-def write_cells(folder: Path, arguments) -> None:
+def write_cells(folder: Path, n_cells: int, n_features: dict[str, int]) -> None:
     """Simulate cells; write the training cells and the judging cells, with encoder inputs."""
     from clue.preprocess import preprocessor
     from clue.simulate import simulate
 
-    mdata = simulate(
-        arguments.cells + N_JUDGES,
-        {"rna": arguments.genes, "atac": arguments.peaks},
-        library_sizes={"rna": 3_000, "atac": 6_000},
-        n_batches=len(BATCHES),
-        seed=0,
-    )
+    sizes = {"rna": 3_000, "atac": 6_000}
+    mdata = simulate(n_cells + N_JUDGES, n_features, library_sizes=sizes, n_batches=len(BATCHES), seed=0)
     for k, cells in mdata.mod.items():
-        train, judges = cells[: arguments.cells].copy(), cells[arguments.cells :].copy()
+        train, judges = cells[:n_cells].copy(), cells[n_cells:].copy()
         prepared = preprocessor(k, 100).fit(train)
         for name, part in (("train", train), ("judges", judges)):
             part = ad.AnnData(prepared.align(part)[:, prepared.selected], obs=part.obs[["batch"]].astype(str)).copy()
             part.obsm["input"] = prepared.transform(cells[part.obs_names])
             part.write_h5ad(folder / f"{name}_{k}.h5ad")
-
-
-def run(side: str, folder: str, arguments) -> dict:
-    """Train one side in a separate process; return pairs of the seconds so far and the loss at that time."""
-    command = [sys.executable, __file__, "--side", side, "--folder", folder]
-    command += ["--epochs", str(arguments.epochs), "--precision", arguments.precision]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith(ANSWER))[len(ANSWER) :])
 
 
 # ---- in a child process --------------------------------------------------------------------------
@@ -119,27 +112,19 @@ class Timed:
         return result
 
 
-def train_reference(arguments) -> dict:
+def train_reference(folder: Path, epochs: int) -> Judged:
     """Train `SCCLUEModel` and judge it at the end."""
     import torch
 
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts" / "methods"))
-    import clue_scglue
-
     from clue.batches import batch_labels
 
-    clue_scglue.configure("cpu")
-    cells, judges = (read(arguments.folder, name) for name in ("train", "judges"))
-    for part in (*cells.values(), *judges.values()):
-        part.obsm[clue_scglue.INPUT] = part.obsm["input"]
-    chosen = settings("clue_scglue")
-    model = clue_scglue.build(cells, chosen, 0, chosen["compile"])
+    silence(1)  # it reports its progress
+    cells, judges = read(folder, "train"), read(folder, "judges")
+    model = reference_model(cells)
     trainer = model.trainer
-    torch.save({k: trainer.net.x2u[k].est_l.state_dict() for k in MODALITIES}, arguments.folder / LIBRARIES)
+    torch.save({k: trainer.net.x2u[k].est_l.state_dict() for k in MODALITIES}, folder / LIBRARIES)
     step = trainer.train_step = Timed(trainer.train_step)
-    model.fit(
-        cells, batch_size=BATCH_SIZE, val_split=0.1, directory=arguments.folder / "scglue", max_epochs=arguments.epochs
-    )
+    model.fit(cells, batch_size=BATCH_SIZE, val_split=0.1, directory=folder / "scglue", max_epochs=epochs)
     data = (
         {k: torch.from_numpy(judges[k].X.toarray()) for k in MODALITIES},
         {k: torch.from_numpy(judges[k].obsm["input"]) for k in MODALITIES},
@@ -154,12 +139,12 @@ def train_reference(arguments) -> dict:
     drawn = []
     with torch.no_grad():
         for _ in range(N_DRAWS):
-            losses = trainer.compute_losses(data, arguments.epochs)
+            losses = trainer.compute_losses(data, epochs)
             drawn.append(float(losses["gen_loss"] + trainer.lam_align * losses["dsc_loss"]))
-    return {"judged": [(step.seconds, float(np.mean(drawn)))]}
+    return [(step.seconds, float(np.mean(drawn)))]
 
 
-def train_clue(arguments) -> dict:
+def train_clue(folder: Path, epochs: int, precision: str, rate: float) -> Judged:
     """Train our network and judge it after each epoch."""
     import torch
 
@@ -168,23 +153,22 @@ def train_clue(arguments) -> dict:
 
     cells, judges = (
         Cells(adatas, {k: GivenInput(a.n_vars) for k, a in adatas.items()}, BATCHES, "batch", "cpu")
-        for adatas in (read(arguments.folder, "train"), read(arguments.folder, "judges"))
+        for adatas in (read(folder, "train"), read(folder, "judges"))
     )
-    network, objective = network_of(cells, len(BATCHES), arguments.precision)
-    for k, start in torch.load(arguments.folder / LIBRARIES).items():
+    network, objective = network_of(cells, len(BATCHES), precision)
+    for k, start in torch.load(folder / LIBRARIES).items():
         network.libraries[k].linear.load_state_dict(start)
     endless = {"max_steps": 10**9, "patience_steps": 10**9}
-    rate = LEARNING_RATE[arguments.side]
     training = Training(batch_size=BATCH_SIZE, learning_rate=rate, optimizer="rmsprop", check_steps=1, **endless)
     loop = _Loop(network, cells, objective, training, 0)
     step = loop._train_step = Timed(loop._train_step)
     batch = judges.take(torch.arange(N_JUDGES))
     ends = []
-    for _ in range(arguments.epochs):
+    for _ in range(epochs):
         for _ in range(len(loop.sampler)):
             loop.advance()
         ends.append((step.seconds, judged(network, batch, objective)))
-    return {"judged": ends}
+    return ends
 
 
 def judged(network, batch, objective) -> float:
@@ -205,4 +189,4 @@ def judged(network, batch, objective) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

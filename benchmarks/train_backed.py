@@ -10,74 +10,65 @@ free, and VmRSS, which also counts the mapped pages that the operating system ma
 the imports.
 """
 
-import argparse
-import json
-import subprocess
-import sys
 import tempfile
 import time
+from enum import StrEnum
 from pathlib import Path
 
 import anndata as ad
 import pandas as pd
 from embed_scale import write
-from train_speed import Peaks, memory_gb
+from measure import Child, memory_gb, row
 
 import clue
+from clue.benchmark.program import run_program
 
-SIDES = {"memory": None, "backed": "r"}
+Side = StrEnum("Side", ["memory", "backed"])
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Print a row per side."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cells", type=int, default=20_000)
-    parser.add_argument("--genes", type=int, default=2_000)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--folder", type=Path, help="where the files are written and removed")
-    parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.side:
-        train(arguments.side, arguments.folder, arguments.steps)
-        return
-    print("cells\tgenes\tside\tprepare_s\tfit_s\tpeak_anon_GB\tpeak_rss_GB\tbefore_GB", flush=True)
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        for modality, n_features in (("rna", arguments.genes), ("adt", 20)):
+def main(
+    cells: int = 20_000,
+    genes: int = 2_000,
+    steps: int = 100,
+    folder: Path | None = None,
+    sides: tuple[Side, ...] = tuple(Side),
+) -> None:
+    """Print a row per side.
+
+    Parameters
+    ----------
+    cells, genes
+        Size of the data.
+    steps
+        How many steps to train.
+    folder
+        Where the files are written and removed.
+    sides
+        Any of memory and backed.
+    """
+    row("cells", "genes", "side", "prepare_s", "fit_s", "peak_anon_GB", "peak_rss_GB", "before_GB")
+    with tempfile.TemporaryDirectory(dir=folder) as written:
+        for modality, n_features in (("rna", genes), ("adt", 20)):
             features = pd.Index([f"{modality}_{i}" for i in range(n_features)])
-            write(Path(folder) / f"{modality}.h5ad", arguments.cells, features)
-        for side in arguments.sides:
-            answer, peaks = watched(side, folder, arguments.steps)
-            print(
-                f"{arguments.cells}\t{arguments.genes}\t{side}\t{answer['prepare_s']:.3g}\t{answer['fit_s']:.3g}"
-                f"\t{peaks['RssAnon']:.3f}\t{peaks['VmRSS']:.3f}\t{answer['before_gb']:.3f}",
-                flush=True,
-            )
+            write(Path(written, f"{modality}.h5ad"), cells, features)
+        for side in sides:
+            child = Child(train, side, Path(written), steps, interval=0.01)
+            prepare_s, fit_s, before = child.answer()
+            peaks = child.stop_watching()
+            row(cells, genes, side, prepare_s, fit_s, peaks["anonymous"], peaks["rss"], before)
 
 
-def watched(side: str, folder: str, n_steps: int) -> tuple[dict, dict[str, float]]:
-    """Train one side in a separate process; return its answer and its peak memory."""
-    command = [sys.executable, __file__, "--side", side, "--folder", folder, "--steps", str(n_steps)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    peaks = Peaks(process.pid, interval=0.01)
-    said, _ = process.communicate()
-    peaks.stop()
-    if process.returncode:
-        raise SystemExit(f"train_backed: the process of {side} ended with status {process.returncode}")
-    return json.loads(said.splitlines()[-1]), peaks
-
-
-def train(side: str, folder: Path, n_steps: int) -> None:
-    """Train `n_steps` steps; print the seconds and the memory before."""
-    before = memory_gb("self")["RssAnon"]
+def train(pipe, side: Side, folder: Path, n_steps: int) -> None:
+    """Train `n_steps` steps; answer with the seconds of preparation and training, and the memory before."""
+    before = memory_gb()["anonymous"]
     start = time.monotonic()
-    adatas = {k: ad.read_h5ad(folder / f"{k}.h5ad", backed=SIDES[side]) for k in ("rna", "adt")}
+    backed = "r" if side == Side.backed else None
+    adatas = {k: ad.read_h5ad(folder / f"{k}.h5ad", backed=backed) for k in ("rna", "adt")}
     model = clue.CLUE(adatas, n_components=100)
     middle = time.monotonic()
     model.fit(max_steps=n_steps, progress=False)
-    end = time.monotonic()
-    print(json.dumps({"prepare_s": middle - start, "fit_s": end - middle, "before_gb": before}))
+    pipe.send((middle - start, time.monotonic() - middle, before))
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)
