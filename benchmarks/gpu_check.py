@@ -18,67 +18,86 @@ methods   CLUE, CLUE (scglue), contrastive learning and MultiVI of the benchmark
 run       The benchmark's run of simulated data, from preparation to figures, with ``device: cuda``.
 """
 
-import argparse
+import io
 import json
 import logging
 import os
-import signal
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+import traceback
+from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+from measure import SPAWN, in_process, silence
+
+from clue.benchmark.errors import BenchmarkError
+from clue.benchmark.program import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
-CHECKS = ["losses", "scores", "speed", "time", "resume", "methods", "run"]
+Check = StrEnum("Check", ["losses", "scores", "speed", "time", "resume", "methods", "run"])
+Device = StrEnum("Device", ["cuda", "cpu"])
 SIDES = ["scglue", "float32", "tf32", "bfloat16", "compiled"]
 BATCH_SIZE = 128
-ANSWER = "GPU_CHECK_ANSWER"
-"""Environment variable that tells a child process where to write its answer."""
 FIRST_STEP, TOLERANCE = 1e-5, 1e-2
 """Largest relative difference of losses in the first step (sums in another order) and in 50 (training amplifies it)."""
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run each check in a separate process."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=CHECKS, default=CHECKS)
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu: try the program itself")
-    parser.add_argument("--cells", type=int, default=2_000, help="of the speed test")
-    parser.add_argument("--genes", type=int, default=10_000)
-    parser.add_argument("--peaks", type=int, default=30_000)
-    parser.add_argument("--check", help=argparse.SUPPRESS)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args(argv)
-    if arguments.check:
-        globals()[f"check_{arguments.check}"](arguments)
-        return
+class Setup(NamedTuple):
+    """The device to check, and the sizes of the speed test's data."""
+
+    device: str
+    n_cells: int
+    n_features: dict[str, int]
+
+
+def main(
+    only: tuple[Check, ...] = tuple(Check),
+    device: Device = Device.cuda,
+    cells: int = 2_000,
+    genes: int = 10_000,
+    peaks: int = 30_000,
+) -> None:
+    """Run each check in a separate process.
+
+    Parameters
+    ----------
+    only
+        Checks to run, by the names above.
+    device
+        The device to check; cpu tries the program itself.
+    cells, genes, peaks
+        Sizes of the speed test.
+    """
     import torch
 
-    if arguments.device == "cuda" and not torch.cuda.is_available():
+    if device == Device.cuda and not torch.cuda.is_available():
         print("no GPU here: torch finds none; nothing was checked")
         return
-    card = torch.cuda.get_device_name() if arguments.device == "cuda" else "CPU"
+    card = torch.cuda.get_device_name() if device == Device.cuda else "CPU"
     print(f"{card}, torch {torch.__version__}, Python {sys.version.split()[0]}", flush=True)
+    # for the processes that this one starts, since clue may not be installed
+    os.environ |= {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    os.environ["PYTHONWARNINGS"] = "ignore"
+    setup = Setup(str(device), cells, {"rna": genes, "atac": peaks})
     failed = []
-    for check in arguments.only:
+    for check in only:
         print(f"\n{check}", flush=True)
         start = time.monotonic()
-        if child(check, arguments).returncode:
+        try:
+            in_process(globals()[f"check_{check}"], setup)
+        except Exception as error:  # whatever it is, the next check runs
+            traceback.print_exception(error)
             failed.append(check)
         print(f"  {time.monotonic() - start:.0f} s", flush=True)
     if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
-
-
-def child(check: str, arguments, *more: str) -> subprocess.CompletedProcess:
-    """Run one check with the requested sizes."""
-    sizes = [f"--{name}={getattr(arguments, name)}" for name in ("device", "cells", "genes", "peaks")]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-W", "ignore", __file__, "--check", check, *sizes, *more]
-    return subprocess.run(command, check=False, env=environment)
+        raise BenchmarkError(f"failed: {', '.join(failed)}")
 
 
 def row(*values) -> None:
@@ -89,14 +108,16 @@ def row(*values) -> None:
 # ---- the same results ----------------------------------------------------------------------------
 
 
-def check_losses(arguments) -> None:
+def check_losses(setup: Setup) -> None:
     """Train 50 steps from the same weights with the same noise on both devices and compare the losses."""
-    losses = {device: first_losses(device) for device in ("cpu", arguments.device)}
-    differences = [abs(a / b - 1) for a, b in zip(losses["cpu"], losses[arguments.device], strict=True)]
+    losses = {device: first_losses(device) for device in ("cpu", setup.device)}
+    differences = [abs(a / b - 1) for a, b in zip(losses["cpu"], losses[setup.device], strict=True)]
     row("loss of step 50", *(f"{device} {values[-1]:.6f}" for device, values in losses.items()))
     row("relative difference: step 1", differences[0], "step 10", differences[9], "largest", max(differences))
     if differences[0] > FIRST_STEP or max(differences) > TOLERANCE:
-        sys.exit(f"losses differ by more than {FIRST_STEP} in the first step, or later by more than {TOLERANCE}")
+        raise BenchmarkError(
+            f"losses differ by more than {FIRST_STEP} in the first step, or later by more than {TOLERANCE}"
+        )
 
 
 def first_losses(device: str, n_steps: int = 50) -> list[float]:
@@ -126,7 +147,7 @@ def first_losses(device: str, n_steps: int = 50) -> list[float]:
     return [float(loss) for loss in losses]
 
 
-def check_scores(arguments) -> None:
+def check_scores(setup: Setup) -> None:
     """Train three models on each device; their scores must agree."""
     import numpy as np
 
@@ -136,7 +157,7 @@ def check_scores(arguments) -> None:
     train, test = mdata[:2_000].copy(), mdata[2_000:].copy()
     found = {}
     row("device", "seed", "foscttm", "foscttm_aligned", "seconds")
-    for device in ("cpu", arguments.device):
+    for device in ("cpu", setup.device):
         found[device] = []
         for seed in range(3):
             start = time.monotonic()
@@ -150,41 +171,38 @@ def check_scores(arguments) -> None:
     spread = max(sd_a, sd_b)
     row("mean", *(f"{device} {statistics.mean(v):.4f} ± {statistics.stdev(v):.4f}" for device, v in found.items()))
     if abs(mean_a - mean_b) > 3 * spread:
-        sys.exit("the scores of the devices differ by more than three times the spread of the seeds")
+        raise BenchmarkError("the scores of the devices differ by more than three times the spread of the seeds")
 
 
 # ---- speed ---------------------------------------------------------------------------------------
 
 
-def check_speed(arguments) -> None:
+def check_speed(setup: Setup) -> None:
     """Print each side's time per step, the reference's time divided by it, and the peak memory of the GPU."""
-    if arguments.side:
-        measure_side(arguments)
-        return
     row("side", "ms_per_step", "spread", "cells_per_s", "epochs_per_hour", "ratio", "peak_GPU_GB")
     reference = float("nan")
-    with tempfile.TemporaryDirectory() as folder:
-        for side in SIDES:
-            path = Path(folder, f"{side}.json")
-            os.environ[ANSWER] = str(path)
-            if child("speed", arguments, f"--side={side}").returncode:
-                row(side, "failed or not installed: its error is above")
-                continue
-            got = json.loads(path.read_text())
-            reference = got["ms"] if side == SIDES[0] else reference
-            per_s = 1_000 * BATCH_SIZE / got["ms"]
-            per_hour = 3_600 * per_s / (0.9 * arguments.cells)
-            row(side, got["ms"], got["spread"], per_s, per_hour, reference / got["ms"], got["memory"])
+    for side in SIDES:
+        try:
+            ms, spread, memory = in_process(measure_side, side, setup)
+        except Exception as error:  # whatever it is, the next side is measured
+            row(side, f"failed or not installed: {error}")
+            continue
+        reference = ms if side == SIDES[0] else reference
+        per_s = 1_000 * BATCH_SIZE / ms
+        row(side, ms, spread, per_s, 3_600 * per_s / (0.9 * setup.n_cells), reference / ms, memory)
 
 
-def measure_side(arguments, n_turns: int = 7, n_steps: int = 20) -> None:
-    """Train one side for a few turns; the first two warm up (and compile, or record graphs)."""
+def measure_side(side: str, setup: Setup, n_turns: int = 7, n_steps: int = 20) -> tuple[float, float, float]:
+    """Train one side for a few turns, of which the first two warm up (and compile, or record graphs).
+
+    Return the milliseconds of a step, their spread over turns, and the peak memory of the GPU.
+    """
     import torch
-    from train_speed import Done, simulated
+    from train_speed import Done, clue_loop, simulated, train_reference
 
-    if arguments.side == "tf32":
+    if side == "tf32":
         torch.backends.cuda.matmul.allow_tf32 = True
-    adatas = simulated(arguments.cells, {"rna": arguments.genes, "atac": arguments.peaks})
+    adatas = simulated(setup.n_cells, setup.n_features)
     turns = []
 
     def timed(step):
@@ -192,7 +210,7 @@ def measure_side(arguments, n_turns: int = 7, n_steps: int = 20) -> None:
 
         def wrapped(*given):
             if state["n"] % n_steps == 0:
-                if arguments.device == "cuda":
+                if setup.device == "cuda":
                     torch.cuda.synchronize()
                 now = time.perf_counter()
                 if state["n"]:
@@ -205,65 +223,33 @@ def measure_side(arguments, n_turns: int = 7, n_steps: int = 20) -> None:
 
         return wrapped
 
-    precision = "bfloat16" if arguments.side == "bfloat16" else "float32"
     try:
-        if arguments.side == "scglue":
-            train_scglue(adatas, arguments.device, timed)
-        else:
-            train_clue(adatas, precision, arguments, timed)
+        if side == "scglue":
+            silence(1, 2)  # it reports its progress
+            with tempfile.TemporaryDirectory() as folder:
+                train_reference(adatas, Path(folder), timed, setup.device)
+        loop = clue_loop(adatas, "bfloat16" if side == "bfloat16" else "float32", setup.device)
+        if side == "compiled":
+            loop.network.compile_layers("inductor")
+        step = timed(loop._train_step)
+        while True:
+            step(next(loop.sampler))
     except Done:
-        pass
-    steps = [1_000 * turn for turn in turns[2:]]
-    memory = torch.cuda.max_memory_allocated() / 2**30 if arguments.device == "cuda" else 0.0
-    answer = {"ms": statistics.median(steps), "spread": max(steps) - min(steps), "memory": memory}
-    Path(os.environ[ANSWER]).write_text(json.dumps(answer))
+        steps = [1_000 * turn for turn in turns[2:]]
+        memory = torch.cuda.max_memory_allocated() / 2**30 if setup.device == "cuda" else 0.0
+        return statistics.median(steps), max(steps) - min(steps), memory
 
 
-def train_scglue(adatas, device: str, timed) -> None:
-    """Train `SCCLUEModel` as the benchmark's method does."""
-    from train_speed import train_reference
-
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        train_reference(adatas, Path(folder), timed, device)
-
-
-@contextmanager
-def quiet():
-    """Silence standard output and error, since scglue prints its progress."""
-    kept = os.dup(1), os.dup(2)
-    with open(os.devnull, "w") as nothing:
-        os.dup2(nothing.fileno(), 1)
-        os.dup2(nothing.fileno(), 2)
-        try:
-            yield
-        finally:
-            for number, copy in enumerate(kept, 1):
-                os.dup2(copy, number)
-
-
-def train_clue(adatas, precision: str, arguments, timed) -> None:
-    """Train our network with the same settings."""
-    from train_speed import clue_loop
-
-    loop = clue_loop(adatas, precision, arguments.device)
-    if arguments.side == "compiled":
-        loop.network.compile_layers("inductor")
-    loop._train_step = timed(loop._train_step)
-    while True:
-        loop._train_step(next(loop.sampler))
-
-
-def check_time(arguments) -> None:
+def check_time(setup: Setup) -> None:
     """Profile 20 steps of our training: kernels and waits in a step, and the kernels that take longest."""
     import torch
     from torch.profiler import ProfilerActivity, profile
     from train_speed import clue_loop, simulated
 
-    sizes = {"rna": arguments.genes, "atac": arguments.peaks}
-    loop = clue_loop(simulated(arguments.cells, sizes), device=arguments.device)
+    loop = clue_loop(simulated(setup.n_cells, setup.n_features), device=setup.device)
 
     def finished() -> float:
-        if arguments.device == "cuda":
+        if setup.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -278,7 +264,7 @@ def check_time(arguments) -> None:
         loop._train_step(next(loop.sampler))
     queued, end = time.perf_counter(), finished()
     row("a step, ms", 50 * (end - start), "of which the program queues for", 50 * (queued - start))
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (arguments.device == "cuda")
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (setup.device == "cuda")
     with profile(activities=activities) as found:
         for _ in range(20):
             loop._train_step(next(loop.sampler))
@@ -296,60 +282,51 @@ def check_time(arguments) -> None:
 # ---- kill and resume -----------------------------------------------------------------------------
 
 
-def check_resume(arguments) -> None:
+def check_resume(setup: Setup) -> None:
     """Kill training after a checkpoint and resume it; compare with training that ran undisturbed."""
-    code = f"import gpu_check; gpu_check.train_with_checkpoints({arguments.device!r})"
-    command = [sys.executable, "-W", "ignore", "-c", code]
-    paths = [str(Path(__file__).parent), str(ROOT), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[ANSWER] = folder
-        first = subprocess.Popen(command)
-        while not list(Path(folder).glob("*.pt")) and first.poll() is None:
+        first = SPAWN.Process(target=train_with_checkpoints, args=(setup.device, Path(folder)))
+        first.start()
+        while not list(Path(folder).glob("*.pt")) and first.is_alive():
             time.sleep(0.05)
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-        again = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
-        row(again)
-        resumed = json.loads(Path(folder, "history.json").read_text())
+        first.kill()
+        first.join()
+        said, resumed = in_process(train_with_checkpoints, setup.device, Path(folder))
+        row(*said)
     with tempfile.TemporaryDirectory() as folder:
-        os.environ[ANSWER] = folder
-        train_with_checkpoints(arguments.device)
-        alone = json.loads(Path(folder, "history.json").read_text())
-    worst = max(abs(a["loss"] / b["loss"] - 1) for a, b in zip(alone, resumed, strict=True))
+        _, alone = in_process(train_with_checkpoints, setup.device, Path(folder))
+    worst = max(abs(a / b - 1) for a, b in zip(alone, resumed, strict=True))
     row("validations", len(alone), "largest relative difference of their losses", worst)
-    if "resuming at step" not in again or worst > TOLERANCE:
-        sys.exit("the resumed training differs")
+    if not said or worst > TOLERANCE:
+        raise BenchmarkError("the resumed training differs")
 
 
-def train_with_checkpoints(device: str) -> None:
-    """Train a small model; write checkpoints, and its history at the end, to the folder of the check."""
+def train_with_checkpoints(device: str, folder: Path) -> tuple[list[str], list[float]]:
+    """Train a small model with checkpoints; return what it said about resuming, and its losses."""
     from clue import CLUE, simulate
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
-    folder = Path(os.environ[ANSWER])
+    log = io.StringIO()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=log)
     mdata = simulate.simulate(2_000, {"rna": 1_000, "atac": 2_000}, seed=0)
     model = CLUE(mdata, batch_key="batch", device=device, seed=0)
     model.fit(checkpoints=folder, progress=False, max_steps=600, checkpoint_seconds=0.5)
-    Path(folder, "history.json").write_text(json.dumps(model.history.to_dict("records")))
+    said = [line for line in log.getvalue().splitlines() if line.startswith("resuming at step")]
+    return said, model.history["loss"].tolist()
 
 
 # ---- the benchmark -------------------------------------------------------------------------------
 
 
-def check_methods(arguments) -> None:
+def check_methods(setup: Setup) -> None:
     """Run methods of the benchmark on a small task, with the command line that Snakemake uses."""
-    from importlib.util import find_spec
-
     from clue import simulate
     from clue.benchmark.config import Benchmark
     from clue.benchmark.contracts import write_test, write_train
     from clue.benchmark.data.task import make_task
 
     mdata = simulate.simulate(1_000, {"rna": 500, "atac": 800}, seed=0)
-    task = make_task(
-        mdata, "simulated", "random20", {"kind": "random", "fraction": 0.2, "seed": 0, "paired_fraction": 1}
-    )
+    split = {"kind": "random", "fraction": 0.2, "seed": 0, "paired_fraction": 1}
+    task = make_task(mdata, "simulated", "random20", split)
     needs = {"clue": "torch", "contrastive": "torch", "clue_scglue": "scglue", "multivi": "scvi"}
     row("method", "status", "seconds", "device")
     failed = []
@@ -358,9 +335,8 @@ def check_methods(arguments) -> None:
         write_train(task.train, folder / "train.h5mu")
         for k, adata in task.tests.items():
             write_test(adata, folder / f"test_{k}.h5ad")
-        run = Benchmark(
-            {"run": "gpu", "datasets": ["simulated"], "methods": list(needs), "seeds": [0], "budget": "test"}
-        )
+        config = {"run": "gpu", "datasets": ["simulated"], "methods": list(needs), "seeds": [0], "budget": "test"}
+        run = Benchmark(config, ROOT)
         for method, package in needs.items():
             if find_spec(package) is None:
                 row(method, f"skipped: {package} is not installed")
@@ -372,7 +348,7 @@ def check_methods(arguments) -> None:
             command += ["--tests", folder / "test_rna.h5ad", folder / "test_atac.h5ad"]
             command += ["--embedding", out / "embedding.h5ad", "--method", method, "--variant", "default"]
             command += ["--seed", "0"]
-            command += ["--params", params, "--device", arguments.device, "--threads", "1"]
+            command += ["--params", params, "--device", setup.device, "--threads", "1"]
             done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode:
                 failed.append(method)
@@ -381,44 +357,32 @@ def check_methods(arguments) -> None:
             report = json.loads((out / "run.json").read_text())
             row(method, "ok", float(report["seconds"]), report.get("device", "?"))
     if failed:
-        sys.exit(f"failed: {failed}")
+        raise BenchmarkError(f"failed: {failed}")
 
 
-def check_run(arguments) -> None:
+def check_run(setup: Setup) -> None:
     """Run the benchmark on simulated data with `device: cuda`."""
-    from importlib.util import find_spec
-
     if missing := [package for package in ("snakemake", "scib_metrics") if find_spec(package) is None]:
         row(f"skipped: {', '.join(missing)} is not installed")
         return
-    import shutil
-
-    import yaml
-
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copytree(
-            ROOT, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "results", "build", "logs")
-        )
+        left_out = shutil.ignore_patterns(".*", "results", "build", "logs")
+        shutil.copytree(ROOT, folder, dirs_exist_ok=True, ignore=left_out)
         config = {
             "run": "gpu",
             "datasets": ["simulated/random20"],
             "methods": ["clue/default", "clue/aligned", "contrastive", "cca", "random"],
             "seeds": [0],
             "budget": "quick",
-            "device": arguments.device,
+            "device": setup.device,
         }
         Path(folder, "config", "gpu.yaml").write_text(yaml.safe_dump(config))
-        done = subprocess.run(
-            [sys.executable, "scripts/run.py", "--config", "config/gpu.yaml", "--cores", "4"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, "scripts/run.py", "--config", "config/gpu.yaml", "--cores", "4"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if done.returncode:
-            sys.exit(f"the run failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+            raise BenchmarkError(f"the run failed:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
         print(Path(folder, "results", "gpu", "tables", "summary.tsv").read_text())
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -2,14 +2,17 @@
 
 import os
 import resource
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # clue may not be installed
 SPAWN = get_context("spawn")
 
 

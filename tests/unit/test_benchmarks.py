@@ -84,8 +84,8 @@ def test_gpu_check_on_the_cpu(load_program, project, monkeypatch, capsys, check,
     """Runs in this process; what it changes in the library is restored."""
     monkeypatch.syspath_prepend(project / "benchmarks")
     monkeypatch.setattr(network, "_noise_like", network._noise_like)
-    shape = "--device cpu --cells 300 --genes 40 --peaks 60 --check"
-    load_program("benchmarks/gpu_check.py").main([*shape.split(), check])
+    program = load_program("benchmarks/gpu_check.py")
+    getattr(program, f"check_{check}")(program.Setup("cpu", 300, {"rna": 40, "atac": 60}))
     assert f"\n  {expected}" in f"\n{capsys.readouterr().out}"
 
 
