@@ -5,7 +5,7 @@ The authors' code is a Git repository (github.com/boyinggong/cobolt). With a che
     PYTHONPATH=<checkout> python benchmarks/cobolt_methods.py --task results/quick/pbmc_multiome/random30 --seeds 0 1 2
 """
 
-import importlib.util
+import runpy
 import tempfile
 import time
 from pathlib import Path
@@ -54,11 +54,11 @@ def run(folder: Path, method: str, seed: int, budget: str) -> tuple[float, float
     tests = {path.stem.removeprefix("test_"): read_test(path) for path in paths if path.exists()}
     config = {"run": "x", "datasets": ["simulated"], "methods": [method], "seeds": [seed], "budget": budget}
     benchmark = Benchmark(config, ROOT)
-    program = imported(benchmark.methods[method]["script"])
+    embed = runpy.run_path(str(ROOT / "scripts/methods" / benchmark.methods[method]["script"]))["embed"]
     start = time.process_time()
     with tempfile.TemporaryDirectory() as checkpoints:
         task = Task(read_train(folder / "train.h5mu"), tests, "cpu", 1, Path(checkpoints))
-        embedded = program.embed(task, benchmark.params(method, "default", list(tests)), seed)
+        embedded = embed(task, benchmark.params(method, "default", list(tests)), seed)
     seconds = time.process_time() - start
     pairs = read_solution(folder / "solution.h5ad").obs
     x, y = (embedded[name][cells.obs_names.get_indexer(pairs[name])] for name, cells in tests.items())
@@ -66,14 +66,6 @@ def run(folder: Path, method: str, seed: int, budget: str) -> tuple[float, float
     words = [method, seed, f"{match:.4f}", f"{closer:.4f}", task.metric, f"{seconds:.1f}", task.info["learning_rate"]]
     print(*words, sep="\t", flush=True)
     return match, closer
-
-
-def imported(script: str):
-    """Import a method's program."""
-    spec = importlib.util.spec_from_file_location("program", ROOT / "scripts/methods" / script)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ line of shell. The two sides take turns. The output is their CPU seconds (median
 disturbs least), the ratio of these, and the median ratio of wall-clock times.
 """
 
-import argparse
 import os
 import statistics
 import subprocess
@@ -17,8 +16,10 @@ import time
 from pathlib import Path
 
 import yaml
+from measure import row
 
 from clue.benchmark.config import ORACLE, Benchmark
+from clue.benchmark.program import run_program
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = {"run": "scale", "datasets": ["pbmc_cite", "pbmc_multiome"], "methods": ["clue", "cca", "random"]}
@@ -35,20 +36,24 @@ rule embed:
 """
 
 
-def main() -> None:
-    """Print a line per number of jobs."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, nargs="+", default=[100, 1000, 10000])
-    parser.add_argument("--repeats", type=int, default=3)
-    arguments = parser.parse_args()
-    print("jobs\tbenchmark_cpu_s\tfloor_cpu_s\tcpu_ratio\twall_ratio")
-    for n_jobs in arguments.jobs:
+def main(jobs: tuple[int, ...] = (100, 1000, 10000), repeats: int = 3) -> None:
+    """Print a line per number of jobs.
+
+    Parameters
+    ----------
+    jobs
+        Numbers of jobs.
+    repeats
+        How often each side is timed.
+    """
+    row("jobs", "benchmark_cpu_s", "floor_cpu_s", "cpu_ratio", "wall_ratio")
+    for n_jobs in jobs:
         with tempfile.TemporaryDirectory() as folder:
             benchmark, floor = _write(Path(folder), n_jobs)
-            pairs = [(_dry_run(*benchmark), _dry_run(*floor)) for _ in range(arguments.repeats)]
+            pairs = [(_dry_run(*benchmark), _dry_run(*floor)) for _ in range(repeats)]
         cpu = [statistics.median(times[0] for times in side) for side in zip(*pairs, strict=True)]
         wall = statistics.median(ours[1] / theirs[1] for ours, theirs in pairs)
-        print(f"{n_jobs}\t{cpu[0]:.1f}\t{cpu[1]:.1f}\t{cpu[0] / cpu[1]:.2f}\t{wall:.2f}", flush=True)
+        row(n_jobs, *cpu, cpu[0] / cpu[1], wall)
 
 
 def _write(folder: Path, n_jobs: int) -> tuple[tuple[Path, list[str]], tuple[Path, list[str]]]:
@@ -80,4 +85,4 @@ def _dry_run(folder: Path, options: list[str]) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -5,10 +5,10 @@ It may not raise anything else, nor lose a cell silently.
 """
 
 import contextlib
-import importlib.util
 import io
 import json
 import re
+import runpy
 import shutil
 import traceback
 import warnings
@@ -192,10 +192,8 @@ def shared_names(cells: dict[str, ad.AnnData]) -> set[str]:
 
 def program(name: str) -> Callable:
     """Return the function of a program in ``scripts/``."""
-    spec = importlib.util.spec_from_file_location(Path(name).stem, PROJECT / "scripts" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return getattr(module, "main", getattr(module, "embed", None))
+    module = runpy.run_path(str(PROJECT / "scripts" / f"{name}.py"))
+    return module.get("main") or module["embed"]
 
 
 def download(folder: Path, cells: dict[str, ad.AnnData]) -> None:
