@@ -72,10 +72,7 @@ def main(number: int = 200, first: int = 0, folder: Path = Path("build/soak")) -
 def soak(seed: int, folder: Path) -> str:
     """Take one data set through all stages; return ``"scored"``, or the stage that refused it and its reason."""
     shutil.rmtree(folder, ignore_errors=True)
-    for part in ("schemas", "methods", "display.yaml"):
-        copy = shutil.copytree if (PROJECT / "config" / part).is_dir() else shutil.copy
-        (folder / "config" / "datasets").mkdir(parents=True, exist_ok=True)
-        copy(PROJECT / "config" / part, folder / "config" / part)
+    shutil.copytree(PROJECT / "config", folder / "config")
     rng = np.random.default_rng(seed)
     cells = draw(rng)
     spec = write(cells, folder / "mine", rng)
