@@ -65,13 +65,13 @@ def main(
         write_cells(there, cells, {"rna": genes, "atac": peaks})
         (end,) = in_process(train_reference, there, epochs)
         whole, mark = end
-        row("reference", whole / epochs, f"{mark:.5f}", epochs, whole, 1.0)
+        row("reference", whole / epochs, f"{mark:.5f}", epochs, whole, "1.00")
         for side, rate in LEARNING_RATE.items():
             judged = in_process(train_clue, there, epochs, precision, rate)
             reached = [(i, seconds) for i, (seconds, loss) in enumerate(judged, 1) if loss <= mark]
             n_epochs, seconds = reached[0] if reached else ("-", float("inf"))
             total, loss = judged[-1]
-            row(side, total / epochs, f"{loss:.5f}", n_epochs, seconds, whole / seconds)
+            row(side, total / epochs, f"{loss:.5f}", n_epochs, seconds, f"{whole / seconds:.2f}")
 
 
 def write_cells(folder: Path, n_cells: int, n_features: dict[str, int]) -> None:
