@@ -3,7 +3,6 @@
 True pairs coincide; cells of one type lie around one direction, so that labels can be transferred.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pandas as pd
 
 from clue.benchmark.config import ORACLE
 from clue.benchmark.contracts import cells_of_test_file, read_solution, write_embedding
-from clue.benchmark.files import atomic
+from clue.benchmark.files import write_json
 from clue.benchmark.methods.features import peak_memory_mb
 from clue.benchmark.program import run_program
 from clue.matching import l2_normalise
@@ -34,8 +33,7 @@ def main(solution: Path, embedding: Path) -> None:
     embedded = oracle(read_solution(solution))
     report = {**embedded.uns, "params": {}, "device": "none", "threads": 1}
     report |= {"seconds": round(time.perf_counter() - start, 3), "peak_memory_mb": round(peak_memory_mb(), 1)}
-    with atomic(embedding.with_name("run.json")) as temporary:
-        temporary.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(embedding.with_name("run.json"), report)
     write_embedding(embedded, embedding)
 
 

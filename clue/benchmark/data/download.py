@@ -6,7 +6,6 @@ to ``SHA256SUMS`` there. `pin` copies them to ``config/datasets/SHA256SUMS``; fr
 """
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from urllib.parse import quote, unquote, urlsplit
 from clue.benchmark.data.sources import MANIFEST, DownloadError, has_files, sources
 from clue.benchmark.data.transfer import LocalError, Patience, check_exists, digest, fetch, what_differs
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.files import atomic
+from clue.benchmark.files import atomic, write_json, write_text
 
 SUMS = "SHA256SUMS"
 """In the format of the program sha256sum."""
@@ -148,8 +147,7 @@ def read_sums(path: Path) -> dict[str, str]:
 
 def write_sums(path: Path, sums: Mapping[str, str]) -> None:
     """Write digests in sha256sum's format, sorted by name."""
-    with atomic(path) as temporary:
-        temporary.write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+    write_text(path, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
 
 
 def pin(raw: Path, root: Path) -> list[str]:
@@ -187,8 +185,7 @@ def _write_manifest(folder: Path, source: Source) -> None:
         entries.append({"file": file, "size": size, "sha256": sha256})
         print(f"{folder / file}: {size:,} bytes, sha256 {sha256}", flush=True)
     manifest = {"source": source["name"], "from": source.get("base", source["kind"]), "files": entries}
-    with atomic(folder / MANIFEST) as temporary:
-        temporary.write_text(json.dumps(manifest, indent=1) + "\n")
+    write_json(folder / MANIFEST, manifest)
 
 
 def _remove_leftovers(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 import argparse
 import importlib.metadata
-import json
 import os
 import platform
 import socket
@@ -11,9 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from clue.benchmark.files import atomic
 from clue.benchmark.methods.features import peak_memory_mb
 from clue.benchmark.methods.task import Task
 
@@ -77,16 +73,3 @@ def _versions() -> dict[str, str]:
             # The library runs from a checkout that is on the path but not installed.
             versions[package] = "not installed"
     return versions
-
-
-def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write a JSON file, atomically."""
-    with atomic(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=1, default=_plain) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """Convert numpy's numbers and arrays, which methods often put into `info`, to Python's."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return str(value)

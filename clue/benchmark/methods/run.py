@@ -42,9 +42,9 @@ from clue.benchmark.contracts import (
     write_predictions,
 )
 from clue.benchmark.errors import BenchmarkError, one_line
-from clue.benchmark.files import atomic
+from clue.benchmark.files import write_json, write_text
 from clue.benchmark.methods.checks import check_arrays, check_left_alone, check_predictions, to_embedding
-from clue.benchmark.methods.record import commit, report, write_json
+from clue.benchmark.methods.record import commit, report
 from clue.benchmark.methods.task import Embed, Params, Task
 from clue.sparse import column_sums
 
@@ -81,10 +81,10 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
         failure.unlink(missing_ok=True)
         _run(embed, arguments)
     except BenchmarkError as error:
-        _write_failure(failure, str(error))
+        write_json(failure, {"error": one_line(str(error))})
         sys.exit(f"error: {error}")
     except Exception as error:  # a method may raise anything; the reason must reach the table, and the job still fails
-        _write_failure(failure, f"{type(error).__name__}: {error}")
+        write_json(failure, {"error": one_line(f"{type(error).__name__}: {error}")})
         traceback.print_exc()
         sys.exit(1)
 
@@ -167,8 +167,7 @@ def _timed(path: Path) -> Iterator[Callable[[], float]]:
         # A full disk, or a folder that the method has removed, is no reason to fail here.
         with suppress(OSError):
             if path.parent.exists():
-                with atomic(path) as temporary:
-                    temporary.write_text(f"{seconds():.3f}")
+                write_text(path, f"{seconds():.3f}")
 
     def note_often() -> None:
         while not ended.wait(NOTED_EVERY):
@@ -313,8 +312,7 @@ def _prepare_checkpoints(arguments: argparse.Namespace) -> None:
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        with atomic(file) as temporary:
-            temporary.write_text(json.dumps(settings))
+        write_text(file, json.dumps(settings))
 
 
 # ---- after ---------------------------------------------------------------------------------------
@@ -329,7 +327,3 @@ def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> 
         "dataset": str(first.uns.get("dataset", "")),
         "split": str(first.uns.get("split", "")),
     }
-
-
-def _write_failure(path: Path, reason: str) -> None:
-    write_json(path, {"error": one_line(reason)})

@@ -10,7 +10,7 @@ from typing import TextIO
 import psutil
 
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.files import atomic
+from clue.benchmark.files import write_text
 from clue.benchmark.running.cluster import cancel, slurm_jobs
 
 MARK = "CLUE_BENCH_FOLDER"
@@ -30,8 +30,7 @@ def register_run(folder: Path) -> None:
         raise BenchmarkError(
             f"{folder}: a killed run has left jobs in Slurm's queue ({' '.join(left)}); run `make resume`"
         )
-    with atomic(_host_file(folder)) as temporary:
-        temporary.write_text(socket.gethostname())
+    write_text(_host_file(folder), socket.gethostname())
 
 
 def lock_folder(folder: Path) -> TextIO:
