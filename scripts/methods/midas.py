@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from clue.benchmark.methods import Task, run_method
+from clue.benchmark.methods.lightning_trainer import trainer
 from clue.benchmark.methods.validation import choose_metric
 
 BATCH = "modalities_and_batch"
@@ -23,8 +24,6 @@ COORDINATES = r"^(.+?)[:_-]\d+[_-]\d+$"
 """Pattern of a peak's name; its group is the chromosome."""
 OF_CHROMOSOMES = ("dims_before_enc_atac", "dims_after_dec_atac")
 """Upstream's settings for the layers that each chromosome has separately."""
-N_REPORTS = 50
-"""How many lines of progress a full training prints."""
 
 
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
@@ -42,13 +41,15 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
             batch_size=params["training"]["batch_size"],
             save_model_path=folder,
         )
-        train(model, params["training"]["max_epochs"], task.device)
+        max_epochs = params["training"]["max_epochs"]
+        settings = trainer(task.device, max_epochs, ["loss/net"])
+        model.train(max_epochs=max_epochs, **settings, logger=False, enable_checkpointing=False)
     latent = by_modality(model, cells)
     task.metric, task.info["metrics_compared"] = choose_metric(
         task.train, lambda modality, names: latent[modality].loc[names].to_numpy(), seed
     )
     task.info.update(
-        epochs=params["training"]["max_epochs"],
+        epochs=max_epochs,
         batches=len(model.batch_names),
         chunks={name: len(sizes) for name, sizes in chunks.items()},
         n_features={name: adata.n_vars for name, adata in cells.mod.items()},
@@ -107,28 +108,6 @@ def configuration(settings: dict[str, Any], chunks: dict[str, list[int]]) -> dic
     if len(chunks.get("atac", [])) == 1:  # upstream refuses layers of chromosomes if there is only one
         configs = {name: value for name, value in configs.items() if name not in OF_CHROMOSOMES}
     return configs
-
-
-def train(model, max_epochs: int, device: str) -> None:
-    """Train in place and print lines of progress, since upstream's bar is unreadable in a log."""
-    from lightning.pytorch.callbacks import LambdaCallback
-
-    every = max(1, max_epochs // N_REPORTS)
-
-    def report(trainer, _):
-        epoch = trainer.current_epoch + 1
-        if epoch % every == 0 or epoch == 1:
-            print(f"epoch {epoch} of {max_epochs}: loss {float(trainer.callback_metrics['loss/net']):.2f}", flush=True)
-
-    model.train(
-        max_epochs=max_epochs,
-        accelerator="gpu" if device == "cuda" else "cpu",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        callbacks=[LambdaCallback(on_train_epoch_end=report)],
-    )
 
 
 def by_modality(model, cells: md.MuData) -> dict[str, pd.DataFrame]:

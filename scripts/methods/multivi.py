@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
+from clue.benchmark.methods.lightning_trainer import trainer
 from clue.benchmark.methods.prediction import fit_scale, training_mean
 from clue.benchmark.methods.validation import choose_metric
 
@@ -22,8 +23,7 @@ ROLES = {"rna": "rna_layer", "atac": "atac_layer", "adt": "protein_layer"}
 """Arguments of upstream's `setup_mudata` that name the modalities."""
 ALONE = {"rna": "expression", "atac": "accessibility", "adt": "protein"}
 """Upstream's names for the embedding from one modality."""
-N_REPORTS = 50
-"""How many lines of progress a full training prints."""
+LOSSES = ("train_loss", "reconstruction_loss_validation")
 
 
 def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -39,8 +39,7 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
     )
     model = scvi.model.MULTIVI(cells, **params["model"])
     training = long_enough(params["training"], cells.n_obs, params["min_steps"])
-    trainer = {"accelerator": "gpu" if task.device == "cuda" else "cpu", "devices": 1, "enable_progress_bar": False}
-    model.train(**training, **trainer, callbacks=[progress(training["max_epochs"])])
+    model.train(**training, **trainer(task.device, training["max_epochs"], LOSSES))
     task.info.update(
         epochs=int(model.trainer.current_epoch),
         max_epochs=training["max_epochs"],
@@ -138,23 +137,6 @@ def long_enough(training: dict, n_cells: int, min_steps: int) -> dict:
     """Return the training settings, with as many epochs as `min_steps` steps need if that is more."""
     steps = ceil(n_cells * training["train_size"] / training["batch_size"])
     return {**training, "max_epochs": max(training["max_epochs"], ceil(min_steps / steps))}
-
-
-def progress(max_epochs: int):
-    """Return a callback that prints the losses as lines, since upstream's bar is unreadable in a log."""
-    from lightning.pytorch.callbacks import LambdaCallback
-
-    every = max(1, max_epochs // N_REPORTS)
-
-    def report(trainer, _):
-        epoch = trainer.current_epoch + 1
-        if epoch % every == 0 or epoch == 1:
-            shown = ("train_loss", "reconstruction_loss_validation")
-            losses = {name: float(trainer.callback_metrics[name]) for name in shown if name in trainer.callback_metrics}
-            words = ", ".join(f"{name} {loss:.2f}" for name, loss in losses.items())
-            print(f"epoch {epoch} of at most {max_epochs}: {words}", flush=True)
-
-    return LambdaCallback(on_train_epoch_end=report)
 
 
 if __name__ == "__main__":
