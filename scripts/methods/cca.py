@@ -21,22 +21,17 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     grid = combinations({name: params[name] for name in SETTINGS})
 
     def candidates(fit_on, held_out, fold):
-        prepared, inputs = prepare(task, fold, fit_on, params)
-        tests = [prepared[k].transform(a) for k, a in held_out.items()]
+        inputs, tests = prepare(task, fold, fit_on, held_out, params)
         factorised = cache(lambda n_input, ridge: factorise(*inputs.values(), n_input, ridge))
         for s in grid:
             projections = directions(factorised(s["n_input"], s["ridge"]), s["n_canonical"], s["power"])
-            yield [project(x, p) for x, p in zip(tests, projections, strict=True)]
+            yield [project(x, p) for x, p in zip(tests.values(), projections, strict=True)]
 
-    folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
-    settings, table = choose(paired, grid, candidates, seed=seed, **folds)
+    settings, table = choose(paired, grid, candidates, params, seed)
     task.info.update(chosen=settings, inner_validation=table)
-    prepared, inputs = prepare(task, "paired", paired, params)
+    inputs, tests = prepare(task, "paired", paired, task.test, params)
     projections = fit(*inputs.values(), **settings)
-    return {
-        modality: project(prepared[modality].transform(cells), projections[i])
-        for i, (modality, cells) in enumerate(task.test.items())
-    }
+    return {name: project(x, projection) for (name, x), projection in zip(tests.items(), projections, strict=True)}
 
 
 def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_canonical: int, power: float):

@@ -30,14 +30,13 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     """Choose the penalty, fit on paired training cells, and return coordinates that match cells as the plan does."""
     tables = {name: components(task, name, params, seed) for name in task.test}
     paired = paired_cells(task.train)
-    chosen, table = choose(
-        paired,
-        grid := combinations({"gamma": params["gamma"]}),
-        lambda fit_on, held_out, fold: (transport(tables, fit_on, held_out, task, params | c, seed)[:2] for c in grid),
-        seed=seed,
-        n_folds=1,
-        max_held_out=params["max_held_out"],
-    )
+    grid = combinations({"gamma": params["gamma"]})
+
+    def candidates(fit_on, held_out, fold):
+        for settings in grid:
+            yield transport(tables, fit_on, held_out, task, params | settings, seed)[:2]
+
+    chosen, table = choose(paired, grid, candidates, params, seed)
     x, y, fitted = transport(tables, paired, task.test, task, params | chosen, seed)
     task.info.update(
         chosen=chosen,

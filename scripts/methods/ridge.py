@@ -21,16 +21,13 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
     grid = combinations({name: params[name] for name in SETTINGS})
 
     def candidates(fit_on, held_out, fold):
-        prepared, inputs = prepare(task, fold, fit_on, params)
-        tests = [prepared[k].transform(a) for k, a in held_out.items()]
+        inputs, tests = prepare(task, fold, fit_on, held_out, params)
         for settings in grid:
-            yield place(*tests, fit(*inputs.values(), **settings))
+            yield place(*tests.values(), fit(*inputs.values(), **settings))
 
-    folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
-    settings, table = choose(paired, grid, candidates, seed=seed, **folds)
+    settings, table = choose(paired, grid, candidates, params, seed)
     task.info.update(chosen=settings, inner_validation=table)
-    prepared, inputs = prepare(task, "paired", paired, params)
-    tests = {k: prepared[k].transform(cells) for k, cells in task.test.items()}
+    inputs, tests = prepare(task, "paired", paired, task.test, params)
     predictions = {}
     for source, target in task.directions:
         line = regress(inputs[source], values_of(task, target, paired[target].obs_names), settings["penalty"])

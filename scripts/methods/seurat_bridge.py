@@ -38,9 +38,8 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
             for settings in grid:
                 yield tuple(spaces[settings["space"]].values())
 
-        folds = {"n_folds": params["n_folds"], "max_held_out": params["max_held_out"]}
         try:
-            settings, task.info["inner_validation"] = choose(paired, grid, candidates, seed=seed, **folds)
+            settings, task.info["inner_validation"] = choose(paired, grid, candidates, params, seed)
         except TooFewCells as error:
             task.info["inner_validation"] = f"not possible with some cells held out: {error}"
     spaces, info = integrate(paired, task.test, params, seed)

@@ -58,7 +58,7 @@ def test_setting_that_matches_held_out_cells_is_chosen():
         yield x, x
 
     grid = combinations({"good": [False, True]})
-    chosen, table = choose(paired, grid, candidates, seed=0, n_folds=2, max_held_out=None)
+    chosen, table = choose(paired, grid, candidates, {"n_folds": 2, "max_held_out": None}, seed=0)
     assert chosen == {"good": True}
     assert table[1] == {"good": True, "match_score": 1.0, "foscttm": 0.0}
     assert table[0]["foscttm"] > 0.3
@@ -74,7 +74,7 @@ def test_metric_among_the_settings_compares_the_cells():
             yield by_length["rna"][rows], by_length["adt"][rows]
 
     grid = combinations({"metric": ["cosine", "euclidean"]})
-    chosen, table = choose(paired, grid, candidates, seed=0, n_folds=1, max_held_out=None)
+    chosen, table = choose(paired, grid, candidates, {"max_held_out": None}, seed=0)
     assert chosen == {"metric": "euclidean"} and table[1]["match_score"] == 1 > table[0]["match_score"]
 
 

@@ -44,11 +44,12 @@ def _paired_names(adatas: Mapping[str, ad.AnnData]) -> pd.Index:
 
 
 def prepare(
-    task: "Task", which: str, cells: Cells, params: Mapping[str, Any]
-) -> tuple[dict[str, Preprocessor], dict[str, np.ndarray]]:
-    """Return the encoder inputs that are fitted on these cells (`Task.fitted`), and the cells transformed by them."""
-    fitted = task.fitted(which, cells, params)
-    return fitted, {k: fitted[k].transform(adata) for k, adata in cells.items()}
+    task: "Task", which: str, fit_on: Cells, cells: Cells, params: Mapping[str, Any]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the encoder inputs of `fit_on`, on which they are fitted (`Task.fitted`), and those of `cells`."""
+    fitted: dict[str, Preprocessor] = task.fitted(which, fit_on, params)
+    first, second = ({k: fitted[k].transform(a) for k, a in part.items()} for part in (fit_on, cells))
+    return first, second
 
 
 def inner_split(
@@ -117,10 +118,8 @@ def choose(
     paired: Cells,
     grid: list[Settings],
     candidates: Callable[[Cells, Cells, str], Iterable[tuple[np.ndarray, np.ndarray]]],
-    *,
+    params: Mapping[str, Any],
     seed: int,
-    n_folds: int,
-    max_held_out: int | None,
 ) -> tuple[Settings, list[Settings]]:
     """Choose among settings by how well held-out training cells match, averaged over folds.
 
@@ -134,20 +133,19 @@ def choose(
         Fits on its first argument and yields the embeddings of its second in both modalities, once per entry of `grid`
         and in that order. Work that all entries share need only be done once. The third argument is the name of the
         first for `Task.fitted`.
+    params
+        Hyper-parameters; ``n_folds`` says how many times to hold out cells (once if it is not given), and
+        ``max_held_out`` how many of them to embed at most.
     seed
         Seed of the first fold; each further fold has the next seed.
-    n_folds
-        How many times to hold out cells.
-    max_held_out
-        Embed at most this many held-out cells.
 
     Returns
     -------
     The chosen settings, and all of them with their ``match_score`` and ``foscttm``.
     """
-    scores = np.zeros((len(grid), 2))
+    scores, n_folds = np.zeros((len(grid), 2)), params.get("n_folds", 1)
     for fold in range(n_folds):
-        fit_on, held_out = inner_split(paired, seed + fold, at_most=max_held_out)
+        fit_on, held_out = inner_split(paired, seed + fold, at_most=params["max_held_out"])
         batch = next(iter(held_out.values())).obs["batch"].astype(str).to_numpy()
         embedded = candidates(fit_on, held_out, f"fold-{seed + fold}")
         scores += [
