@@ -50,6 +50,8 @@ from clue.sparse import column_sums
 
 NOTED_EVERY = 5.0
 """Seconds between records of a method's run time, which are kept in case it is killed."""
+SETTINGS = "settings.json"
+"""A file among the checkpoints: the settings and data that they belong to. A finished run has none."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
@@ -128,29 +130,30 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     _seed(arguments.seed)
     _limit_threads(arguments.threads)
     checkout = commit()  # now, since it may change while the method runs
-    test = dict(_keyed(path) for path in arguments.tests)
+    test = {cells.uns["modality"]: cells for cells in map(read_test, arguments.tests)}
     train = read_train(arguments.train)
     missing = [modality for modality in test if modality not in train.mod]
     if missing:
         raise ContractError(f"{arguments.train}: holds only {list(train.mod)}, but the test cells are of {list(test)}")
     _check_learnable(train, list(test), arguments.train)
-    _prepare_checkpoints(arguments)
+    checkpoints = _prepare_checkpoints(arguments)
     names = {name: cells.obs_names.copy() for name, cells in test.items()}
     identity = _identity(arguments, test)
-    task = Task(train, test, arguments.device, arguments.threads, _checkpoints(arguments))
+    task = Task(train, test, arguments.device, arguments.threads, checkpoints)
     task.features = {path.stem: path for path in arguments.features}
-    with _timed(task.checkpoints / "seconds.txt") as seconds:
+    with _timed(checkpoints / "seconds.txt") as seconds:
         embedding, predictions = (_by_pairs if arguments.by_pairs else _embed)(embed, task, arguments)
+        n_seconds = seconds()
     embedding.uns |= {**identity, "params": json.dumps(arguments.params, sort_keys=True)}
     check_embedding_fits(embedding, names, str(arguments.embedding))
-    record = identity | report(arguments, embedding.uns["metric"], task, seconds())
+    record = identity | report(arguments, embedding.uns["metric"], task, n_seconds)
     record |= {"commit": checkout, "date": date.today().isoformat()}
     write_json(arguments.embedding.with_name("run.json"), record)
     if arguments.predictions:
         write_predictions(predictions, arguments.predictions)
     # Last, so that whoever finds an embedding also finds everything that belongs to it.
     write_embedding(embedding, arguments.embedding)
-    _settings_file(task.checkpoints).unlink(missing_ok=True)
+    (checkpoints / SETTINGS).unlink(missing_ok=True)
 
 
 @contextmanager
@@ -158,30 +161,26 @@ def _timed(path: Path) -> Iterator[Callable[[], float]]:
     """Count seconds, including those of interrupted attempts. Even a killed process leaves its count."""
     before = float(path.read_text()) if path.exists() else 0.0
     start, ended = time.perf_counter(), threading.Event()
-    end = None
 
     def seconds() -> float:
-        return before + (end or time.perf_counter()) - start
+        return before + time.perf_counter() - start
 
-    def note() -> None:
-        # A full disk, or a folder that the method has removed, is no reason to fail here.
-        with suppress(OSError):
-            if path.parent.exists():
-                write_text(path, f"{seconds():.3f}")
+    def note_until_the_end() -> None:
+        is_last = False
+        while not is_last:
+            is_last = ended.wait(NOTED_EVERY)
+            # A full disk, or a folder that the method has removed, is no reason to fail here.
+            with suppress(OSError):
+                if path.parent.exists():
+                    write_text(path, f"{seconds():.3f}")
 
-    def note_often() -> None:
-        while not ended.wait(NOTED_EVERY):
-            note()
-
-    clock = threading.Thread(target=note_often, daemon=True)
+    clock = threading.Thread(target=note_until_the_end, daemon=True)
     clock.start()
     try:
         yield seconds
     finally:
-        end = time.perf_counter()
         ended.set()
         clock.join()
-        note()
 
 
 def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
@@ -238,11 +237,6 @@ def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
         ) from end
 
 
-def _keyed(path: Path) -> tuple[str, ad.AnnData]:
-    cells = read_test(path)
-    return cells.uns["modality"], cells
-
-
 # ---- before: device, threads, seeds, checkpoints -------------------------------------------------
 
 
@@ -289,17 +283,9 @@ def _seed(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def _settings_file(checkpoints: Path) -> Path:
-    return checkpoints / "settings.json"
-
-
-def _checkpoints(arguments: argparse.Namespace) -> Path:
-    return arguments.embedding.with_name("checkpoints")
-
-
-def _prepare_checkpoints(arguments: argparse.Namespace) -> None:
-    """Make the folder of checkpoints. Delete checkpoints of other settings or data, and those of a finished run."""
-    folder = _checkpoints(arguments)
+def _prepare_checkpoints(arguments: argparse.Namespace) -> Path:
+    """Return the folder of checkpoints. Those of other settings or data, and those of a finished run, are deleted."""
+    folder = arguments.embedding.with_name("checkpoints")
     stats = {path.name: path.stat() for path in [arguments.train, *arguments.tests] if path.exists()}
     settings = {
         "params": arguments.params,
@@ -307,12 +293,13 @@ def _prepare_checkpoints(arguments: argparse.Namespace) -> None:
         "device": arguments.device,
         "inputs": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
     }
-    file = _settings_file(folder)
+    file = folder / SETTINGS
     if not file.exists() or file.read_text() != json.dumps(settings):
         if folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
         write_text(file, json.dumps(settings))
+    return folder
 
 
 # ---- after ---------------------------------------------------------------------------------------

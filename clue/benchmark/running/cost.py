@@ -111,17 +111,17 @@ class Planned:
     step: Step
     what: str
     """Its method, or the first word of its rule."""
-    dataset: str
-    modalities: str
-    cells: int
+    dataset: str = ""
+    modalities: str = ""
+    cells: int = 0
     """Training and test cells; 0 for `FREE` rules, and if the data set's YAML does not give its size."""
-    features: int
+    features: int = 0
     """Summed over modalities; for a method only those that it selects."""
-    steps: int
+    steps: int = 0
     """Largest number of optimiser steps; 0 if the job does not train in steps."""
-    cores: int
-    gpus: int
-    minutes: int
+    cores: int = 0
+    gpus: int = 0
+    minutes: int = 0
     """The cores, GPUs and minutes that the job asks for."""
 
 
@@ -131,7 +131,7 @@ def planned(benchmark: Benchmark) -> Iterator[Planned]:
     for step in steps(benchmark):
         what = step.rule if step.rule in (*benchmark.methods, ORACLE) else step.rule.partition("_")[0]
         if what in FREE:
-            yield Planned(step, what, "", "", 0, 0, 0, 0, 0, 0)
+            yield Planned(step, what)
             continue
         dataset, *rest = step.wildcards
         spec = benchmark.datasets[dataset]
