@@ -7,7 +7,7 @@ accident; the tests check that a method opens nothing but its own files.
 
 import itertools
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -289,11 +289,10 @@ SPLITTERS = {
 # ---- what a method sees --------------------------------------------------------------------------
 
 
-def _bare(adata: ad.AnnData, rows: np.ndarray, columns: tuple[str, ...]) -> ad.AnnData:
+def _bare(adata: ad.AnnData, rows: np.ndarray, columns: Sequence[str]) -> ad.AnnData:
     """Return the counts and the named annotations of some cells. Categories that none of them has are removed."""
-    obs = adata.obs.iloc[rows][[column for column in columns if column in adata.obs]].astype(str).astype("category")
-    var = adata.var[[column for column in VAR_COLUMNS if column in adata.var]].copy()
-    return ad.AnnData(adata.X[rows], obs=obs, var=var)
+    obs = adata.obs.iloc[rows].filter(columns).astype(str).astype("category")
+    return ad.AnnData(adata.X[rows], obs=obs, var=adata.var.filter(VAR_COLUMNS))
 
 
 def _training_cells(mdata: md.MuData, places: np.ndarray, split: Split, where: str) -> md.MuData:

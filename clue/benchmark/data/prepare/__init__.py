@@ -26,11 +26,11 @@ from clue.benchmark.data.prepare.simulated import prepare_simulated
 from clue.benchmark.data.prepare.tenx import prepare_tenx
 from clue.benchmark.data.prepare.user_files import prepare_own
 from clue.benchmark.data.sources import as_downloaded, describe_source
+from clue.benchmark.data.task import VAR_COLUMNS
 
 __all__ = ["PREPARERS", "PrepareError", "prepare"]
 
-OBS_COLUMNS = ("batch", "cell_type", "donor", "condition", "is_train")
-VAR_COLUMNS = ("feature_types", "gene_ids")
+OBS_COLUMNS = ["batch", "cell_type", "donor", "condition", "is_train"]
 
 PREPARERS: dict[str, Callable[[Spec, Path], Modalities]] = {
     "competition": prepare_competition,
@@ -76,11 +76,12 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
         )
     modalities = _without_clashes({modality: modalities[modality] for modality in spec["modalities"]})
     for modality, adata in modalities.items():
-        check_modality(adata, f"{_file_of(spec, folder, modality)} [{modality}]", _known(adata.obs, OBS_COLUMNS))
+        where = f"{_file_of(spec, folder, modality)} [{modality}]"
+        check_modality(adata, where, list(adata.obs.filter(OBS_COLUMNS)))
         if "donor_in_batch" in spec:
             adata.obs["donor"] = _donors(name, adata.obs["batch"].astype(str), spec["donor_in_batch"])
         if not adata.X.nnz:
-            raise PrepareError(f"{_file_of(spec, folder, modality)} [{modality}]: all counts are zero")
+            raise PrepareError(f"{where}: all counts are zero")
     modalities = _drop_zero_features(modalities)
     check_expected(name, spec, modalities)
     with md.set_options(pull_on_update=False):
@@ -136,15 +137,10 @@ def _drop_zero_features(modalities: Modalities) -> Modalities:
     return kept
 
 
-def _known(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
-    return [column for column in columns if column in frame]
-
-
 def _plain(adata: ad.AnnData) -> ad.AnnData:
     """Return only the counts and the annotations that the benchmark knows."""
-    obs = adata.obs[_known(adata.obs, OBS_COLUMNS)].astype(str).astype("category")
-    var = adata.var[_known(adata.var, VAR_COLUMNS)].astype(str)
-    return ad.AnnData(adata.X.copy(), obs=obs, var=var)
+    obs = adata.obs.filter(OBS_COLUMNS).astype(str).astype("category")
+    return ad.AnnData(adata.X.copy(), obs=obs, var=adata.var.filter(VAR_COLUMNS).astype(str))
 
 
 def _digest(spec: Spec) -> str:
