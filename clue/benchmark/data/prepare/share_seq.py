@@ -50,9 +50,7 @@ def prepare_share_seq(spec: Spec, folder: Path) -> Modalities:
     present = cells["rna"].isin(rna.obs_names) & cells["atac"].isin(atac.obs_names)
     _report_absent(cells[~present], len(cells), rna, atac, paths)
     cells = cells[present]
-    batch = cells["rna"].str.rsplit(".", n=1).str[-1]
-    obs = pd.DataFrame({"batch": batch.to_numpy(), "cell_type": cells["cell_type"].to_numpy()}, index=cells["rna"])
-    obs.index.name = None
+    obs = _annotation(cells["rna"], cells["cell_type"])
     modalities = {}
     for modality, adata in (("rna", rna), ("atac", atac)):
         rows = adata.obs_names.get_indexer(cells[modality])
@@ -112,6 +110,12 @@ def rna_barcodes(barcodes: pd.Series, path: Path) -> pd.Series:
     return fields[0] + "." + fields[1].replace(LIBRARIES)
 
 
+def _annotation(barcodes: pd.Series, cell_types: pd.Series) -> pd.DataFrame:
+    """Return ``batch``, which is the library, and ``cell_type`` by barcode."""
+    batch = barcodes.str.rsplit(".", n=1).str[-1]
+    return pd.DataFrame({"batch": batch.to_numpy(), "cell_type": cell_types.to_numpy()}, index=barcodes.to_numpy())
+
+
 # ---- RNA: a dense table of text ------------------------------------------------------------------
 
 
@@ -137,28 +141,17 @@ def read_dense_text(path: Path) -> ad.AnnData:
     """
     with raw_files.reading(path), gzip.open(path) as lines:
         header = lines.readline().rstrip(b"\r\n").decode().split("\t")
-        names, rows, counts = _parse(tqdm(lines, unit=" genes", mininterval=10), len(header) - 1, path)
+        names, rows = _parse(tqdm(lines, unit=" genes", mininterval=10), len(header) - 1, path)
     barcodes = rna_barcodes(pd.Series(header[1:], dtype=str), path)
     raw_files.check_unique(barcodes, "barcode", path)
     raw_files.check_unique(names, "gene", path)
-    lengths = [len(row) for row in rows]
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    indices, data = _joined(rows, np.int32), _joined(counts, np.float32)
-    genes_by_cells = sp.csr_matrix((data, indices, indptr), shape=(len(names), len(barcodes)))
-    return ad.AnnData(
-        genes_by_cells.T.tocsr(), obs=pd.DataFrame(index=barcodes.to_numpy()), var=pd.DataFrame(index=names)
-    )
+    counts = sp.vstack(rows).T.tocsr()
+    return ad.AnnData(counts, obs=pd.DataFrame(index=barcodes.to_numpy()), var=pd.DataFrame(index=names))
 
 
-def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
-    joined = np.concatenate(parts) if parts else np.empty(0, dtype)
-    parts.clear()
-    return joined
-
-
-def _parse(lines: Iterator[bytes], n_cells: int, path: Path) -> tuple[list[str], list[np.ndarray], list[np.ndarray]]:
-    """Return the genes' names and, for each gene, its cells and their counts."""
-    names, rows, counts = [], [], []
+def _parse(lines: Iterator[bytes], n_cells: int, path: Path) -> tuple[list[str], list[sp.csr_matrix]]:
+    """Return the names of the genes and the counts of each, shape (1, n_cells)."""
+    names, rows = [], []
     for number, line in enumerate(lines, start=2):
         name, _, text = line.rstrip(b"\r\n").partition(b"\t")
         try:
@@ -168,13 +161,11 @@ def _parse(lines: Iterator[bytes], n_cells: int, path: Path) -> tuple[list[str],
             raise PrepareError(f"{where}: holds a value that is not a whole number; give raw counts") from error
         if len(of_gene) != n_cells:
             raise PrepareError(f"{path}: line {number} ({name.decode()}): {len(of_gene)} counts for {n_cells} barcodes")
-        cells = np.flatnonzero(of_gene)
         names.append(name.decode())
-        rows.append(cells.astype(np.int32))
-        counts.append(of_gene[cells].astype(np.float32))
+        rows.append(sp.csr_matrix(of_gene, dtype=np.float32))
     if not names:
         raise PrepareError(f"{path}: holds no genes")
-    return names, rows, counts
+    return names, rows
 
 
 # ---- ATAC: Matrix Market, peaks × cells ----------------------------------------------------------
@@ -222,6 +213,4 @@ def prepare_glue(spec: Spec, folder: Path) -> Modalities:
 
 def _glue_cells(adata: ad.AnnData, path: Path) -> pd.DataFrame:
     barcodes = rna_barcodes(pd.Series(adata.obs_names, dtype=str), path)
-    cell_type = raw_files.column_of(adata.obs, "cell_type", "obs", path).astype(str)
-    batch = barcodes.str.rsplit(".", n=1).str[-1]
-    return pd.DataFrame({"batch": batch.to_numpy(), "cell_type": cell_type.to_numpy()}, index=barcodes.to_numpy())
+    return _annotation(barcodes, raw_files.column_of(adata.obs, "cell_type", "obs", path).astype(str))
