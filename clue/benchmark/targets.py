@@ -45,7 +45,14 @@ class Targets:
 
     def values(self, cells: ad.AnnData) -> sp.csr_matrix:
         """Return the measured values on the scale of predictions, shape (cells, targets); `cells` holds raw counts."""
-        return self._scaled(cells[:, self.names].X.tocsr(), row_sums(cells.X))
+        totals = np.maximum(row_sums(cells.X), 1)
+
+        def scaled(block: sp.csr_matrix, rows: slice) -> np.ndarray:
+            if self.level is not None:
+                return np.log1p(block.data / self.level[block.indices])
+            return np.log1p(block.data * per_value(block, PER_CELL / totals[rows]))
+
+        return with_values(cells[:, self.names].X.tocsr(), scaled)
 
     def of_expected(self, counts: np.ndarray, totals: float | np.ndarray) -> np.ndarray:
         """Bring expected counts of the targets to the scale of predictions.
@@ -60,14 +67,6 @@ class Targets:
         if self.level is not None:
             return np.log1p(counts / self.level)
         return np.log1p(PER_CELL * counts / np.broadcast_to(totals, len(counts))[:, None])
-
-    def _scaled(self, counts: sp.csr_matrix, totals: np.ndarray) -> sp.csr_matrix:
-        def scaled(block: sp.csr_matrix, rows: slice) -> np.ndarray:
-            if self.level is not None:
-                return np.log1p(block.data / self.level[block.indices])
-            return np.log1p(block.data * per_value(block, PER_CELL / np.maximum(totals[rows], 1)))
-
-        return with_values(counts, scaled)
 
 
 def choose(cells: ad.AnnData, modality: str) -> None:
@@ -98,8 +97,3 @@ def targets_of(train: Mapping[str, ad.AnnData]) -> dict[str, Targets]:
         var = cells.var[cells.var[TARGET].to_numpy(dtype=bool)]
         found[modality] = Targets(var.index, var[LEVEL].to_numpy() if LEVEL in var else None)
     return found
-
-
-def directions(modalities: list[str]) -> list[tuple[str, str]]:
-    """Return every pair of a source and a target of prediction."""
-    return [(source, target) for source in modalities for target in modalities if source != target]

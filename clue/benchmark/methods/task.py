@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import permutations
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +13,7 @@ import numpy as np
 from clue.benchmark.config import features_name
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods.features import Fitted, fit_features, read_features
-from clue.benchmark.targets import Targets, directions, targets_of
+from clue.benchmark.targets import Targets, targets_of
 from clue.matching import Metric
 from clue.preprocess import Preprocessor
 
@@ -87,7 +88,7 @@ class Task:
     @property
     def directions(self) -> list[tuple[str, str]]:
         """Every pair of a modality to predict from and another one to predict."""
-        return directions(list(self.test))
+        return list(permutations(self.test, 2))
 
     def of_pair(self, first: str, second: str) -> "Task":
         """Return the task of two of the modalities, with all training cells that are seen in either."""
