@@ -1,13 +1,12 @@
 """Show where a run stands (`make status`). It may be called at any time, even while the run is at work."""
 
-import socket
 from pathlib import Path
 
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.program import run_program
 from clue.benchmark.running.cluster import SLURM_LOGS
 from clue.benchmark.running.machine import unavailable
-from clue.benchmark.running.recovery import last_host, snakemakes
+from clue.benchmark.running.recovery import other_host, snakemakes
 from clue.benchmark.running.status import report, standings
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -27,8 +26,7 @@ def _at_work(folder: Path) -> str:
         words = process.cmdline()
         config = words[words.index("--configfile") + 1] if "--configfile" in words else "config/config.yaml"
         return f"Snakemake is at work in this folder (process {process.pid}, {config})"
-    owner = last_host(folder)
-    if owner not in ("", socket.gethostname()):
+    if owner := other_host(folder):
         return f"last started on {owner}; what runs on that machine itself can only be seen there"
     return "Snakemake is not at work"
 

@@ -84,8 +84,7 @@ def _refuse_if_alive(folder: Path) -> None:
         raise BenchmarkError(
             f"{folder}: another run is at work here (process {process.pid}); wait for it to end or interrupt it"
         )
-    owner = last_host(folder)
-    if owner not in ("", socket.gethostname()):
+    if owner := other_host(folder):
         raise BenchmarkError(
             f"{folder}: a run was started here on {owner}; run this command there or, if that run has ended or {owner} "
             f"is gone, delete {_host_file(folder)} first"
@@ -100,10 +99,11 @@ def _host_file(folder: Path) -> Path:
     return folder / ".snakemake" / "clue-bench-host"
 
 
-def last_host(folder: Path) -> str:
-    """Return the machine that started the last run in this folder, or an empty text if that is unknown."""
+def other_host(folder: Path) -> str:
+    """Return the machine that started the last run in this folder; an empty text if it is this one or unknown."""
     file = _host_file(folder)
-    return file.read_text().strip() if file.exists() else ""
+    owner = file.read_text().strip() if file.exists() else ""
+    return "" if owner == socket.gethostname() else owner
 
 
 # ---- processes of this machine -------------------------------------------------------------------
