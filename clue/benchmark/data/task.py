@@ -374,10 +374,9 @@ def _solution(
     for column in ("batch", "cell_type"):
         obs[column] = obs[column].astype("category")
     solution = ad.AnnData(sp.csr_matrix((len(obs), 0), dtype=np.float32), obs=obs)
-    n_train = len(set().union(*(adata.obs_names for adata in train.mod.values())))
     for modality, targets in targets_of(train.mod).items():
         solution.obsm[modality] = targets.values(_bare(mdata.mod[modality], rows[modality], ()))
-    solution.uns = {"modalities": list(orders), "labels": labels, "n_train": n_train, **origin}
+    solution.uns = {"modalities": list(orders), "labels": labels, "n_train": train.n_obs, **origin}
     return solution
 
 

@@ -74,16 +74,8 @@ def _in_order(values: Any, cells: pd.Index, where: str) -> Any:
 
 def to_embedding(arrays: dict[str, np.ndarray], given: Mapping[str, pd.DataFrame]) -> ad.AnnData:
     """Join checked arrays into one table with the name, modality and batch of each cell, from the ``obs`` given."""
-    names = np.concatenate([obs.index for obs in given.values()])
-    obs = pd.DataFrame(
-        {
-            "cell": names,
-            "modality": np.repeat(list(given), [len(obs) for obs in given.values()]),
-            "batch": np.concatenate([obs["batch"].astype(str) for obs in given.values()]),
-        },
-        index=names,
-    )
-    return ad.AnnData(np.concatenate(list(arrays.values())), obs=obs)
+    files = [obs.assign(cell=obs.index, modality=name).astype(str) for name, obs in given.items()]
+    return ad.AnnData(np.concatenate(list(arrays.values())), obs=pd.concat(files)[["cell", "modality", "batch"]])
 
 
 def check_predictions(predictions: Any, task: Task, method: str, wanted: bool) -> dict[str, np.ndarray]:
