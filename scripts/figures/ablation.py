@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
@@ -62,7 +63,7 @@ def draw(points: pd.DataFrame, summary: pd.DataFrame, methods: pd.DataFrame, not
         here = tables.rows_of(summary, metric=metric, panel=panel).dropna(subset=["published_change_percent"])
         axis.scatter(here["published_change_percent"], methods.index.get_indexer(here["row"]) + 0.25, **PUBLISHED)
         axis.axvline(0, color=style.INK, linewidth=0.7, zorder=1)
-        axis.locator_params(axis="x", nbins=3)
+        axis.xaxis.set_major_locator(MaxNLocator(3))
         axis.set_xlabel("Change (%)")
     reasons = methods["label"].loc[summary["row"]].to_numpy() + ": " + summary["reason"]
     plots.add_notes(figure, [note, *reasons[(summary["reason"] != "").to_numpy()]])

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from tqdm import tqdm
 
 from clue.benchmark.program import run_program
@@ -73,7 +74,7 @@ def finish_panel(axis: Axes, scores: pd.DataFrame, display: style.Display) -> No
     """Start the axis at 0. Mark each control's mean by a line, if it is in range, and by its value below the axis."""
     high = axis.get_xlim()[1] if len(scores) else 1.0
     axis.set_xlim(0 if scores.empty else -0.02 * high, high)
-    axis.locator_params(axis="x", nbins=3)
+    axis.xaxis.set_major_locator(MaxNLocator(3))
     levels = scores.groupby("method")["value"].mean()
     levels = levels[controls(levels.index, display)]
     for name, level in levels.items():

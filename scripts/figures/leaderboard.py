@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from clue.benchmark.config import ORACLE
 from clue.benchmark.program import run_program
@@ -103,7 +104,7 @@ def draw_panel(axis: Axes, board: pd.DataFrame, panel: str, own: pd.Series, disp
         axis.axhspan(y - 0.5, y + 0.5, color=colors[y], alpha=0.10, linewidth=0)
     axis.set(xlabel=textwrap.fill(display.label("metrics", board["metric"].iloc[0]), 20))
     axis.tick_params(axis="x", labelbottom=True)
-    axis.locator_params(axis="x", nbins=3)
+    axis.xaxis.set_major_locator(MaxNLocator(3))
 
 
 def draw(

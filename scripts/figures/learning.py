@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
@@ -71,7 +72,7 @@ def draw(table: pd.DataFrame, display: style.Display) -> Figure:
         axes[loss, panel].axvline(step, color=methods["color"][row], linewidth=0.7, linestyle=":")
     for axis in axes.values():
         axis.set_xlabel("Step")
-        axis.locator_params(axis="y", nbins=3)
+        axis.yaxis.set_major_locator(MaxNLocator(3))
         if not axis.lines:  # a modality that this data set lacks
             axis.text(0.5, 0.5, "none", transform=axis.transAxes, ha="center", va="center", color=style.MUTED)
             axis.tick_params(axis="y", left=False, labelleft=False)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
@@ -52,7 +53,7 @@ def draw(found: pd.DataFrame, display: style.Display) -> Figure:
     plots.draw_seed_panels(axes, points, methods, ("", "metric"), "no result", interval=False)
     for axis in axes.values():
         axis.set(xlim=(0.5, max(found["of"].max(), 2) + 0.5), xlabel="Rank (1 is best)")
-        axis.locator_params(axis="x", nbins=6, integer=True)
+        axis.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     plots.add_notes(figure, [NOTE])
     return figure
 
