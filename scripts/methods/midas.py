@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.methods.lightning_trainer import trainer
+from clue.benchmark.methods.lightning_trainer import trainer_arguments
 from clue.benchmark.methods.validation import choose_metric
 
 BATCH = "modalities_and_batch"
@@ -42,7 +42,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
             save_model_path=folder,
         )
         max_epochs = params["training"]["max_epochs"]
-        settings = trainer(task.device, max_epochs, ["loss/net"])
+        settings = trainer_arguments(task.device, max_epochs, ["loss/net"])
         model.train(max_epochs=max_epochs, **settings, logger=False, enable_checkpointing=False)
     latent = by_modality(model, cells)
     task.metric, task.info["metrics_compared"] = choose_metric(

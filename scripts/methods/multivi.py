@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task, run_method
-from clue.benchmark.methods.lightning_trainer import trainer
+from clue.benchmark.methods.lightning_trainer import trainer_arguments
 from clue.benchmark.methods.prediction import fit_scale, training_mean
 from clue.benchmark.methods.validation import choose_metric
 
@@ -39,7 +39,7 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
     )
     model = scvi.model.MULTIVI(cells, **params["model"])
     training = long_enough(params["training"], cells.n_obs, params["min_steps"])
-    model.train(**training, **trainer(task.device, training["max_epochs"], LOSSES))
+    model.train(**training, **trainer_arguments(task.device, training["max_epochs"], LOSSES))
     task.info.update(
         epochs=int(model.trainer.current_epoch),
         max_epochs=training["max_epochs"],

@@ -18,12 +18,12 @@ import pandas as pd
 import scipy.sparse as sp
 
 from clue.benchmark.contracts import names_of_test_cells
+from clue.benchmark.data.prepare.raw_files import VAR_COLUMNS
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.targets import TARGET, choose, targets_of
 
 TRAIN_COLUMNS = ("batch", "donor")
 """Columns that inner validation may need. Methods do not get cell types and conditions."""
-VAR_COLUMNS = ("feature_types", "gene_ids")
 STRATA = ("batch", "condition")
 
 N_TOP_GENES = 2000

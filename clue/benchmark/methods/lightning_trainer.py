@@ -7,7 +7,7 @@ N_REPORTS = 50
 """How many lines of progress a full training prints."""
 
 
-def trainer(device: str, max_epochs: int, losses: Sequence[str]) -> dict[str, Any]:
+def trainer_arguments(device: str, max_epochs: int, losses: Sequence[str]) -> dict[str, Any]:
     """Return arguments of Lightning's trainer: for one device, with lines of progress instead of a bar.
 
     A bar is unreadable in a log.

@@ -20,13 +20,12 @@ from clue.benchmark.data.prepare.arrays import prepare_npy, prepare_npz
 from clue.benchmark.data.prepare.competition import prepare_competition
 from clue.benchmark.data.prepare.expectations import check_expected
 from clue.benchmark.data.prepare.h5ad import prepare_h5ad
-from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
+from clue.benchmark.data.prepare.raw_files import VAR_COLUMNS, Modalities, PrepareError, Spec
 from clue.benchmark.data.prepare.share_seq import prepare_glue, prepare_share_seq
 from clue.benchmark.data.prepare.simulated import prepare_simulated
 from clue.benchmark.data.prepare.tenx import prepare_tenx
 from clue.benchmark.data.prepare.user_files import prepare_own
 from clue.benchmark.data.sources import as_downloaded, describe_source
-from clue.benchmark.data.task import VAR_COLUMNS
 
 __all__ = ["PREPARERS", "PrepareError", "prepare"]
 
