@@ -35,8 +35,12 @@ from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.matching import METRICS, Metric
 
+VAR_COLUMNS = ("feature_types", "gene_ids")
+"""Annotations of features that files keep."""
 SEALED_COLUMNS = ("cell_type", "label")
 """Columns of ``obs`` that no method may see."""
+FIX = "if a run wrote it, delete it and run again"
+"""End of the message about a file that cannot be read. It may also be a user's own file, named by mistake."""
 
 md.set_options(pull_on_update=False)
 
@@ -261,11 +265,11 @@ def _check_keys(path: Path) -> None:
     """Check for keys that the readers would make up if they were missing, for instance names of features."""
     with h5py.File(path, "r") as file:
         if path.suffix == ".h5mu" and "mod" not in file:
-            raise ContractError(f"{path}: lacks 'mod'; delete it, then run again what wrote it")
+            raise ContractError(f"{path}: lacks 'mod'; {FIX}")
         groups = list(file["mod"].values()) if path.suffix == ".h5mu" else [file]
         for group in groups:
             if missing := [key for key in ("X", "obs", "var") if key not in group]:
-                raise ContractError(f"{path}: {group.name} lacks {missing}; delete it, then run again what wrote it")
+                raise ContractError(f"{path}: {group.name} lacks {missing}; {FIX}")
 
 
 def _read(path: str | Path, reader: Callable, check: Callable[..., None]):
@@ -277,7 +281,7 @@ def _read(path: str | Path, reader: Callable, check: Callable[..., None]):
         data = reader(path)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, ad._io.utils.AnnDataReadError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ContractError(f"{path}: cannot be read ({reason}); delete it, then run again what wrote it") from error
+        raise ContractError(f"{path}: cannot be read ({reason}); {FIX}") from error
     check(data, str(path))
     return data
 
@@ -307,7 +311,7 @@ def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
         with np.load(path) as file:
             return dict(file)
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ContractError(f"{path}: cannot be read ({error}); delete it, then run again what wrote it") from error
+        raise ContractError(f"{path}: cannot be read ({error}); {FIX}") from error
 
 
 def write_predictions(predictions: Mapping[str, np.ndarray], path: str | Path) -> None:

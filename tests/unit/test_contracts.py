@@ -114,7 +114,7 @@ def test_truncated_files(dataset, split_tiny, workplace, length):
     contracts.write_dataset(dataset, "dataset.h5mu")
     content = (workplace / "dataset.h5mu").read_bytes()
     (workplace / "dataset.h5mu").write_bytes(content[: int(length * len(content)) if length < 1 else length])
-    assert_one_line(*split_tiny(), r"dataset.h5mu: cannot be read \(.*\); delete it, then run again what wrote it")
+    assert_one_line(*split_tiny(), r"dataset.h5mu: cannot be read \(.*\); if a run wrote it, delete it and run again")
 
 
 def test_missing_file(split_tiny):

@@ -120,7 +120,7 @@ def test_corrupt_embedding_is_not_scored(finished):
     path.write_bytes(path.read_bytes()[:1000])
     status, output = finished.run()
     assert status != 0
-    assert "cannot be read" in output and "run again what wrote it" in output
+    assert "cannot be read" in output and "delete it and run again" in output
     assert finished.table().set_index("method").loc["random", "status"] == "failed"
     path.unlink()
     status, output = finished.run()

@@ -17,8 +17,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from clue.benchmark.contracts import names_of_test_cells
-from clue.benchmark.data.prepare.raw_files import VAR_COLUMNS
+from clue.benchmark.contracts import VAR_COLUMNS, names_of_test_cells
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.targets import TARGET, choose, targets_of
 

@@ -15,12 +15,12 @@ import mudata as md
 import numpy as np
 import pandas as pd
 
-from clue.benchmark.contracts import check_modality
+from clue.benchmark.contracts import VAR_COLUMNS, check_modality
 from clue.benchmark.data.prepare.arrays import prepare_npy, prepare_npz
 from clue.benchmark.data.prepare.competition import prepare_competition
 from clue.benchmark.data.prepare.expectations import check_expected
 from clue.benchmark.data.prepare.h5ad import prepare_h5ad
-from clue.benchmark.data.prepare.raw_files import VAR_COLUMNS, Modalities, PrepareError, Spec
+from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 from clue.benchmark.data.prepare.share_seq import prepare_glue, prepare_share_seq
 from clue.benchmark.data.prepare.simulated import prepare_simulated
 from clue.benchmark.data.prepare.tenx import prepare_tenx

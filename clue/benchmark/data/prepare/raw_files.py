@@ -25,9 +25,6 @@ from clue.sparse import are_counts
 Spec = Mapping[str, Any]
 Modalities = dict[str, ad.AnnData]
 
-VAR_COLUMNS = ("feature_types", "gene_ids")
-"""Annotations of features that a data set keeps."""
-
 CHUNK = 1 << 22
 UNREADABLE = (OSError, EOFError, zlib.error, zipfile.BadZipFile, LookupError, ValueError, TypeError, AttributeError)
 UNREADABLE += (RuntimeError, ad._io.utils.AnnDataReadError, ad._io.specs.registry.IORegistryError)

@@ -12,6 +12,7 @@ import anndata as ad
 import numpy as np
 import pandas as pd
 
+from clue.benchmark.contracts import VAR_COLUMNS
 from clue.benchmark.data.prepare import raw_files
 from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 
@@ -48,7 +49,7 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
     modalities = {}
     for modality, adata in read.items():
         counts = raw_files.counts_of(adata.X, f"{paths[modality]} [{modality}]")
-        var = adata.var.filter(raw_files.VAR_COLUMNS)
+        var = adata.var.filter(VAR_COLUMNS)
         modalities[modality] = ad.AnnData(counts, obs=obs.loc[adata.obs_names], var=var, uns={"dropped": lost})
     return modalities
 
