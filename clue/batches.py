@@ -176,7 +176,7 @@ class Cells:
             row = adata.obs_names.get_indexer(self.names)
             label[row >= 0] = batch_labels(adata, batches, batch_key)[row[row >= 0]]
             self.row[modality] = torch.from_numpy(row.astype(np.int64))
-            self.x[modality] = torch.from_numpy(preprocessor.transform(adata)).to(device)
+            self.x[modality] = torch.from_numpy(preprocessor.encoder_input(preprocessor.transform(adata))).to(device)
             self.counts[modality] = Counts(columns(preprocessor.align(adata), preprocessor.selected), device)
         self.batch = torch.from_numpy(label)
 

@@ -1,6 +1,6 @@
-"""Encoder inputs of all modalities, with as many components as held-out cells say is best.
+"""The components of all modalities that encoders and the read-out read, as many as held-out cells say is best.
 
-The same cells also decide how the read-out uses the inputs: with which numbers of components and which settings.
+The same cells also decide how the read-out uses them: which numbers of components, and with which settings.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,14 +17,18 @@ LEAST_COMPONENTS = 25
 """The smallest number of components to consider."""
 N_FOLDS, MAX_HELD_OUT = 3, 1000
 MAX_FITTED = 10_000
-"""Most cells on which a fold's inputs are fitted; more only cost time."""
+"""Most cells on which a fold's components are fitted; more only cost time."""
 SETTINGS = [(ridge, n, lift) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80) for lift in LIFTS]
 """Settings of the canonical read-out (`clue.readout.Settings`) with which numbers of components are compared."""
 TOLERANCE = 0.08
-"""How much worse than the best a number of components may be in log(match score / FOSCTTM). Encoders read the largest
-of these numbers, since hidden layers can use more components than linear means can, and z also keeps information that
-only one modality shows. The read-out uses all of them. Chosen on splits of `config/study.yaml`, when held-out cells
-were still among those of the fits."""
+"""How much worse than the best a number of components may be in log(match score / FOSCTTM). The read-out uses all of
+these numbers. Encoders read the largest, if cells are many, since hidden layers can use more components than linear
+means can, and z also keeps information that only one modality shows. Chosen on splits of `config/study.yaml`, when
+held-out cells were still among those of the fits."""
+ENCODED, CELLS_PER_ENCODED = 100, 10
+"""Encoders read at most 100 components, as the authors' do, or one per ten cells. With few cells and more components,
+encoders overfit and z matches worse; the read-out, which is regularised, loses nothing by more. Chosen on splits of
+`config/study.yaml`."""
 
 Cells = Mapping[str, ad.AnnData]
 Fit = Callable[[Cells], dict[str, Preprocessor]]
@@ -37,7 +41,7 @@ def fit_preprocessors(
     n_features: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> dict[str, Preprocessor]:
-    """Fit the encoder inputs of each modality on training cells.
+    """Fit the components of each modality on training cells.
 
     Parameters
     ----------
@@ -47,7 +51,7 @@ def fit_preprocessors(
         The kind of each modality: ``rna``, ``atac`` or ``adt``.
     n_components
         Number of components of each modality. None chooses it by `choose_widths`, which also chooses how the read-out
-        uses them (`Preprocessor.readouts`).
+        uses them (`Preprocessor.readouts`); with few cells, encoders then read only the first (`ENCODED`).
     n_features
         See `Preprocessor`.
 
@@ -65,8 +69,9 @@ def fit_preprocessors(
     if n_components is None:
         widest = max(found.width for found in fitted.values())
         chosen = choose_widths(cells, lambda some: fit(some, widest), widest, seed)
-        for found in fitted.values():
+        for k, found in fitted.items():
             found.narrow(max(chosen))
+            found.encoded = min(found.width, max(ENCODED, cells[k].n_obs // CELLS_PER_ENCODED))
             found.readouts = list(chosen.items())
     return fitted
 
@@ -75,14 +80,14 @@ def choose_widths(cells: Cells, fit: Fit, widest: int, seed: int) -> dict[int, S
     """Choose, by cross-validation, numbers of components with which cells match well by linear means.
 
     How many components carry information that modalities share varies. It may be hundreds if cells have many counts. If
-    they have few, most components are noise that encoders would fit. A canonical read-out of the inputs shows this in
-    seconds. Held-out cells must not be among those on which the inputs are fitted: with few cells per component,
+    they have few, most components are noise that encoders would fit. A canonical read-out of components shows this in
+    seconds. Held-out cells must not be among those on which the components are fitted: with few cells for each,
     components fit the noise of each single cell, and on these cells many components look worse than they are.
 
     Parameters
     ----------
     fit
-        Function that fits the inputs of each modality on some of the cells, with `widest` components.
+        Function that fits the components of each modality on some of the cells, with `widest` components.
 
     Returns
     -------
@@ -119,9 +124,11 @@ def _compare(cells: Cells, fit: Fit, rest: pd.Index, held_out: pd.Index, widths:
         fitted = fit({k: some for k, adata in cells.items() if (some := _of_names(adata, rest)).n_obs})
     except ValueError:  # only the held-out cells may have counts of a feature that the fit needs
         return {width: {} for width in widths}
-    names = rest.append(held_out)
+    # covariances are those of paired cells, as in the read-out
+    paired = rest[rest.isin(paired_names(cells))]
+    names = paired.append(held_out)
     inputs, batch = rows_of({k: cells[k] for k in fitted}, names, lambda k, adata: fitted[k].transform(adata))
-    is_held_out = np.arange(len(names)) >= len(rest)
+    is_held_out = np.arange(len(names)) >= len(paired)
     tables = {}
     for width in widths:
         narrowed = {k: fitted[k].first(x, width) for k, x in inputs.items()}

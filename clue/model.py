@@ -46,7 +46,7 @@ from clue.train import Training, held_out, train
 MAX_READOUT = 50_000
 """Most cells on which the read-out is fitted; more do not change its covariances."""
 
-_FORMAT = 6
+_FORMAT = 7
 """Version of the files that `CLUE.save` writes."""
 
 
@@ -80,9 +80,10 @@ class CLUE:
     fusion, library, normalize, precision, shared_batches
         See `Network`.
     n_components
-        Number of principal components (or LSI components) that encoders read, if a modality has that many. None
-        chooses the number with which held-out paired cells match best by linear means
-        (`clue.components.choose_widths`), at most 400 and at most one per two cells.
+        Number of principal components (or LSI components) that encoders and the read-out use, if a modality has that
+        many. None chooses the number with which held-out paired cells match best by linear means
+        (`clue.components.choose_widths`), at most 400 and at most one per two cells. Encoders then read the first 100,
+        or one per ten cells if that is more.
     n_features
         Number of most variable genes and of most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all features.
@@ -180,7 +181,7 @@ class CLUE:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(self.seed)
             network = Network(
-                {k: p.width for k, p in self.preprocessors.items()},
+                {k: p.encoder_width for k, p in self.preprocessors.items()},
                 {k: len(p.selected) for k, p in self.preprocessors.items()},
                 len(self.batches),
                 **self.settings,
@@ -620,7 +621,8 @@ class CLUE:
         mean, std = (np.empty((adata.n_obs, self.width), dtype=np.float32) for _ in range(2))
         start = 0
         with torch.no_grad():
-            for x in self.preprocessors[modality].transformed_blocks(adata):
+            for components in self.preprocessors[modality].transformed_blocks(adata):
+                x = self.preprocessors[modality].encoder_input(components)
                 found = self.network.encoders[modality](torch.from_numpy(x).to(self.device))
                 mean[start : start + len(x)], std[start : start + len(x)] = (part.cpu().numpy() for part in found)
                 start += len(x)
@@ -637,11 +639,11 @@ class CLUE:
 
     @torch.no_grad()
     def _features(self, modality: str, adata: ad.AnnData) -> Iterator[np.ndarray]:
-        """Yield the read-out's input, a thousand cells at a time: encoder inputs, hidden layers, z."""
+        """Yield the read-out's input, a thousand cells at a time: components, hidden layers, z."""
         self.network.eval()
-        encoder = self.network.encoders[modality]
-        for x in self.preprocessors[modality].transformed_blocks(adata):
-            given = torch.from_numpy(x).to(self.device)
+        encoder, preprocessor = self.network.encoders[modality], self.preprocessors[modality]
+        for x in preprocessor.transformed_blocks(adata):
+            given = torch.from_numpy(preprocessor.encoder_input(x)).to(self.device)
             mean, _ = encoder(given)
             yield np.hstack([x, encoder.hidden(given).cpu().numpy(), mean.cpu().numpy()]).astype(np.float64)
 
@@ -665,10 +667,10 @@ class CLUE:
         if len(names) > MAX_READOUT:
             names = names[np.sort(np.random.default_rng(self.seed).permutation(len(names))[:MAX_READOUT])]
         features, batch = rows_of(self._data, names, lambda k, adata: np.concatenate(list(self._features(k, adata))))
-        n_inputs = {k: self.preprocessors[k].width for k in features}
+        n_components = {k: self.preprocessors[k].width for k in features}
         chosen = held_out(names, self._validation, self.seed)
         readouts = next(iter(self.preprocessors.values())).readouts
-        return Readout.fit(features, n_inputs, self.width, chosen, batch, readouts)
+        return Readout.fit(features, n_components, self.width, chosen, batch, readouts)
 
     # ---- saving ----------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Encoder inputs: principal components of RNA and of surface proteins, latent semantic indexing of peaks.
+"""Components of counts for the encoders: principal ones of RNA and proteins, latent semantic indexing of peaks.
 
 Everything is fitted on training cells and applied unchanged to others. The steps are those of the authors' competition
 entry, starting from raw counts; each class gives its formula.
@@ -41,16 +41,16 @@ def preprocessor(
 
 
 class Preprocessor(ABC):
-    """Turns the counts of one modality into encoder inputs: the protocol of `Expression`, `Proteins` and `Peaks`.
+    """Turns the counts of one modality into components: the protocol of `Expression`, `Proteins` and `Peaks`.
 
     Parameters
     ----------
     n_components
-        Width of the encoder input, reduced if the data have fewer cells or features. None: one per
+        Number of components, reduced if the data have fewer cells or features. None: one per
         `CELLS_PER_COMPONENT` cells, at most `MOST_COMPONENTS`.
     n_features
         Number of most variable genes or proteins, or of most often detected peaks, that a decoder models; None for
-        all. The encoder input of genes and proteins is made from the same selection.
+        all. The components of genes and proteins are made from the same selection.
     seed
         Seed of the decomposition.
     name
@@ -64,6 +64,8 @@ class Preprocessor(ABC):
         Positions of the features that decoders model.
     arrays
         Fitted means, scales and components.
+    encoded
+        Number of leading components that encoders read; None for all.
     readouts
         Numbers of leading components that the read-out uses, each with its settings, if `clue.components` chose them.
     """
@@ -76,6 +78,7 @@ class Preprocessor(ABC):
         self.features = np.empty(0, dtype=str)
         self.selected = np.empty(0, dtype=int)
         self.arrays: dict[str, np.ndarray] = {}
+        self.encoded: int | None = None
         self.readouts: list[tuple[int, tuple[float, int, float]]] = []
 
     def fit(self, adata: ad.AnnData, batch_key: str | None = "batch") -> "Preprocessor":
@@ -116,7 +119,7 @@ class Preprocessor(ABC):
 
     @abstractmethod
     def _transform(self, counts: sp.csr_matrix) -> np.ndarray:
-        """Return the encoder input of a few cells."""
+        """Return the components of a few cells."""
 
     def _axes(self, values: sp.csr_matrix, centred: bool) -> tuple[np.ndarray, np.ndarray]:
         n_components = self.n_components or max(1, min(MOST_COMPONENTS, values.shape[0] // CELLS_PER_COMPONENT))
@@ -130,15 +133,24 @@ class Preprocessor(ABC):
         """Convert the output of `transform` to what it would be after `narrow`."""
         return x[:, :width]
 
+    def encoder_input(self, x: np.ndarray) -> np.ndarray:
+        """Convert the output of `transform` to what encoders read, shape (n_cells, `encoder_width`)."""
+        return x if self.encoder_width == x.shape[1] else self.first(x, self.encoder_width)
+
     # ---- applying --------------------------------------------------------------------------------
 
     @property
     def width(self) -> int:
-        """Number of components of the encoder input."""
+        """Number of components."""
         return self.arrays["components"].shape[1]
 
+    @property
+    def encoder_width(self) -> int:
+        """Number of components that encoders read."""
+        return min(self.encoded or self.width, self.width)
+
     def transform(self, adata: ad.AnnData) -> np.ndarray:
-        """Return the encoder input of `adata`, float32, shape (n_cells, width).
+        """Return the components of `adata`, float32, shape (n_cells, width).
 
         Features may be in any order; surplus ones are ignored.
 

@@ -2,9 +2,9 @@
 
 The embedding z serves the decoders: its directions count by how much of the counts they explain. Matching needs
 directions that count by how well they carry over between modalities. These are the canonical directions (Hotelling,
-Biometrika 1936) of everything the encoders know about a cell: their inputs and their last hidden layers. The directions
-are fitted in closed form, with a ridge, on cells seen in several modalities, and weighted by their correlation. z is
-added because the canonical directions are uncertain if cells are few, and z is less so.
+Biometrika 1936) of everything that is known about a cell: the components of its counts and the last hidden layers of
+the encoders. The directions are fitted in closed form, with a ridge, on cells seen in several modalities, and weighted
+by their correlation. z is added because the canonical directions are uncertain if cells are few, and z is less so.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
 Settings = tuple[float, int, float]
 """Ridge, number of canonical components, and lift."""
 DEFAULT: Settings = (1.0, 20, 0)
-"""For inputs whose settings were not chosen."""
+"""For components whose settings were not chosen."""
 
 Rows = dict[str, np.ndarray]
 """For each modality, an array with a row per cell; the row is NaN if the cell is not seen in it."""
@@ -59,14 +59,14 @@ class Projection:
 class Readout:
     """Projections and z side by side; fit it with `Readout.fit`.
 
-    Some projections read encoder inputs, each a different number of leading ones. One more reads all inputs and the
-    hidden layers. Cosines between the coordinates are weighted means of the cosines in each part. Together, the parts
-    match better than each alone, because their errors differ.
+    The inputs are the components of a modality. Some projections read inputs alone, each a different number of leading
+    ones. One more reads all inputs and the hidden layers. Cosines between the coordinates are weighted means of the
+    cosines in each part. Together, the parts match better than each alone, because their errors differ.
 
     Attributes
     ----------
     n_inputs
-        Number of inputs of each modality's encoders, which come first among the features.
+        Number of components of each modality, which come first among the features.
     n_embedding
         Dimensions of z, which comes last.
     of_inputs
@@ -95,7 +95,7 @@ class Readout:
         Parameters
         ----------
         features
-            For each modality, the encoder inputs, then the hidden layers, then z, shape (n_cells, features); a row per
+            For each modality, the components, then the hidden layers, then z, shape (n_cells, features); a row per
             cell, NaN if the cell is not seen in the modality.
         n_inputs, n_embedding
             How many of the features are inputs, and how many are z.
@@ -105,8 +105,8 @@ class Readout:
         batch
             Batch of each cell, shape (n_cells,); held-out cells are matched within it.
         chosen
-            Numbers of leading inputs to project, each with its settings (`clue.components.choose_widths`). If there
-            are none, all inputs are projected with the `DEFAULT` settings.
+            Numbers of leading components to project, each with its settings (`clue.components.choose_widths`). If there
+            are none, all are projected with the `DEFAULT` settings.
         """
         chosen = chosen or [(max(n_inputs.values()), DEFAULT)]
         of_inputs = [

@@ -1,4 +1,4 @@
-"""The number of components that encoders read: given, or chosen by how cells match that no fit has seen."""
+"""The number of components: given, or chosen by how cells match that no fit has seen."""
 
 import anndata as ad
 import numpy as np
@@ -63,7 +63,7 @@ def numbered(numbers):
     return found
 
 
-@pytest.mark.parametrize("n_shared, expected", [(100, [100, 71, 50, 35, 25]), (20, [35, 25])])
+@pytest.mark.parametrize("n_shared, expected", [(100, [100, 71, 50, 35, 25]), (20, [50, 35, 25])])
 def test_choice_follows_the_shared_components_and_sees_held_out_cells_in_no_fit(n_shared, expected):
     fits = []
 
@@ -121,3 +121,36 @@ def test_model_chooses_and_takes_given_inputs_as_they_are(cells):
     assert widths == [n for n, _ in chosen["rna"].readouts]
     fixed = clue.CLUE(some, n_components=40, **small)
     assert not fixed.preprocessors["rna"].readouts and [len(p.mean["rna"]) for p in fixed.readout.of_inputs] == [40]
+
+
+@pytest.mark.parametrize("n_cells, expected", [(60, 30), (300, 100), (1200, 120)])
+def test_encoders_read_fewer_components_than_the_readout_if_cells_are_few(cells, monkeypatch, n_cells, expected):
+    monkeypatch.setattr("clue.components.TOLERANCE", np.inf)
+    some = first(cells, n_cells)
+    fitted = fit_preprocessors(some, KINDS)
+    for k, found in fitted.items():
+        components = found.transform(some[k])
+        assert found.width >= min(399, n_cells // 2) and found.encoder_width == expected
+        given = found.encoder_input(components)
+        found.narrow(expected)
+        np.testing.assert_allclose(given, found.transform(some[k]), atol=1e-5)
+
+
+def test_model_embeds_the_same_whether_its_encoders_read_some_components_or_there_are_no_others(cells, tmp_path):
+    """The read-out of the first also reads the others, and both survive saving."""
+    some = first(cells, 300)
+    wide, narrow = (fit_preprocessors(some, KINDS, n) for n in (60, 60))
+    for k in some:
+        wide[k].encoded = 20
+        narrow[k].narrow(20)
+    small = {"encoder": (1, 8), "decoder": (1, 8), "discriminator": (1, 8), "n_latent": 4}
+    models = [clue.CLUE(some, preprocessors=fitted, **small) for fitted in (wide, narrow)]
+    for model in models:
+        model.fit(max_steps=5, progress=False)
+    z = [model.embed(some["atac"], "atac") for model in models]
+    np.testing.assert_allclose(*z, atol=1e-5)
+    assert [model.readout.n_inputs for model in models] == [{"rna": 60, "atac": 60}, {"rna": 20, "atac": 20}]
+    models[0].save(tmp_path / "model.pt")
+    loaded = clue.CLUE.load(tmp_path / "model.pt")
+    np.testing.assert_array_equal(loaded.embed(some["atac"], "atac"), z[0])
+    np.testing.assert_allclose(loaded.align(some["atac"], "atac"), models[0].align(some["atac"], "atac"), atol=1e-6)
