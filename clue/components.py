@@ -25,10 +25,10 @@ TOLERANCE = 0.08
 these numbers. Encoders read the largest, if cells are many, since hidden layers can use more components than linear
 means can, and z also keeps information that only one modality shows. Chosen on splits of `config/study.yaml`, when
 held-out cells were still among those of the fits."""
-ENCODED, CELLS_PER_ENCODED = 100, 10
-"""Encoders read at most 100 components, as the authors' do, or one per ten cells. With few cells and more components,
-encoders overfit and z matches worse; the read-out, which is regularised, loses nothing by more. Chosen on splits of
-`config/study.yaml`."""
+ENCODED, PAIRS_PER_ENCODED = 100, 10
+"""Encoders read at most 100 components, as the authors' do, or one per ten paired cells if that is more. With few pairs
+and more components, encoders overfit and z matches worse; the read-out, which is regularised, loses nothing by more.
+Chosen on splits of `config/study.yaml`."""
 
 Cells = Mapping[str, ad.AnnData]
 Fit = Callable[[Cells], dict[str, Preprocessor]]
@@ -69,9 +69,9 @@ def fit_preprocessors(
     if n_components is None:
         widest = max(found.width for found in fitted.values())
         chosen = choose_widths(cells, lambda some: fit(some, widest), widest, seed)
-        for k, found in fitted.items():
+        for found in fitted.values():
             found.narrow(max(chosen))
-            found.encoded = min(found.width, max(ENCODED, cells[k].n_obs // CELLS_PER_ENCODED))
+            found.encoded = max(ENCODED, len(paired_names(cells)) // PAIRS_PER_ENCODED)
             found.readouts = list(chosen.items())
     return fitted
 

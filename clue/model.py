@@ -83,7 +83,7 @@ class CLUE:
         Number of principal components (or LSI components) that encoders and the read-out use, if a modality has that
         many. None chooses the number with which held-out paired cells match best by linear means
         (`clue.components.choose_widths`), at most 400 and at most one per two cells. Encoders then read the first 100,
-        or one per ten cells if that is more.
+        or one per ten paired cells if that is more.
     n_features
         Number of most variable genes and of most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all features.
