@@ -28,7 +28,7 @@ held-out cells were still among those of the fits."""
 ENCODED, PAIRS_PER_ENCODED = 100, 10
 """Encoders read at most 100 components, as the authors' do, or one per ten paired cells if that is more. With few pairs
 and more components, encoders overfit and z matches worse; the read-out, which is regularised, loses nothing by more.
-Chosen on splits of `config/study.yaml`."""
+Chosen on samples of training cells of `config/study.yaml` and `config/three.yaml`."""
 
 Cells = Mapping[str, ad.AnnData]
 Fit = Callable[[Cells], dict[str, Preprocessor]]
@@ -51,7 +51,7 @@ def fit_preprocessors(
         The kind of each modality: ``rna``, ``atac`` or ``adt``.
     n_components
         Number of components of each modality. None chooses it by `choose_widths`, which also chooses how the read-out
-        uses them (`Preprocessor.readouts`); with few cells, encoders then read only the first (`ENCODED`).
+        uses them (`Preprocessor.readouts`); with few pairs, encoders then read only the first (`ENCODED`).
     n_features
         See `Preprocessor`.
 
