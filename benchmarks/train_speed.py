@@ -231,6 +231,10 @@ class GivenInput:
         """Return the encoder input."""
         return adata.obsm["input"]
 
+    def encoder_input(self, x):
+        """Return all components, since encoders read all."""
+        return x
+
     def align(self, adata):
         """Return the counts."""
         return adata.X
