@@ -1,7 +1,4 @@
-"""The components of all modalities that encoders and the read-out read, as many as held-out cells say is best.
-
-The same cells also decide how the read-out uses them: which numbers of components, and with which settings.
-"""
+"""Fit the components of each modality; how many to use, and how, is decided by how well held-out cells match."""
 
 from collections.abc import Callable, Mapping
 

@@ -619,10 +619,9 @@ class CLUE:
     def _posterior(self, modality: str, adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray]:
         self.network.eval()
         mean, std = (np.empty((adata.n_obs, self.width), dtype=np.float32) for _ in range(2))
-        start = 0
+        preprocessor, start = self.preprocessors[modality], 0
         with torch.no_grad():
-            for components in self.preprocessors[modality].transformed_blocks(adata):
-                x = self.preprocessors[modality].encoder_input(components)
+            for x in map(preprocessor.encoder_input, preprocessor.transformed_blocks(adata)):
                 found = self.network.encoders[modality](torch.from_numpy(x).to(self.device))
                 mean[start : start + len(x)], std[start : start + len(x)] = (part.cpu().numpy() for part in found)
                 start += len(x)

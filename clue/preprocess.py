@@ -1,4 +1,4 @@
-"""Components of counts for the encoders: principal ones of RNA and proteins, latent semantic indexing of peaks.
+"""Components of counts: principal components of RNA and of surface proteins, latent semantic indexing of peaks.
 
 Everything is fitted on training cells and applied unchanged to others. The steps are those of the authors' competition
 entry, starting from raw counts; each class gives its formula.
