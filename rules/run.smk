@@ -11,7 +11,8 @@ from snakemake.scheduling.greedy import SchedulerSettings
 from clue.benchmark.running.cluster import refusal
 from clue.benchmark.running.machine import require_gpu, require_slurm
 from clue.benchmark.running.recovery import register_run
-from clue.benchmark.running.status import Standing, Step, failures, has_explained, failure_reason
+from clue.benchmark.running.status import Standing, failures, has_explained, failure_reason
+from clue.benchmark.running.steps import step_of
 
 
 onstart:
@@ -96,7 +97,7 @@ def end_run():
         if any(job.rule.name == "collect" for job in ended.dag.jobs):
             collect_and_draw(ended)
     failed = {*ended.scheduler.failed, *(workflow.scheduler.failed if workflow.scheduler else ())}
-    steps = {Step(job.rule.name, tuple(job.wildcards), job.output[0], job.log[0]) for job in failed}
+    steps = {step_of(job) for job in failed}
     lines = sorted(failures([Standing(step, "failed", failure_reason(step, Path.cwd())) for step in steps]))
     lines.append("Finished jobs are kept and training resumes from its checkpoint: start the same command again.")
     print("\n".join(["", *lines]), file=sys.stderr)

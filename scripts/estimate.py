@@ -7,7 +7,8 @@ import pandas as pd
 
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.program import run_program
-from clue.benchmark.running.cost import TIMES, costs, raw_gb, read_times
+from clue.benchmark.running.cost import TIMES, costs, planned, raw_gb, read_times
+from clue.benchmark.running.steps import planned_steps
 
 HEAD = {
     "jobs": "steps",
@@ -18,7 +19,7 @@ HEAD = {
     "disk_gb": "disk (GB)",
 }
 MODEL = """\
-Steps: those that `make status` and `make run` count; figures and the report, minutes, come after them.
+Steps: those that `make status` counts. Other: downloads, tables and figures; their time, minutes, is left out.
 Core hours: the time measured x (training steps that the parameters ask for / those measured) x (features / features
 measured); for jobs that do not train in steps, cells count instead. Training that stops early takes less. GPU hours are
 the part of them that a job with a GPU takes. Reserved: cores or GPUs x the time that the YAMLs ask for."""
@@ -27,7 +28,7 @@ the part of them that a job with a GPU takes. Reserved: cores or GPUs x the time
 def main(config: Path) -> None:
     """Run the program in the project folder."""
     benchmark = Benchmark(read_yaml(config), where=str(config))
-    found, used = costs(benchmark, read_times(Path()))
+    found, used = costs(planned(benchmark, planned_steps(config)), read_times(Path()))
     print(f"run {benchmark.config['run']} ({config}), device {benchmark.config['device']}\n")
     print("\n".join([table(found), "", *notes(benchmark, found, used), "", f"Measured ({TIMES}):", *origins(used)]))
 

@@ -47,7 +47,7 @@ def main(config: Path, cores: int | None = None, profile: str = "", download: bo
     held = lock_folder(Path.cwd())
     for line in clear_killed_run(Path.cwd()):
         print(line, flush=True)
-    progress, name = Progress(benchmark, sys.stderr.isatty(), download), benchmark.config["run"]
+    progress, name = Progress(benchmark, sys.stderr.isatty()), benchmark.config["run"]
     log = Path("logs", name, "snakemake.log")
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(PROJECT / "Snakefile")]
     command += ["--configfile", str(config)]

@@ -5,9 +5,9 @@ from pathlib import Path
 from clue.benchmark.config import Benchmark, read_yaml
 from clue.benchmark.program import run_program
 from clue.benchmark.running.cluster import SLURM_LOGS
-from clue.benchmark.running.machine import unavailable
 from clue.benchmark.running.recovery import other_host, snakemakes
 from clue.benchmark.running.status import report, standings
+from clue.benchmark.running.steps import planned_steps
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -15,10 +15,9 @@ PROJECT = Path(__file__).resolve().parents[1]
 def main(config: Path) -> None:
     """Run the program."""
     benchmark = Benchmark(read_yaml(config), PROJECT, str(config))
-    if not Path(SLURM_LOGS).exists():
-        benchmark.unavailable = unavailable(benchmark.methods)
     print(f"run {benchmark.config['run']}: {_at_work(Path.cwd())}")
-    print("\n".join(report(standings(benchmark, Path.cwd()))))
+    steps = planned_steps(config, cluster=Path(SLURM_LOGS).exists())
+    print("\n".join(report(standings(steps, Path.cwd()))))
 
 
 def _at_work(folder: Path) -> str:

@@ -12,6 +12,7 @@ from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.program import run_program
 from clue.benchmark.report import tables
 from clue.benchmark.running.cost import TIMES, Planned, planned
+from clue.benchmark.running.steps import planned_steps
 from clue.benchmark.scores.stats import summarise
 
 RESULTS = Path("docs", "results")
@@ -61,7 +62,7 @@ def record(config: Path) -> list[Path]:
     for name, (directions, wanted) in BY_DIRECTION.items():
         if rows := by_direction(metrics[metrics["direction"].str.fullmatch(directions)], wanted, resources, command):
             files.append(update(RESULTS / f"{folder.name}_{name}.tsv", rows, [*tables.JOB, "direction"]))
-    if rows := timed(benchmark, resources, command):
+    if rows := timed(benchmark, config, resources, command):
         files.append(update(TIMES, rows, ["run", "what", "dataset"]))
     return files
 
@@ -103,10 +104,10 @@ def by_direction(metrics: pd.DataFrame, wanted: Sequence[str], resources: pd.Dat
     return rows
 
 
-def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[dict]:
+def timed(benchmark: Benchmark, config: Path, resources: pd.DataFrame, command: str) -> list[dict]:
     """Return what the first job of each rule on each data set took, as Snakemake measured it, and its output's size."""
     rows: dict[tuple, dict] = {}
-    for job in planned(benchmark):
+    for job in planned(benchmark, planned_steps(config)):
         measured = Path(job.step.log.removesuffix(".log") + ".benchmark.tsv")
         if (job.what, job.dataset) in rows or not job.cells or not measured.exists():
             continue
@@ -115,12 +116,12 @@ def timed(benchmark: Benchmark, resources: pd.DataFrame, command: str) -> list[d
             used = tables.rows_of(used, method=job.what)
         took = pd.read_table(measured, na_values="-").iloc[-1]
         # For jobs on a CPU, CPU time, since other jobs on the machine lengthen wall time. Very short jobs have none.
-        seconds = took["s"] if job.gpus or pd.isna(took["cpu_time"]) else took["cpu_time"]
+        seconds = took["s"] if job.step.gpus or pd.isna(took["cpu_time"]) else took["cpu_time"]
         row = {"run": benchmark.config["run"], "what": job.what, "dataset": job.dataset, "modalities": job.modalities}
         row |= {"cells": str(job.cells), "features": str(job.features)}
-        row |= {"steps": steps_done(Path(job.step.output)) or job.steps}
+        row |= {"steps": (job.what in benchmark.methods and steps_done(Path(job.step.output))) or job.steps}
         row |= {"seconds": float(seconds), "setup_seconds": "", "memory_mb": float(took["max_rss"])}
-        row |= {"disk_mb": left_mb(job), "device": "cuda" if job.gpus else "cpu", "machine": ""}
+        row |= {"disk_mb": left_mb(job), "device": "cuda" if job.step.gpus else "cpu", "machine": ""}
         rows[job.what, job.dataset] = row | origin(used, command)
     return list(rows.values())
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -215,14 +216,11 @@ def test_running_job_is_found_by_its_open_log(tmp_path):
     assert status._standing(STEP, tmp_path, {}, status._open_logs(tmp_path)).state == "failed"
 
 
-def test_scores_older_than_their_embedding_do_not_count(tmp_path):
-    step = status.Step("score_rna_adt", ("d",), "results/x/metrics.tsv", "logs/x.score.log", STEP.output)
+def test_step_that_must_run_again_is_waiting(tmp_path):
     write(tmp_path / STEP.output)
-    assert status._standing(step, tmp_path, {}, {}).state == "waiting"
-    write(tmp_path / step.output)
-    assert status._standing(step, tmp_path, {}, {}).state == "done"
-    os.utime(tmp_path / step.output, (0, 0))
-    assert status._standing(step, tmp_path, {}, {}).state == "waiting"
+    write(tmp_path / STEP.log, "loss 3\n")
+    assert status._standing(STEP, tmp_path, {}, {}).state == "waiting"
+    assert status._standing(replace(STEP, is_due=False), tmp_path, {}, {}).state == "done"
 
 
 def test_report_counts_steps_and_lists_unfinished_ones(tmp_path):

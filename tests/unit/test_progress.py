@@ -1,12 +1,9 @@
 """A run's log becomes a progress bar, descriptions of jobs, and failures."""
 
-import pandas as pd
 import pytest
 
 from clue.benchmark.config import Benchmark
-from clue.benchmark.running.cost import COLUMNS, costs
 from clue.benchmark.running.progress import Progress, job_label
-from clue.benchmark.running.status import steps
 
 RUN = {"run": "test", "datasets": ["pbmc_cite/donors"], "methods": ["random"], "seeds": [1]}
 JOB = """
@@ -27,6 +24,7 @@ umap                  1
 collect               1
 total                 5
 """
+DONE = "Finished jobid: 7 (Rule: random)\n1 of 5 steps (20%) done\n"
 FAILURE = """
 Error in rule random:
     jobid: 7
@@ -53,25 +51,16 @@ def read(progress, text):
 def test_job_is_at_work_until_it_has_finished(progress, capsys):
     read(progress, STATS + JOB)
     assert progress.at_work == {"7": "Random, PBMC CITE-seq donors, seed 1"}
-    read(progress, "Finished jobid: 7 (Rule: random)\n1 of 5 steps (20%) done\n")
+    read(progress, DONE)
     assert not progress.at_work
     read(progress, JOB)
     line = "at work: Random, PBMC CITE-seq donors, seed 1\n"
-    assert capsys.readouterr().out == f"4 of 8 steps done; {line}5 of 8 steps done; {line}"
+    assert capsys.readouterr().out == f"0 of 5 steps done; {line}1 of 5 steps done; {line}"
 
 
-def test_steps_are_counted_as_make_status_does(progress, benchmark, capsys):
-    n_steps = len(steps(benchmark))
-    read(progress, STATS + "Finished jobid: 3 (Rule: umap)\n" + JOB)
-    assert f"{n_steps - 4} of {n_steps} steps" in capsys.readouterr().out, "earlier steps count, figures do not"
-    read(progress, STATS + JOB)  # for what is drawn after failures
-    assert f"{n_steps - 4} of {n_steps} steps" in capsys.readouterr().out
-    assert costs(benchmark, pd.DataFrame(columns=COLUMNS))[0]["jobs"].sum() == n_steps, "so does `make estimate`"
-
-
-def test_download_counts_only_downloads(benchmark, capsys):
-    read(Progress(benchmark, terminal=False, download=True), "download    1\ntotal    2\n" + JOB)
-    assert capsys.readouterr().out.startswith("0 of 1 steps done")
+def test_second_plan_is_counted_anew(progress, capsys):
+    read(progress, STATS + DONE + STATS.replace("5", "2") + JOB)  # for what is drawn after failures
+    assert capsys.readouterr().out.startswith("0 of 2 steps done; ")
 
 
 def test_failure_is_reported_at_once(progress, capsys, tmp_path):
@@ -90,10 +79,10 @@ def test_fatal_error_is_kept(progress):
 
 def test_bar_counts_steps(benchmark, capsys):
     progress = Progress(benchmark, terminal=True)
-    read(progress, STATS + "Finished jobid: 3 (Rule: random)\n" + JOB)
+    read(progress, STATS + DONE + JOB)
     progress.close()
     shown = capsys.readouterr()
-    assert "5 of 8 steps" in shown.err and "Random, PBMC CITE-seq donors, seed 1" in shown.err and not shown.out
+    assert "1 of 5 steps" in shown.err and "Random, PBMC CITE-seq donors, seed 1" in shown.err and not shown.out
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ features that it decodes. Everything else takes a time per cell and feature. Ear
 those asked for.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import ceil, log
 from pathlib import Path
@@ -16,16 +16,16 @@ import pandas as pd
 from clue.benchmark.config import ORACLE, Benchmark
 from clue.benchmark.data.sources import sources
 from clue.benchmark.report import tables
-from clue.benchmark.running.status import Step, steps
+from clue.benchmark.running.status import Step
 
 TIMES = Path("docs", "results", "times.tsv")
 NUMBERS = ["cells", "features", "steps", "seconds", "setup_seconds", "memory_mb", "disk_mb"]
 COLUMNS = ["run", "what", "dataset", "modalities", *NUMBERS, "device", "machine", "command", "commit", "date"]
 COSTS = ["jobs", "unknown", "hours", "reserved_hours", "gpu_hours", "reserved_gpu_hours", "disk_gb"]
-RULE_MINUTES = {"score": 30, ORACLE: 15}
-"""Minutes that the rules of rules/metrics.smk ask for; no YAML gives them."""
-FREE = ("download", "collect")
-"""Rules that take almost no time."""
+SCORING = ("score", ORACLE)
+"""What reads embeddings, whose size does not depend on the number of features."""
+OTHER = "other"
+"""Downloads, the tables and the figures, which are not estimated."""
 TEST_FRACTION = 0.25
 """Assumed for a split whose YAML gives neither numbers nor a fraction of cells, such as a split by batches."""
 
@@ -110,53 +110,46 @@ class Planned:
 
     step: Step
     what: str
-    """Its method, or the first word of its rule."""
+    """Its method, the first word of its rule, or `OTHER`."""
     dataset: str = ""
     modalities: str = ""
     cells: int = 0
-    """Training and test cells; 0 for `FREE` rules, and if the data set's YAML does not give its size."""
+    """Training and test cells; 0 for `OTHER`, and if the data set's YAML does not give its size."""
     features: int = 0
     """Summed over modalities; for a method only those that it selects."""
     steps: int = 0
     """Largest number of optimiser steps; 0 if the job does not train in steps."""
-    cores: int = 0
-    gpus: int = 0
-    minutes: int = 0
-    """The cores, GPUs and minutes that the job asks for."""
 
 
-def planned(benchmark: Benchmark) -> Iterator[Planned]:
-    """Yield the jobs of a run in order, one for each of its `steps`."""
+def planned(benchmark: Benchmark, steps: Iterable[Step]) -> Iterator[Planned]:
+    """Yield how much work each step of a run is."""
     features = benchmark.all_features()
-    for step in steps(benchmark):
+    for step in steps:
         what = step.rule if step.rule in (*benchmark.methods, ORACLE) else step.rule.partition("_")[0]
-        if what in FREE:
-            yield Planned(step, what)
+        if what not in ("prepare", "task", "features", "score", ORACLE, *benchmark.methods):
+            yield Planned(step, OTHER)
             continue
         dataset, *rest = step.wildcards
-        spec = benchmark.datasets[dataset]
-        needs, params, gpus = spec["resources"], {}, 0
+        spec, params = benchmark.datasets[dataset], {}
         if what == "features":
             params = features[step.wildcards[-1]]
         elif what in benchmark.methods:
-            needs, gpus = benchmark.methods[what]["resources"], benchmark.gpus(what)
             params = benchmark.params(what, rest[1], spec["modalities"])
         size = size_of(spec, rest[0] if rest else None, benchmark.config["max_cells"])
         work = work_of(size, params) if size else (0, 0, 0)
-        asked = needs.get("threads", 1), gpus, RULE_MINUTES.get(what, needs["runtime_min"])
-        yield Planned(step, what, dataset, "+".join(spec["modalities"]), *work, *asked)
+        yield Planned(step, what, dataset, "+".join(spec["modalities"]), *work)
 
 
 # ---- time and disk of the jobs -------------------------------------------------------------------
 
 
-def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[pd.DataFrame, dict[Any, list[str]]]:
+def costs(jobs: Iterable[Planned], times: pd.DataFrame) -> tuple[pd.DataFrame, dict[Any, list[str]]]:
     """Return the cost of every rule of a run, and the rows of `times` it is based on, with the data sets of their jobs.
 
     Parameters
     ----------
-    benchmark
-        The run.
+    jobs
+        The jobs of the run, as `planned` yields them.
     times
         The measured times, as `read_times` returns them.
 
@@ -170,16 +163,24 @@ def costs(benchmark: Benchmark, times: pd.DataFrame) -> tuple[pd.DataFrame, dict
     """
     rows: list[dict] = []
     used: dict[Any, list[str]] = {}
-    for job in planned(benchmark):
-        reserved = {"reserved_hours": job.cores * job.minutes / 60, "reserved_gpu_hours": job.gpus * job.minutes / 60}
+    for job in jobs:
+        step = job.step
+        reserved = {
+            "reserved_hours": step.cores * step.minutes / 60,
+            "reserved_gpu_hours": step.gpus * step.minutes / 60,
+        }
         rows.append({"what": job.what, "jobs": 1, **reserved})
-        if job.what in FREE:
+        if job.what == OTHER:
             continue
         row = nearest(times, job) if job.cells else None
         rows[-1]["unknown"] = int(row is None)
         if row is not None:
             hours = seconds(row, job) / 3600
-            rows[-1] |= {"hours": hours, "gpu_hours": hours if job.gpus else 0, "disk_gb": disk_mb(row, job) / 1000}
+            rows[-1] |= {
+                "hours": hours,
+                "gpu_hours": hours if step.gpus else 0,
+                "disk_gb": disk_mb(row, job) / 1000,
+            }
             if job.dataset not in used.setdefault(row, []):
                 used[row].append(job.dataset)
     found = pd.DataFrame(rows, columns=["what", *COSTS]).fillna(0)
@@ -195,7 +196,7 @@ def nearest(times: pd.DataFrame, job: Planned) -> Any:
     """Return the measured row that is most like a job, as a named tuple; None if its rule was never measured."""
 
     def likeness(row: Any) -> tuple:
-        device = "cuda" if job.gpus else "cpu"
+        device = "cuda" if job.step.gpus else "cpu"
         known = (row.device == device, row.dataset == job.dataset, row.modalities == job.modalities)
         return *known, -abs(log(job.features / row.features)), -abs(log(job.cells / row.cells))
 
@@ -206,7 +207,7 @@ def seconds(row: Any, job: Planned) -> float:
     """Return the time of a job, in proportion to a measured row."""
     cells = job.cells / row.cells
     share = job.steps / row.steps if row.steps else cells
-    features = 1 if row.what in RULE_MINUTES else job.features / row.features  # these read embeddings
+    features = 1 if row.what in SCORING else job.features / row.features
     return features * (cells * row.setup_seconds + share * (row.seconds - row.setup_seconds))
 
 

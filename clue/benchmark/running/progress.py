@@ -7,14 +7,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clue.benchmark.config import Benchmark
-from clue.benchmark.running.status import last_line, reason_in_log, steps
+from clue.benchmark.running.status import last_line, reason_in_log
 
 STARTS = re.compile(r"(?:local)?(?:rule|checkpoint) (\w+):$")
 FAILS = re.compile(r"Error in rule (\w+):$")
 FIELD = re.compile(r"    (jobid|wildcards|log|resources): (.*)$")
-ENDS = re.compile(r"Finished jobid: (\d+) \(Rule: (\w+)\)")
+ENDS = re.compile(r"Finished jobid: (\d+) ")
 AGAIN = re.compile(r"Trying to restart job (\d+)\.")
-PLANNED = re.compile(r"(\w+) +(\d+)$")
+TOTAL = re.compile(r"total +(\d+)$")
+COUNT = re.compile(r"(\d+) of (\d+) steps ")
 LAST = re.compile(r"failed   |No method has scores|Finished jobs are kept|Nothing to be done")
 WRONG = re.compile(r"(\w*(?:Error|Exception)\b.*:$|error: )")
 """Pattern of a line in which Snakemake, or a program before it, says why nothing could be started."""
@@ -30,8 +31,6 @@ class Progress:
         The run, for the labels of methods and data sets.
     terminal
         Whether to draw a bar; otherwise a line is printed per job.
-    download
-        Whether the run ends once the raw files are there.
 
     Attributes
     ----------
@@ -45,7 +44,7 @@ class Progress:
         Lines that say why nothing could be started, if so.
     """
 
-    def __init__(self, benchmark: Benchmark, terminal: bool, download: bool = False):
+    def __init__(self, benchmark: Benchmark, terminal: bool):
         self.benchmark = benchmark
         self.at_work: dict[str, str] = {}
         self._labels: dict[str, str] = {}
@@ -53,11 +52,8 @@ class Progress:
         self.last: list[str] = []
         self.wrong: list[str] = []
         shape = "{n_fmt} of {total_fmt} steps |{bar:20}| {remaining} left{postfix}"
-        # Count the steps of `make status`. Snakemake counts figures too, but no job that an earlier run has finished.
-        rules = [step.rule for step in steps(benchmark) if step.rule == "download" or not download]
-        self._rules, self._n_steps = set(rules), len(rules)
-        self._n_done, self._is_planned = len(rules), False
-        self._bar = tqdm(total=len(rules), disable=not terminal, bar_format=shape)
+        self._bar = tqdm(disable=not terminal, bar_format=shape)
+        self._count = ""
         self._rule, self._job, self._wildcards, self._failing = "", "", "", False
 
     def read(self, line: str) -> None:
@@ -73,24 +69,22 @@ class Progress:
             self._read_field(*found.groups())
         elif found := ENDS.search(line):
             self.at_work.pop(found[1], None)
-            if found[2] in self._rules:
-                self._n_done += 1
-                self._bar.update()
+        elif found := TOTAL.match(line):
+            self._show_count(0, int(found[1]))
+        elif found := COUNT.match(line):
+            self._show_count(int(found[1]), int(found[2]))
         elif found := AGAIN.search(line):
             self._say(f"tried again: {self._labels[found[1]]}")
-        elif not self._is_planned and (found := PLANNED.match(line)):
-            self._plan(found[1], int(found[2]))
         elif LAST.match(line):
             self.last.append(line)
         self._bar.set_postfix_str("; ".join(self.at_work.values()))
 
-    def _plan(self, rule: str, n_jobs: int) -> None:
-        if rule in self._rules:
-            self._n_done -= n_jobs
-        elif rule == "total":  # a second plan, after failures, only covers what is left to draw
-            self._is_planned = True
-            self._bar.reset()
-            self._bar.initial = self._bar.n = self._n_done
+    def _show_count(self, n_done: int, n_steps: int) -> None:
+        """Show how many steps of this start are done; those that an earlier one has finished are not among them."""
+        self._count = f"{n_done} of {n_steps} steps done"
+        if self._bar.total != n_steps:
+            self._bar.reset(n_steps)
+        self._bar.update(n_done - self._bar.n)
 
     def _read_field(self, key: str, value: str) -> None:
         if key == "jobid":
@@ -101,7 +95,7 @@ class Progress:
             wildcards = dict(pair.split("=", 1) for pair in self._wildcards.split(", ") if pair)
             self.at_work[self._job] = self._labels[self._job] = job_label(self.benchmark, self._rule, wildcards)
             if self._bar.disable:
-                self._say(f"{self._n_done} of {self._n_steps} steps done; at work: {self.at_work[self._job]}")
+                self._say(f"{self._count}; at work: {self.at_work[self._job]}")
         elif key == "log" and self._failing:
             self.n_failed += 1
             log = value.partition(" (check")[0]

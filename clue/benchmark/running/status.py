@@ -1,4 +1,4 @@
-"""Show where a run stands, from its files, Slurm's queue and this machine's processes; Snakemake is not asked."""
+"""Show where a run stands, from Snakemake's plan, logs, Slurm's queue and this machine's processes."""
 
 import json
 import re
@@ -9,8 +9,6 @@ from pathlib import Path
 
 import psutil
 
-from clue.benchmark.config import ORACLE, Benchmark, Job
-from clue.benchmark.data.sources import MANIFEST, has_files
 from clue.benchmark.errors import one_line, without_control_codes
 from clue.benchmark.running.cluster import SLURM_LOGS, slurm_jobs
 from clue.benchmark.running.recovery import processes_at_work
@@ -29,14 +27,28 @@ LONGEST_REASON = 300
 
 @dataclass(frozen=True)
 class Step:
-    """One job of the workflow: its rule and wildcards, what it makes, and its log, relative to the project."""
+    """One job of the workflow.
+
+    Attributes
+    ----------
+    rule, wildcards
+        Its rule, and the values of the rule's wildcards.
+    output, log
+        The first file that it makes, and its log, relative to the project.
+    cores, gpus, minutes
+        What it asks for.
+    is_due
+        Whether Snakemake would run it now.
+    """
 
     rule: str
     wildcards: tuple[str, ...]
     output: str
     log: str
-    after: str = ""
-    """A file that the output must not be older than; empty if any age will do."""
+    cores: int = 1
+    gpus: int = 0
+    minutes: int = 0
+    is_due: bool = True
 
     @property
     def name(self) -> str:
@@ -58,62 +70,14 @@ class Standing:
     detail: str = ""
 
 
-# ---- the steps of a run --------------------------------------------------------------------------
-
-
-def steps(benchmark: Benchmark) -> list[Step]:
-    """Return the steps that a run needs for its table, in order. Figures take less than a minute after that."""
-    run = benchmark.config["run"]
-    found = []
-    for dataset, spec in benchmark.datasets.items():
-        if has_files(spec):
-            output, log = f"data/raw/{dataset}/{MANIFEST}", f"logs/download/{dataset}.log"
-            found.append(Step("download", (dataset,), output, log))
-        folder = f"{run}/{dataset}"
-        found.append(Step("prepare", (dataset,), f"results/prepared/{dataset}.h5mu", f"logs/prepared/{dataset}.log"))
-        for split in spec["splits"]:
-            output, log = f"results/{folder}/{split}/solution.h5ad", f"logs/{folder}/{split}/task.log"
-            found.append(Step(f"task_{'_'.join(spec['modalities'])}", (dataset, split), output, log))
-    jobs = [job for job in benchmark.plan() if not job.reason]
-    found += dict.fromkeys(
-        features_step(job, name)
-        for job in jobs
-        for name in benchmark.features(job.dataset, job.method, job.variant, job.seed)
-    )
-    for job in jobs:
-        found += [method_step(job), score_step(job, benchmark.datasets[job.dataset]["modalities"])]
-    return [*found, Step("collect", (), f"results/{run}/metrics.tsv", f"logs/{run}/collect.log")]
-
-
-def features_step(job: Job, name: str) -> Step:
-    """Return the step that fits encoder inputs for a job."""
-    split = f"{job.run}/{job.dataset}/{job.split}/features/{name}"
-    return Step("features", (job.dataset, job.split, name), f"results/{split}.npz", f"logs/{split}.log")
-
-
-def method_step(job: Job) -> Step:
-    """Return the step that makes a job's embedding."""
-    wildcards = (job.dataset, job.split)
-    if job.method != ORACLE:
-        wildcards += (job.variant, str(job.seed))
-    return Step(job.method, wildcards, f"{job.folder}/embedding.h5ad", f"{job.log}.log")
-
-
-def score_step(job: Job, modalities: list[str]) -> Step:
-    """Return the step that scores a job's embedding."""
-    wildcards = (job.dataset, job.split, job.method, job.variant, str(job.seed))
-    output, after = f"{job.folder}/metrics.tsv", f"{job.folder}/embedding.h5ad"
-    return Step(f"score_{'_'.join(modalities)}", wildcards, output, f"{job.log}.score.log", after)
-
-
 # ---- the state of each step ----------------------------------------------------------------------
 
 
-def standings(benchmark: Benchmark, root: Path) -> list[Standing]:
+def standings(steps: Sequence[Step], root: Path) -> list[Standing]:
     """Return the state of each step of a run."""
     queue = {job.comment: job for job in slurm_jobs(root)}
     open_logs = _open_logs(root)
-    return [_standing(step, root, queue, open_logs) for step in steps(benchmark)]
+    return [_standing(step, root, queue, open_logs) for step in steps]
 
 
 def _standing(step: Step, root: Path, queue: dict, open_logs: dict[str, float]) -> Standing:
@@ -126,18 +90,11 @@ def _standing(step: Step, root: Path, queue: dict, open_logs: dict[str, float]) 
         at_work = f"{(time.time() - open_logs[step.log]) / 60:.0f} min"
     if at_work:
         return Standing(step, "running", f"{at_work}: {last_line(log)}".rstrip(": "))
-    if _is_made(step, root):
+    if not step.is_due:
         return Standing(step, "done")
-    if log.exists() or slurm_log(step, root):
+    if not (root / step.output).exists() and (log.exists() or slurm_log(step.rule, step.wildcards, root)):
         return Standing(step, "failed", failure_reason(step, root))
     return Standing(step, "waiting")
-
-
-def _is_made(step: Step, root: Path) -> bool:
-    files = [root / path for path in (step.after, step.output) if path]
-    if not all(file.exists() for file in files):
-        return False
-    return files[0].stat().st_mtime <= files[-1].stat().st_mtime
 
 
 def _open_logs(root: Path) -> dict[str, float]:
@@ -158,7 +115,8 @@ def _open_logs(root: Path) -> dict[str, float]:
 
 def failure_reason(step: Step, root: Path) -> str:
     """Return one line: the method's own error, else why Slurm ended the job, else the last line of its log."""
-    return recorded_error(root / step.output) or slurm_reason(step, root) or reason_in_log(last_line(root / step.log))
+    reason = recorded_error(root / step.output) or slurm_reason(step.rule, step.wildcards, root)
+    return reason or reason_in_log(last_line(root / step.log))
 
 
 def reason_in_log(line: str) -> str:
@@ -190,18 +148,18 @@ def has_explained(outputs: Sequence[str], logs: Sequence[str]) -> bool:
     return any(error and not _WANTS_MORE.search(error) for error in errors)
 
 
-def slurm_reason(step: Step, root: Path) -> str:
-    """Return why Slurm ended the last job of a step; an empty text if it did not."""
-    log = slurm_log(step, root)
+def slurm_reason(rule: str, wildcards: Sequence[str], root: Path) -> str:
+    """Return why Slurm ended the last job of a rule with these wildcards; an empty text if it did not."""
+    log = slurm_log(rule, wildcards, root)
     if not log:
         return ""
     found = _WHY_SLURM_ENDED_IT.search(log.read_text(errors="replace"))
     return f"Slurm: {found.group(1).strip('* ')}" if found else ""
 
 
-def slurm_log(step: Step, root: Path) -> Path | None:
-    """Return the log of the batch script of a step's last Slurm job, if there was one."""
-    folder = root / SLURM_LOGS / f"rule_{step.rule}" / "_".join(step.wildcards)
+def slurm_log(rule: str, wildcards: Sequence[str], root: Path) -> Path | None:
+    """Return the log of the batch script of the last Slurm job of a rule with these wildcards, if there was one."""
+    folder = root / SLURM_LOGS / f"rule_{rule}" / "_".join(wildcards)
     return max(folder.glob("*.log"), key=lambda path: path.stat().st_mtime, default=None)
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from clue.benchmark.config import Job
-from clue.benchmark.running.status import method_step, recorded_error, slurm_reason
+from clue.benchmark.running.status import recorded_error, slurm_reason
 from clue.benchmark.scores import FAILURES_COLUMNS, IDENTITY_COLUMNS, MEASURED, METRICS_COLUMNS, RESOURCES_COLUMNS
 
 
@@ -91,12 +91,12 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     folder = root / job.folder
     metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
     if not embedding.exists():
-        step = method_step(job)
         if reason := recorded_error(embedding):
             raise NoResult(reason)
-        if not (root / step.log).exists():
-            raise NoResult(slurm_reason(step, root) or "not run, since an earlier step failed or the run was ended")
-        raise NoResult(f"{slurm_reason(step, root) or 'no result'}; see {step.log}")
+        reason = slurm_reason(job.method, (job.dataset, job.split, job.variant, str(job.seed)), root)
+        if not (root / f"{job.log}.log").exists():
+            raise NoResult(reason or "not run, since an earlier step failed or the run was ended")
+        raise NoResult(f"{reason or 'no result'}; see {job.log}.log")
     if not metrics.exists():
         raise NoResult(f"not scored; see {log_path(job, root)}")
     if metrics.stat().st_mtime < embedding.stat().st_mtime:

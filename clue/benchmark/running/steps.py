@@ -1,0 +1,61 @@
+"""The steps of a run, as Snakemake itself plans them."""
+
+import os
+from pathlib import Path
+
+from snakemake.api import SnakemakeApi
+from snakemake.exceptions import WorkflowError
+from snakemake.jobs import Job
+from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
+
+from clue.benchmark.errors import BenchmarkError, one_line
+from clue.benchmark.running.cluster import CHECKOUT
+from clue.benchmark.running.status import Step
+
+
+def planned_steps(config: Path, cluster: bool = True) -> list[Step]:
+    """Return the steps of a run in the current folder, finished or not, each after those that it depends on.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    cluster
+        Whether jobs run on other machines. Otherwise methods whose software this one lacks have no steps.
+
+    Raises
+    ------
+    BenchmarkError
+        If Snakemake cannot plan the run.
+    """
+    environment = dict(os.environ)
+    output = OutputSettings(quiet={Quietness.ALL}, enable_file_logging=False)
+    try:
+        with SnakemakeApi(output) as api:
+            workflow = api.workflow(
+                ResourceSettings(nodes=1) if cluster else ResourceSettings(cores=os.cpu_count()),
+                config_settings=ConfigSettings(configfiles=[config]),
+                snakefile=CHECKOUT / "Snakefile",
+            )
+            # A dry run asks for no lock, so that it can be made beside a run.
+            workflow.dag(DAGSettings(force_incomplete=True)).execute_workflow(executor="dryrun")
+            graph = workflow._workflow.dag  # no public function gives it
+            jobs = [job for level in graph.toposorted() for job in sorted(level, key=rule_and_wildcards) if job.output]
+            return [step_of(job, graph.needrun(job)) for job in jobs]
+    except WorkflowError as error:
+        raise BenchmarkError(one_line(str(error))) from error
+    finally:
+        os.environ.clear()  # of what rules/common.smk sets for jobs
+        os.environ.update(environment)
+
+
+def rule_and_wildcards(job: Job) -> list[str]:
+    """Return the key by which jobs that do not depend on each other are sorted."""
+    return [job.rule.name, *job.wildcards]
+
+
+def step_of(job: Job, is_due: bool = True) -> Step:
+    """Return a job of Snakemake as a step."""
+    wanted = job.resources
+    amounts = job.threads, wanted.get("gpu") or 0, wanted.get("runtime") or 0
+    return Step(job.rule.name, tuple(job.wildcards), job.output[0], job.log[0], *amounts, is_due)
