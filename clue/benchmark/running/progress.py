@@ -51,8 +51,7 @@ class Progress:
         self.n_failed = 0
         self.last: list[str] = []
         self.wrong: list[str] = []
-        shape = "{n_fmt} of {total_fmt} steps |{bar:20}| {remaining} left{postfix}"
-        self._bar = tqdm(disable=not terminal, bar_format=shape)
+        self._bar = tqdm(disable=not terminal, bar_format="planning")
         self._count = ""
         self._rule, self._job, self._wildcards, self._failing = "", "", "", False
 
@@ -83,6 +82,7 @@ class Progress:
         """Show how many steps of this start are done; those that an earlier one has finished are not among them."""
         self._count = f"{n_done} of {n_steps} steps done"
         if self._bar.total != n_steps:
+            self._bar.bar_format = "{n_fmt} of {total_fmt} steps |{bar:20}| {remaining} left{postfix}"
             self._bar.reset(n_steps)
         self._bar.update(n_done - self._bar.n)
 
