@@ -184,8 +184,9 @@ def test_slow_file_system(project):
     text = common.read_text()
     appear = "sleep 20; mv {output.embedding}.late {output.embedding}"
     late = f"&& mv {{output.embedding}} {{output.embedding}}.late && (setsid sh -c '{appear}' > /dev/null 2>&1 &)"
-    assert text.count('> {log} 2>&1"') == 1
-    common.write_text(text.replace('> {log} 2>&1"', f'> {{log}} 2>&1 {late}"'))
+    end = '--threads {threads} > {log} 2>&1"'  # of the command of methods
+    assert text.count(end) == 1
+    common.write_text(text.replace(end, f'{end[:-1]} {late}"'))
     process = project.snakemake()
     assert process.wait(900) == 0, project.output()
     assert "Waiting at most 120 seconds for missing files" in project.output() + "".join(
