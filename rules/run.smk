@@ -38,6 +38,7 @@ def begin_run():
         register_run(Path.cwd())
     except BenchmarkError as error:
         raise WorkflowError(str(error)) from None
+    print(f"{sum(bool(job.output) for job in workflow.dag.jobs)} steps in all", flush=True)  # for `make run`
 
 
 def check_requests():

@@ -24,6 +24,7 @@ umap                  1
 collect               1
 total                 5
 """
+IN_ALL = "8 steps in all\n"
 DONE = "Finished jobid: 7 (Rule: random)\n1 of 5 steps (20%) done\n"
 FAILURE = """
 Error in rule random:
@@ -49,18 +50,18 @@ def read(progress, text):
 
 
 def test_job_is_at_work_until_it_has_finished(progress, capsys):
-    read(progress, STATS + JOB)
+    read(progress, STATS + IN_ALL + JOB)
     assert progress.at_work == {"7": "Random, PBMC CITE-seq donors, seed 1"}
     read(progress, DONE)
     assert not progress.at_work
     read(progress, JOB)
     line = "at work: Random, PBMC CITE-seq donors, seed 1\n"
-    assert capsys.readouterr().out == f"0 of 5 steps done; {line}1 of 5 steps done; {line}"
+    assert capsys.readouterr().out == f"4 of 8 steps done; {line}5 of 8 steps done; {line}", "earlier steps count"
 
 
-def test_second_plan_is_counted_anew(progress, capsys):
-    read(progress, STATS + DONE + STATS.replace("5", "2") + JOB)  # for what is drawn after failures
-    assert capsys.readouterr().out.startswith("0 of 2 steps done; ")
+def test_second_plan_after_failures_is_counted(progress, capsys):
+    read(progress, STATS + IN_ALL + DONE + STATS.replace("5", "2") + JOB)
+    assert capsys.readouterr().out.startswith("7 of 8 steps done; ")
 
 
 def test_failure_is_reported_at_once(progress, capsys, tmp_path):
@@ -79,10 +80,10 @@ def test_fatal_error_is_kept(progress):
 
 def test_bar_counts_steps(benchmark, capsys):
     progress = Progress(benchmark, terminal=True)
-    read(progress, STATS + DONE + JOB)
+    read(progress, STATS + IN_ALL + DONE + JOB)
     progress.close()
     shown = capsys.readouterr()
-    assert "1 of 5 steps" in shown.err and "Random, PBMC CITE-seq donors, seed 1" in shown.err and not shown.out
+    assert "5 of 8 steps" in shown.err and "Random, PBMC CITE-seq donors, seed 1" in shown.err and not shown.out
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ FIELD = re.compile(r"    (jobid|wildcards|log|resources): (.*)$")
 ENDS = re.compile(r"Finished jobid: (\d+) ")
 AGAIN = re.compile(r"Trying to restart job (\d+)\.")
 TOTAL = re.compile(r"total +(\d+)$")
+IN_ALL = re.compile(r"(\d+) steps in all$")
+"""Pattern of the line that rules/run.smk prints at the start; Snakemake itself does not count what is already done."""
 COUNT = re.compile(r"(\d+) of (\d+) steps ")
 LAST = re.compile(r"failed   |No method has scores|Finished jobs are kept|Nothing to be done")
 WRONG = re.compile(r"(\w*(?:Error|Exception)\b.*:$|error: )")
@@ -52,7 +54,7 @@ class Progress:
         self.last: list[str] = []
         self.wrong: list[str] = []
         self._bar = tqdm(disable=not terminal, bar_format="planning")
-        self._count = ""
+        self._n_steps = self._n_left = 0
         self._rule, self._job, self._wildcards, self._failing = "", "", "", False
 
     def read(self, line: str) -> None:
@@ -69,22 +71,24 @@ class Progress:
         elif found := ENDS.search(line):
             self.at_work.pop(found[1], None)
         elif found := TOTAL.match(line):
-            self._show_count(0, int(found[1]))
+            self._show_left(int(found[1]))
+        elif found := IN_ALL.match(line):
+            self._n_steps = int(found[1])
+            self._bar.bar_format = "{n_fmt} of {total_fmt} steps |{bar:20}| {remaining} left{postfix}"
+            self._bar.reset(self._n_steps)
+            self._bar.initial = self._bar.n = self._n_steps - self._n_left
         elif found := COUNT.match(line):
-            self._show_count(int(found[1]), int(found[2]))
+            self._show_left(int(found[2]) - int(found[1]))
         elif found := AGAIN.search(line):
             self._say(f"tried again: {self._labels[found[1]]}")
         elif LAST.match(line):
             self.last.append(line)
         self._bar.set_postfix_str("; ".join(self.at_work.values()))
 
-    def _show_count(self, n_done: int, n_steps: int) -> None:
-        """Show how many steps of this start are done; those that an earlier one has finished are not among them."""
-        self._count = f"{n_done} of {n_steps} steps done"
-        if self._bar.total != n_steps:
-            self._bar.bar_format = "{n_fmt} of {total_fmt} steps |{bar:20}| {remaining} left{postfix}"
-            self._bar.reset(n_steps)
-        self._bar.update(n_done - self._bar.n)
+    def _show_left(self, n: int) -> None:
+        self._n_left = max(n - 1, 0)  # without the target itself, such as `all`
+        if self._n_steps:
+            self._bar.update(self._n_steps - self._n_left - self._bar.n)
 
     def _read_field(self, key: str, value: str) -> None:
         if key == "jobid":
@@ -95,7 +99,8 @@ class Progress:
             wildcards = dict(pair.split("=", 1) for pair in self._wildcards.split(", ") if pair)
             self.at_work[self._job] = self._labels[self._job] = job_label(self.benchmark, self._rule, wildcards)
             if self._bar.disable:
-                self._say(f"{self._count}; at work: {self.at_work[self._job]}")
+                n_done = self._n_steps - self._n_left
+                self._say(f"{n_done} of {self._n_steps} steps done; at work: {self.at_work[self._job]}")
         elif key == "log" and self._failing:
             self.n_failed += 1
             log = value.partition(" (check")[0]
