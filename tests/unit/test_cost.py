@@ -154,6 +154,13 @@ def test_table_of_times_can_be_read(project):
     assert (times["command"] != "").all() and set(times["device"]) <= {"cpu", "cuda"}
 
 
+def test_broken_rule_is_one_line(project, tmp_path, monkeypatch):
+    (tmp_path / "Snakefile").write_text("rule broken:\n    input: nothing\n")
+    monkeypatch.setattr("clue.benchmark.running.steps.CHECKOUT", tmp_path)
+    with pytest.raises(BenchmarkError, match="^NameError: name 'nothing' is not defined; `snakemake --dry-run"):
+        planned_steps(project / "config" / "quick.yaml")
+
+
 def test_run_that_cannot_be_planned_is_one_line(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("run: r\ndatasets: [pbmc_cite]\nmethods: [clu]\nseeds: [0]\n")

@@ -44,6 +44,9 @@ def planned_steps(config: Path, cluster: bool = True) -> list[Step]:
             return [step_of(job, graph.needrun(job)) for job in jobs]
     except WorkflowError as error:
         raise BenchmarkError(one_line(str(error))) from error
+    except Exception as error:  # a rule of one's own may raise anything
+        reason = f"{type(error).__name__}: {one_line(str(error))}"
+        raise BenchmarkError(f"{reason}; `snakemake --dry-run --configfile {config}` says where") from error
     finally:
         os.environ.clear()  # of what rules/common.smk sets for jobs
         os.environ.update(environment)
