@@ -77,6 +77,8 @@ def test_killed_job_then_the_same_command(slow):
     failed = "failed   slow simulated/random20/default/0: "
     assert failed in output and "start the same command again" in output, "the end of a run names what failed"
     shown = status(slow)
+    counts = {re.search(r"of (\d+) steps", text)[1] for text in (output, shown)}
+    assert len(counts) == 1, "make run and make status count the same steps"
     assert "Snakemake is not at work" in shown and failed in shown and "1 failed" in shown, shown
     assert process.returncode != 0, output
     row = slow.table("failures").set_index("method").loc["slow"]

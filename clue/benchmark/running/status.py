@@ -25,7 +25,7 @@ _WANTS_MORE = re.compile(r"MemoryError|[Oo]ut of memory|\bSIG[A-Z]{2,}")
 LONGEST_REASON = 300
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Step:
     """One job of the workflow.
 

@@ -40,8 +40,8 @@ def planned_steps(config: Path, cluster: bool = True) -> list[Step]:
             # A dry run asks for no lock, so that it can be made beside a run.
             workflow.dag(DAGSettings(force_incomplete=True)).execute_workflow(executor="dryrun")
             graph = workflow._workflow.dag  # no public function gives it
-            jobs = [job for level in graph.toposorted() for job in sorted(level, key=rule_and_wildcards) if job.output]
-            return [step_of(job, graph.needrun(job)) for job in jobs]
+            levels = [[step_of(job, graph.needrun(job)) for job in level if job.output] for level in graph.toposorted()]
+            return [step for level in levels for step in sorted(level)]
     except WorkflowError as error:
         raise BenchmarkError(one_line(str(error))) from error
     except Exception as error:  # a rule of one's own may raise anything
@@ -50,11 +50,6 @@ def planned_steps(config: Path, cluster: bool = True) -> list[Step]:
     finally:
         os.environ.clear()  # of what rules/common.smk sets for jobs
         os.environ.update(environment)
-
-
-def rule_and_wildcards(job: Job) -> list[str]:
-    """Return the key by which jobs that do not depend on each other are sorted."""
-    return [job.rule.name, *job.wildcards]
 
 
 def step_of(job: Job, is_due: bool = True) -> Step:
