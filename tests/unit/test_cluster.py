@@ -217,8 +217,11 @@ def test_running_job_is_found_by_its_open_log(tmp_path):
 
 
 def test_step_that_must_run_again_is_waiting(tmp_path):
-    write(tmp_path / STEP.output)
+    """An old log says nothing about a step whose output exists, or that an earlier step must come before."""
     write(tmp_path / STEP.log, "loss 3\n")
+    assert status._standing(STEP, tmp_path, {}, {}).state == "failed"
+    assert status._standing(replace(STEP, is_ready=False), tmp_path, {}, {}).state == "waiting"
+    write(tmp_path / STEP.output)
     assert status._standing(STEP, tmp_path, {}, {}).state == "waiting"
     assert status._standing(replace(STEP, is_due=False), tmp_path, {}, {}).state == "done"
 

@@ -38,7 +38,9 @@ class Step:
     cores, gpus, minutes
         What it asks for.
     is_due
-        Whether Snakemake would run it now.
+        Whether it has yet to be made, or to be made again.
+    is_ready
+        Whether no step that it depends on is due.
     """
 
     rule: str
@@ -49,6 +51,7 @@ class Step:
     gpus: int = 0
     minutes: int = 0
     is_due: bool = True
+    is_ready: bool = True
 
     @property
     def name(self) -> str:
@@ -92,7 +95,8 @@ def _standing(step: Step, root: Path, queue: dict, open_logs: dict[str, float]) 
         return Standing(step, "running", f"{at_work}: {last_line(log)}".rstrip(": "))
     if not step.is_due:
         return Standing(step, "done")
-    if not (root / step.output).exists() and (log.exists() or slurm_log(step.rule, step.wildcards, root)):
+    has_ended = log.exists() or slurm_log(step.rule, step.wildcards, root)
+    if step.is_ready and has_ended and not (root / step.output).exists():
         return Standing(step, "failed", failure_reason(step, root))
     return Standing(step, "waiting")
 

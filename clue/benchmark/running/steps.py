@@ -1,9 +1,11 @@
 """The steps of a run, as Snakemake itself plans them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from snakemake.api import SnakemakeApi
+from snakemake.dag import DAG
 from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Job
 from snakemake.settings.types import ConfigSettings, DAGSettings, OutputSettings, Quietness, ResourceSettings
@@ -40,8 +42,8 @@ def planned_steps(config: Path, cluster: bool = True) -> list[Step]:
             # A dry run asks for no lock, so that it can be made beside a run.
             workflow.dag(DAGSettings(force_incomplete=True)).execute_workflow(executor="dryrun")
             graph = workflow._workflow.dag  # no public function gives it
-            levels = [[step_of(job, graph.needrun(job)) for job in level if job.output] for level in graph.toposorted()]
-            return [step for level in levels for step in sorted(level)]
+            levels = [[job for job in level if job.output] for level in graph.toposorted()]
+            return [step for level in levels for step in sorted(_planned(job, graph) for job in level)]
     except WorkflowError as error:
         raise BenchmarkError(one_line(str(error))) from error
     except Exception as error:  # a rule of one's own may raise anything
@@ -52,8 +54,13 @@ def planned_steps(config: Path, cluster: bool = True) -> list[Step]:
         os.environ.update(environment)
 
 
-def step_of(job: Job, is_due: bool = True) -> Step:
-    """Return a job of Snakemake as a step."""
+def _planned(job: Job, graph: DAG) -> Step:
+    waits = any(graph.needrun(earlier) for earlier in graph.dependencies[job])
+    return replace(step_of(job), is_due=graph.needrun(job), is_ready=not waits)
+
+
+def step_of(job: Job) -> Step:
+    """Return a job of Snakemake as a step that is due."""
     wanted = job.resources
     amounts = job.threads, wanted.get("gpu") or 0, wanted.get("runtime") or 0
-    return Step(job.rule.name, tuple(job.wildcards), job.output[0], job.log[0], *amounts, is_due)
+    return Step(job.rule.name, tuple(job.wildcards), job.output[0], job.log[0], *amounts)
