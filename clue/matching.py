@@ -201,14 +201,15 @@ def shared_neighbours(x: np.ndarray, y: np.ndarray, k: int) -> sp.csr_matrix:
     `x` and `y` are points as returned by `as_points`, compared by their Euclidean distances.
     """
     k = min(k, len(x), len(y))
-    x2y, y2x = _neighbour_graph(x, y, k), _neighbour_graph(y, x, k)
+    x2y, y2x = neighbour_graph(x, y, k), neighbour_graph(y, x, k)
     x2x, y2y = _own_neighbour_graph(x, k), _own_neighbour_graph(y, k)
     shared = (sp.hstack([x2y, x2x], format="csr") @ sp.hstack([y2y, y2x], format="csr").T).tocsr()
     shared.data = shared.data / (4 * k - shared.data)
     return shared
 
 
-def _neighbour_graph(queries: np.ndarray, base: np.ndarray, k: int) -> sp.csr_matrix:
+def neighbour_graph(queries: np.ndarray, base: np.ndarray, k: int) -> sp.csr_matrix:
+    """Return a matrix of queries x rows of `base` with a 1 for each of the `k` nearest rows of a query."""
     return _graph(nearest(queries, base, k)[1], len(base))
 
 

@@ -40,6 +40,7 @@ from clue.network import Network, Objective
 from clue.preprocess import Preprocessor, check_unique
 from clue.readout import Readout
 from clue.saved import is_whole, save_atomically, with_arrays, without_arrays
+from clue.shifts import remove_shifts
 from clue.sparse import BLOCK
 from clue.train import Training, held_out, train
 
@@ -438,7 +439,8 @@ class CLUE:
         within
             Column or columns of both ``obs``, for instance the batch: cells match only cells with the same values.
         space
-            ``aligned`` (`align`) or ``z`` (`embed`).
+            ``aligned`` (`align`), without shifts between the modalities of a batch (`clue.shifts.remove_shifts`), or
+            ``z`` (`embed`).
         matching, options
             A function of `clue.matching` and its options.
 
@@ -450,12 +452,15 @@ class CLUE:
         if not callable(matching):
             raise ValueError(f"matching is {shown(matching)}; give a function of clue.matching, such as match_ot")
         place = self.align if space == "aligned" else self.embed
+        batches = None
         if within is not None:
-            for side, name, cells in (("batch_x", "a", a), ("batch_y", "b", b)):
+            for name, cells in (("a", a), ("b", b)):
                 if not isinstance(cells, ad.AnnData | md.MuData):
                     raise ValueError(f"{name}: within needs the obs of an AnnData or MuData, not {kind_of(cells)}")
-                options[side] = batch_of(name, cells, within, pd.DataFrame())[BATCH]
-        return matching(place(a, modality_a), place(b, modality_b), **options)
+            batches = [batch_of(name, cells, within, pd.DataFrame())[BATCH] for name, cells in (("a", a), ("b", b))]
+            options |= {"batch_x": batches[0], "batch_y": batches[1]}
+        placed = [place(a, modality_a), place(b, modality_b)]
+        return matching(*(remove_shifts(placed, batches) if space == "aligned" else placed), **options)
 
     @checked
     @torch.no_grad()

@@ -10,6 +10,7 @@ import numpy as np
 from clue import CLUE
 from clue.benchmark.methods import Task, run_method
 from clue.benchmark.methods.prediction import fit_scale, training_mean
+from clue.shifts import remove_shifts
 from clue.sparse import column_sums, row_sums
 
 
@@ -27,6 +28,9 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
     task.info.update(history=model.history.to_dict("records"))
     place = {"z": model.embed, "aligned": model.align}[params["space"]]
     placed = {modality: place(cells, modality) for modality, cells in task.test.items()}
+    if params["space"] == "aligned":
+        batches = [cells.obs["batch"] for cells in task.test.values()]
+        placed = dict(zip(placed, remove_shifts(list(placed.values()), batches), strict=True))
     return placed, {f"{a}2{b}": predict(model, task, a, b, seed) for a, b in task.directions}
 
 
