@@ -96,12 +96,21 @@ def end_run():
     # An interrupted run leaves jobs at work, and ends at once.
     if ended.scheduler.failed and not ended.scheduler.running:
         if any(job.rule.name == "collect" for job in ended.dag.jobs):
+            invalidate_old_scores(ended.dag)
             collect_and_draw(ended)
     failed = {*ended.scheduler.failed, *(workflow.scheduler.failed if workflow.scheduler else ())}
     steps = {step_of(job) for job in failed}
     lines = sorted(failures([Standing(step, "failed", failure_reason(step, Path.cwd())) for step in steps]))
     lines.append("Finished jobs are kept and training resumes from its checkpoint: start the same command again.")
     print("\n".join(["", *lines]), file=sys.stderr)
+
+
+def invalidate_old_scores(dag):
+    """Let scores that should have been made again, but were not, be older than their embedding: none is collected."""
+    for job in dag.needrun_jobs():  # and are not finished
+        for path in map(Path, job.output):
+            if path.name == "metrics.tsv" and path.exists():
+                os.utime(path, (0, 0))
 
 
 def collect_and_draw(ended):

@@ -68,7 +68,7 @@ def test_scores_of_an_earlier_embedding_do_not_count(tmp_path):
     folder = finish(tmp_path, job())
     stamp = (folder / "metrics.tsv").stat().st_mtime
     os.utime(folder / "embedding.h5ad", (stamp + 10, stamp + 10))
-    assert collect([job()], tmp_path).failures["reason"].str.contains("older than the embedding").all()
+    assert collect([job()], tmp_path).failures["reason"].str.contains("not scored again").all()
     (folder / "embedding.h5ad").unlink()  # as Snakemake does when the method runs again and fails
     assert collect([job()], tmp_path).failures["reason"].str.contains("not run").all()
 

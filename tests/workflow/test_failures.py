@@ -56,6 +56,21 @@ def test_failed_preparation_affects_no_other_data_set(small):
     assert lost["status"] == "failed" and lost["reason"].startswith("not run, since an earlier step failed")
 
 
+def test_scores_of_before_a_failed_step_are_not_shown(small):
+    """A changed data set can no longer be prepared; the scores of the unchanged one are still there."""
+    small.configure(methods=["random"])
+    small.change("config/datasets/simulated.yaml", expect={"n_cells": 1})
+    status, output = small.run()
+    assert status == 1 and "failed   prepare simulated: error: " in output, output
+    assert set(small.table()["status"]) == {"failed"}
+    failures = small.table("failures").set_index("method")
+    assert failures.loc["random", "reason"].startswith("not scored again, since an earlier step failed")
+    small.change("config/datasets/simulated.yaml", expect={"n_cells": 1500})
+    status, output = small.run()
+    assert status == 0, output
+    assert set(small.table()["status"]) == {"ok"}
+
+
 def test_failed_figure_does_not_prevent_the_report(finished):
     table = finished.path("results/test/metrics.tsv").stat().st_mtime_ns
     finished.path("results/test/report.html").unlink()

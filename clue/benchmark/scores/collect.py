@@ -100,7 +100,7 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     if not metrics.exists():
         raise NoResult(f"not scored; see {log_path(job, root)}")
     if metrics.stat().st_mtime < embedding.stat().st_mtime:
-        raise NoResult(f"metrics.tsv is older than the embedding; see {log_path(job, root)}")
+        raise NoResult("not scored again, since an earlier step failed or the run was ended")
     table = _read_scores(metrics)
     for column, value in _identity(job).items():
         if not (table[column].astype(str) == str(value)).all():
