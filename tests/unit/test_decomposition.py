@@ -43,12 +43,6 @@ def test_axes_are_those_of_the_dense_matrix(matrix, monkeypatch, block, centred)
     assert (axes[np.abs(axes).argmax(axis=0), np.arange(30)] > 0).all()
 
 
-def test_centred_axes_are_those_of_sklearn(matrix):
-    _, axes = principal_axes(matrix, 5, centred=True)
-    expected = PCA(5, svd_solver="full").fit(matrix.toarray()).components_
-    np.testing.assert_allclose(np.abs((axes.T * expected).sum(axis=1)), 1, atol=1e-4)
-
-
 def test_columns_of_zeros_have_no_effect(matrix):
     """As for genes that are not selected."""
     wide = sp.hstack([matrix, sp.csr_matrix((matrix.shape[0], 100), dtype=np.float32)], format="csr")

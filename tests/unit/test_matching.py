@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from helpers import two_views
 
 from clue import matching
 from clue.matching import match_gaussian, match_ot, match_snn
@@ -13,12 +14,6 @@ MATCHINGS = [match_snn, match_gaussian, match_ot]
 def on_circle(*degrees: float) -> np.ndarray:
     angle = np.deg2rad(degrees)
     return np.column_stack([np.cos(angle), np.sin(angle)])
-
-
-def two_views(n: int, width: int = 8, noise: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    shared = rng.standard_normal((n, width))
-    return tuple((shared + noise * rng.standard_normal((n, width))).astype(np.float32) for _ in range(2))
 
 
 # ---- by hand -------------------------------------------------------------------------------------
@@ -34,18 +29,6 @@ def test_snn_by_hand():
         [0, 0, 3 / 4, 1 / 4],  # mutual with y2 (1), one-sided with y3 (1/3)
     ]
     np.testing.assert_allclose(match_snn(x, y).toarray(), expected, atol=1e-6)
-
-
-def test_snn_ignores_lengths():
-    x, y = on_circle(0, 10, 50), on_circle(2, 29, 48, 90)
-    np.testing.assert_allclose(match_snn(x * [[1], [30], [0.1]], 7 * y).toarray(), match_snn(x, y).toarray(), atol=1e-6)
-
-
-def test_snn_backward_is_the_transpose_before_normalising():
-    x, y = two_views(60, noise=1)
-    forward = matching.shared_neighbours(*matching.as_points(x, y), k=3).toarray()
-    backward = matching.shared_neighbours(*matching.as_points(y, x), k=3).toarray()
-    np.testing.assert_allclose(forward, backward.T, atol=1e-6)
 
 
 def test_snn_is_the_jaccard_index_of_neighbour_sets():
@@ -116,12 +99,6 @@ def test_euclidean_matches_depend_on_length_but_not_on_shift_or_scale(match):
     np.testing.assert_allclose(moved, match(x, y, metric="euclidean").toarray(), atol=1e-3)
 
 
-def test_unknown_metric_is_an_error():
-    x, y = two_views(4)
-    with pytest.raises(ValueError, match="metric is 'manhattan'; it must be 'cosine' or 'euclidean'"):
-        match_snn(x, y, metric="manhattan")
-
-
 # ---- properties ----------------------------------------------------------------------------------
 
 
@@ -139,20 +116,6 @@ def test_rows_sum_to_one_with_unequal_sizes(match):
 def test_equal_embeddings_match_perfectly(match):
     x, _ = two_views(50, width=32)
     np.testing.assert_allclose(match(x, x).diagonal(), 1, atol=1e-3)
-
-
-@pytest.mark.parametrize("match", MATCHINGS)
-def test_order_of_cells_does_not_matter(match):
-    x, y = two_views(40, noise=0.5)
-    order = np.random.default_rng(1).permutation(40)
-    np.testing.assert_allclose(match(x, y[order]).toarray(), match(x, y).toarray()[:, order], atol=1e-4)
-
-
-@pytest.mark.parametrize("match", MATCHINGS)
-def test_rotation_does_not_matter(match):
-    x, y = two_views(40, noise=0.5)
-    rotation, _ = np.linalg.qr(np.random.default_rng(1).standard_normal((8, 8)))
-    np.testing.assert_allclose(match(x @ rotation, y @ rotation).toarray(), match(x, y).toarray(), atol=1e-3)
 
 
 @pytest.mark.parametrize("match", MATCHINGS)

@@ -5,9 +5,10 @@ import tracemalloc
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from helpers import two_views
 from scipy.spatial import distance_matrix
 
-from clue.matching import l2_normalise, match_snn
+from clue.matching import l2_normalise
 from clue.metrics import (
     cell_type_match,
     count_closer,
@@ -16,12 +17,6 @@ from clue.metrics import (
     label_transfer_accuracy,
     match_score,
 )
-
-
-def two_views(n: int, width: int = 6, noise: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(seed)
-    shared = rng.standard_normal((n, width))
-    return tuple((shared + noise * rng.standard_normal((n, width))).astype(np.float32) for _ in range(2))
 
 
 def naive_foscttm(x, y, tie_weight):
@@ -42,12 +37,7 @@ def test_match_score_by_hand():
     assert match_score(matches, [1, 2, 2]) == pytest.approx((0.5 + 1 + 0) / 3)
     # Row 2 with the negative entry left out: 1 of 4.
     assert match_score(matches, [0, 2, 0]) == pytest.approx((0.5 + 1 + 0.25) / 3)
-
-
-def test_match_score_does_not_change_its_input():
-    matches = sp.csr_matrix([[1.0, -1.0], [0.0, 2.0]])
-    match_score(matches, [0, 1])
-    assert matches.data.tolist() == [1, -1, 2]
+    assert matches.min() == -4, "the input is not changed"
 
 
 def test_match_score_wrong_input():
@@ -57,16 +47,6 @@ def test_match_score_wrong_input():
         match_score(sp.eye(2), [0, 2])
     with pytest.raises(ValueError, match="truth"):
         match_score(sp.eye(2), [0])
-
-
-def test_random_embeddings_match_at_one_over_batch_size():
-    rng = np.random.default_rng(0)
-    batch = np.repeat(np.arange(20), 50)
-    scores = []
-    for _ in range(10):
-        x, y = rng.standard_normal((2, 1000, 5))
-        scores.append(match_score(match_snn(x, y, batch_x=batch, batch_y=batch), np.arange(1000)))
-    assert np.mean(scores) == pytest.approx(1 / 50, rel=0.2)
 
 
 def test_cell_type_match_by_hand():
@@ -127,37 +107,8 @@ def test_collapsed_embedding_is_not_perfect(metric, value):
         assert (fractions == 0).all()
 
 
-def test_embedding_collapsed_per_type_ties_within_types():
-    rng = np.random.default_rng(0)
-    n, centres = 1200, rng.standard_normal((4, 20)).astype(np.float32)
-    x = centres[np.arange(n) % 4]
-    for fractions in foscttm(x, x, "cosine", "half"):
-        np.testing.assert_array_equal(fractions, (n / 4 - 1) / (2 * n))
-
-
-def test_random_embeddings_sit_at_one_half():
-    x, y = np.random.default_rng(0).standard_normal((2, 2000, 10))
-    assert np.mean(foscttm(x, y)) == pytest.approx(0.5, abs=0.02)
-
-
-def test_perfect_embedding_scores_zero():
-    x, _ = two_views(500)
-    assert np.mean(foscttm(x, x)) == 0
-    assert np.mean(foscttm(x, 3 * x, "cosine")) == 0
-
-
 def test_foscttm_of_one_pair():
     assert np.mean(foscttm([[1.0, 2.0]], [[0.0, 3.0]])) == 0
-
-
-def test_foscttm_does_not_depend_on_order_rotation_or_direction():
-    x, y = two_views(400)
-    fractions_x, fractions_y = foscttm(x, y)
-    order = np.random.default_rng(1).permutation(400)
-    rotation, _ = np.linalg.qr(np.random.default_rng(2).standard_normal((6, 6)))
-    np.testing.assert_array_equal(foscttm(x[order], y[order]), (fractions_x[order], fractions_y[order]))
-    np.testing.assert_array_equal(foscttm(x @ rotation, y @ rotation), (fractions_x, fractions_y))
-    np.testing.assert_array_equal(foscttm(y, x), (fractions_y, fractions_x))
 
 
 def test_cosine_distinguishes_cells_of_nearly_equal_direction():
@@ -191,7 +142,7 @@ def test_foscttm_wrong_input():
 
 
 def test_foscttm_memory_does_not_grow_with_the_square():
-    x = np.random.default_rng(0).standard_normal((20000, 10)).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((6000, 10)).astype(np.float32)
     # Not the peak of a child process: on Linux that starts from the size of its parent, which runs all the tests.
     tracemalloc.start()
     try:
@@ -200,12 +151,7 @@ def test_foscttm_memory_does_not_grow_with_the_square():
     finally:
         tracemalloc.stop()
     assert closer.closer_x.sum() == 0
-    assert x.nbytes < peak < 500e6  # a single 20,000 x 20,000 float32 matrix takes 1,600e6
-
-
-def test_counts_exclude_the_true_match():
-    closer = count_closer(np.ones((5, 3)), np.ones((5, 3)))
-    assert closer.tied_x.tolist() == [4] * 5 and closer.closer_x.tolist() == [0] * 5
+    assert x.nbytes < peak < 30e6  # a single 6,000 x 6,000 float32 matrix takes 144e6
 
 
 def test_top1_of_four_cells_by_hand():
@@ -213,11 +159,6 @@ def test_top1_of_four_cells_by_hand():
     closer = count_closer([[0.0], [1], [5], [10]], [[2.0], [0], [5], [11]], "euclidean")
     of_x, of_y = closer.top1()
     assert of_x.tolist() == [0, 0.5, 1, 1] and of_y.tolist() == [0, 0, 1, 1]
-
-
-def test_top1_of_a_collapsed_embedding_is_chance():
-    for of_cells in count_closer(np.ones((8, 3)), np.ones((8, 3)), "euclidean").top1():
-        assert of_cells.tolist() == [1 / 8] * 8
 
 
 # ---- label transfer ------------------------------------------------------------------------------
