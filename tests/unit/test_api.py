@@ -11,6 +11,7 @@ import scipy.sparse as sp
 import torch
 
 import clue
+from clue.matching import match_gaussian, match_ot
 from clue.metrics import match_score
 from clue.simulate import simulate
 
@@ -84,11 +85,6 @@ def test_modality_is_recognised_by_its_features(model, cells):
         model.embed(cells["rna"][:, :5])
 
 
-def test_posterior_is_embedding_and_standard_deviation(model, cells):
-    mean, std = model.posterior(cells["rna"])
-    assert np.array_equal(mean, model.embed(cells["rna"])) and (std > 0).all()
-
-
 # ---- matching and prediction ---------------------------------------------------------------------
 
 
@@ -102,7 +98,7 @@ def test_match_is_within_the_given_column(model, cells):
         np.testing.assert_allclose(matches.sum(axis=1), 1, rtol=1e-5)
         # chance is 1 / 300
         assert match_score(matches, truth) > 0.05
-    soft = model.match(rna, adt, space="z", matching=clue.matching.match_gaussian, k=5)
+    soft = model.match(rna, adt, space="z", matching=match_gaussian, k=5)
     assert (np.diff(soft.indptr) == 5).all()
     with pytest.raises(ValueError, match="b: obs lacks the batch column 'lane'"):
         model.match(ad.AnnData(rna.X, obs=rna.obs.assign(lane="a"), var=rna.var), adt, within="lane")
@@ -146,9 +142,8 @@ def test_numeric_batches_are_named_by_number(cells):
     for adata in data.values():
         adata.obs["batch"] = np.arange(300) % 2
     model = clue.CLUE(data, batch_key="batch", **WIDTHS)
-    assert np.array_equal(
-        model.predict(cells["rna"], "adt", batch=1).X, model.predict(cells["rna"], "adt", batch="1").X
-    )
+    by_number, by_name = (model.predict(cells["rna"], "adt", batch=batch).X for batch in (1, "1"))
+    assert np.array_equal(by_number, by_name)
 
 
 def test_predict_chosen_features_as_counts_to_a_file(model, cells, tmp_path, monkeypatch):
@@ -328,10 +323,7 @@ def without_counts(adata):
         (alike, "all cells are alike"),
         (without_counts, "there is no X"),
         (lambda a: a[:, :1].copy(), "1 features with a count; at least two are needed"),
-        (
-            lambda a: ad.AnnData(sp.csr_matrix(a.shape, dtype=np.float32), obs=a.obs, var=a.var),
-            "0 features with a count",
-        ),
+        (lambda a: ad.AnnData(0 * a.X, obs=a.obs, var=a.var), "0 features with a count"),
     ],
     ids=["alike", "no X", "one feature", "all zero"],
 )
@@ -366,30 +358,36 @@ def doubled(adata, axis):
     return again
 
 
+def untrained(cells):
+    return clue.CLUE(cells, **WIDTHS)
+
+
+def with_rna(cells, rna):
+    """Return a model of other RNA and the same proteins."""
+    return clue.CLUE({"rna": rna, "adt": cells["adt"]})
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda c: clue.CLUE(c["rna"]), "a MuData or a dict of AnnData by modality is needed, not an object of type"),
-        (lambda c: clue.CLUE({"rna": c["rna"].X, "adt": c["adt"]}), "is needed, not a dict of"),
+        (lambda c: with_rna(c, c["rna"].X), "is needed, not a dict of"),
         (lambda c: clue.CLUE({"rna": c["rna"]}), "two modalities or more"),
-        (lambda c: clue.CLUE({"rna": logs(c["rna"]), "adt": c["adt"]}), "rna: X must hold raw counts"),
+        (lambda c: with_rna(c, logs(c["rna"])), "rna: X must hold raw counts"),
         (
-            lambda c: clue.CLUE({"rna": logs(c["rna"], "n"), "adt": c["adt"]}),
+            lambda c: with_rna(c, logs(c["rna"], "n")),
             r"rna: .* up, not .*; there are counts in layers\['n'\]: give layer='n'$",
         ),
         (
-            lambda c: clue.CLUE(c, **WIDTHS).embed(logs(c["rna"], "raw"), "rna"),
+            lambda c: untrained(c).embed(logs(c["rna"], "raw"), "rna"),
             r"rna: .* up, not .*; there are counts in raw: give adata.raw.to_adata\(\)$",
         ),
-        (lambda c: clue.CLUE(c, **WIDTHS).embed(logs(c["rna"]), "rna"), "rna: X must hold raw counts"),
-        (lambda c: clue.CLUE(c, **WIDTHS).predict(logs(c["rna"]), "adt"), "rna: X must hold raw counts"),
-        (lambda c: clue.CLUE(c, **WIDTHS).embed(c["rna"][:, 3:], "rna"), "rna lacks 3 of 80 features"),
-        (lambda c: clue.CLUE(c, **WIDTHS).embed(c["rna"], "dna"), "unknown modality 'dna'; the model knows"),
+        (lambda c: untrained(c).embed(c["rna"][:, 3:], "rna"), "rna lacks 3 of 80 features"),
+        (lambda c: untrained(c).embed(c["rna"], "dna"), "unknown modality 'dna'; the model knows"),
         (lambda c: clue.CLUE(c, batch_key="batch", **WIDTHS).fit({"rna": c["rna"]}), "name of another cell of rna"),
         (lambda c: clue.CLUE({"rna": c["rna"], "adt": apart(c["adt"])}, **WIDTHS).fit(), "no cell is seen in two"),
         (lambda c: clue.CLUE(c, batch_key="lane"), "rna: obs lacks the batch column 'lane'; it has"),
         (lambda c: clue.CLUE(c, n_latent=0), "n_latent is 0"),
-        (lambda c: clue.CLUE(c, n_latent=2.5), "n_latent is 2.5; it must be a whole number"),
         (lambda c: clue.CLUE(c, encoder=(1, 0)), "encoder is 0"),
         (lambda c: clue.CLUE(c, encoder=256), "encoder is 256; it must be .number of hidden layers, their width"),
         (lambda c: clue.CLUE(c, dropout=1.0), "dropout is 1.0"),
@@ -398,57 +396,41 @@ def doubled(adata, axis):
         (lambda c: clue.CLUE(c, n_features={"rna": 0}), "n_features of rna is 0"),
         (lambda c: clue.CLUE(c, kinds="rna"), "kinds is 'rna'; it must name modalities"),
         (lambda c: clue.CLUE(c, batch_key=3), "rna: obs lacks the batch column 3"),
-        (
-            lambda c: clue.CLUE({"rna": texts(c["rna"]), "adt": c["adt"]}),
-            "rna: X must hold .* not values of type object",
-        ),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(max_steps=1.5), "max_steps is 1.5; it must be a whole number"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(learning_rate=-1), "learning_rate is -1"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(validation=1.0), "validation is 1.0"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(monitor="acc"), "monitor is 'acc'; it must be 'loss' or 'foscttm'"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(objective="mse"), "objective is 'mse'; give a dict of weights"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(objective={"mse": -1}), "mse is -1; the weight of a loss must be at"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(validation=0.999), "cells are left to train on, the rest are held out"),
+        (lambda c: with_rna(c, texts(c["rna"])), "rna: X must hold .* not values of type object"),
+        (lambda c: untrained(c).fit(learning_rate=-1), "learning_rate is -1"),
+        (lambda c: untrained(c).fit(validation=1.0), "validation is 1.0"),
+        (lambda c: untrained(c).fit(monitor="acc"), "monitor is 'acc'; it must be 'loss' or 'foscttm'"),
+        (lambda c: untrained(c).fit(objective="mse"), "objective is 'mse'; give a dict of weights"),
+        (lambda c: untrained(c).fit(objective={"mse": -1}), "mse is -1; the weight of a loss must be at"),
+        (lambda c: untrained(c).fit(validation=0.999), "cells are left to train on, the rest are held out"),
         (
             lambda c: clue.CLUE({"rna": c["rna"][:151], "adt": c["adt"][150:]}, **WIDTHS).fit(**SHORT, batch_size=2),
             "no modality shows two of the 2 cells of a mini-batch; make batch_size larger",
         ),
-        (lambda c: clue.CLUE(c, **WIDTHS).embed(c["rna"].to_df()), "^an AnnData, a MuData or a dict of AnnData"),
+        (lambda c: untrained(c).embed(c["rna"].to_df()), "^an AnnData, a MuData or a dict of AnnData"),
+        (lambda c: untrained(c).match(c["rna"], c["adt"], matching="ot"), "matching is 'ot'; give a function"),
+        (lambda c: untrained(c).posterior(c), "say which modality to read"),
+        (lambda c: untrained(c).embed(doubled(c["rna"], "var"), "rna"), "rna: several features are named"),
+        (lambda c: untrained(c).embed({"rna": doubled(c["rna"], "obs")}), "rna: several cells are named"),
+        (lambda c: untrained(c).predict("adt", c["rna"]), "target is an object of type AnnData; it must be"),
+        (lambda c: untrained(c).predict(c["rna"], "adt", features=np.ones(20, bool)), "no decoded feature"),
+        (lambda c: untrained(c).predict(c["rna"], "adt", library_size=-1), "library_size is -1; it must be"),
+        (lambda c: untrained(c).predict(c["rna"], "adt", library_size=[1, 2]), "one for each of 300 cells"),
         (
-            lambda c: clue.CLUE(c, **WIDTHS).match(c["rna"], c["adt"], matching="ot"),
-            "matching is 'ot'; give a function",
-        ),
-        (lambda c: clue.CLUE(c, **WIDTHS).posterior(c), "say which modality to read"),
-        (lambda c: clue.CLUE(c, **WIDTHS).embed(doubled(c["rna"], "var"), "rna"), "rna: several features are named"),
-        (lambda c: clue.CLUE(c, **WIDTHS).embed({"rna": doubled(c["rna"], "obs")}), "rna: several cells are named"),
-        (lambda c: clue.CLUE(c, **WIDTHS).predict("adt", c["rna"]), "target is an object of type AnnData; it must be"),
-        (lambda c: clue.CLUE(c, **WIDTHS).predict(c["rna"], "adt", features=np.ones(20, bool)), "no decoded feature"),
-        (lambda c: clue.CLUE(c, **WIDTHS).predict(c["rna"], "adt", library_size=-1), "library_size is -1; it must be"),
-        (lambda c: clue.CLUE(c, **WIDTHS).predict(c["rna"], "adt", library_size=[1, 2]), "one for each of 300 cells"),
-        (
-            lambda c: clue.CLUE(c, **WIDTHS).match({"rna": c["rna"]}, c["adt"], within="batch"),
+            lambda c: untrained(c).match({"rna": c["rna"]}, c["adt"], within="batch"),
             "a: within needs the obs of an AnnData or MuData, not a dict of AnnData",
         ),
         (lambda c: clue.CLUE(c, kinds={"gex": "rna"}), "kinds names .'gex'., which the data do not hold"),
         (lambda c: clue.CLUE(c, kinds={"rna": "dna"}), "kind 'dna' of modality 'rna' is unknown"),
         (lambda c: clue.CLUE(c, layer="counts"), "rna: there is no layer 'counts'"),
-        (lambda c: clue.CLUE({"rna": doubled(c["rna"], "obs"), "adt": c["adt"]}), "rna: several cells are named"),
-        (lambda c: clue.CLUE({"rna": doubled(c["rna"], "var"), "adt": c["adt"]}), "rna: several features are named"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(batch_size=1), "batch_size is 1"),
-        (lambda c: clue.CLUE(c, **WIDTHS).fit(c["rna"]), "a MuData or a dict of AnnData"),
-        (lambda c: clue.CLUE(c, **WIDTHS).plot_history(), "fit the model first"),
-        (
-            lambda c: clue.CLUE(c, **WIDTHS).match(c["rna"], c["adt"], space="y"),
-            "space is 'y'; it must be 'aligned'",
-        ),
-        (
-            lambda c: clue.CLUE({k: c[k] for k in ("rna", "adt")}, **WIDTHS).embed({"atac": c["atac"]}),
-            "the model knows",
-        ),
-        (
-            lambda c: clue.CLUE(c, **WIDTHS).embed(md.MuData({"rna": c["rna"], "x": c["atac"][:9].copy()}), "x"),
-            "unknown",
-        ),
+        (lambda c: with_rna(c, doubled(c["rna"], "obs")), "rna: several cells are named"),
+        (lambda c: with_rna(c, doubled(c["rna"], "var")), "rna: several features are named"),
+        (lambda c: untrained(c).fit(batch_size=1), "batch_size is 1"),
+        (lambda c: untrained(c).fit(c["rna"]), "a MuData or a dict of AnnData"),
+        (lambda c: untrained(c).plot_history(), "fit the model first"),
+        (lambda c: untrained(c).match(c["rna"], c["adt"], space="y"), "space is 'y'; it must be 'aligned'"),
+        (lambda c: with_rna(c, c["rna"]).embed({"atac": c["atac"]}), "the model knows"),
+        (lambda c: untrained(c).embed(md.MuData({"rna": c["rna"], "x": c["atac"][:9].copy()}), "x"), "unknown"),
     ],
 )
 def test_wrong_calls_are_explained_in_one_line(cells, call, message):
@@ -467,10 +449,7 @@ def test_wrong_calls_are_explained_in_one_line(cells, call, message):
         ({"n_latent": sp.eye(30)}, "n_latent is an object of type dia_matrix; it must be a whole number"),
         ({"n_components": "20"}, "n_components is '20'; it must be a whole number or None"),
         ({"dropout": "0.2"}, "dropout is '0.2'; it must be a finite number"),
-        (
-            {"encoder": (1.5, 32)},
-            "the number of hidden layers of encoder is 1.5; it must be a whole number, at least 0",
-        ),
+        ({"encoder": (1.5, 32)}, "the number of hidden layers of encoder is 1.5; it must be a whole number, at least"),
         ({"decoder": (1, "x")}, "the width of decoder is 'x'; it must be a whole number, at least 1"),
         ({"normalize": "no"}, "normalize is 'no'; it must be True or False"),
         ({"shared_batches": "yes"}, "shared_batches is 'yes'; it must be True or False"),
@@ -529,10 +508,7 @@ def test_wrong_paths(model, cells, path):
         (lambda m, c: m.predict(c["rna"], "adt", features=3), "adt has no decoded feature 3"),
         (lambda m, c: m.predict(c["rna"], "adt", library_size=np.inf), "library_size is inf; it must be a finite"),
         (lambda m, c: m.match(c["rna"], c["adt"], k=1.5), "k is 1.5; it must be a whole number"),
-        (
-            lambda m, c: m.match(c["rna"], c["adt"], matching=clue.matching.match_ot, epsilon=0),
-            "epsilon is 0; it must be greater than 0",
-        ),
+        (lambda m, c: m.match(c["rna"], c["adt"], matching=match_ot, epsilon=0), "epsilon is 0; it must be greater"),
     ],
 )
 def test_wrong_arguments(model, cells, call, message):
@@ -556,13 +532,13 @@ def test_unknown_argument_is_named(cells):
             call(*[cells][: call is clue.CLUE], n_laten=20)
 
 
-@pytest.mark.parametrize("settings", [{"max_epochs": 10}, {"objective": {"adversary": 1}}])
-def test_error_on_an_unknown_setting_lists_the_known_ones(cells, settings):
-    known = (
-        "Objective has no adversary; it has .*adversarial" if "objective" in settings else "no max_epochs.*max_passes"
-    )
+@pytest.mark.parametrize(
+    ("settings", "known"),
+    [({"max_epochs": 10}, "no max_epochs.*max_passes"), ({"objective": {"x": 1}}, "has no x; it has .*adversarial")],
+)
+def test_error_on_an_unknown_setting_lists_the_known_ones(cells, settings, known):
     with pytest.raises(TypeError, match=known):
-        clue.CLUE(cells, **WIDTHS).fit(**settings)
+        untrained(cells).fit(**settings)
 
 
 def test_preprocessors_of_another_model_are_reused(cells):
@@ -589,9 +565,7 @@ def test_cuda_without_a_gpu(cells):
 
 def test_training_works_with_a_single_held_out_cell(cells, monkeypatch):
     monkeypatch.setattr(clue.train, "held_out", lambda names, fraction, seed: np.arange(len(names)) == 3)
-    model = clue.CLUE(cells, **WIDTHS).fit(**SHORT)
+    model = untrained(cells).fit(max_steps=20, check_steps=10, progress=False)
     assert np.isfinite(model.history["loss"]).all()
-    with pytest.raises(
-        ValueError, match="monitor 'foscttm' needs two held-out cells seen in two modalities; use 'loss'"
-    ):
+    with pytest.raises(ValueError, match="monitor 'foscttm' needs two held-out cells seen in two .*; use 'loss'"):
         model.fit(**SHORT, monitor="foscttm")

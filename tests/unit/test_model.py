@@ -91,11 +91,9 @@ def test_partly_paired_cells_train_through_the_mask(two):
     assert len(cells) == 240 and cells.paired().sum() == 80
     batch = cells.take(torch.arange(240))
     assert len(batch.seen["rna"].cell) == len(batch.seen["adt"].cell) == 160
-    dense = torch.zeros(batch.seen["adt"].counts.shape)
-    counts = batch.seen["adt"].counts
-    dense[counts.cell, counts.feature] = counts.value
     names = cells.names[batch.index[batch.seen["adt"].cell].numpy()]
-    assert np.array_equal(dense.numpy(), adt[names].X.toarray()[:, model.preprocessors["adt"].selected])
+    expected = adt[names].X.toarray()[:, model.preprocessors["adt"].selected]
+    assert np.array_equal(batch.seen["adt"].counts.dense().numpy(), expected)
 
 
 def test_padding_for_a_gpu_adds_only_zeros(two):
@@ -242,12 +240,6 @@ def test_making_and_loading_a_model_keeps_the_random_state(two, tmp_path):
     assert state() == before
 
 
-def test_features_in_another_order(two):
-    model = fitted(two)
-    shuffled = two["rna"][:, ::-1].copy()
-    np.testing.assert_allclose(model.embed(shuffled, "rna"), model.embed(two["rna"], "rna"), atol=1e-4)
-
-
 def test_each_cell_has_one_batch(two):
     def batches(modality, cell, batch):
         changed = {k: adata.copy() for k, adata in two.items()}
@@ -266,9 +258,6 @@ def test_each_cell_has_one_batch(two):
     extra.obs["batch"] = np.nan
     model = clue.CLUE(two, **SMALL)
     with pytest.raises(ValueError, match="^rna: obs\\['batch'\\] of cell 'extra_0' is missing$"):
-        model.fit({"rna": extra}, **SHORT)
-    extra.obs_names = ["twin"] * 5
-    with pytest.raises(ValueError, match="^rna: several cells are named 'twin'$"):
         model.fit({"rna": extra}, **SHORT)
 
 
@@ -371,12 +360,6 @@ def test_sigterm_writes_a_checkpoint_at_once(tmp_path):
     (checkpoint,) = tmp_path.glob("*.pt")
     state = torch.load(checkpoint, weights_only=True)
     assert state["step"] > 0 and not state["history"]
-
-
-def test_works_on_plain_anndata_without_batches(two):
-    plain = {k: ad.AnnData(a.X, obs=a.obs[[]], var=a.var[[]]) for k, a in two.items()}
-    model = clue.CLUE(plain, **WIDTHS).fit(**SHORT)
-    assert model.embed(plain["rna"], "rna").shape == (240, 12)
 
 
 # ---- precision and dropout -----------------------------------------------------------------------

@@ -22,6 +22,7 @@ from clue.simulate import simulate
 from clue.train import Training, _Loop
 
 N_PROCESSES = 2
+OPTIONS = {"max_steps": 12, "warmup_steps": 4, "check_steps": 4, "batch_size": 32, "progress": False}
 DEVICES = ["cpu", *[f"cuda:{i}" for i in range(min(torch.cuda.device_count(), 1))]]
 
 
@@ -55,20 +56,28 @@ def gradients_of_a_step(device):
     return gradients
 
 
-def in_a_process(rank, port, device, folder):
+def join_group(rank, port):
+    """Make this process one of two that train together."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=N_PROCESSES)
+
+
+def train_to(path, model, folder):
+    """Train, with checkpoints in the folder, and write the weights."""
+    model.fit(checkpoints=folder / "checkpoints", checkpoint_seconds=0, **OPTIONS)
+    np.savez(path, **{name: value.cpu().numpy() for name, value in model.network.state_dict().items()})
+
+
+def in_a_process(rank, port, device, folder):
+    join_group(rank, port)
     np.savez(folder / f"gradients_{rank}.npz", **gradients_of_a_step(device))
     clue_network._noise_like = torch_noise
     model = model_of(device, dropout=0.2)
-    options = {"max_steps": 12, "warmup_steps": 4, "check_steps": 4, "batch_size": 32, "progress": False}
-    model.fit(checkpoints=folder / "checkpoints", checkpoint_seconds=0, **options)
-    np.savez(folder / f"weights_{rank}.npz", **{k: v.cpu().numpy() for k, v in model.network.state_dict().items()})
-    again = model_of(device, dropout=0.2).fit(checkpoints=folder / "checkpoints", checkpoint_seconds=0, **options)
-    np.savez(folder / f"again_{rank}.npz", **{k: v.cpu().numpy() for k, v in again.network.state_dict().items()})
+    train_to(folder / f"weights_{rank}.npz", model, folder)
+    train_to(folder / f"again_{rank}.npz", model_of(device, dropout=0.2), folder)
     try:
-        model.fit(**(options | {"batch_size": 33}))
+        model.fit(**OPTIONS | {"batch_size": 33})
     except ValueError as error:
         (folder / f"error_{rank}.txt").write_text(str(error))
     dist.destroy_process_group()
@@ -79,10 +88,8 @@ torch_noise = clue_network._noise_like
 
 def train_in_a_process(rank, port, device, folder, stops):
     """Train; if `stops`, hang after the first checkpoint, within a pass, until killed."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
     logging.basicConfig(level=logging.INFO, stream=sys.stdout)
-    dist.init_process_group("gloo", rank=rank, world_size=N_PROCESSES)
+    join_group(rank, port)
     advance = _Loop.advance
 
     def once(loop):
@@ -92,10 +99,7 @@ def train_in_a_process(rank, port, device, folder, stops):
 
     if stops:
         _Loop.advance = once
-    model = model_of(device, dropout=0.2)
-    options = {"max_steps": 12, "warmup_steps": 4, "check_steps": 4, "batch_size": 32, "progress": False}
-    model.fit(checkpoints=folder / "checkpoints", checkpoint_seconds=0, **options)
-    np.savez(folder / f"resumed_{rank}.npz", **{k: v.cpu().numpy() for k, v in model.network.state_dict().items()})
+    train_to(folder / f"resumed_{rank}.npz", model_of(device, dropout=0.2), folder)
     dist.destroy_process_group()
 
 
