@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import yaml
 from mudata import MuData
 
 from clue.benchmark import contracts
@@ -29,16 +30,9 @@ def task(dataset):
 @pytest.fixture
 def split_tiny(workplace, add_dataset, run_script):
     """A function that splits ``dataset.h5mu`` with the program; it returns the exit status and the error."""
-    add_dataset(
-        "tiny",
-        {
-            "label": "Tiny",
-            "modalities": ["rna", "adt"],
-            "source": {"kind": "simulated"},
-            "prepare": {"kind": "simulated", "arguments": {"n_cells": 60, "n_features": {"rna": 40, "adt": 12}}},
-            "splits": {"s": SPLIT},
-        },
-    )
+    simulated = {"kind": "simulated", "arguments": {"n_cells": 60, "n_features": {"rna": 40, "adt": 12}}}
+    spec = {"label": "Tiny", "modalities": ["rna", "adt"], "source": {"kind": "simulated"}, "prepare": simulated}
+    add_dataset("tiny", spec | {"splits": {"s": SPLIT}})
 
     def split():
         return run_script("make_task", *"--dataset-file dataset.h5mu --dataset tiny --split s --folder s".split())
@@ -139,15 +133,11 @@ def test_missing_file(split_tiny):
     ],
 )
 def test_wrong_settings(workplace, add_dataset, split_tiny, run_script, change, message):
-    import yaml
-
     spec = yaml.safe_load((workplace / "config/datasets/tiny.yaml").read_text())
     add_dataset("tiny", spec | change)
-    for program, arguments in (
-        ("download", "--folder raw"),
-        ("prepare", "--raw raw --output dataset.h5mu"),
-        ("make_task", "--dataset-file dataset.h5mu --split s --folder s"),
-    ):
+    programs = {"download": "--folder raw", "prepare": "--raw raw --output dataset.h5mu"}
+    programs["make_task"] = "--dataset-file dataset.h5mu --split s --folder s"
+    for program, arguments in programs.items():
         status, error = run_script(program, "--dataset", "tiny", *arguments.split())
         assert status == 1 and error.count("\n") == 1
         assert error.startswith("error: config/datasets/tiny.yaml: ") and message in error, error
@@ -211,11 +201,9 @@ def test_solution_is_a_permutation_of_each_file(task):
 
 
 def test_modalities_are_known_and_ordered(dataset):
-    import mudata as md
-
-    swapped = md.MuData({"adt": dataset.mod["adt"], "rna": dataset.mod["rna"]})
+    swapped = MuData({"adt": dataset.mod["adt"], "rna": dataset.mod["rna"]})
     swapped.uns = dict(dataset.uns)
     with pytest.raises(ContractError, match="in that order"):
         contracts.check_dataset(swapped, "dataset.h5mu")
     with pytest.raises(ContractError, match="at least two modalities"):
-        contracts.check_dataset(md.MuData({"rna": dataset.mod["rna"]}), "dataset.h5mu")
+        contracts.check_dataset(MuData({"rna": dataset.mod["rna"]}), "dataset.h5mu")

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 import yaml
+from helpers import method_arguments, task_of
 
 from clue.benchmark.config import Benchmark, ConfigError, features_name, load
-from clue.benchmark.contracts import read_embedding, write_test, write_train
-from clue.benchmark.data.task import make_task
+from clue.benchmark.contracts import read_embedding
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.methods import Task, run_method
+from clue.benchmark.methods import run_method
 from clue.benchmark.methods.features import Fitted, fit_for_file, read_features, write_features
 from clue.simulate import simulate
 
@@ -19,13 +19,8 @@ SETTINGS = {"n_components": 8, "n_features": {"rna": 30}}
 
 @pytest.fixture
 def cells():
+    """Cells of which 90 are for training and 30 for the test."""
     return simulate(120, {"rna": 40, "atac": 50}, n_batches=2, seed=2)
-
-
-def task_of(cells, folder):
-    """Return a task of 90 training and 30 test cells."""
-    parts = make_task(cells, "tiny", "random", {"kind": "random", "fraction": 0.25, "seed": 0})
-    return Task(parts.train, parts.tests, "cpu", 1, folder)
 
 
 def fitted_files(task, folder, params, *names):
@@ -94,9 +89,6 @@ def test_failed_fit_is_the_reason_of_every_method_that_reads_it(cells, tmp_path)
 
 def test_job_counts_the_time_and_memory_of_shared_inputs(cells, tmp_path):
     task = task_of(cells, tmp_path)
-    write_train(task.train, tmp_path / "train.h5mu")
-    for name, adata in task.test.items():
-        write_test(adata, tmp_path / f"test_{name}.h5ad")
     fitted = fit_for_file(task.train, "all", SETTINGS)
     path = tmp_path / f"{features_name('all', SETTINGS)}.npz"
     write_features(Fitted(fitted.preprocessors, seconds=1000.0, memory_mb=1e6), path)
@@ -105,11 +97,7 @@ def test_job_counts_the_time_and_memory_of_shared_inputs(cells, tmp_path):
         prepared = task.fitted("all", dict(task.train.mod), params)
         return {name: prepared[name].transform(adata) for name, adata in task.test.items()}
 
-    options = {"method": "m", "variant": "default", "seed": 0, "params": json.dumps(SETTINGS), "device": "cpu"}
-    words = ["--train", tmp_path / "train.h5mu", "--tests", tmp_path / "test_rna.h5ad", tmp_path / "test_atac.h5ad"]
-    words += ["--features", path, "--embedding", tmp_path / "embedding.h5ad", "--threads", 1]
-    words += [word for key, value in options.items() for word in (f"--{key}", value)]
-    run_method(embed, list(map(str, words)))
+    run_method(embed, method_arguments(tmp_path, task.train, task.test, params=json.dumps(SETTINGS), features=path))
     report = json.loads((tmp_path / "run.json").read_text())
     assert report["shared_seconds"] == 1000 and 1000 < report["seconds"] < 1060 and report["peak_memory_mb"] == 1e6
     assert read_embedding(tmp_path / "embedding.h5ad").n_vars == 8

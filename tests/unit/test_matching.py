@@ -1,9 +1,11 @@
 """Match matrices: answers computed by hand, properties, batches, errors."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from helpers import two_views
+from helpers import one_line_error, two_views
 
 from clue import matching
 from clue.matching import match_gaussian, match_ot, match_snn
@@ -178,16 +180,12 @@ def test_unknown_batch_is_an_error(match):
 
 def test_wrong_input_is_an_error(monkeypatch):
     x, y = two_views(4)
-    with pytest.raises(ValueError, match="same width"):
-        match_snn(x, y[:, :3])
-    with pytest.raises(ValueError, match="both need some"):
-        match_snn(x, y[:0])
-    with pytest.raises(ValueError, match="both x and y"):
-        match_snn(x, y, batch_x=["a"] * 4)
-    with pytest.raises(ValueError, match="3 and 4 batches"):
-        match_snn(x, y, batch_x=["a"] * 3, batch_y=["a"] * 4)
-    with pytest.raises(ValueError, match="k is 0"):
-        match_snn(x, y, k=0)
+    error = partial(one_line_error, match_snn, error=ValueError)
+    assert "same width" in error(x, y[:, :3])
+    assert "both need some" in error(x, y[:0])
+    assert "both x and y" in error(x, y, batch_x=["a"] * 4)
+    assert "3 and 4 batches" in error(x, y, batch_x=["a"] * 3, batch_y=["a"] * 4)
+    assert "k is 0" in error(x, y, k=0)
     monkeypatch.setattr(matching, "MAX_TRANSPORT_ENTRIES", 15)
     with pytest.raises(matching.BatchTooLarge, match="4 and 4 cells"):
         match_ot(x, y)

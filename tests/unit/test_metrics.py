@@ -1,11 +1,12 @@
 """Metrics: answers computed by hand, a naive reference, properties, bounded memory."""
 
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from helpers import two_views
+from helpers import one_line_error, two_views
 from scipy.spatial import distance_matrix
 
 from clue.matching import l2_normalise
@@ -17,6 +18,8 @@ from clue.metrics import (
     label_transfer_accuracy,
     match_score,
 )
+
+value_error = partial(one_line_error, error=ValueError)
 
 
 def naive_foscttm(x, y, tie_weight):
@@ -41,22 +44,17 @@ def test_match_score_by_hand():
 
 
 def test_match_score_wrong_input():
-    with pytest.raises(ValueError, match="1 of 2 rows"):
-        match_score(sp.csr_matrix([[1.0, 0], [0, 0]]), [0, 1])
-    with pytest.raises(ValueError, match="truth"):
-        match_score(sp.eye(2), [0, 2])
-    with pytest.raises(ValueError, match="truth"):
-        match_score(sp.eye(2), [0])
+    assert "1 of 2 rows" in value_error(match_score, sp.csr_matrix([[1.0, 0], [0, 0]]), [0, 1])
+    assert "truth" in value_error(match_score, sp.eye(2), [0, 2])
+    assert "truth" in value_error(match_score, sp.eye(2), [0])
 
 
 def test_cell_type_match_by_hand():
     matches = sp.csr_matrix([[0.25, 0.75], [1, 0]])
     assert cell_type_match(matches, ["B", "T"], ["B", "T"]) == pytest.approx(0.25 / 2)
     assert cell_type_match(matches, ["B", "B"], ["B", "T"]) == pytest.approx(1.25 / 2)
-    with pytest.raises(ValueError, match="2 and 3 cell types"):
-        cell_type_match(matches, ["B", "T"], ["B", "T", "T"])
-    with pytest.raises(ValueError, match="empty"):
-        cell_type_match(matches * 0, ["B", "T"], ["B", "T"])
+    assert "2 and 3 cell types" in value_error(cell_type_match, matches, ["B", "T"], ["B", "T", "T"])
+    assert "empty" in value_error(cell_type_match, matches * 0, ["B", "T"], ["B", "T"])
 
 
 # ---- FOSCTTM -------------------------------------------------------------------------------------
@@ -129,16 +127,11 @@ def test_within_batch():
 
 def test_foscttm_wrong_input():
     x, y = two_views(10)
-    with pytest.raises(ValueError, match="same cells"):
-        foscttm(x, y[:9])
-    with pytest.raises(ValueError, match="metric is 'manhattan'"):
-        foscttm(x, y, metric="manhattan")
-    with pytest.raises(ValueError, match="ties is 'none'"):
-        foscttm(x, y, ties="none")
-    with pytest.raises(ValueError, match="block is 0"):
-        foscttm(x, y, block=0)
-    with pytest.raises(ValueError, match="1 batches"):
-        foscttm_within_batch(x, y, ["a"])
+    assert "same cells" in value_error(foscttm, x, y[:9])
+    assert "metric is 'manhattan'" in value_error(foscttm, x, y, metric="manhattan")
+    assert "ties is 'none'" in value_error(foscttm, x, y, ties="none")
+    assert "block is 0" in value_error(foscttm, x, y, block=0)
+    assert "1 batches" in value_error(foscttm_within_batch, x, y, ["a"])
 
 
 def test_foscttm_memory_does_not_grow_with_the_square():
@@ -183,5 +176,4 @@ def test_labels_transfer_by_hand():
     x, y = np.array([[2.0, 0], [0, 9]]), np.array([[2.0, 0.1], [0.1, 1]])
     assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "T"], k=1) == 1
     assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "B"], k=1, metric="euclidean") == 1
-    with pytest.raises(ValueError, match="1 and 2 labels"):
-        label_transfer_accuracy(x, y, ["B"], ["B", "NK"])
+    assert "1 and 2 labels" in value_error(label_transfer_accuracy, x, y, ["B"], ["B", "NK"])

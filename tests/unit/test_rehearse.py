@@ -65,10 +65,7 @@ def test_method_of_another_environment_may_be_missing_and_is_named(copy, capsys)
     [
         ({"random": FAILED}, "1 faults: simulated/random20/random/default (no Rscript; logs/x.log)"),
         ({"oracle": FAILED}, "1 faults: simulated/random20/oracle/default"),
-        (
-            {"oracle": {"value": 0.5}},
-            "oracle simulated/random20: match_score is 0.5; oracle simulated/random20: foscttm",
-        ),
+        ({"oracle": {"value": 0.5}}, "oracle simulated/random20: match_score is 0.5; oracle simulated/random20: fosc"),
     ],
 )
 def test_what_must_not_be_missing(copy, changes, message):

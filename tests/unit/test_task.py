@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clue.benchmark.contracts import check_solution, check_test, check_train, read_solution, read_test, read_train
+from clue.benchmark.contracts import read_solution, read_test, read_train
 from clue.benchmark.data.task import TaskError, balanced_donors, derive_cell_types, make_task
 from clue.simulate import simulate
 
@@ -61,10 +61,6 @@ def test_training_batches_may_be_named(dataset):
     task = make_task(dataset, "tiny", "s", split)
     assert set(task.train.mod["rna"].obs["batch"]) == {batches[0]}
     assert set(task.solution.obs["batch"]) == {batches[1]}
-    with pytest.raises(TaskError, match="splits.s: a batch is in both `train` and `batches`"):
-        make_task(dataset, "tiny", "s", split | {"train": batches[1:2]})
-    with pytest.raises(TaskError, match="splits.s.train: no cell of nowhere; batches: batch"):
-        make_task(dataset, "tiny", "s", split | {"train": ["nowhere"]})
 
 
 def test_numbers_of_cells_give_the_same_test_cells_and_nested_training_cells(dataset):
@@ -73,23 +69,9 @@ def test_numbers_of_cells_give_the_same_test_cells_and_nested_training_cells(dat
     )
     assert list(few.solution.obs_names) == list(many.solution.obs_names) and few.solution.n_obs == 30
     assert few.train.n_obs == 40 and set(few.train.mod["rna"].obs_names) < set(many.train.mod["rna"].obs_names)
-    with pytest.raises(TaskError, match="n_train 100 and n_test 30 are too many for the 120 available cells"):
-        make_task(dataset, "tiny", "s", {"kind": "random", "n_test": 30, "n_train": 100, "seed": 0})
-    with pytest.raises(TaskError, match="n_test 130 are too many for the 120 available cells"):
-        make_task(dataset, "tiny", "s", {"kind": "random", "n_test": 130, "seed": 0})
 
 
 # ---- censoring -----------------------------------------------------------------------------------
-
-
-def test_all_files_fulfil_their_contracts(dataset):
-    task = make_task(dataset, "tiny", "s", RANDOM)
-    check_train(task.train, "train")
-    check_solution(task.solution, "solution")
-    for modality, adata in task.tests.items():
-        check_test(adata, modality)
-        assert adata.n_obs == 30
-    assert task.train.n_obs == 90
 
 
 def test_solution_pairs_the_test_cells(dataset):
@@ -127,15 +109,6 @@ def test_test_cells_are_shuffled_separately_in_each_modality(dataset):
             if first != second:
                 assert (orders[first] == orders[second]).sum() < 8
                 assert abs(np.corrcoef(orders[first], orders[second])[0, 1]) < 0.5
-
-
-def test_training_and_test_cells_are_disjoint_and_complete(dataset):
-    task = make_task(dataset, "tiny", "s", RANDOM)
-    train, test = set(task.train.obs_names), set(task.solution.obs_names)
-    assert not train & test and train | test == set(dataset.obs_names)
-    for modality, adata in task.train.mod.items():
-        original = row_of_cell(dataset, modality)
-        assert all(original[name] == row for name, row in zip(adata.obs_names, rows(adata), strict=True))
 
 
 def test_no_category_of_other_cells_is_left(dataset):
@@ -207,14 +180,6 @@ def test_partly_paired_training_cells(dataset):
     assert fully.solution.obs.equals(task.solution.obs)
 
 
-@pytest.mark.parametrize(
-    "mosaic", [{"rna": 0.5, "atac": 0.3, "adt": 0.2}, {"rna+atac": 0.001, "rna": 0.9, "adt": 0.099}]
-)
-def test_mosaic_without_a_pair_is_refused(dataset, mosaic):
-    with pytest.raises(TaskError, match=r"mosaic: leaves none of \d+ training cells paired"):
-        make_task(dataset, "tiny", "s", RANDOM | {"mosaic": mosaic})
-
-
 def test_mosaic_of_training_cells(dataset):
     mosaic = {"rna+atac+adt": 0.2, "rna+atac": 0.3, "atac+adt": 0.4, "rna": 0.1}
     task = make_task(dataset, "tiny", "s", RANDOM | {"mosaic": mosaic})
@@ -271,12 +236,15 @@ def test_cells_that_lack_a_modality_are_only_training_cells(dataset, mosaic, spl
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        (
-            {"kind": "batches", "batches": ["batch9"], "seed": 0},
-            "splits.s.batches: no cell of batch9; batches: batch1, ",
-        ),
+        ({"kind": "batches", "batches": ["b"], "seed": 0}, "splits.s.batches: no cell of b; batches: batch1, "),
         ({"kind": "batches", "batches": ["batch1", "batch2"], "seed": 0}, "0 training and 120 test cells"),
         ({"kind": "predefined", "column": "site", "test": "s4", "seed": 0}, "no column 'site'"),
+        ({"kind": "batches", "train": ["batch1"], "batches": ["batch1"], "seed": 0}, "a batch is in both `train` and"),
+        ({"kind": "batches", "train": ["x"], "batches": ["batch1"], "seed": 0}, "splits.s.train: no cell of x; batch"),
+        ({"kind": "random", "n_test": 30, "n_train": 100, "seed": 0}, "n_train 100 and n_test 30 are too many for the"),
+        ({"kind": "random", "n_test": 130, "seed": 0}, "n_test 130 are too many for the 120 available cells"),
+        (RANDOM | {"mosaic": {"rna": 0.5, "atac": 0.3, "adt": 0.2}}, "mosaic: leaves none of 90 training cells paired"),
+        (RANDOM | {"mosaic": {"rna+atac": 0.001, "rna": 0.9, "adt": 0.099}}, "mosaic: leaves none of 90 training"),
         (RANDOM | {"paired_fraction": 0.001}, "paired_fraction: leaves none of 90"),
         (RANDOM | {"drop": {"column": "batch", "values": ["x"]}}, "drop.values: no cell has x"),
     ],

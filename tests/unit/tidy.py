@@ -14,6 +14,7 @@ from clue.benchmark.report import tables
 
 NAN = float("nan")
 JOB_COLUMNS = ["dataset", "split", "method", "variant", "seed"]
+NO_INTERVALS = pd.DataFrame(columns=[*tables.JOB, "seed", "metric", "low", "high"])
 
 
 def metrics(*jobs: tuple, run: str = "test") -> pd.DataFrame:
@@ -30,12 +31,16 @@ def metrics(*jobs: tuple, run: str = "test") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=tables.METRICS_COLUMNS)
 
 
+def value(table: pd.DataFrame, metric: str, direction: str) -> float:
+    """Return the only value of a metric in one direction."""
+    return table.set_index(["metric", "direction"])["value"][metric, direction]
+
+
 def resources(*jobs: tuple) -> pd.DataFrame:
     """Return a table from (dataset, split, method, variant, seed, seconds, MB, GPU MB)."""
     rows = [dict(zip([*JOB_COLUMNS, "seconds", "peak_memory_mb", "gpu_memory_mb"], job, strict=True)) for job in jobs]
-    return pd.DataFrame(
-        [{"run": "test", "device": "cpu", "threads": 1, **row} for row in rows], columns=tables.RESOURCES_COLUMNS
-    )
+    rows = [{"run": "test", "device": "cpu", "threads": 1, **row} for row in rows]
+    return pd.DataFrame(rows, columns=tables.RESOURCES_COLUMNS)
 
 
 def solution_of(n_cells: int, types: list[str], batches: list[str], seed: int = 0, **uns) -> ad.AnnData:
