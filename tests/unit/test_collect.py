@@ -26,12 +26,9 @@ def finish(root: Path, job: Job, value: float = 0.25, **changes) -> Path:
     report |= {"info": {"epochs": 7}, "commit": "abc1234", "date": "2026-01-02"}
     (folder / "run.json").write_text(json.dumps(report))
     identity = {key: getattr(job, key) for key in ("run", "dataset", "split", "method", "variant", "seed")}
-    rows = [
-        {**identity, "transductive": True, "direction": "both", "metric": "match_score", "value": value}
-        | {"status": "ok", "reason": ""},
-        {**identity, "transductive": True, "direction": "both", "metric": "match_score_ot", "value": float("nan")}
-        | {"status": "unsupported", "reason": "too large"},
-    ]
+    scored = {"metric": "match_score", "value": value, "status": "ok", "reason": ""}
+    too_large = {"metric": "match_score_ot", "value": float("nan"), "status": "unsupported", "reason": "too large"}
+    rows = [identity | {"transductive": True, "direction": "both"} | row for row in (scored, too_large)]
     pd.DataFrame(rows).assign(**changes).to_csv(folder / "metrics.tsv", sep="\t", index=False)
     return folder
 
@@ -105,9 +102,8 @@ def test_scores_of_another_job_are_refused(tmp_path):
 
 
 def test_tables_without_jobs_have_columns(tmp_path):
-    for table, columns in zip(
-        collect([], tmp_path), (METRICS_COLUMNS, RESOURCES_COLUMNS, FAILURES_COLUMNS), strict=True
-    ):
+    expected = METRICS_COLUMNS, RESOURCES_COLUMNS, FAILURES_COLUMNS
+    for table, columns in zip(collect([], tmp_path), expected, strict=True):
         assert table.empty and list(table.columns) == columns
 
 

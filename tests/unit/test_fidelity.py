@@ -38,36 +38,17 @@ def reference_trainer(modalities):
         torch.nn.init.normal_(parameter, std=0.2)
     for encoder in encoders.values():
         torch.nn.init.uniform_(encoder.est_l.weight, 0.1, 2.0)
-    return scclue.SCCLUETrainer(
-        net,
-        lam_data=OBJECTIVE.self_elbo,
-        lam_kl=OBJECTIVE.kl,
-        lam_align=OBJECTIVE.adversarial,
-        lam_sup=0.0,
-        lam_joint_cross=OBJECTIVE.cross,
-        lam_real_cross=OBJECTIVE.source_cross,
-        lam_cos=OBJECTIVE.mse,
-        normalize_u=True,
-        modality_weight=dict.fromkeys(modalities, 1.0),
-        optim="RMSprop",
-        lr=1e-3,
-    )
+    weights = {"lam_data": OBJECTIVE.self_elbo, "lam_kl": OBJECTIVE.kl, "lam_align": OBJECTIVE.adversarial}
+    weights |= {"lam_joint_cross": OBJECTIVE.cross, "lam_real_cross": OBJECTIVE.source_cross, "lam_cos": OBJECTIVE.mse}
+    weights |= {"lam_sup": 0.0, "modality_weight": dict.fromkeys(modalities, 1.0)}
+    return scclue.SCCLUETrainer(net, **weights, normalize_u=True, optim="RMSprop", lr=1e-3)
 
 
 def our_network(modalities):
-    return Network(
-        {m: WIDTH[m] for m in modalities},
-        {m: FEATURES[m] for m in modalities},
-        N_BATCHES,
-        n_latent=N_LATENT,
-        encoder=(2, N_HIDDEN),
-        decoder=(2, N_HIDDEN),
-        discriminator=(2, N_HIDDEN),
-        dropout=0.0,
-        fusion="mean",
-        library="learned",
-        normalize=True,
-    )
+    widths, features = ({m: sizes[m] for m in modalities} for sizes in (WIDTH, FEATURES))
+    layers = dict.fromkeys(("encoder", "decoder", "discriminator"), (2, N_HIDDEN))
+    settings = {"dropout": 0.0, "fusion": "mean", "library": "learned", "normalize": True}
+    return Network(widths, features, N_BATCHES, n_latent=N_LATENT, **layers, **settings)
 
 
 def counterparts(net, network):
@@ -105,16 +86,9 @@ def mini_batch(modalities, seen):
     x = {m: torch.randn(N_CELLS, WIDTH[m], generator=generator) for m in modalities}
     counts = {m: torch.poisson(torch.rand(N_CELLS, FEATURES[m], generator=generator) * 3) for m in modalities}
     batch = torch.randint(0, N_BATCHES, (N_CELLS,), generator=generator)
-    ones = torch.ones(N_CELLS)
-    theirs = (
-        counts,
-        x,
-        dict.fromkeys(modalities, batch),
-        {},
-        dict.fromkeys(modalities, ones),
-        {m: torch.full((N_CELLS,), i) for i, m in enumerate(modalities)},
-        seen,
-    )
+    batches, weights = dict.fromkeys(modalities, batch), dict.fromkeys(modalities, torch.ones(N_CELLS))
+    kinds = {m: torch.full((N_CELLS,), i) for i, m in enumerate(modalities)}
+    theirs = (counts, x, batches, {}, weights, kinds, seen)
     cells = torch.arange(N_CELLS)
     ours = MiniBatch(cells, {m: Seen(cells, x[m], sparse_counts(counts[m]), batch) for m in modalities})
     return theirs, ours
@@ -148,13 +122,8 @@ def test_losses_and_gradients_equal_the_reference(modalities, monkeypatch):
     total = network.total(losses, adversarial, OBJECTIVE)
     total.backward()
 
-    found = {
-        "dsc_loss": adversarial,
-        "joint_cross_loss": losses["cross"],
-        "real_cross_loss": losses["source_cross"],
-        "cos_loss": losses["mse"],
-        "gen_loss": total,
-    }
+    found = {"dsc_loss": adversarial, "gen_loss": total, "joint_cross_loss": losses["cross"]}
+    found |= {"real_cross_loss": losses["source_cross"], "cos_loss": losses["mse"]}
     for m in modalities:
         found |= {f"x_{m}_nll": losses[f"nll_{m}"], f"x_{m}_kl": losses[f"kl_{m}"]}
     worst = {name: float((found[name] - expected[name]).abs() / expected[name].abs()) for name in found}

@@ -29,9 +29,8 @@ def test_parameters_are_options(capsys):
     parse = command_line(main).parse_args
     given = parse("--config a --points 1 2 --max-cells 3 --dry --folder x y".split())
     assert vars(given) == {"config": "a", "points": [1, 2], "folder": ["x", "y"], "max_cells": 3, "dry": True}
-    assert vars(parse("--config a --points 1".split())) == {
-        "config": "a", "points": [1], "folder": (), "max_cells": None, "dry": False
-    }  # fmt: skip
+    defaults = {"folder": (), "max_cells": None, "dry": False}
+    assert vars(parse("--config a --points 1".split())) == {"config": "a", "points": [1]} | defaults
     for wrong in ("--config a", "--config a --points", "--config a --points b", "--config a --points 1 --other"):
         with pytest.raises(SystemExit):
             parse(wrong.split())

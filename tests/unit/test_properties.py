@@ -159,9 +159,8 @@ def test_any_matrix_and_labels(tmp_path, values, form, labels, data):
 @examples(40)
 @given(st.integers(1, 5).flatmap(names), st.integers(1, 5).flatmap(names), st.data())
 def test_any_names_in_a_folder_of_cell_ranger(tmp_path, cells, genes, data):
-    types = data.draw(
-        st.lists(st.sampled_from(["Gene Expression", "Antibody Capture"]), min_size=len(genes), max_size=len(genes))
-    )
+    kinds = st.sampled_from(["Gene Expression", "Antibody Capture"])
+    types = data.draw(st.lists(kinds, min_size=len(genes), max_size=len(genes)))
     counts = np.arange(1, len(cells) * len(genes) + 1).reshape(len(genes), len(cells))
     mmwrite(tmp_path / "matrix.mtx", sp.coo_matrix(counts))
     lines = [f"{name}\t{name}\t{kind}" for name, kind in zip(genes, types, strict=True)]

@@ -108,10 +108,8 @@ def test_leaderboard_marks_published_settings(scripts, display, published):
     board = program.leaderboard(published, scores, "match_score", display)
     ours = board[board["origin"] == "this run"].set_index("method")
     assert ours["reproduces"].to_dict() == {"clue": "", "clue_competition": "clue"}
-    assert (
-        program.row_label(ours.loc["clue_competition"]).endswith("*")
-        and program.row_label(ours.loc["clue"]) == "CLUE (our settings)"
-    )
+    assert program.row_label(ours.loc["clue_competition"]).endswith("*")
+    assert program.row_label(ours.loc["clue"]) == "CLUE (our settings)"
 
 
 @pytest.mark.parametrize(
@@ -127,12 +125,9 @@ def test_paper_table_has_what_this_run_can_be_compared_with(scripts, display, pu
     here = competition(*SITE4)
     table = pd.concat([here.assign(method=name) for name in ("clue", "clue_competition")])
     rows = pd.DataFrame(scripts("figures/paper.py").score_rows(published, table, display))
-    assert set(zip(rows["dataset"], rows["split"], strict=True)) == {
-        ("bmmc_cite", "site4"), ("bmmc_multiome", "site4"), ("all", "site4"),
-    }  # fmt: skip
-    assert set(rows["method"]) == {"clue", "cobolt", "matchclot"} and set(rows["method_here"].dropna()) == {
-        "clue_competition"
-    }
+    assert set(rows["dataset"]) == {"bmmc_cite", "bmmc_multiome", "all"} and set(rows["split"]) == {"site4"}
+    assert set(rows["method"]) == {"clue", "cobolt", "matchclot"}
+    assert set(rows["method_here"].dropna()) == {"clue_competition"}
     of = rows[rows["file"] == "leaderboard.tsv"].set_index(["method", "direction"])
     assert of.loc[("clue", "rna2adt"), "verdict"] == "better" and of.loc[("clue", "adt2rna"), "verdict"] == "better"
     assert of.loc[("clue", "rna2atac"), "difference"] == pytest.approx(0.015 - 0.0560)
@@ -152,8 +147,7 @@ def test_published_drops_are_compared_with_every_reproduction_of_clue(scripts, d
     drops = read_drops(project / "config/reference/ablation.tsv")
     jobs = [("a", "s", name, *job[3:]) for name in ("clue", "clue_scglue") for job in SHAPES["one seed"]]
     rows = pd.DataFrame(program.drop_rows(drops, metrics(*jobs), display)).set_index("label")
-    assert rows.loc["clue, no_mse", ["method_here", "published", "verdict"]].tolist() == [
-        "clue_scglue", -16.5, "larger drop",
-    ]  # fmt: skip
-    assert rows.loc["clue, no_mse", "ours"] == pytest.approx(-20)
+    row = rows.loc["clue, no_mse"]
+    assert (row["method_here"], row["published"], row["verdict"]) == ("clue_scglue", -16.5, "larger drop")
+    assert row["ours"] == pytest.approx(-20)
     assert rows.drop("clue, no_mse")["verdict"].tolist() == ["not run here"] * 2

@@ -1,12 +1,10 @@
 """Cells pass through R unchanged; anything wrong with R, or in it, becomes one line."""
 
-import importlib.util
 import json
 import os
 import re
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,15 +15,17 @@ import pandas as pd
 import psutil
 import pytest
 import scipy.sparse as sp
+from helpers import method_arguments, task_of, wait_until
 
 from clue.benchmark.config import Benchmark, load
-from clue.benchmark.contracts import metric_of, read_embedding, write_test, write_train
+from clue.benchmark.contracts import metric_of, read_embedding
 from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.methods import Task, r, run_method
+from clue.benchmark.methods import r, run_method
 from clue.matching import match_snn
 from clue.metrics import foscttm, match_score
 from clue.simulate import simulate
+from scripts.methods import seurat_bridge
 
 ROOT = Path(__file__).parents[2]
 HDF5 = ("hdf5r", "jsonlite")
@@ -41,17 +41,9 @@ params <- jsonlite::read_json("params.json", simplifyVector = TRUE)
 def real_r():
     """Skip if no R has what the Seurat bridge needs."""
     try:
-        r.find_r(seurat_bridge().R_PACKAGES)
+        r.find_r(seurat_bridge.R_PACKAGES)
     except BenchmarkError as error:
         pytest.skip(str(error))
-
-
-def seurat_bridge():
-    """Import the program."""
-    spec = importlib.util.spec_from_file_location("seurat_bridge", ROOT / "scripts/methods/seurat_bridge.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def counts(n_cells=7, n_features=5):
@@ -109,7 +101,7 @@ def test_r_reads_the_counts_and_python_reads_the_answer(real_r, tmp_path):
 
 
 def test_yaml_requires_the_packages_of_the_program():
-    assert load("methods", "seurat_bridge", ROOT)["requires"]["r"] == list(seurat_bridge().R_PACKAGES)
+    assert load("methods", "seurat_bridge", ROOT)["requires"]["r"] == list(seurat_bridge.R_PACKAGES)
 
 
 def test_no_r_at_all_is_one_line_with_both_remedies(tmp_path, monkeypatch):
@@ -176,14 +168,6 @@ def test_r_ends_with_the_program_that_called_it(real_r, tmp_path):
     wait_until(lambda: not child.is_running(), seconds=10)
 
 
-def wait_until(condition, seconds):
-    """Wait for a condition, or fail."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
-
-
 def test_make_r_refuses_an_incomplete_or_outdated_folder(tmp_path):
     """A complete folder records what it was made from; any other does not let `make r` do without Debian and root."""
     etc = tmp_path / "root" / "etc"
@@ -232,13 +216,8 @@ def run_bridge(folder, second, test_cells=150, n_cells=600, **params):
     split = {"kind": "random", "fraction": test_cells / n_cells, "seed": 0}
     data = simulate(n_cells, {"rna": 300, second: 25 if second == "adt" else 400}, seed=0)
     task = make_task(data, "simulated", "random", split)
-    write_train(task.train, folder / "train.h5mu")
-    for name, cells in task.tests.items():
-        write_test(cells, folder / f"test_{name}.h5ad")
-    words = ["--train", folder / "train.h5mu", "--tests", folder / "test_rna.h5ad", folder / f"test_{second}.h5ad"]
-    words += ["--embedding", folder / "embedding.h5ad", "--method", "seurat_bridge", "--variant", "default"]
-    words += ["--params", json.dumps(PARAMS | PRESETS[second] | params), "--seed", 0, "--device", "cpu", "--threads", 1]
-    run_method(seurat_bridge().embed, [str(word) for word in words])
+    params = json.dumps(PARAMS | PRESETS[second] | params)
+    run_method(seurat_bridge.embed, method_arguments(folder, task.train, task.tests, params=params))
     return read_embedding(folder / "embedding.h5ad"), json.loads((folder / "run.json").read_text()), task.solution
 
 
@@ -294,23 +273,19 @@ def test_first_space_is_used_with_too_few_cells_to_choose(real_r, tmp_path):
 
 def test_space_and_metric_are_chosen_together_on_held_out_cells(tmp_path, monkeypatch):
     """Without R: one space has noise, the other partners that only their lengths identify."""
-    program = seurat_bridge()
-    task = make_task(
-        simulate(120, {"rna": 8, "adt": 5}, seed=0), "tiny", "r", {"kind": "random", "fraction": 0.5, "seed": 0}
-    )
-    length = {name: 1.0 + i for i, name in enumerate(task.train["rna"].obs_names)}
+    given = task_of(simulate(120, {"rna": 8, "adt": 5}, seed=0), tmp_path, fraction=0.5)
+    length = {name: 1.0 + i for i, name in enumerate(given.train["rna"].obs_names)}
 
     def integrate(paired, cells, params, seed):
         rng = np.random.default_rng(seed)
         by_length = {k: np.outer([length.get(name, 1.0) for name in a.obs_names], [1, 2]) for k, a in cells.items()}
         return {"direct": {k: rng.normal(size=(a.n_obs, 2)) for k, a in cells.items()}, "integrated": by_length}, {}
 
-    monkeypatch.setattr(program, "integrate", integrate)
-    given = Task(task.train, task.tests, "cpu", 1, tmp_path)
-    embedded = program.embed(given, PARAMS, seed=0)
+    monkeypatch.setattr(seurat_bridge, "integrate", integrate)
+    embedded = seurat_bridge.embed(given, PARAMS, seed=0)
     assert given.info["chosen"] == {"space": "integrated", "metric": "euclidean"} and given.metric == "euclidean"
     assert len(given.info["inner_validation"]) == 4
-    assert np.array_equal(embedded["rna"], np.outer(np.ones(task.tests["rna"].n_obs), [1, 2]))
+    assert np.array_equal(embedded["rna"], np.outer(np.ones(given.test["rna"].n_obs), [1, 2]))
 
 
 def test_bridge_is_capped_only_for_accessibility():
@@ -324,16 +299,15 @@ def test_bridge_is_capped_only_for_accessibility():
 
 def test_bridge_cells_are_drawn_in_pairs_and_in_order():
     paired = dict(simulate(50, {"rna": 5, "adt": 4}, seed=0).mod)
-    kept = seurat_bridge().subsample(paired, 20, seed=1)
+    kept = seurat_bridge.subsample(paired, 20, seed=1)
     assert kept["rna"].obs_names.equals(kept["adt"].obs_names) and kept["rna"].n_obs == 20
     assert kept["rna"].obs_names.equals(paired["rna"].obs_names[paired["rna"].obs_names.isin(kept["rna"].obs_names)])
-    assert seurat_bridge().subsample(paired, 50, seed=1) is paired
-    assert seurat_bridge().subsample(paired, None, seed=1) is paired
+    assert seurat_bridge.subsample(paired, 50, seed=1) is paired
+    assert seurat_bridge.subsample(paired, None, seed=1) is paired
 
 
 def test_no_more_components_than_observed_features():
     cells, _ = counts(n_cells=90, n_features=9)
-    limits = seurat_bridge().limits(
-        {"reference": cells, "bridge_query": cells}, {"n_genes": 3000, "n_pcs": 50, "n_query": 3}
-    )
+    parts, params = {"reference": cells, "bridge_query": cells}, {"n_genes": 3000, "n_pcs": 50, "n_query": 3}
+    limits = seurat_bridge.limits(parts, params)
     assert limits == {"n_pcs": 7, "n_query": 3}

@@ -53,19 +53,19 @@ def test_tutorial_is_small(folder):
             assert (folder / picture).is_file()
 
 
+def shortened(text: str, smaller: dict[str, str]) -> str:
+    """Return a tutorial with smaller numbers."""
+    for whole, part in smaller.items():
+        assert whole in text
+        text = text.replace(whole, part)
+    return text
+
+
 @pytest.mark.slow
 def test_mosaic_runs_on_few_cells(program, folder, tmp_path):
     text = (folder / "mosaic.py").read_text()
-    for whole, part in {
-        "3600": "360",
-        "max_steps=1000": "max_steps=3",
-        "1000": "80",
-        "3000": "120",
-        "60}": "20}",
-    }.items():
-        assert whole in text
-        text = text.replace(whole, part)
-    (tmp_path / "mosaic.py").write_text(text)
+    smaller = {"3600": "360", "max_steps=1000": "max_steps=3", "1000": "80", "3000": "120", "60}": "20}"}
+    (tmp_path / "mosaic.py").write_text(shortened(text, smaller))
     blocks = list(program.run(tmp_path / "mosaic.py"))
     assert shape("\n\n".join(blocks)) == shape((folder / "mosaic.md").read_text())
 
@@ -83,10 +83,8 @@ def test_own_data_runs_on_few_cells(program, source, tmp_path, monkeypatch):
         np.save(tmp_path / "data" / "raw" / "pbmc_multiome" / f"{file}.npy", adata.X.toarray())
     text = source.read_text()
     smaller = {"n=6000": "n=300", "max_steps=1000": "max_steps=3", "max_steps=300": "max_steps=3"}
-    for whole, part in (smaller | {'"rna": 2000, "atac": 4000': '"rna": 60, "atac": 100'}).items():
-        assert whole in text
-        text = text.replace(whole, part)
-    (tmp_path / source.name).write_text(text)
+    smaller |= {'"rna": 2000, "atac": 4000': '"rna": 60, "atac": 100'}
+    (tmp_path / source.name).write_text(shortened(text, smaller))
     monkeypatch.chdir(tmp_path)
     blocks = list(program.run(tmp_path / source.name))
     assert shape("\n\n".join(blocks)) == shape(source.with_suffix(".md").read_text())

@@ -31,6 +31,11 @@ def metrics(*jobs: tuple, run: str = "test") -> pd.DataFrame:
     return pd.DataFrame(rows, columns=tables.METRICS_COLUMNS)
 
 
+def seeds(method: str, *scores: tuple, variant: str = "default") -> list[tuple]:
+    """Return a job for `metrics` from each (match score, foscttm), of seeds 0, 1 … on one split."""
+    return [("a", "s", method, variant, seed, *score) for seed, score in enumerate(scores)]
+
+
 def value(table: pd.DataFrame, metric: str, direction: str) -> float:
     """Return the only value of a metric in one direction."""
     return table.set_index(["metric", "direction"])["value"][metric, direction]
@@ -68,8 +73,8 @@ def embedding_of(solution: ad.AnnData, points: dict[str, np.ndarray], **uns) -> 
 CONTROLS = (("a", "s", "random", "default", 0, 0.01, 0.5), ("a", "s", "oracle", "default", 0, 1.0, 0.0))
 SHAPES = {
     "usual": [("a", "s", m, "default", i, 0.1 + 0.01 * i, 0.05) for m in ("clue", "cca") for i in range(3)],
-    "one seed": [("a", "s", "clue", "default", 0, 0.1, 0.05), ("a", "s", "clue", "no_mse", 0, 0.08, 0.07)],
-    "nan": [("a", "s", "clue", "default", 0, NAN, 0.05), ("a", "s", "clue", "no_cross", 0, 0.1, NAN)],
+    "one seed": [*seeds("clue", (0.1, 0.05)), *seeds("clue", (0.08, 0.07), variant="no_mse")],
+    "nan": [*seeds("clue", (NAN, 0.05)), *seeds("clue", (0.1, NAN), variant="no_cross")],
     "zero": [("a", "s", "clue", "default", i, 0.0, 0.0) for i in range(2)],
     "failed": [("a", "s", "clue", "default", 0, "failed", "out of memory"), ("a", "s", "cca", "default", 0, 0.1, 0.1)],
     "unsupported": [("a", "s", "clue", "default", i, "unsupported", "does not support rna+atac") for i in range(2)],
