@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import math
 from itertools import product
-from pathlib import Path
 
 import anndata as ad
 import mudata as md
@@ -13,8 +12,8 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from helpers import task_of
 
-from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task
 from clue.benchmark.methods.validation import choose, choose_metric, combinations, inner_split
@@ -26,12 +25,6 @@ from clue.simulate import simulate
 def program(scripts):
     """A function that imports a method's program."""
     return lambda name: scripts(f"methods/{name}.py")
-
-
-def task_of(cells: md.MuData, folder: Path, **split) -> Task:
-    """Return the task of a random split of some cells, as a method receives it."""
-    parts = make_task(cells, "tiny", "random", {"kind": "random", "fraction": 0.25, "seed": 0} | split)
-    return Task(parts.train, parts.tests, device="cpu", threads=1, checkpoints=folder)
 
 
 def check_metric(task: Task) -> None:
@@ -254,9 +247,8 @@ def upstream(scglue, task, folder):
 
 def upstream_model(scglue, adatas, lr):
     for adata in adatas.values():
-        scglue.models.configure_dataset(
-            adata, "NB", use_highly_variable=True, use_rep="X_rep", use_batch="batch", use_obs_names=True
-        )
+        options = {"use_highly_variable": True, "use_rep": "X_rep", "use_batch": "batch", "use_obs_names": True}
+        scglue.models.configure_dataset(adata, "NB", **options)
     sizes = {"x2u_h_depth": 2, "x2u_h_dim": 16, "u2x_h_depth": 1, "u2x_h_dim": 16, "du_h_depth": 2, "du_h_dim": 16}
     model = scglue.models.SCCLUEModel(adatas, latent_dim=4, dropout=0.2, shared_batches=True, random_seed=3, **sizes)
     weights = {"lam_align": 2, "lam_sup": 0, "lam_joint_cross": 2, "lam_real_cross": 0, "lam_cos": 1}
@@ -285,20 +277,14 @@ def test_multivi_equals_upstream_called_directly(program, second, tmp_path):
     obs["measured"] = ["+".join(name for name, table in tables.items() if cell in table.index) for cell in names]
     assert obs["measured"].value_counts().to_dict() == {f"rna+{second}": 96, "rna": 52, second: 52}
     layers = {"rna": "rna_layer", "atac": "atac_layer", "adt": "protein_layer"}
-    modalities = {}
-    for name, table in tables.items():
-        padded = table.reindex(names, fill_value=0.0)
-        padded = padded.loc[:, (padded > 0).sum() >= int(0.01 * len(names))]
-        modalities[name] = ad.AnnData(sp.csr_matrix(padded.to_numpy(np.float32)), obs=obs)
+    padded = {name: table.reindex(names, fill_value=0.0) for name, table in tables.items()}
+    padded = {name: table.loc[:, (table > 0).sum() >= int(0.01 * len(names))] for name, table in padded.items()}
+    modalities = {name: ad.AnnData(sp.csr_matrix(t.to_numpy(np.float32)), obs=obs) for name, t in padded.items()}
     scvi.settings.seed = 3
     mdata = md.MuData(modalities)
     mdata.obs = obs
-    scvi.model.MULTIVI.setup_mudata(
-        mdata,
-        batch_key="measured",
-        categorical_covariate_keys=["sample"],
-        modalities={layers[name]: name for name in modalities},
-    )
+    keys = {"batch_key": "measured", "categorical_covariate_keys": ["sample"]}
+    scvi.model.MULTIVI.setup_mudata(mdata, modalities={layers[name]: name for name in modalities}, **keys)
     model = scvi.model.MULTIVI(mdata, n_latent=4, n_hidden=16)
     model.train(**training, accelerator="cpu")
     expected = pd.DataFrame(model.get_latent_representation(), index=names)
@@ -308,14 +294,9 @@ def test_multivi_equals_upstream_called_directly(program, second, tmp_path):
 
     # Predicted RNA is what upstream decodes for the test cells, on another scale: linear for each gene.
     genes = own.targets["rna"].names
-    decoded = pd.DataFrame(
-        model.get_normalized_expression(
-            indices=mdata.obs_names.get_indexer(own.test[second].obs_names), return_numpy=True
-        ),
-        columns=tables["rna"].columns[
-            (tables["rna"].reindex(names, fill_value=0.0) > 0).sum() >= int(0.01 * len(names))
-        ],
-    )
+    test_cells = mdata.obs_names.get_indexer(own.test[second].obs_names)
+    decoded = model.get_normalized_expression(indices=test_cells, return_numpy=True)
+    decoded = pd.DataFrame(decoded, columns=padded["rna"].columns)
     both = [(np.log1p(1e4 * decoded[gene]), predictions[f"{second}2rna"][:, i]) for i, gene in enumerate(genes)]
     correlations = [np.corrcoef(x, y)[0, 1] for x, y in both if np.ptp(y) > 1e-6]
     assert len(correlations) > 10 and min(correlations) > 0.999
@@ -352,18 +333,10 @@ def test_univi_equals_upstream_called_directly(program, second, tmp_path):
     weights = {"adt": {"beta": 1.5, "gamma": 5}, "atac": {"beta": 1.25, "gamma": 4.35, "align_anneal_end": 2}}[second]
     model_settings = {"latent_dim": 4, "encoder_dropout": 0.1, **weights}
     training = {"n_epochs": 3, "batch_size": 32, "lr": 1e-3, "weight_decay": 1e-4, "early_stopping": True}
-    params = {
-        "validation_share": 0.1,
-        "preprocessing": {
-            "rna": {"n_hvg": 2000, "scale": True},
-            "atac": {"n_components": 101, "drop_first": True},
-            "adt": {"scale": True},
-        },
-        "hidden": {"rna": [16], second: [24, 16]},
-        "model": model_settings,
-        "objective": {"loss_mode": "v1", "v1_recon": "avg"},
-        "training": training,
-    }
+    preprocessing = {"rna": {"n_hvg": 2000, "scale": True}, "adt": {"scale": True}}
+    preprocessing["atac"] = {"n_components": 101, "drop_first": True}
+    params = {"validation_share": 0.1, "preprocessing": preprocessing, "hidden": {"rna": [16], second: [24, 16]}}
+    params |= {"model": model_settings, "objective": {"loss_mode": "v1", "v1_recon": "avg"}, "training": training}
     own = task_of(simulate(160, {"rna": 50, second: 40}, seed=2), tmp_path, paired_fraction=0.8)
     found = program("univi_model").embed(own, params, seed=3)
 
@@ -379,20 +352,17 @@ def test_univi_equals_upstream_called_directly(program, second, tmp_path):
     }
     fit_on, held_out = (np.array(names)[np.sort(rows)] for rows in (order[10:], order[:10]))
     prepared = {name: kinds[name]().fit(own.train[name][fit_on]) for name in ("rna", second)}
-    train, validation = (
-        {name: prepared[name].transform(own.train[name][cells]) for name in prepared} for cells in (fit_on, held_out)
-    )
+    train = {name: prepared[name].transform(own.train[name][fit_on]) for name in prepared}
+    validation = {name: prepared[name].transform(own.train[name][held_out]) for name in prepared}
     modalities = [
         univi.ModalityConfig("rna", train["rna"].n_vars, [16], [16], likelihood="gaussian"),
         univi.ModalityConfig(second, train[second].n_vars, [24, 16], [16, 24], likelihood="gaussian"),
     ]
     model = univi.UniVIMultiModalVAE(univi.UniVIConfig(modalities=modalities, **model_settings), loss_mode="v1")
-    univi.UniVITrainer(
-        model,
-        train_loader=univi.make_loader(train, batch_size=32, shuffle=True, drop_last=True, seed=3),
-        val_loader=univi.make_loader(validation, batch_size=1024),
-        train_cfg=univi.TrainingConfig(**training),
-    ).fit()
+    loader = univi.make_loader(train, batch_size=32, shuffle=True, drop_last=True, seed=3)
+    stopping = univi.make_loader(validation, batch_size=1024)
+    settings = univi.TrainingConfig(**training)
+    univi.UniVITrainer(model, train_loader=loader, val_loader=stopping, train_cfg=settings).fit()
     for name, test in own.test.items():
         expected = univi.encode_adata(model, prepared[name].transform(test), modality=name, latent="modality_mean")
         np.testing.assert_array_equal(found[name], expected)
@@ -402,9 +372,7 @@ def test_univi_equals_upstream_called_directly(program, second, tmp_path):
 
 def test_univi_with_too_few_paired_cells_is_an_error(program):
     paired = dict(simulate(2, {"rna": 5, "adt": 5}, seed=1).mod)
-    with pytest.raises(
-        BenchmarkError, match="^2 training cells are seen in both modalities, and UniVI needs at least 3"
-    ):
+    with pytest.raises(BenchmarkError, match="^2 training cells are seen in both .* UniVI needs at least 3"):
         program("univi_model").split(paired, 0.1, seed=0)
 
 
@@ -433,26 +401,18 @@ def test_champollion_equals_upstream_called_directly(program, tmp_path):
     pytest.importorskip("champollion", reason="champollion-omics, which holds CHAMPOLLION, is not installed")
     from champollion import Champollion
 
-    cells = simulate(120, {"rna": 30, "adt": 8}, seed=2)
-    task = make_task(cells, "tiny", "random25", {"kind": "random", "fraction": 0.25, "seed": 0})
-    own = Task(task.train, task.tests, device="cpu", threads=1, checkpoints=tmp_path)
+    own = task_of(simulate(120, {"rna": 30, "adt": 8}, seed=2), tmp_path)
     model = {"epsilon": 1.0, "learning_rate": 0.001, "max_iter": 40, "sinkhorn_tol": 0.001, "log_every": 10}
-    params = {
-        "n_features": {},
-        "n_components": 5,
-        "max_bridge": 1000,
-        "max_held_out": 100,
-        "gamma": [0.1],
-        "model": model,
-    }
+    params = {"n_features": {}, "n_components": 5, "max_bridge": 1000, "max_held_out": 100, "gamma": [0.1]}
+    params["model"] = model
     champollion = program("champollion")
     found = champollion.embed(own, params, seed=3)
 
-    tables = {name: champollion.components(own, name, params, seed=3) for name in task.tests}
-    bridge = np.random.default_rng(3).permutation(task.train["rna"].obs_names.sort_values())
+    tables = {name: champollion.components(own, name, params, seed=3) for name in own.test}
+    bridge = np.random.default_rng(3).permutation(own.train["rna"].obs_names.sort_values())
     upstream = Champollion(**model, gamma=0.1, random_state=3, device="cpu")
     upstream.fit(md.MuData({name: ad.AnnData(table.loc[bridge]) for name, table in tables.items()}), "rna", "adt")
-    tests = {name: ad.AnnData(table.loc[task.tests[name].obs_names]) for name, table in tables.items()}
+    tests = {name: ad.AnnData(table.loc[own.test[name].obs_names]) for name, table in tables.items()}
     plan = upstream.transport(tests, store_plan=True).plan.numpy()
     logs = found["rna"] @ found["adt"].T
     np.testing.assert_allclose(logs - logs.mean(), np.log(plan) - np.log(plan).mean(), atol=1e-3)
@@ -481,11 +441,9 @@ def test_midas_equals_upstream_called_directly(program, second, tmp_path):
     # Upstream's calls and none of our code: batches by what was measured, cells in one order in both modalities.
     tables = {name: pd.concat([a.to_df() for a in (own.train[name], own.test[name])]).sort_index() for name in found}
     batch = pd.concat([a.obs["batch"].astype(str) for a in (*own.train.mod.values(), *own.test.values())])
-    measured = {
-        cell: "+".join([name for name in tables if cell in tables[name].index])
-        + f"+{batch[~batch.index.duplicated()][cell]}"
-        for cell in batch.index
-    }
+    batch = batch[~batch.index.duplicated()]
+    seen_in = {cell: [name for name in tables if cell in tables[name].index] for cell in batch.index}
+    measured = {cell: "+".join([*names, batch[cell]]) for cell, names in seen_in.items()}
     if second == "atac":
         tables["atac"] = tables["atac"][sorted(peaks.values(), key=lambda peak: peak.split(":")[0])]
     modalities = {
@@ -498,9 +456,8 @@ def test_midas_equals_upstream_called_directly(program, second, tmp_path):
     }
     lightning.seed_everything(3)
     mdata = md.MuData(modalities)
-    scmidas.MIDAS.setup_mudata(
-        mdata, batch_key="batch", dims_x={"rna": [30], "atac": [10, 10]} if second == "atac" else None
-    )
+    dims = {"rna": [30], "atac": [10, 10]} if second == "atac" else None
+    scmidas.MIDAS.setup_mudata(mdata, batch_key="batch", dims_x=dims)
     configs = {**scmidas.config.load_config(), **model_settings, "num_workers": 0, "persistent_workers": False}
     model = scmidas.MIDAS(mdata, configs=configs, batch_size=32, save_model_path=str(tmp_path))
     model.train(max_epochs=2, accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
@@ -547,11 +504,8 @@ def test_matchclot_lsi_follows_its_formula(program):
 
 def test_matchclot_has_a_width_and_a_dropout_for_each_layer(program):
     layers = program("matchclot").perceptron([5, 7, 3], [0.3, 0.6], n_latent=2)
-    assert [(layer.in_features, layer.out_features) for layer in layers if isinstance(layer, torch.nn.Linear)] == [
-        (5, 7),
-        (7, 3),
-        (3, 2),
-    ]
+    linear = [layer for layer in layers if isinstance(layer, torch.nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in linear] == [(5, 7), (7, 3), (3, 2)]
     assert [layer.p for layer in layers if isinstance(layer, torch.nn.Dropout)] == [0.3, 0.6]
     with pytest.raises(ValueError, match="shorter|longer"):
         program("matchclot").perceptron([5, 7, 3], [0.3], n_latent=2)

@@ -10,6 +10,7 @@ from clue.readout import DEFAULT
 from clue.simulate import simulate
 
 KINDS = {"rna": "rna", "atac": "atac"}
+SMALL = {"encoder": (1, 8), "decoder": (1, 8), "discriminator": (1, 8), "n_latent": 4}
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +111,15 @@ def test_fold_that_cannot_be_fitted_is_no_error(cells):
 
 
 def test_model_chooses_and_takes_given_inputs_as_they_are(cells):
-    small = {"encoder": (1, 8), "decoder": (1, 8), "discriminator": (1, 8), "n_latent": 4}
     some = first(cells, 300)
-    model = clue.CLUE(some, **small)
+    model = clue.CLUE(some, **SMALL)
     chosen = model.preprocessors
     again = fit_preprocessors(some, KINDS)["rna"]
     assert chosen["rna"].width == again.width == again.readouts[0][0]
-    assert clue.CLUE(some, preprocessors=chosen, **small).preprocessors == chosen
+    assert clue.CLUE(some, preprocessors=chosen, **SMALL).preprocessors == chosen
     widths = [len(part.mean["rna"]) for part in model.readout.of_inputs]
     assert widths == [n for n, _ in chosen["rna"].readouts]
-    fixed = clue.CLUE(some, n_components=40, **small)
+    fixed = clue.CLUE(some, n_components=40, **SMALL)
     assert not fixed.preprocessors["rna"].readouts and [len(p.mean["rna"]) for p in fixed.readout.of_inputs] == [40]
 
 
@@ -143,8 +143,7 @@ def test_model_embeds_the_same_whether_its_encoders_read_some_components_or_ther
     for k in some:
         wide[k].encoded = 20
         narrow[k].narrow(20)
-    small = {"encoder": (1, 8), "decoder": (1, 8), "discriminator": (1, 8), "n_latent": 4}
-    models = [clue.CLUE(some, preprocessors=fitted, **small) for fitted in (wide, narrow)]
+    models = [clue.CLUE(some, preprocessors=fitted, **SMALL) for fitted in (wide, narrow)]
     for model in models:
         model.fit(max_steps=5, progress=False)
     z = [model.embed(some["atac"], "atac") for model in models]

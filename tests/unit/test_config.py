@@ -295,14 +295,9 @@ def test_keys_and_dates_stay_as_written(tmp_path):
     }
 
 
-def test_folder_is_not_a_configuration(tmp_path):
-    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory\); a YAML file is needed"):
-        read_yaml(tmp_path)
-
-
-def test_missing_file(tmp_path):
-    with pytest.raises(ConfigError, match="no such file"):
-        read_yaml(tmp_path / "x.yaml")
+def test_folder_and_missing_file_are_no_configurations(tmp_path):
+    assert "cannot be read (Is a directory); a YAML file is needed" in one_line_error(read_yaml, tmp_path)
+    assert "no such file" in one_line_error(read_yaml, tmp_path / "x.yaml")
 
 
 # ---- the files of this project -------------------------------------------------------------------
@@ -333,13 +328,8 @@ def test_lock_holds_every_dependency():
     assert names - {"clue-bench"} <= set(pins())
 
 
-ON_CONDA = {
-    "pytorch": "torch",
-    "matplotlib-base": "matplotlib",
-    "python-igraph": "igraph",
-    "py-xgboost": "xgboost",
-    "py-xgboost-cpu": "xgboost-cpu",
-}
+ON_CONDA = {"pytorch": "torch", "matplotlib-base": "matplotlib", "python-igraph": "igraph"}
+ON_CONDA |= {"py-xgboost": "xgboost", "py-xgboost-cpu": "xgboost-cpu"}
 """Packages that have another name on conda-forge than on the package index."""
 ON_NO_CHANNEL = {"scglue", "scib-metrics", "scmidas", "univi", "cobolt", "python-igraph", "champollion-omics"}
 OTHERWISE = {"midas.yaml": {"torch": "2.10.0"}, "champollion.yaml": {"torch": "2.6.0", "anndata": "0.10.9"}}

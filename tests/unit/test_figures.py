@@ -8,7 +8,20 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from tidy import CONTROLS, NAN, SHAPES, check_figure, embedding_of, metrics, resources, solution_of, texts
+from helpers import one_line_error
+from tidy import (
+    CONTROLS,
+    NAN,
+    NO_INTERVALS,
+    SHAPES,
+    check_figure,
+    embedding_of,
+    metrics,
+    resources,
+    seeds,
+    solution_of,
+    texts,
+)
 
 from clue.benchmark import contracts
 from clue.benchmark.errors import BenchmarkError
@@ -24,11 +37,7 @@ HEADER = "\t".join(tables.METRICS_COLUMNS)
 
 
 def test_missing_seed_keeps_the_others_and_its_reason():
-    table = metrics(
-        ("a", "s", "m", "default", 0, 0.2, 0.1),
-        ("a", "s", "m", "default", 1, "failed", "no memory"),
-        ("a", "s", "m", "default", 2, NAN, 0.1),
-    )
+    table = metrics(*seeds("m", (0.2, 0.1), ("failed", "no memory"), (NAN, 0.1)))
     found = tables.scores(table, "match_score")
     assert (list(found.values), found.planned, found.status, found.reason) == ([0.2], 3, "failed", "no memory")
     assert len(tables.scores(table, "foscttm").values) == 2
@@ -84,9 +93,8 @@ def test_wrong_table_is_one_clear_line(tmp_path, text, message):
     path = tmp_path / "metrics.tsv"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(BenchmarkError, match=message) as error:
-        tables.read_metrics(path)
-    assert str(path) in str(error.value) and "\n" not in str(error.value)
+    found = one_line_error(tables.read_metrics, path)
+    assert str(path) in found and message in found
 
 
 def test_reason_that_looks_like_a_missing_value_stays_text(tmp_path):
@@ -115,21 +123,14 @@ def test_cell_types_have_their_own_colours(display):
     assert len(display.cell_type_colors(map(str, range(60)))) == 60
 
 
-def test_unknown_display_key_is_one_clear_line(tmp_path, project):
-    folder = tmp_path / "config"
-    (folder / "schemas").mkdir(parents=True)
-    schema = "display.schema.yaml"
-    (folder / "schemas" / schema).write_text((project / "config" / "schemas" / schema).read_text())
-    text = (project / "config" / "display.yaml").read_text()
-    (folder / "display.yaml").write_text(text + "colours: {}\n")
+def test_unknown_display_key_is_one_clear_line(workplace, project):
+    path = workplace / "config" / "display.yaml"
+    path.write_text((project / "config" / "display.yaml").read_text() + "colours: {}\n")
     with pytest.raises(BenchmarkError, match="unknown key 'colours'"):
-        style.Display(folder / "display.yaml")
+        style.Display(path)
 
 
 # ---- what the figures show -----------------------------------------------------------------------
-
-
-NO_INTERVALS = pd.DataFrame(columns=[*tables.JOB, "seed", "metric", "low", "high"])
 
 
 def test_comparison_shows_failures_and_controls(scripts, display):
@@ -162,9 +163,8 @@ def test_labels_do_not_overlap_with_many_methods_and_data_sets(scripts, display)
     """13 methods with long names on five data sets; a journal page is 7 inches wide."""
     names = [f"a method with a rather long name and number {i}" for i in range(13)]
     places = [(f"data set of a long name {i}", f"split_of_a_long_name_{i}") for i in range(5)]
-    table = metrics(
-        *[(*place, name, "default", i, 0.1 + i / 50, 0.1) for place in places for name in names for i in (0, 1)]
-    )
+    jobs = [(*place, name, "default", i, 0.1 + i / 50, 0.1) for place in places for name in names for i in (0, 1)]
+    table = metrics(*jobs)
     figure = scripts("figures/comparison.py").draw(table, NO_INTERVALS, display)
     assert figure.get_figwidth() <= style.PAGE
     figure.canvas.draw()
@@ -189,7 +189,7 @@ def test_nothing_to_draw_gives_a_picture_but_an_error_does_not(tmp_path):
 
 def test_comparison_table_has_known_answers(scripts):
     program = scripts("figures/comparison.py")
-    table = program.summary_table(metrics(*[("a", "s", "cca", "default", i, i + 1.0, 0.5) for i in range(3)]))
+    table = program.summary_table(metrics(*seeds("cca", (1.0, 0.5), (2.0, 0.5), (3.0, 0.5))))
     row = table[(table["metric"] == "match_score") & (table["direction"] == "both")].iloc[0]
     assert (row["n"], row["planned"], row["mean"], row["sd"]) == (3, 3, 2, 1)
     assert row["high"] == pytest.approx(4.484138, abs=1e-5)
@@ -198,22 +198,15 @@ def test_comparison_table_has_known_answers(scripts):
 def test_readable_table_states_where_settings_come_from(scripts, display):
     jobs = [("a", "s", name, "default", 0, 0.1, 0.2) for name in ("cca", "clue_scglue", "not_here")]
     table = scripts("figures/comparison.py").readable_table(metrics(*jobs), display)
-    assert dict(zip(table["Method"], table["Settings"], strict=True)) == {
-        "CLUE (scglue)": "authors' competition entry",
-        "CCA": "chosen on held-out training cells of each split",
-        "not here": "",
-    }
+    settings = {"CLUE (scglue)": "authors' competition entry", "not here": ""}
+    settings["CCA"] = "chosen on held-out training cells of each split"
+    assert dict(zip(table["Method"], table["Settings"], strict=True)) == settings
 
 
 def test_changes_are_paired_by_seed():
     """Seed 0 loses half, seed 1 a quarter; seed 2 has no full method and does not count."""
-    table = metrics(
-        ("a", "s", "clue", "default", 0, 0.2, 0.1),
-        ("a", "s", "clue", "default", 1, 0.4, 0.1),
-        ("a", "s", "clue", "no_mse", 0, 0.1, 0.1),
-        ("a", "s", "clue", "no_mse", 1, 0.3, 0.2),
-        ("a", "s", "clue", "no_mse", 2, 0.3, 0.2),
-    )
+    without = seeds("clue", (0.1, 0.1), (0.3, 0.2), (0.3, 0.2), variant="no_mse")
+    table = metrics(*seeds("clue", (0.2, 0.1), (0.4, 0.1)), *without)
     assert tables.changes(table, "clue", "no_mse", "match_score")[0].tolist() == pytest.approx([-50, -25])
     assert tables.changes(table, "clue", "no_mse", "foscttm")[0].tolist() == pytest.approx([0, 100])
     assert tables.changes(table, "clue", "no_cross", "foscttm")[1] == "no_cross: not part of this run"
@@ -238,7 +231,7 @@ def test_ablation_shows_published_drops_only_for_published_settings(scripts, dis
 
 def test_comparison_reads_scores_per_cell(scripts, display, tmp_path):
     """Half of the pairs match in one direction, all in the other: mean 0.75 per seed, within the interval."""
-    table = metrics(("a", "s", "cca", "default", 0, 0.75, 0.2), ("a", "s", "cca", "default", 1, 0.75, 0.2))
+    table = metrics(*seeds("cca", (0.75, 0.2), (0.75, 0.2)))
     cells = pd.DataFrame(
         {"pair": [*range(100)] * 2, "direction": ["x"] * 100 + ["y"] * 100, "match_score": [0, 1] * 50 + [1] * 100}
     ).assign(foscttm=0.2)
@@ -247,15 +240,12 @@ def test_comparison_reads_scores_per_cell(scripts, display, tmp_path):
     tables.write_table(cells, folder / "cells.tsv.gz")
     program = scripts("figures/comparison.py")
     found = program.bootstrap_table(table, str(tmp_path))
-    assert found[["seed", "metric", "n_cells"]].to_numpy().tolist() == [
-        ["0", "match_score", 100],
-        ["0", "foscttm", 100],
-    ]
-    assert found["low"][0] < 0.75 < found["high"][0] and found["high"][0] - found["low"][0] == pytest.approx(
-        0.1, abs=0.02
-    )
+    rows = [["0", "match_score", 100], ["0", "foscttm", 100]]
+    assert found[["seed", "metric", "n_cells"]].to_numpy().tolist() == rows
+    low, high = found.loc[0, ["low", "high"]]
+    assert low < 0.75 < high and high - low == pytest.approx(0.1, abs=0.02)
     band = program.draw(table, found, display).axes[0].collections[-1].get_paths()[0].vertices
-    assert band[:, 0].tolist() == pytest.approx([found["low"][0], found["high"][0]])
+    assert band[:, 0].tolist() == pytest.approx([low, high])
     (folder / "cells.tsv.gz").write_bytes(b"no gzip")
     with pytest.raises(BenchmarkError, match="cells.tsv.gz: cannot be read"):
         program.bootstrap_table(table, str(tmp_path))

@@ -11,12 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from helpers import files_of, one_line_error, prepare_files
 from scipy.io import mmwrite
 
-from clue.benchmark.data.download import download
-from clue.benchmark.data.prepare import prepare
 from clue.benchmark.data.task import make_task
-from clue.benchmark.errors import BenchmarkError
 
 N_CELLS, N_GENES, N_PROTEINS = 24, 9, 4
 COUNTS = np.random.default_rng(0).integers(0, 9, (N_CELLS, N_GENES + N_PROTEINS))
@@ -32,25 +30,22 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 def prepared(folder: Path, settings: dict, modalities=("rna", "adt"), **spec) -> md.MuData:
     """Prepare the files in a folder."""
-    files = sorted(path.name for path in folder.iterdir() if path.name not in (".lock", "source.json"))
-    source = {"kind": "files", "folder": ".", "files": files}
-    spec = {"modalities": list(modalities), "source": source, "prepare": settings, "splits": {}} | spec
-    download("tiny", spec, folder, root=folder)
-    return prepare("tiny", spec, folder)
+    spec = {"modalities": list(modalities), "source": files_of(folder), "prepare": settings, "splits": {}} | spec
+    return prepare_files("tiny", spec, folder)
 
 
 def fault(folder: Path, settings: dict, **spec) -> str:
-    with pytest.raises(BenchmarkError) as raised:
-        prepared(folder, settings, **spec)
-    assert "\n" not in str(raised.value)
-    return str(raised.value)
+    """Return the message of a failing preparation."""
+    return one_line_error(prepared, folder, settings, **spec)
 
 
-def assert_counts(mdata: md.MuData) -> None:
-    """Check that all counts are there under the right names."""
+def assert_counts(mdata: md.MuData, batch: np.ndarray | None = None) -> None:
+    """Check that all counts, and batches if given, are there under the right names."""
     found = np.hstack([mdata.mod[name].to_df().loc[CELLS].to_numpy() for name in ("rna", "adt")])
     names = [*mdata.mod["rna"].var_names, *mdata.mod["adt"].var_names]
     assert names == [*GENES, *PROTEINS] and (found == COUNTS).all()
+    for adata in mdata.mod.values() if batch is not None else ():
+        assert list(adata.obs.loc[CELLS, "batch"]) == list(batch)
 
 
 # ---- Cell Ranger and other tools that write its formats ------------------------------------------
@@ -171,11 +166,7 @@ def test_cell_ranger_errors_name_the_file(tmp_path):
 
 def test_samples_are_batches_and_share_their_features(tmp_path):
     """A name shared by two genes is replaced by identifiers; one shared by a gene and a protein gets a prefix."""
-    named = [
-        ("ENSG0", "CD0", "Gene Expression"),
-        *((f"ENSG{i}", "G2", "Gene Expression") for i in (1, 2)),
-        *FEATURES[3:],
-    ]
+    named = [(f"ENSG{i}", name, "Gene Expression") for i, name in enumerate(("CD0", "G2", "G2"))] + FEATURES[3:]
     for prefix in ("a_", "b_"):
         write_mex(tmp_path, prefix=prefix, features=named)
     samples = {"kind": "tenx", "samples": {"a": "a_", "b": "b_"}}
@@ -209,9 +200,8 @@ def write_h5ads(folder, change=lambda adata: adata):
     """Write both modalities with the installed anndata; `change` is applied to each first."""
     for name, (counts, features) in PARTS.items():
         obs, var = pd.DataFrame({"batch": BATCH}, index=CELLS), pd.DataFrame(index=features)
-        change(ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)).write_h5ad(
-            folder / f"{name}.h5ad"
-        )
+        adata = ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var)
+        change(adata).write_h5ad(folder / f"{name}.h5ad")
 
 
 def with_matrix(convert):
@@ -257,9 +247,7 @@ KINDS = {
 def test_every_kind_of_anndata_file(tmp_path, kind):
     with ad.settings.override(allow_write_nullable_strings=True):
         write_h5ads(tmp_path, KINDS[kind])
-    mdata = prepared(tmp_path, OWN)
-    assert_counts(mdata)
-    assert list(mdata.mod["adt"].obs.loc[CELLS, "batch"]) == list(BATCH)
+    assert_counts(prepared(tmp_path, OWN), BATCH)
 
 
 def test_without_columns_all_cells_are_one_batch_and_have_no_types(tmp_path):
@@ -289,9 +277,7 @@ def write_anndata_06(path, counts, features, sparse):
 def test_anndata_before_0_7(tmp_path, sparse):
     for name, (counts, features) in PARTS.items():
         write_anndata_06(tmp_path / f"{name}.h5ad", counts, features, sparse)
-    mdata = prepared(tmp_path, OWN)
-    assert_counts(mdata)
-    assert list(mdata.mod["rna"].obs.loc[CELLS, "batch"]) == list(BATCH)
+    assert_counts(prepared(tmp_path, OWN), BATCH)
 
 
 def test_categories_of_anndata_0_7(tmp_path):
@@ -305,9 +291,7 @@ def test_categories_of_anndata_0_7(tmp_path):
             obs["batch"] = np.array([0, 1] * (N_CELLS // 2), np.int8)
             obs["__categories/batch"] = texts(["a", "b"])
             obs["batch"].attrs["categories"] = obs["__categories/batch"].ref
-    mdata = prepared(tmp_path, OWN)
-    assert_counts(mdata)
-    assert list(mdata.mod["rna"].obs.loc[CELLS, "batch"]) == list(BATCH)
+    assert_counts(prepared(tmp_path, OWN), BATCH)
 
 
 # ---- counts that are not in X --------------------------------------------------------------------
@@ -345,11 +329,19 @@ def test_each_modality_may_have_its_own_layer(tmp_path):
 
 def test_counts_of_a_mudata_are_found_too(tmp_path):
     write_h5ads(tmp_path, normalised("counts"))
-    md.MuData({name: ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in PARTS}).write(tmp_path / "all.h5mu")
-    own = {"kind": "own", "file": "all.h5mu", "batch": "batch"}
+    mdata = md.MuData({name: ad.read_h5ad(tmp_path / f"{name}.h5ad") for name in PARTS})
+    mdata.obs["annotation"] = "T cell"
+    mdata.write(tmp_path / "all.h5mu")
+    own = {"kind": "own", "file": "all.h5mu", "batch": "batch", "cell_type": "annotation"}
     message = "all.h5mu: mod/rna/X holds no raw counts, but there are counts: set prepare.layer: counts"
     assert message in fault(tmp_path, own)
-    assert_counts(prepared(tmp_path, own | {"layer": {"rna": "counts", "adt": "counts"}}))
+    mdata = prepared(tmp_path, own | {"layer": {"rna": "counts", "adt": "counts"}})
+    assert_counts(mdata, BATCH)
+    assert set(mdata.mod["adt"].obs["cell_type"]) == {"T cell"}, "a column of the MuData itself"
+    assert "all.h5mu: obs (prepare.batch) has no column 'lane' (it has " in fault(
+        tmp_path, own | {"batch": "lane", "layer": "counts"}
+    )
+    assert "all.h5mu: has no modality atac (it has " in fault(tmp_path, own, modalities=("rna", "atac"))
 
 
 OTHERS = [OWN | {"files": {"rna": "x.rds", "adt": "x.rds"}}, {"kind": "own", "file": "x.rds"}]
@@ -393,21 +385,17 @@ def test_file_without_x(tmp_path):
     assert_counts(prepared(tmp_path, OWN | {"layer": "counts"}))
 
 
-def test_raw_of_anndata_before_0_7(tmp_path):
+@pytest.mark.parametrize("writer", ["anndata before 0.7", "SeuratDisk"])
+def test_raw_of_other_writers(tmp_path, writer):
+    """SeuratDisk's feature table in raw is not marked as a data frame."""
     write_h5ads(tmp_path, normalised("raw"))
     for name in PARTS:
         with h5py.File(tmp_path / f"{name}.h5ad", "a") as file:
-            file.move("raw/X", "raw.X"), file.move("raw/var", "raw.var")
-            del file["raw"]
-    assert_counts(prepared(tmp_path, OWN | {"layer": "raw"}))
-
-
-def test_raw_of_seurat_disk(tmp_path):
-    """Its feature table in raw is not marked as a data frame."""
-    write_h5ads(tmp_path, normalised("raw"))
-    for name in PARTS:
-        with h5py.File(tmp_path / f"{name}.h5ad", "a") as file:
-            del file["raw/var"].attrs["encoding-type"], file["raw/var"].attrs["encoding-version"]
+            if writer == "SeuratDisk":
+                del file["raw/var"].attrs["encoding-type"], file["raw/var"].attrs["encoding-version"]
+            else:
+                file.move("raw/X", "raw.X"), file.move("raw/var", "raw.var")
+                del file["raw"]
     assert_counts(prepared(tmp_path, OWN | {"layer": "raw"}))
 
 
@@ -490,9 +478,10 @@ def test_mosaic_without_training_pairs_of_two_modalities(tmp_path):
     assert {name: adata.n_obs for name, adata in task.tests.items()} == dict.fromkeys(THREE, 4)
 
 
-def test_few_lost_cells_are_not_an_error(tmp_path):
+def test_few_lost_cells_are_not_an_error(tmp_path, capsys):
     write_h5ads(tmp_path, renamed(lambda name: f"x{name}", 1))
     assert prepared(tmp_path, OWN).n_obs == N_CELLS - 1
+    assert "rna: 1 of 24 cells lack another modality" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("key", ["batch", "cell_type", "donor"])

@@ -171,13 +171,6 @@ def test_batch_of_one_cell(match):
     assert match(x, y, batch_x=batch, batch_y=batch)[10, 10] == 1
 
 
-@pytest.mark.parametrize("match", MATCHINGS)
-def test_unknown_batch_is_an_error(match):
-    x, y = two_views(4)
-    with pytest.raises(ValueError, match="batch 's4d9' has 2 cells in x and none in y"):
-        match(x, y, batch_x=["s1", "s1", "s4d9", "s4d9"], batch_y=["s1"] * 4)
-
-
 def test_wrong_input_is_an_error(monkeypatch):
     x, y = two_views(4)
     error = partial(one_line_error, match_snn, error=ValueError)
@@ -185,6 +178,8 @@ def test_wrong_input_is_an_error(monkeypatch):
     assert "both need some" in error(x, y[:0])
     assert "both x and y" in error(x, y, batch_x=["a"] * 4)
     assert "3 and 4 batches" in error(x, y, batch_x=["a"] * 3, batch_y=["a"] * 4)
+    batches = {"batch_x": ["s1", "s1", "s4d9", "s4d9"], "batch_y": ["s1"] * 4}
+    assert "batch 's4d9' has 2 cells in x and none in y" in error(x, y, **batches)
     assert "k is 0" in error(x, y, k=0)
     monkeypatch.setattr(matching, "MAX_TRANSPORT_ENTRIES", 15)
     with pytest.raises(matching.BatchTooLarge, match="4 and 4 cells"):

@@ -12,10 +12,10 @@ import pytest
 import scipy.sparse as sp
 from matplotlib.legend import Legend
 from matplotlib.text import Text
-from tidy import NAN, metrics, resources, solution_of
+from tidy import NAN, NO_INTERVALS, metrics, resources, seeds, solution_of
 
 from clue.benchmark import contracts
-from clue.benchmark.report import style, tables
+from clue.benchmark.report import style
 from clue.benchmark.scores import probe
 
 pytestmark = pytest.mark.usefixtures("figure_style")
@@ -26,28 +26,18 @@ pytestmark = pytest.mark.usefixtures("figure_style")
 
 def test_ranks_have_known_answers(scripts, display):
     """On a CLUE is best in match score, last but one in FOSCTTM; on b alone. Controls and ablations have no rank."""
-    table = metrics(
-        ("a", "s", "clue", "default", 0, 0.3, 0.2),
-        ("a", "s", "cca", "default", 0, 0.2, 0.1),
-        ("a", "s", "ridge", "default", 0, 0.2, 0.1),
-        ("a", "s", "random", "default", 0, 0.9, 0.0),
-        ("a", "s", "clue", "no_mse", 0, 0.8, 0.0),
-        ("a", "s", "clue", "aligned", 0, 0.1, 0.4),
-        ("b", "s", "clue", "default", 0, 0.1, 0.3),
-        ("b", "s", "cca", "default", 0, "failed", "memory"),
-    )
+    on_a = {"clue": (0.3, 0.2), "cca": (0.2, 0.1), "ridge": (0.2, 0.1), "random": (0.9, 0.0)}
+    variants = [*seeds("clue", (0.8, 0.0), variant="no_mse"), *seeds("clue", (0.1, 0.4), variant="aligned")]
+    on_b = [("b", "s", "clue", "default", 0, 0.1, 0.3), ("b", "s", "cca", "default", 0, "failed", "memory")]
+    table = metrics(*(seeds(*job)[0] for job in on_a.items()), *variants, *on_b)
     program = scripts("figures/ranking.py")
     means = program.mean_ranks(program.ranks(table, display), display)
     means = means.set_index(["metric", means["method"] + "/" + means["variant"]])
     assert means.loc[("match_score", "clue/default"), ["mean_rank", "splits"]].tolist() == [1, 2]
     assert means.loc[("foscttm", "clue/default"), ["mean_rank", "worst"]].tolist() == [2, 3]
     assert means.loc[("match_score", "cca/default"), ["mean_rank", "splits"]].tolist() == [2.5, 1], "equal means share"
-    assert set(means["method"] + "/" + means["variant"]) == {
-        "clue/default",
-        "clue/aligned",
-        "cca/default",
-        "ridge/default",
-    }
+    ranked = {"clue/default", "clue/aligned", "cca/default", "ridge/default"}
+    assert set(means["method"] + "/" + means["variant"]) == ranked
 
 
 # ---- paired fraction -----------------------------------------------------------------------------
@@ -186,26 +176,15 @@ def test_confusion_has_known_answers(scripts, draw, tmp_path):
     assert rows == [["B", "B", 0.25, 2], ["B", "T", 0.75, 2]]
 
 
-ODD = [
-    "a$\\frac$b",
-    "_starts_low",
-    "100 % CD4",
-    "T" * 200,
-    "日本語",
-    "two\nlines",
-    "",
-    "תא",
-    "<b>&amp;",
-    "\x1b[31mtab\there\x00",
-]
+ODD = ["a$\\frac$b", "_starts_low", "100 % CD4", "T" * 200, "日本語", "two\nlines", "", "תא", "<b>&amp;"]
+ODD.append("\x1b[31mtab\there\x00")
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_of_any_kind_are_drawn_as_text(scripts, display, tmp_path):
     """Methods, data sets and splits in the comparison; cell types in the other figures."""
     jobs = [("$T_" * 40, "s_%", name, "default", seed, 0.1 + seed, 0.1) for name in ODD for seed in range(2)]
-    intervals = pd.DataFrame(columns=[*tables.JOB, "seed", "metric", "low", "high"])
-    comparison = scripts("figures/comparison.py").draw(metrics(*jobs), intervals, display)
+    comparison = scripts("figures/comparison.py").draw(metrics(*jobs), NO_INTERVALS, display)
     found = pd.DataFrame([(a, b, 0.1) for a in ODD for b in ODD], columns=["from_type", "to_type", "fraction"])
     found = found.assign(method="clue", variant="default", direction="rna2adt")
     points = pd.DataFrame({"x": range(20), "y": range(20), "modality": ["rna", "adt"] * 10, "cell_type": ODD * 2})
@@ -223,9 +202,8 @@ def test_names_of_any_kind_are_drawn_as_text(scripts, display, tmp_path):
 def test_labels_of_many_types_do_not_overlap_or_leave_a_blank_page(scripts, display):
     """45 types, as in the competition's CITE-seq data."""
     types = [f"Type {i}" for i in range(45)]
-    found = pd.DataFrame(
-        [(a, b, float(a == b)) for a in types for b in types], columns=["from_type", "to_type", "fraction"]
-    )
+    pairs = [(a, b, float(a == b)) for a in types for b in types]
+    found = pd.DataFrame(pairs, columns=["from_type", "to_type", "fraction"])
     found = pd.concat(found.assign(direction=direction) for direction in ("rna2adt", "adt2rna"))
     found = found.assign(method="clue", variant="default")
     figure = scripts("figures/confusion.py").draw(found, "title", False, display)

@@ -196,9 +196,8 @@ def test_every_method_has_a_section_that_agrees_with_its_file(pages, project):
     page = pages[project / "docs" / "methods.md"]
     specs = {path.stem: yaml.safe_load(path.read_text()) for path in (project / "config" / "methods").glob("*.yaml")}
     assert re.findall(r"^## (.*)$", page, re.MULTILINE) == re.findall(r"^\| \[`(\w+)`\]", page, re.MULTILINE)
-    rows = {
-        row[0]: row[1:] for row in re.findall(r"^\| \[`(\w+)`\]\(.*?\) \| (.*?) \| .* \| (.*?) \|$", page, re.MULTILINE)
-    }
+    found = re.findall(r"^\| \[`(\w+)`\]\(.*?\) \| (.*?) \| .* \| (.*?) \|$", page, re.MULTILINE)
+    rows = {name: cells for name, *cells in found}
     assert rows.keys() == specs.keys()
     for name, spec in specs.items():
         label, sees = rows[name]

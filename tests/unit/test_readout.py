@@ -169,11 +169,10 @@ def test_alignment_has_unit_length_and_keeps_the_order_of_cells(trained):
         model.align(test["rna"], "protein")
 
 
-def test_saved_model_aligns_as_before(trained, tmp_path):
+def test_model_of_an_earlier_version_cannot_align(trained, tmp_path):
     model, test = trained
     model.save(tmp_path / "model.pt")
     loaded = clue.CLUE.load(tmp_path / "model.pt")
-    np.testing.assert_array_equal(loaded.align(test["adt"], "adt"), model.align(test["adt"], "adt"))
     loaded._readout = None  # as in a file from an earlier version
     with pytest.raises(ValueError, match="holds no read-out; train the model again"):
         loaded.align(test["adt"], "adt")

@@ -57,10 +57,9 @@ def test_donors_are_in_one_batch_and_types_are_clusters_of_the_shared_factors():
 
 
 def test_library_sizes_are_those_requested():
-    mdata = simulate(
-        3000, {"rna": 500, "adt": 400}, library_sizes={"rna": 2000, "adt": 500}, dispersion=1e6, library_spread=0.0
-    )
-    for modality, size in {"rna": 2000, "adt": 500}.items():
+    sizes = {"rna": 2000, "adt": 500}
+    mdata = simulate(3000, {"rna": 500, "adt": 400}, library_sizes=sizes, dispersion=1e6, library_spread=0.0)
+    for modality, size in sizes.items():
         totals = counts(mdata, modality).sum(axis=1)
         assert totals.mean() == pytest.approx(size, rel=0.01)
         assert totals.var() == pytest.approx(size, rel=0.1)  # Poisson where theta is large

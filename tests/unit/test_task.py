@@ -31,6 +31,13 @@ def row_of_cell(mdata, modality):
     return dict(zip(mdata.mod[modality].obs_names, rows(mdata.mod[modality]), strict=True))
 
 
+def assert_rows_are_kept(train, dataset):
+    """Check that training cells have their own counts; those seen in one modality are named after it too."""
+    for modality, adata in train.mod.items():
+        original = row_of_cell(dataset, modality)
+        assert [original[name.removesuffix(f"-{modality}")] for name in adata.obs_names] == rows(adata)
+
+
 # ---- a split within the training cells of another ------------------------------------------------
 
 
@@ -172,10 +179,7 @@ def test_partly_paired_training_cells(dataset):
     assert all(name.endswith(f"-{modality}") for modality, cells in alone.items() for name in cells)
     stems = [name.rsplit("-", 1)[0] for cells in alone.values() for name in cells]
     assert len(set(stems)) == 54 and not set(stems) & paired
-    for modality, adata in task.train.mod.items():
-        original = row_of_cell(dataset, modality)
-        for name, row in zip(adata.obs_names, rows(adata), strict=True):
-            assert original[name.removesuffix(f"-{modality}")] == row
+    assert_rows_are_kept(task.train, dataset)
     fully = make_task(dataset, "tiny", "s", RANDOM)
     assert fully.solution.obs.equals(task.solution.obs)
 
@@ -188,10 +192,7 @@ def test_mosaic_of_training_cells(dataset):
     seen = ["+".join(modality for modality in names if cell in names[modality]) for cell in cells]
     assert {subset: seen.count(subset) for subset in seen} == {name: round(90 * part) for name, part in mosaic.items()}
     assert len({cell.removesuffix("-rna") for cell in cells}) == 90, "each cell once"
-    for modality, adata in task.train.mod.items():
-        original = row_of_cell(dataset, modality)
-        for name, row in zip(adata.obs_names, rows(adata), strict=True):
-            assert original[name.removesuffix("-rna")] == row
+    assert_rows_are_kept(task.train, dataset)
     assert make_task(dataset, "tiny", "s", RANDOM).solution.obs.equals(task.solution.obs), "the same test cells"
 
 
@@ -222,10 +223,9 @@ def test_cells_that_lack_a_modality_are_only_training_cells(dataset, mosaic, spl
         for name, row in zip(cells.obs_names, rows(cells), strict=True):
             assert original[names[name]] == row
     tested = dataset["rna"].obs.loc[task.solution.obs_names, "batch"]
+    assert_rows_are_kept(task.train, dataset)
     for modality, cells in task.train.mod.items():
-        original = row_of_cell(dataset, modality)
         stems = [name.removesuffix(f"-{modality}") for name in cells.obs_names]
-        assert [original[name] for name in stems] == rows(cells)
         kept = partial & set(mosaic[modality].obs_names)
         if split["kind"] == "batches":
             kept = {name for name in kept if dataset["rna"].obs.loc[name, "batch"] not in set(tested)}
