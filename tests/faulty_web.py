@@ -1,10 +1,22 @@
-"""A real HTTP server on this machine, with faults that tests choose."""
+"""A real HTTP server on this machine, with faults that tests choose, and what a download leaves."""
 
 import hashlib
+import os
 import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+def sha256(content: bytes) -> str:
+    """Return the checksum of a file's content."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def left(folder: Path) -> list[str]:
+    """Return what is in the folder of downloaded files, except the lock."""
+    return sorted(set(os.listdir(folder)) - {".lock"}) if folder.exists() else []
 
 
 class Web:

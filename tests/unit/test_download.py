@@ -1,12 +1,12 @@
 """Downloads: verified, atomic, repeatable, and clear about what is wrong. pip is served from a local folder."""
 
-import hashlib
 import os
 import pickle
 import zipfile
 
 import numpy as np
 import pytest
+from faulty_web import left, sha256
 
 from clue.benchmark.config import ConfigError, load
 from clue.benchmark.data import download as module
@@ -19,15 +19,6 @@ CONTENT = b"cells and genes\n" * 1000
 HASTE = Patience(attempts=3, pause=0)
 
 
-def digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def left(folder):
-    """Return what is in the folder of raw files, except the lock."""
-    return sorted(set(os.listdir(folder)) - {".lock"})
-
-
 @pytest.fixture
 def wheels(tmp_path, monkeypatch):
     """A folder with one tiny wheel, and pip told to look nowhere else."""
@@ -37,9 +28,8 @@ def wheels(tmp_path, monkeypatch):
     with zipfile.ZipFile(folder / "tinydata-1.0-py3-none-any.whl", "w") as archive:
         archive.writestr("tinydata/counts.bin", CONTENT)
         archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: tinydata\nVersion: 1.0\n")
-        archive.writestr(
-            f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
+        about = "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        archive.writestr(f"{info}/WHEEL", about)
         archive.writestr(f"{info}/RECORD", "")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
@@ -50,8 +40,8 @@ def wheels(tmp_path, monkeypatch):
 @pytest.fixture
 def spec(wheels):
     wheel = wheels / "tinydata-1.0-py3-none-any.whl"
-    member = {"member": "tinydata/counts.bin", "file": "counts.bin", "sha256": digest(CONTENT)}
-    source = {"kind": "pypi", "package": "tinydata", "version": "1.0", "sha256": digest(wheel.read_bytes())}
+    member = {"member": "tinydata/counts.bin", "file": "counts.bin", "sha256": sha256(CONTENT)}
+    source = {"kind": "pypi", "package": "tinydata", "version": "1.0", "sha256": sha256(wheel.read_bytes())}
     return {"source": source | {"members": [member]}}
 
 
@@ -61,7 +51,7 @@ def test_member_is_extracted_once_and_nothing_else_is_left(spec, tmp_path, monke
     download("tiny", spec, tmp_path / "raw", patience=HASTE)
     assert (tmp_path / "raw" / "counts.bin").read_bytes() == CONTENT
     assert left(tmp_path / "raw") == ["counts.bin", "source.json"]
-    assert as_downloaded(spec, tmp_path / "raw")["files"] == {"counts.bin": digest(CONTENT)}
+    assert as_downloaded(spec, tmp_path / "raw")["files"] == {"counts.bin": sha256(CONTENT)}
 
 
 def test_truncated_file_is_replaced_and_leftovers_are_removed(spec, tmp_path):
@@ -99,7 +89,7 @@ def test_local_files_are_linked_and_variables_expanded(tmp_path, monkeypatch):
     download("tiny", {"source": source}, tmp_path / "raw", root=tmp_path)
     download("tiny", {"source": source}, tmp_path / "raw", root=tmp_path)
     assert (tmp_path / "raw" / "a.h5ad").read_bytes() == b"a"
-    assert as_downloaded({"source": source}, tmp_path / "raw")["files"] == {"a.h5ad": digest(b"a")}
+    assert as_downloaded({"source": source}, tmp_path / "raw")["files"] == {"a.h5ad": sha256(b"a")}
 
 
 def test_local_file_already_in_place_is_left_alone(tmp_path):
@@ -137,7 +127,7 @@ def test_simulated_data_need_no_files(tmp_path):
 def test_member_that_escapes_the_folder_is_not_unpacked(spec, wheels, tmp_path):
     with zipfile.ZipFile(wheels / "tinydata-1.0-py3-none-any.whl", "a") as archive:
         archive.writestr("../evil.bin", CONTENT)
-    spec["source"]["sha256"] = digest((wheels / "tinydata-1.0-py3-none-any.whl").read_bytes())
+    spec["source"]["sha256"] = sha256((wheels / "tinydata-1.0-py3-none-any.whl").read_bytes())
     download("tiny", spec, tmp_path / "raw", patience=HASTE)
     assert left(tmp_path / "raw") == ["counts.bin", "source.json"] and not list(tmp_path.rglob("evil.bin"))
 

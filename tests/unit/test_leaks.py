@@ -1,5 +1,6 @@
 """In all shipped configurations, no cell used to choose a setting is a test cell of another run."""
 
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -21,15 +22,12 @@ def invented_obs(splits):
     """Return a random annotation with all columns and batches that the splits name."""
     named = {batch for split in splits.values() for key in ("batches", "train") for batch in split.get(key, [])}
     rng = np.random.default_rng(0)
-    columns = {
-        "batch": [*sorted(named), *(f"other{i}" for i in range(5))],
-        "donor": [f"donor{i}" for i in range(40)],
-        "condition": ["ill", "well"],
-        "is_train": ["True", "False"],
-    }
+    columns = {"batch": [*sorted(named), *(f"other{i}" for i in range(5))], "donor": [f"donor{i}" for i in range(40)]}
+    columns |= {"condition": ["ill", "well"], "is_train": ["True", "False"]}
     return pd.DataFrame({column: rng.choice(values, N_CELLS) for column, values in columns.items()})
 
 
+@cache
 def cells(dataset, split, max_cells=None):
     """Return the training and the test cells of a split, as sets of rows."""
     splits = load("datasets", dataset, ROOT)["splits"]
@@ -37,19 +35,21 @@ def cells(dataset, split, max_cells=None):
     return [set(part.tolist()) for part in parts]
 
 
+@cache
 def splits_of_runs():
-    """Yield each run's splits: run, data set, split, whether it is used to choose, and the number of cells."""
+    """Return each run's splits: run, data set, split, whether it is used to choose, and the number of cells."""
+    found = []
     for name, config in RUNS.items():
         benchmark = Benchmark(config, ROOT, name)
         for dataset, spec in benchmark.datasets.items():
             for split, settings in spec["splits"].items():
-                yield name, dataset, split, "within" in settings, benchmark.config["max_cells"]
+                found.append((name, dataset, split, "within" in settings, benchmark.config["max_cells"]))
+    return found
 
 
 def pairs_to_keep_apart():
     """Return all pairs of a split used to choose and one used to judge methods, of the same data set."""
-    found = list(splits_of_runs())
-    chosen, judged = [row for row in found if row[3]], [row for row in found if not row[3]]
+    chosen, judged = ([row for row in splits_of_runs() if row[3] == choosing] for choosing in (True, False))
     return [(a, b) for a, b in product(chosen, judged) if a[1] == b[1]]
 
 

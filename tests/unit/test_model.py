@@ -119,11 +119,8 @@ def test_cell_seen_in_one_modality_has_nothing_to_match(two, fusion):
 def test_joint_posterior_weights_by_precision(two):
     model = clue.CLUE(two, fusion="product", **SMALL)
     batch = model._cells({"rna": two["rna"][:8], "adt": two["adt"][:6]}).take(torch.arange(8))
-    posteriors = {
-        "rna": (torch.ones(8, 12), torch.full((8, 12), 0.1)),
-        "adt": (torch.zeros(6, 12), torch.full((6, 12), 0.3)),
-    }
-    mean, std = model.network.joint_posterior(batch, posteriors)
+    rna, adt = (torch.ones(8, 12), torch.full((8, 12), 0.1)), (torch.zeros(6, 12), torch.full((6, 12), 0.3))
+    mean, std = model.network.joint_posterior(batch, {"rna": rna, "adt": adt})
     both = torch.isin(torch.arange(8), batch.seen["adt"].cell)
     # precisions of 100 and 100 / 9 give the weights 0.9 and 0.1
     torch.testing.assert_close(mean[both], torch.full((6, 12), 0.9))

@@ -19,14 +19,8 @@ from clue.simulate import simulate
 from clue.train import Training, _foscttm, _Loop, held_out
 
 ROOT = Path(__file__).parents[2]
-SMALL = {
-    "batch_key": "batch",
-    "n_latent": 4,
-    "encoder": (1, 16),
-    "decoder": (1, 16),
-    "discriminator": (1, 16),
-    "n_components": 8,
-}
+SMALL = {"batch_key": "batch", "n_latent": 4, "n_components": 8}
+SMALL |= dict.fromkeys(("encoder", "decoder", "discriminator"), (1, 16))
 SHORT = {"batch_size": 32, "warmup_steps": 0, "warmup_passes": 0, "optimizer": "adam"}
 
 
@@ -179,10 +173,8 @@ def two_views(n, n_types=None):
     types = torch.arange(n) % len(x)
     # the second modality has the cells in another order, and one more
     order = torch.randperm(n, generator=generator)
-    return {
-        "rna": (torch.arange(n), x[types]),
-        "adt": (torch.cat([order, torch.tensor([n])]), torch.cat([y[types][order], torch.ones(1, 6)])),
-    }
+    adt = torch.cat([order, torch.tensor([n])]), torch.cat([y[types][order], torch.ones(1, 6)])
+    return {"rna": (torch.arange(n), x[types]), "adt": adt}
 
 
 def naive(views):

@@ -95,9 +95,7 @@ def test_own_data_runs_on_few_cells(program, source, tmp_path, monkeypatch):
 def test_cell_ranger_line_reads_its_file(source, tmp_path, monkeypatch):
     text = source.read_text()
     line = re.search(r"^# from Cell Ranger:\n# (.*)$", text, re.MULTILINE)[1]
-    kinds, split = (
-        re.search(rf"^{name} = {{.*?}}$", text, re.MULTILINE | re.DOTALL)[0] for name in ("feature_types", "data")
-    )
+    parts = [re.search(rf"^{name} = {{.*?}}$", text, re.MULTILINE | re.DOTALL)[0] for name in ("feature_types", "data")]
     monkeypatch.chdir(tmp_path)
     with h5py.File("filtered_feature_bc_matrix.h5", "w") as file:
         matrix = file.create_group("matrix")
@@ -109,7 +107,7 @@ def test_cell_ranger_line_reads_its_file(source, tmp_path, monkeypatch):
             features[name] = np.array(values)
         features["feature_type"] = np.array([b"Gene Expression", b"Antibody Capture"])
     names = {"sc": sc}
-    exec(f"{line}\n{kinds}\n{split}", names)
+    exec("\n".join([line, *parts]), names)
     assert names["data"]["rna"].X.sum() == 5 and names["data"]["adt"].X.sum() == 1
 
 
