@@ -78,9 +78,8 @@ class Project:
     def start(self, *words, **options):
         """Start a program of the copy."""
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        return subprocess.Popen(
-            [sys.executable, *words], cwd=self.folder, env=self.environment, start_new_session=True, **pipes, **options
-        )
+        options |= {"cwd": self.folder, "env": self.environment, "start_new_session": True}
+        return subprocess.Popen([sys.executable, *words], **pipes, **options)
 
     def call(self, *words):
         """Run a program of the copy; return its exit status and everything it printed."""
@@ -94,17 +93,14 @@ class Project:
 
     def snakemake(self, *options):
         """Call Snakemake directly, as a user might."""
-        return self.call(
-            "-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "2", "--keep-going", *options
-        )
+        words = ["--configfile", "config/test.yaml", "--cores", "2", "--keep-going", *options]
+        return self.call("-m", "snakemake", *words)
 
     run_command = ("scripts/run.py", "--config", "config/test.yaml", "--cores", "2")
 
     def planned_rules(self):
         """Return the rules that Snakemake would run, each with its number of jobs."""
-        status, output = self.call(
-            "-m", "snakemake", "--configfile", "config/test.yaml", "--cores", "2", "--dry-run", "--quiet", "rules"
-        )
+        status, output = self.snakemake("--dry-run", "--quiet", "rules")
         assert status == 0, output
         rows = re.findall(r"^(\w+) +(\d+)$", output, flags=re.MULTILINE)
         return {rule: int(n_jobs) for rule, n_jobs in rows if rule not in ("total", "all")}

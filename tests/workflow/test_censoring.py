@@ -63,14 +63,9 @@ def files_opened(project, method, folder, trace):
     program = project.path("scripts/methods", benchmark.methods[method]["script"])
     command = [*STRACE, f"--output={trace}", sys.executable, "-P", str(program)]
     command += ["--train", INPUTS[0], "--tests", *INPUTS[1:], "--embedding", "out/embedding.h5ad"]
-    command += ["--method", method, "--variant", "default", "--seed", "0", "--params", json.dumps(params)]
-    done = subprocess.run(
-        [*command, "--device", "cpu", "--threads", "1"],
-        cwd=folder,
-        env=project.environment,
-        capture_output=True,
-        text=True,
-    )
+    command += f"--method {method} --variant default --seed 0 --device cpu --threads 1 --params".split()
+    command.append(json.dumps(params))
+    done = subprocess.run(command, cwd=folder, env=project.environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (folder / "out" / "embedding.h5ad").exists()
     names = re.findall(r'open(?:at)?\((?:[^,"]+, )?"([^"]*)"[^=]*\) = \d', trace.read_text())

@@ -1,5 +1,6 @@
 """Runs outside the checkout: data and results are in the working directory, programs and settings are not."""
 
+import pandas as pd
 import pytest
 
 MODULE = """
@@ -49,9 +50,7 @@ def test_results_are_in_the_working_directory(fresh, scratch):
     targets = ["table", "results/test/tables/datasets.tsv", "results/test/tables/paper.tsv"]
     status, output = call(fresh, scratch, "--snakefile", snakefile, "--configfile", config, "--", *targets)
     assert status == 0, output
-    assert {"ok"} == {
-        line.split("\t")[10] for line in (scratch / "results/test/metrics.tsv").read_text().splitlines()[1:]
-    }
+    assert set(pd.read_csv(scratch / "results/test/metrics.tsv", sep="\t")["status"]) == {"ok"}
     assert {path.name for path in scratch.iterdir()} == {"results", "logs", ".snakemake"}
     assert files(fresh.folder) == before, "nothing is written into the checkout"
 
@@ -92,8 +91,6 @@ def test_another_workflow_uses_this_one_as_a_module(fresh, scratch):
     status, output = call(fresh, scratch, "--dry-run", "--quiet", "rules")
     assert status == 0, output
     rules = {line.split()[0] for line in output.splitlines() if line.startswith("clue_")}
-    assert {
-        f"clue_{name}" for name in ("prepare", "task_rna_atac", "random", "cca", "score_rna_atac", "collect")
-    } <= rules
+    assert rules >= {f"clue_{name}" for name in "prepare task_rna_atac random cca score_rna_atac collect".split()}
     status, output = call(fresh, scratch, "--", "results/prepared/simulated.h5mu")
     assert status == 0 and (scratch / "results/prepared/simulated.h5mu").exists(), output

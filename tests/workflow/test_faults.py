@@ -11,6 +11,7 @@ import pytest
 # The first try records its process id and waits to be killed; the next one succeeds.
 SLOW = """import os, time, pathlib
     if not pathlib.Path("pid").exists():
+        print("epoch 3", flush=True)
         pathlib.Path("pid.tmp").write_text(str(os.getpid()))
         os.replace("pid.tmp", "pid")
         time.sleep(600)"""
@@ -71,7 +72,8 @@ def test_killed_job_then_the_same_command(slow):
     process = slow.start(*slow.run_command)
     job = wait_for_job(slow, process)
     shown = status(slow)
-    assert "Snakemake is at work" in shown and "running  slow simulated/random20/default/0: " in shown, shown
+    running = re.search(r"^running  slow simulated/random20/default/0: \d+ min: epoch 3$", shown, re.MULTILINE)
+    assert "Snakemake is at work" in shown and running, shown
     os.kill(job, signal.SIGKILL)
     output, _ = process.communicate(timeout=120)
     failed = "failed   slow simulated/random20/default/0: "

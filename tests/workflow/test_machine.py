@@ -73,8 +73,7 @@ def test_missing_gpu_is_one_line_if_a_job_needs_it(bare):
     bare.configure(methods=["clue/default"], device="cuda")
     status, output = bare.run()
     assert status == 1 and output.startswith(f"error: {NO_GPU}") and len(output.splitlines()) == 1
-    words = ["--configfile", "config/test.yaml", "--cores", "1"]
-    status, output = bare.call("-m", "snakemake", *words)
+    status, output = bare.snakemake()
     assert status == 1 and output.count(NO_GPU) == 1 and "Traceback" not in output, output
     assert not bare.path("results/test/simulated/random20/clue").exists()
 
@@ -94,9 +93,9 @@ def test_method_with_missing_requirements_is_unavailable(bare):
     reason = "no program no_such_program; no Python module no_such_module; no R with Seurat (Rscript on the path: "
     assert row["status"] == "unavailable" and row["reason"].startswith(reason) and row["log"] == ""
     # Other environments may have them: each job finds out.
-    words = ["-m", "snakemake", "--configfile", "config/test.yaml", "--dry-run", "--quiet", "rules"]
-    assert "elsewhere" not in bare.call(*words, "--cores", "1")[1]
-    assert "elsewhere" in bare.call(*words, "--executor", "slurm", "--jobs", "1")[1]
+    assert "elsewhere" not in bare.planned_rules()
+    words = ["--configfile", "config/test.yaml", "--dry-run", "--quiet", "rules", "--executor", "slurm", "--jobs", "1"]
+    assert "elsewhere" in bare.call("-m", "snakemake", *words)[1]
 
 
 def test_gpu_is_found_in_either_way(monkeypatch):
