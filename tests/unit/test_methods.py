@@ -234,20 +234,6 @@ def test_times_of_attempts_add_up(folder, capsys):
 # ---- a method that fails -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values", [np.ones((20, 1)), np.full((20, 4), 3), np.zeros((20, 4)), np.eye(20)[:, :1]])
-def test_useless_training_data_are_one_line_before_the_method_runs(folder, capsys, values):
-    cells = [f"cell_{i}" for i in range(20)]
-    proteins = ad.AnnData(
-        sp.csr_matrix(values.astype(np.float32)),
-        obs=pd.DataFrame({"batch": ["b1"] * 20}, index=cells),
-        var=pd.DataFrame(index=[f"protein_{i}" for i in range(values.shape[1])]),
-    )
-    write_train(md.MuData({"rna": counts(20, cells), "adt": proteins}), folder / "train.h5mu")
-    reason, printed = fails(folder, right, capsys)
-    assert "train.h5mu [adt]: " in reason and "features differ between training cells; methods need" in reason
-    assert "Traceback" not in printed
-
-
 def test_escape_codes_are_removed_from_reasons(folder, capsys):
     def embed(task, params, seed):
         raise ValueError("\x1b[1;31mred\x1b[0m\x00 and \x1b]8;;http://x\x07link\x1b]8;;\x07\nplain")

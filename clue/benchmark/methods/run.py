@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import threadpoolctl
 
@@ -46,7 +45,6 @@ from clue.benchmark.files import write_json, write_text
 from clue.benchmark.methods.checks import check_arrays, check_left_alone, check_predictions, to_embedding
 from clue.benchmark.methods.record import commit, report
 from clue.benchmark.methods.task import Embed, Params, Task
-from clue.sparse import column_sums
 
 NOTED_EVERY = 5.0
 """Seconds between records of a method's run time, which are kept in case it is killed."""
@@ -135,7 +133,6 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
     missing = [modality for modality in test if modality not in train.mod]
     if missing:
         raise ContractError(f"{arguments.train}: holds only {list(train.mod)}, but the test cells are of {list(test)}")
-    _check_learnable(train, list(test), arguments.train)
     checkpoints = _prepare_checkpoints(arguments)
     names = {name: cells.obs_names.copy() for name, cells in test.items()}
     identity = _identity(arguments, test)
@@ -250,19 +247,6 @@ def _check_device(device: str) -> None:
             "device: the configuration says cuda, but no GPU was found; set device: cpu or fix the GPU"
         )
     torch.cuda.reset_peak_memory_stats()
-
-
-def _check_learnable(train: md.MuData, modalities: list[str], path: Path) -> None:
-    """Refuse training cells that no method can learn from, before each method fails with a message of its own."""
-    for modality in modalities:
-        counts = train.mod[modality].X
-        # n times the sum of squares equals the square of the sum only where all n numbers are equal.
-        varies = counts.shape[0] * column_sums(counts, np.square) > column_sums(counts) ** 2
-        if varies.sum() < 2:
-            raise BenchmarkError(
-                f"{path} [{modality}]: {varies.sum()} of {counts.shape[1]} features differ between training cells;"
-                " methods need at least two"
-            )
 
 
 def _limit_threads(threads: int) -> None:
