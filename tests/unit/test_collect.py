@@ -123,7 +123,7 @@ def test_program_writes_tables_and_prints_job_reason_and_log(tmp_path, monkeypat
     log.parent.mkdir(parents=True)
     log.write_text("epoch 1")
     outputs = {name: tmp_path / "out" / f"{name}.tsv" for name in ("metrics", "resources", "failures")}
-    program.main('{"seeds": [0, 1, 2]}', tmp_path, **outputs)
+    program.main({"seeds": [0, 1, 2]}, {}, tmp_path, **outputs)
     assert capsys.readouterr().out.splitlines() == [
         "collected 1 of 3 jobs",
         "failed: d/s/m/v/seed-1: out of memory (log: logs/quick/d/s/m/v/seed-1.log)",

@@ -322,14 +322,6 @@ def test_cuda_without_a_gpu_is_an_error(folder, monkeypatch):
         run_method(right, command_line(folder, device="cuda"))
 
 
-@pytest.mark.parametrize("params", ["[1]", "{"])
-def test_params_must_be_a_json_object(folder, capsys, params):
-    with pytest.raises(SystemExit) as stopped:
-        run_method(right, command_line(folder, params=params))
-    assert stopped.value.code == 2
-    assert "JSON" in capsys.readouterr().err
-
-
 # ---- checkpoints and signals ---------------------------------------------------------------------
 
 

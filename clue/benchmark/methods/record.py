@@ -1,6 +1,5 @@
 """The contents of ``run.json``: settings, time and memory, machine, versions and commit of a run."""
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -23,7 +22,7 @@ REPORTED_IF_IMPORTED = {
 }
 
 
-def report(arguments: argparse.Namespace, metric: Any, task: Task, seconds: float) -> dict[str, Any]:
+def report(arguments: Any, metric: Any, task: Task, seconds: float) -> dict[str, Any]:
     """Return the entries of ``run.json`` for a finished run, except its identity."""
     # Shared fits count as the method's own work, since other methods do all of their work themselves.
     shared = sum(part.seconds for part in task.shared)

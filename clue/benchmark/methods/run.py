@@ -10,7 +10,6 @@ and errors, so a method needs only a few lines of its own::
         run_method(embed)
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -21,8 +20,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from clue.benchmark.files import write_json, write_text
 from clue.benchmark.methods.checks import check_arrays, check_left_alone, check_predictions, to_embedding
 from clue.benchmark.methods.record import commit, report
 from clue.benchmark.methods.task import Embed, Params, Task
+from clue.benchmark.program import command_line
 
 NOTED_EVERY = 5.0
 """Seconds between records of a method's run time, which are kept in case it is killed."""
@@ -54,6 +55,46 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 # ---- the program ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Embed the test cells of a task.
+
+    Parameters
+    ----------
+    train
+        Training cells (train.h5mu).
+    tests
+        Test cells (test_<modality>.h5ad).
+    embedding
+        The embedding to write (embedding.h5ad).
+    method, variant
+        The names of the method and of its variant.
+    params
+        Hyper-parameters (JSON).
+    device
+        cpu or cuda.
+    features
+        Encoder inputs fitted before (.npz).
+    predictions
+        The predictions to write (predictions.npz).
+    by_pairs
+        Run once per pair of modalities; params has those of each (rna+atac).
+    """
+
+    train: Path
+    tests: list[Path]
+    embedding: Path
+    method: str
+    variant: str
+    seed: int
+    params: dict[str, Any]
+    device: str
+    threads: int
+    features: tuple[Path, ...] = ()
+    predictions: Path | None = None
+    by_pairs: bool = False
 
 
 def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
@@ -73,7 +114,7 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     argv
         The command line; by default that of the process.
     """
-    arguments = _arguments(argv)
+    arguments = Arguments(**vars(command_line(Arguments).parse_args(argv)))
     failure = arguments.embedding.with_name("failure.json")
     failure.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -89,41 +130,7 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Embed the test cells of a task.")
-    parser.add_argument("--train", type=_path, required=True, help="training cells (train.h5mu)")
-    parser.add_argument("--tests", type=_path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
-    parser.add_argument("--features", type=_path, nargs="*", default=[], help="encoder inputs fitted before (.npz)")
-    parser.add_argument("--embedding", type=_path, required=True, help="the embedding to write (embedding.h5ad)")
-    parser.add_argument("--predictions", type=_path, help="the predictions to write (predictions.npz)")
-    parser.add_argument("--method", required=True, help="name of the method")
-    parser.add_argument("--variant", required=True, help="name of the variant")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--params", type=_json_map, required=True, help="hyper-parameters, a JSON map")
-    parser.add_argument(
-        "--by-pairs", action="store_true", help="run once per pair of modalities; --params has those of each (rna+atac)"
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    return parser.parse_args(argv)
-
-
-def _path(text: str) -> Path:
-    # A method may change the working directory.
-    return Path(text).absolute()
-
-
-def _json_map(text: str) -> Params:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise argparse.ArgumentTypeError("must be a JSON map")
-    return Params(values)
-
-
-def _run(embed: Embed, arguments: argparse.Namespace) -> None:
+def _run(embed: Embed, arguments: Arguments) -> None:
     _check_device(arguments.device)
     _seed(arguments.seed)
     _limit_threads(arguments.threads)
@@ -135,9 +142,11 @@ def _run(embed: Embed, arguments: argparse.Namespace) -> None:
         raise ContractError(f"{arguments.train}: holds only {list(train.mod)}, but the test cells are of {list(test)}")
     checkpoints = _prepare_checkpoints(arguments)
     names = {name: cells.obs_names.copy() for name, cells in test.items()}
-    identity = _identity(arguments, test)
+    identity = {key: getattr(arguments, key) for key in ("method", "variant", "seed")}
+    origin = next(iter(test.values())).uns
+    identity |= {key: str(origin.get(key, "")) for key in ("dataset", "split")}
     task = Task(train, test, arguments.device, arguments.threads, checkpoints)
-    task.features = {path.stem: path for path in arguments.features}
+    task.features = {path.stem: path.absolute() for path in arguments.features}
     with _timed(checkpoints / "seconds.txt") as seconds:
         embedding, predictions = (_by_pairs if arguments.by_pairs else _embed)(embed, task, arguments)
         n_seconds = seconds()
@@ -180,7 +189,7 @@ def _timed(path: Path) -> Iterator[Callable[[], float]]:
         clock.join()
 
 
-def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+def _by_pairs(embed: Embed, task: Task, arguments: Arguments) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
     """Run `_embed` for each pair that has training cells in common. Record why the other pairs are left out."""
     parts: dict[str, ad.AnnData] = {}
     predictions: dict[str, np.ndarray] = {}
@@ -194,7 +203,7 @@ def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[
         part.checkpoints.mkdir(exist_ok=True)
         print(f"pair {pair}", flush=True)
         _seed(arguments.seed)
-        parts[pair], predicted = _embed(embed, part, argparse.Namespace(**vars(arguments) | {"params": params}))
+        parts[pair], predicted = _embed(embed, part, replace(arguments, params=params))
         predictions |= predicted
         task.info[pair] = part.info
     if not parts:
@@ -204,7 +213,7 @@ def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[
     return embedding, predictions
 
 
-def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+def _embed(embed: Embed, task: Task, arguments: Arguments) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
     """Call the method. Return its embedding, with the metric that it chose, and its predictions, both checked."""
     given = {name: cells.obs.copy() for name, cells in task.test.items()}
     returned = _call(embed, task, arguments)
@@ -217,9 +226,10 @@ def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.
     return embedding, predictions
 
 
-def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
+def _call(embed: Embed, task: Task, arguments: Arguments) -> Any:
     try:
-        return embed(task, Params(arguments.params), arguments.seed)
+        with chdir(Path.cwd()):  # a method may change the working directory
+            return embed(task, Params(arguments.params), arguments.seed)
     except SystemExit as end:
         # CLUE exits like this on a signal, after writing its checkpoint. This is no fault: Slurm starts the job again.
         if isinstance(end.code, int) and end.code > 128:
@@ -267,9 +277,9 @@ def _seed(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def _prepare_checkpoints(arguments: argparse.Namespace) -> Path:
+def _prepare_checkpoints(arguments: Arguments) -> Path:
     """Return the folder of checkpoints. Those of other settings or data, and those of a finished run, are deleted."""
-    folder = arguments.embedding.with_name("checkpoints")
+    folder = arguments.embedding.with_name("checkpoints").absolute()
     stats = {path.name: path.stat() for path in [arguments.train, *arguments.tests] if path.exists()}
     settings = {
         "params": arguments.params,
@@ -284,17 +294,3 @@ def _prepare_checkpoints(arguments: argparse.Namespace) -> Path:
         folder.mkdir(parents=True)
         write_text(file, json.dumps(settings))
     return folder
-
-
-# ---- after ---------------------------------------------------------------------------------------
-
-
-def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> dict[str, Any]:
-    first = next(iter(test.values()))
-    return {
-        "method": arguments.method,
-        "variant": arguments.variant,
-        "seed": arguments.seed,
-        "dataset": str(first.uns.get("dataset", "")),
-        "split": str(first.uns.get("split", "")),
-    }
