@@ -12,7 +12,7 @@ from tidy import embedding_of, solution_of
 
 from clue.benchmark import contracts
 from clue.benchmark.contracts import ContractError
-from clue.benchmark.scores import METRICS_COLUMNS, scoring
+from clue.benchmark.scores import METRICS_COLUMNS
 from clue.benchmark.scores.scoring import score
 from clue.matching import match_snn
 from clue.metrics import foscttm
@@ -160,8 +160,8 @@ def test_data_set_and_split_can_come_from_the_solution(embedding, solution):
     [
         ("dataset", "other", "uns\\['dataset'\\] is 'other', but the solution's is 'd'"),
         ("seed", "first", "uns\\['seed'\\] must be a whole number"),
-        ("params", "{", "uns\\['params'\\] is not JSON"),
-        ("params", "3", "uns\\['params'\\] must be a map"),
+        ("params", "{", ".* uns\\['params'\\] a map or a JSON map"),
+        ("params", "3", ".* uns\\['params'\\] a map or a JSON map"),
     ],
 )
 def test_wrong_identity(embedding, solution, key, given, message):
@@ -337,11 +337,6 @@ def test_score_program_only_prints_without_outputs(files, capsys):
     score_program.main(files / "embedding.h5ad", files / "solution.h5ad")
     assert "foscttm" in capsys.readouterr().out
     assert sorted(files.iterdir()) == before
-
-
-def test_match_matrix_needs_its_suffix(tmp_path):
-    with pytest.raises(ContractError, match="change the name"):
-        scoring.write_matches(sp.eye(2, format="csr"), tmp_path / "matches.txt")
 
 
 def test_oracle_program_reaches_every_bound(files, solution):
