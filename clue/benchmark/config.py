@@ -310,9 +310,9 @@ class Job:
         """The path of its logs without suffix, relative to the project."""
         return f"logs/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
 
-    def is_scored(self) -> bool:
-        """Return whether the working directory holds scores that were made from the embedding that is there."""
-        metrics, embedding = Path(self.folder, "metrics.tsv"), Path(self.folder, "embedding.h5ad")
+    def is_scored(self, root: Path = Path()) -> bool:
+        """Return whether a project folder holds scores that were made from the embedding that is there."""
+        metrics, embedding = root / self.folder / "metrics.tsv", root / self.folder / "embedding.h5ad"
         return metrics.exists() and embedding.exists() and metrics.stat().st_mtime >= embedding.stat().st_mtime
 
 

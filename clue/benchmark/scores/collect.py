@@ -88,24 +88,18 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     """Return the rows of a job's ``metrics.tsv``, if they belong to the embedding that is there."""
     if job.reason:
         raise NoResult(job.reason)
-    folder = root / job.folder
-    metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
-    if not embedding.exists():
-        if reason := recorded_error(embedding):
-            raise NoResult(reason)
-        reason = slurm_reason(job.method, (job.dataset, job.split, job.variant, str(job.seed)), root)
-        if not (root / f"{job.log}.log").exists():
-            raise NoResult(reason or "not run, since an earlier step failed or the run was ended")
-        raise NoResult(f"{reason or 'no result'}; see {job.log}.log")
-    if not metrics.exists():
+    if job.is_scored(root):
+        scores = _read_scores(root / job.folder / "metrics.tsv")
+        return scores.assign(**_identity(job), transductive=job.transductive).to_dict("records")
+    embedding = root / job.folder / "embedding.h5ad"
+    if embedding.exists():
         raise NoResult(f"not scored; see {log_path(job, root)}")
-    if metrics.stat().st_mtime < embedding.stat().st_mtime:
-        raise NoResult(f"metrics.tsv is older than the embedding; see {log_path(job, root)}")
-    table = _read_scores(metrics)
-    for column, value in _identity(job).items():
-        if not (table[column].astype(str) == str(value)).all():
-            raise NoResult(f"metrics.tsv has a {column} other than {value!r}; delete it and run again")
-    return table.assign(**_identity(job), transductive=job.transductive).to_dict("records")
+    if reason := recorded_error(embedding):
+        raise NoResult(reason)
+    reason = slurm_reason(job.method, (job.dataset, job.split, job.variant, str(job.seed)), root)
+    if not (root / f"{job.log}.log").exists():
+        raise NoResult(reason or "not run, since an earlier step failed or the run was ended")
+    raise NoResult(f"{reason or 'no result'}; see {job.log}.log")
 
 
 def _read_scores(path: Path) -> pd.DataFrame:
