@@ -7,7 +7,6 @@ import pandas as pd
 from clue.benchmark.config import load
 from clue.benchmark.contracts import read_dataset, write_solution, write_test, write_train
 from clue.benchmark.data.task import TaskFiles, make_task
-from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.program import run_program
 
 
@@ -27,16 +26,8 @@ def main(
     max_cells
         Keep at most this many cells.
     """
-    spec, where = load("datasets", dataset, project), f"config/datasets/{dataset}.yaml"
-    if split not in spec["splits"]:
-        raise BenchmarkError(f"{where}: no split {split!r}; splits: {', '.join(spec['splits'])}")
-    data = read_dataset(dataset_file)
-    if list(data.mod) != spec["modalities"]:
-        raise BenchmarkError(
-            f"{dataset_file}: holds {list(data.mod)}, but {where} says modalities: {spec['modalities']}; correct the"
-            " YAML or delete the file and run again"
-        )
-    task = make_task(data, dataset, split, spec["splits"][split], max_cells)
+    settings = load("datasets", dataset, project)["splits"][split]
+    task = make_task(read_dataset(dataset_file), dataset, split, settings, max_cells)
     write(task, folder)
     describe(task)
 

@@ -21,7 +21,6 @@ from sklearn.preprocessing import StandardScaler
 
 from clue.benchmark.config import load
 from clue.benchmark.contracts import ContractError, read_embedding, read_solution
-from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.program import run_program
 from clue.benchmark.report.tables import write_table
 from clue.simulate import simulate
@@ -116,10 +115,7 @@ def main(solutions: list[Path], table: Path, embeddings: tuple[Path, ...] = (), 
 
 def draw_again(dataset: str, project: Path) -> md.MuData:
     """Return a simulated data set with its factors, which the benchmark's files leave out."""
-    spec = load("datasets", dataset, project)
-    if spec["prepare"]["kind"] != "simulated":
-        raise BenchmarkError(f"config/datasets/{dataset}.yaml: is not simulated; its factors are not known")
-    return simulate(**spec["prepare"]["arguments"])
+    return simulate(**load("datasets", dataset, project)["prepare"]["arguments"])
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from mudata import MuData
 
 from clue.benchmark import contracts
 from clue.benchmark.contracts import ContractError
@@ -97,15 +96,6 @@ def test_duplicate_barcodes(dataset, split_tiny):
         for modality in ("rna", "adt"):
             file[f"mod/{modality}/obs/_index"][1] = file[f"mod/{modality}/obs/_index"][0]
     assert_one_line(*split_tiny(), "cell name 'cell_000001' occurs more than once")
-
-
-def test_modality_in_the_yaml_but_not_in_the_file(dataset, split_tiny):
-    atac = dataset["adt"].copy()
-    atac.var_names = [f"peak_{i}" for i in range(atac.n_vars)]
-    other = MuData({"rna": dataset["rna"], "atac": atac})
-    other.uns = dict(dataset.uns)
-    contracts.write_dataset(other, "dataset.h5mu")
-    assert_one_line(*split_tiny(), r"holds \['rna', 'atac'\], but config/datasets/tiny.yaml says modalities")
 
 
 @pytest.mark.parametrize("length", [0, 100, 4000, 0.5, 0.99])

@@ -298,14 +298,6 @@ def test_wrong_returns_are_one_clear_line(folder, capsys, embed, reason):
     assert "Traceback" not in printed
 
 
-def test_training_cells_lack_a_modality_of_the_test(folder, capsys):
-    cells = [f"cell_{i}" for i in range(20)]
-    write_train(md.MuData({"rna": counts(20, cells), "atac": counts(20, cells, 1, "peak")}), folder / "train.h5mu")
-    reason, printed = fails(folder, right, capsys)
-    assert "train.h5mu: holds only ['rna', 'atac'], but the test cells are of ['rna', 'adt']" in reason
-    assert printed.count("error: ") == 1
-
-
 def test_exception_gives_its_line_and_a_traceback(folder, capsys):
     def embed(task, params, seed):
         raise ValueError("no\nluck")

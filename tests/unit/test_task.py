@@ -339,5 +339,3 @@ def test_program_writes_files_that_fulfil_their_contracts(project, run_script, m
     assert [adata.n_obs for adata in train.mod.values()] == [96, 96] and solution.n_obs == 40
     for modality in ("rna", "atac"):
         assert read_test(folder / f"test_{modality}.h5ad").uns["split"] == "paired20"
-    status, error = run_script("make_task", *task, "--split", "absent")
-    assert status == 1 and "no split 'absent'; splits: random20, random20_inner, paired20" in error
