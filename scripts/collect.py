@@ -6,7 +6,7 @@ from typing import Any
 from clue.benchmark.config import Benchmark
 from clue.benchmark.program import run_program
 from clue.benchmark.report.tables import write_table
-from clue.benchmark.scores.collect import collect, summary
+from clue.benchmark.scores.collect import collect
 
 
 def main(
@@ -38,7 +38,7 @@ def main(
     write_table(tables.resources, resources)
     write_table(tables.failures, failures)
     write_table(tables.metrics, metrics)
-    print("\n".join(summary(tables, len(jobs))))
+    print(f"collected {len(jobs) - len(tables.failures)} of {len(jobs)} jobs; the others are in {failures}")
 
 
 if __name__ == "__main__":

@@ -66,17 +66,6 @@ def log_path(job: Job, root: Path) -> str:
     return f"{job.log}.log"
 
 
-def summary(tables: Tables, n_jobs: int) -> list[str]:
-    """Return lines to print: what was collected, then one line per job without scores."""
-    failures = tables.failures
-    lines = [f"collected {n_jobs - len(failures)} of {n_jobs} jobs"]
-    for row in failures.itertuples():
-        job = "/".join([row.dataset, row.split, row.method, row.variant, f"seed-{row.seed}"])
-        log = f" (log: {row.log})" if row.log and row.log not in row.reason else ""
-        lines.append(f"{row.status}: {job}: {row.reason}{log}")
-    return lines
-
-
 # ---- one job -------------------------------------------------------------------------------------
 
 
