@@ -137,10 +137,7 @@ def read_sums(path: Path) -> dict[str, str]:
 def _is_right(path: Path, known: Mapping[str, Any]) -> bool:
     """Return whether a file exists and has the known checksum or, if none is known, the one recorded at download."""
     if not {"md5", "sha256"} & set(known):
-        recorded = read_sums(path.with_name(SUMS))
-        if path.name not in recorded:
-            return False
-        known = {"sha256": recorded[path.name]}
+        known = {"sha256": read_sums(path.with_name(SUMS)).get(path.name)}
     return path.is_file() and not what_differs(path, known)
 
 

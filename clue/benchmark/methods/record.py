@@ -28,10 +28,7 @@ def report(arguments: Any, metric: Any, task: Task, seconds: float) -> dict[str,
     shared = sum(part.seconds for part in task.shared)
     return {
         "metric": metric,
-        "params": arguments.params,
-        "by_pairs": arguments.by_pairs,
-        "device": arguments.device,
-        "threads": arguments.threads,
+        **{key: getattr(arguments, key) for key in ("params", "by_pairs", "device", "threads")},
         # Slurm's own name of the machine, if Slurm runs the process
         "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "seconds": round(seconds + shared, 3),

@@ -22,14 +22,23 @@ from clue.benchmark.data.prepare.expectations import check_expected
 from clue.benchmark.data.prepare.h5ad import prepare_h5ad
 from clue.benchmark.data.prepare.raw_files import Modalities, PrepareError, Spec
 from clue.benchmark.data.prepare.share_seq import prepare_glue, prepare_share_seq
-from clue.benchmark.data.prepare.simulated import prepare_simulated
 from clue.benchmark.data.prepare.tenx import prepare_tenx
 from clue.benchmark.data.prepare.user_files import prepare_own
 from clue.benchmark.data.sources import as_downloaded, describe_source
+from clue.simulate import simulate
 
 __all__ = ["PREPARERS", "PrepareError", "prepare"]
 
 OBS_COLUMNS = ["batch", "cell_type", "donor", "condition", "is_train"]
+
+
+def prepare_simulated(spec: Spec, folder: Path) -> Modalities:
+    """Return simulated cells, drawn by `clue.simulate`; there are no raw files."""
+    try:
+        return dict(simulate(**spec["prepare"]["arguments"]).mod)
+    except ValueError as error:
+        raise PrepareError(f"prepare.arguments: {error}") from error
+
 
 PREPARERS: dict[str, Callable[[Spec, Path], Modalities]] = {
     "competition": prepare_competition,
