@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import scipy.sparse as sp
 
-from clue.benchmark.contracts import read_embedding, read_predictions, read_solution
+from clue.benchmark.contracts import read_arrays, read_embedding, read_solution
 from clue.benchmark.files import atomic
 from clue.benchmark.program import run_program
 from clue.benchmark.report.tables import write_table
@@ -36,7 +36,7 @@ def main(
     run
         Name of the run, for the table.
     """
-    predicted = read_predictions(predictions) if predictions else None
+    predicted = read_arrays(predictions) if predictions else None
     scores = score(read_embedding(embedding), read_solution(solution), run, str(embedding), predicted)
     for matrix, path in zip(scores.matches.values(), matches, strict=False):
         with atomic(path) as temporary:

@@ -291,13 +291,12 @@ read_solution, write_solution = _file(ad.read_h5ad, check_solution)
 read_embedding, write_embedding = _file(ad.read_h5ad, check_embedding)
 
 
-def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
-    """Read ``predictions.npz``. `check_prediction` checks its arrays where their shape is known."""
-    path = Path(path)
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read an ``.npz`` file, such as ``predictions.npz``, whose arrays are checked where their shapes are known."""
     try:
         with np.load(path) as file:
             return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ContractError(f"{path}: cannot be read ({error}); {FIX}") from error
 
 
