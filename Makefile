@@ -20,7 +20,7 @@ INSTALLED := $(VENV)/installed-$(shell cat $(LOCKS) pyproject.toml | cksum | tr 
 OURS := $(if $(shell test -L $(VENV) && ls -A $(VENV)/),,$(wildcard $(VENV)/installed-*))
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study download pin rehearsal score record tables tutorials docs estimate test check-method r lint clean resume status
+.PHONY: help install run study download rehearsal score record tables tutorials docs estimate test check-method r lint clean resume status
 .PHONY: gpu-check slurm-test slurm-faults
 
 help:
@@ -29,7 +29,6 @@ help:
 	@echo "make resume   after a kill of snakemake --profile slurm: cancel what it left in the queue, unlock"
 	@echo "make study    compare settings of CLUE on held-out training cells (config/study.yaml)"
 	@echo "make download fetch the raw files of CONFIG ahead of a run, for machines without network"
-	@echo "make pin      record the checksums of downloaded files in config/datasets/SHA256SUMS, to commit"
 	@echo "make rehearsal  run config/config.yaml, or a CONFIG, on simulated files (FACTOR=$(FACTOR), METHODS=\"clue cca\")"
 	@echo "make score    score an embedding: EMBEDDING=embedding.h5ad SOLUTION=solution.h5ad"
 	@echo "make record   write the scores of the finished run of CONFIG to docs/results, then make tables"
@@ -75,9 +74,6 @@ study: $(INSTALLED)
 
 download: $(INSTALLED)
 	$(BIN)/python scripts/run.py --config "$$CONFIG" --cores "$$CORES" --download
-
-pin: $(INSTALLED)
-	$(BIN)/python scripts/pin.py
 
 # Not the usual default of CONFIG; one on the command line still takes precedence.
 rehearsal: CONFIG = config/config.yaml

@@ -100,7 +100,7 @@ rule probes:
         mem_mb=memory(4000),
         runtime=minutes(60),
     params:
-        code=digest("scripts/probe.py", "clue/benchmark/scores/probe.py", "clue/simulate.py"),
+        code=digest("scripts/probe.py", "clue/simulate.py"),
     shell:
         "python -P $CLUE_CHECKOUT/scripts/probe.py --solutions {input.solutions} --embeddings {input.embeddings}"
         " --table {output} --project $CLUE_CHECKOUT > {log} 2>&1"

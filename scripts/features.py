@@ -1,14 +1,14 @@
 """Fit the encoder inputs that methods share, on the training cells of a split."""
 
-import json
 from pathlib import Path
+from typing import Any
 
 from clue.benchmark.contracts import read_train
 from clue.benchmark.methods.features import fit_for_file, write_features
 from clue.benchmark.program import run_program
 
 
-def main(train: Path, cells: str, settings: str, features: Path) -> None:
+def main(train: Path, cells: str, settings: dict[str, Any], features: Path) -> None:
     """Run the program.
 
     Parameters
@@ -22,7 +22,7 @@ def main(train: Path, cells: str, settings: str, features: Path) -> None:
     features
         The file to write.
     """
-    fitted = fit_for_file(read_train(train), cells, json.loads(settings))
+    fitted = fit_for_file(read_train(train), cells, settings)
     for k, prepared in fitted.preprocessors.items():
         print(f"{k}: {prepared.width} components of {len(prepared.selected)} features")
     if fitted.error:

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import pandas as pd
-
 from clue.benchmark.config import load
 from clue.benchmark.contracts import read_dataset, write_solution, write_test, write_train
 from clue.benchmark.data.task import TaskFiles, make_task
-from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.program import run_program
 
 
@@ -27,39 +24,21 @@ def main(
     max_cells
         Keep at most this many cells.
     """
-    spec, where = load("datasets", dataset, project), f"config/datasets/{dataset}.yaml"
-    if split not in spec["splits"]:
-        raise BenchmarkError(f"{where}: no split {split!r}; splits: {', '.join(spec['splits'])}")
-    data = read_dataset(dataset_file)
-    if list(data.mod) != spec["modalities"]:
-        raise BenchmarkError(
-            f"{dataset_file}: holds {list(data.mod)}, but {where} says modalities: {spec['modalities']}; correct the"
-            " YAML or delete the file and run again"
-        )
-    task = make_task(data, dataset, split, spec["splits"][split], max_cells)
-    write(task, folder)
-    describe(task)
-
-
-def write(task: TaskFiles, folder: Path) -> None:
-    """Check and write all files of a task."""
+    settings = load("datasets", dataset, project)["splits"][split]
+    task = make_task(read_dataset(dataset_file), dataset, split, settings, max_cells)
     write_train(task.train, folder / "train.h5mu")
     for modality, adata in task.tests.items():
         write_test(adata, folder / f"test_{modality}.h5ad")
     write_solution(task.solution, folder / "solution.h5ad")
+    describe(task)
 
 
 def describe(task: TaskFiles) -> None:
-    """Print the number of cells by batch, and where the labels come from."""
-    cells = {f"train {modality}": adata.obs["batch"] for modality, adata in task.train.mod.items()}
-    cells["test"] = task.solution.obs["batch"]
-    table = pd.DataFrame({name: batch.astype(str).value_counts() for name, batch in cells.items()})
-    table = table.fillna(0).astype(int).sort_index()
-    table.loc["all"] = table.sum()
-    print(table.to_string())
-    names = [set(adata.obs_names) for adata in task.train.mod.values()]
-    print(f"training cells seen in all modalities: {len(set.intersection(*names))}")
-    print(f"{task.solution.obs['cell_type'].nunique()} cell types among the test cells; {task.solution.uns['labels']}")
+    """Print the numbers of cells, and where the labels come from."""
+    n_complete = len(set.intersection(*(set(adata.obs_names) for adata in task.train.mod.values())))
+    print(f"{task.train.n_obs} training cells, {n_complete} of them seen in all modalities")
+    n_types = task.solution.obs["cell_type"].nunique()
+    print(f"{task.solution.n_obs} test cells of {n_types} cell types; {task.solution.uns['labels']}")
 
 
 if __name__ == "__main__":

@@ -103,17 +103,13 @@ def run(command: list[str], log: Path, progress: Progress, held: TextIO) -> int:
 def follow(process: subprocess.Popen, log: Path, progress: Progress) -> None:
     """Show the lines of a log until its process has ended."""
     with open(log, encoding="utf-8", errors="replace") as lines:
-        line = ""
-        while True:
-            ended = process.poll() is not None
-            while more := lines.readline():
-                line += more
-                if line.endswith("\n"):
-                    progress.read(line)
-                    line = ""
-            if ended:
-                return
+        rest, ended = "", False
+        while not ended:
             time.sleep(0.2)
+            ended = process.poll() is not None
+            *complete, rest = (rest + lines.read()).split("\n")
+            for line in complete:
+                progress.read(line)
 
 
 def reason(status: int, progress: Progress, log: Path, jobs: str) -> str:

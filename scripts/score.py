@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pandas as pd
+import scipy.sparse as sp
 
-from clue.benchmark.contracts import read_embedding, read_predictions, read_solution
+from clue.benchmark.contracts import read_arrays, read_embedding, read_solution
+from clue.benchmark.files import atomic
 from clue.benchmark.program import run_program
 from clue.benchmark.report.tables import write_table
-from clue.benchmark.scores.scoring import score, write_matches
+from clue.benchmark.scores.scoring import score
 
 
 def main(
@@ -34,10 +36,11 @@ def main(
     run
         Name of the run, for the table.
     """
-    predicted = read_predictions(predictions) if predictions else None
+    predicted = read_arrays(predictions) if predictions else None
     scores = score(read_embedding(embedding), read_solution(solution), run, str(embedding), predicted)
     for matrix, path in zip(scores.matches.values(), matches, strict=False):
-        write_matches(matrix, path)
+        with atomic(path) as temporary:
+            sp.save_npz(temporary, matrix)
     if cells:
         write_table(scores.cells, cells, digits=6)
     if metrics:

@@ -82,8 +82,6 @@ def copy_project(project: Path, folder: Path) -> Path:
         copy(project / part, folder / part)
     if (project / ".r").is_dir():  # an R installed by `make r`
         (folder / ".r").symlink_to(project.resolve() / ".r")
-    # Real files have these checksums, simulated ones do not.
-    (folder / "config" / "datasets" / "SHA256SUMS").unlink()
     return folder.resolve()
 
 

@@ -27,16 +27,6 @@ MODALITIES = ("rna", "atac", "adt")
 """In the order that every file and every YAML uses."""
 ALL_SETS = [list(chosen) for n in range(2, len(MODALITIES) + 1) for chosen in combinations(MODALITIES, n)]
 """The sets of modalities that ``modalities: any`` in a method's YAML stands for."""
-RULES = frozenset(
-    "all download downloaded prepare prepared features embeddings table oracle collect probes figures html_report"
-    " datasets comparison paper resources leaderboard ranking ablation integration_scores integration factors pairing"
-    " learning scaling umap confusion prediction".split()
-)
-"""The workflow's own rules. A method's rule is named after the method, so no method may have one of these names."""
-RULES_OF = ("task_", "score_")
-"""Prefixes of the rules that the workflow makes per set of modalities, because their files differ."""
-FOLDERS = ("figures", "tables")
-"""Folders that stand beside those of the data sets in ``results/<run>``."""
 TYPES = {
     "array": "a list",
     "boolean": "true or false",
@@ -181,7 +171,9 @@ def load(kind: str, name: str, root: str | Path = ".", named_by: str = "") -> di
     root = Path(root)
     folder = root / "config" / kind
     path = folder / f"{name}.yaml"
-    _check_name(kind, name, path, named_by)
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):  # it becomes the name of a rule or of a folder
+        needed = "must consist of letters, digits and underscores, and begin with a letter"
+        raise ConfigError(f"{named_by}the name {name!r} {needed}; rename {path}")
     known = sorted(file.stem for file in folder.glob("*.yaml"))
     if name not in known:
         raise ConfigError(f"{named_by}unknown {kind[:-1]} {name!r}{_suggest(name, known)} (no {path})")
@@ -204,19 +196,6 @@ def load(kind: str, name: str, root: str | Path = ".", named_by: str = "") -> di
         if not (root / program).exists():
             raise ConfigError(f"{path}: script: no file {program}")
     return spec
-
-
-def _check_name(kind: str, name: str, path: Path, named_by: str) -> None:
-    """Refuse a name that a rule, folder or path pattern cannot have, or that is already taken."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
-        reason = "must consist of letters, digits and underscores, and begin with a letter"
-    elif kind == "datasets" and name in FOLDERS:
-        reason = f"is also a folder of results; data sets cannot be called {' or '.join(FOLDERS)}"
-    elif kind == "methods" and (name in RULES or name.startswith(RULES_OF)):
-        reason = "is the name of a workflow rule, or begins with a prefix that is reserved for such rules"
-    else:
-        return
-    raise ConfigError(f"{named_by}the name {name!r} {reason}; rename {path}")
 
 
 def _check_parameters(spec: dict[str, Any], path: Path) -> None:
@@ -331,9 +310,9 @@ class Job:
         """The path of its logs without suffix, relative to the project."""
         return f"logs/{self.run}/{self.dataset}/{self.split}/{self.method}/{self.variant}/seed-{self.seed}"
 
-    def is_scored(self) -> bool:
-        """Return whether the working directory holds scores that were made from the embedding that is there."""
-        metrics, embedding = Path(self.folder, "metrics.tsv"), Path(self.folder, "embedding.h5ad")
+    def is_scored(self, root: Path = Path()) -> bool:
+        """Return whether a project folder holds scores that were made from the embedding that is there."""
+        metrics, embedding = root / self.folder / "metrics.tsv", root / self.folder / "embedding.h5ad"
         return metrics.exists() and embedding.exists() and metrics.stat().st_mtime >= embedding.stat().st_mtime
 
 

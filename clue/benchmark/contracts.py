@@ -24,7 +24,6 @@ from functools import partial
 from pathlib import Path
 
 import anndata as ad
-import h5py
 import mudata as md
 import numpy as np
 import pandas as pd
@@ -261,23 +260,11 @@ def check_prediction(values: np.ndarray, shape: tuple[int, int], where: str) -> 
 # ---- reading and writing -------------------------------------------------------------------------
 
 
-def _check_keys(path: Path) -> None:
-    """Check for keys that the readers would make up if they were missing, for instance names of features."""
-    with h5py.File(path, "r") as file:
-        if path.suffix == ".h5mu" and "mod" not in file:
-            raise ContractError(f"{path}: lacks 'mod'; {FIX}")
-        groups = list(file["mod"].values()) if path.suffix == ".h5mu" else [file]
-        for group in groups:
-            if missing := [key for key in ("X", "obs", "var") if key not in group]:
-                raise ContractError(f"{path}: {group.name} lacks {missing}; {FIX}")
-
-
 def _read(path: str | Path, reader: Callable, check: Callable[..., None]):
     path = Path(path)
     if not path.exists():
         raise ContractError(f"{path}: no such file")
     try:
-        _check_keys(path)
         data = reader(path)
     except (OSError, KeyError, ValueError, TypeError, AttributeError, ad._io.utils.AnnDataReadError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -304,13 +291,12 @@ read_solution, write_solution = _file(ad.read_h5ad, check_solution)
 read_embedding, write_embedding = _file(ad.read_h5ad, check_embedding)
 
 
-def read_predictions(path: str | Path) -> dict[str, np.ndarray]:
-    """Read ``predictions.npz``. `check_prediction` checks its arrays where their shape is known."""
-    path = Path(path)
+def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
+    """Read an ``.npz`` file, such as ``predictions.npz``, whose arrays are checked where their shapes are known."""
     try:
         with np.load(path) as file:
             return dict(file)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ContractError(f"{path}: cannot be read ({error}); {FIX}") from error
 
 

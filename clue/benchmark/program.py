@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import json
 import re
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -12,21 +13,6 @@ from typing import Any, TypeVar, get_args, get_origin
 from clue.benchmark.errors import exit_on_error
 
 Result = TypeVar("Result")
-
-OPTIONS = {
-    "config": "for instance config/quick.yaml",
-    "project": "the project folder, which holds config/",
-    "dataset": "a name from config/datasets",
-    "solution": "which test cells are the same cell (solution.h5ad of a split)",
-    "metrics": "metrics.tsv of a run",
-    "resources": "resources.tsv of a run, which lists the jobs that ran",
-    "results": "results/<run>",
-    "published": "files of config/reference with published scores",
-    "display": "config/display.yaml",
-    "table": "table to write",
-    "figure": "PNG to write; the PDF goes beside it",
-}
-"""Help for options that several programs share; their docstrings need not repeat it."""
 
 
 def run_program(main: Callable[..., Result], argv: Sequence[str] | None = None) -> Result:
@@ -43,14 +29,16 @@ def run_program(main: Callable[..., Result], argv: Sequence[str] | None = None) 
 
 
 def command_line(main: Callable) -> argparse.ArgumentParser:
-    """Return the parser of a program's command line.
+    """Return the parser of a program's command line, from its function or from a class of its arguments.
 
     Each parameter becomes an option: ``max_cells`` becomes ``--max-cells``. A parameter without a default is required.
-    A list takes several words and a ``bool`` takes none; any other type is called with one word. The docstring of the
-    module says what the program does, and the docstring of the function what its parameters mean.
+    A list takes several words and a ``bool`` takes none; a dict is given as JSON; any other type is called with one
+    word. The docstring of the function's module, or of the class, says what the program does, and the docstring of the
+    function what its parameters mean, unless their names say it.
     """
-    parser = argparse.ArgumentParser(description=main.__globals__["__doc__"].partition("\n\n")[0])
-    meanings = OPTIONS | _meanings(inspect.getdoc(main) or "")
+    about = main.__doc__ if isinstance(main, type) else main.__globals__["__doc__"]
+    parser = argparse.ArgumentParser(description=about.partition("\n\n")[0])
+    meanings = _meanings(inspect.getdoc(main) or "")
     for name, parameter in inspect.signature(main, eval_str=True).parameters.items():
         needed = parameter.default is parameter.empty
         option: dict[str, Any] = {"required": True} if needed else {"default": parameter.default}
@@ -62,8 +50,8 @@ def command_line(main: Callable) -> argparse.ArgumentParser:
         elif get_origin(kind) in (list, tuple):
             option |= {"type": get_args(kind)[0], "nargs": "+" if needed else "*"}
         else:
-            option["type"] = kind
-        parser.add_argument(f"--{name.replace('_', '-')}", help=meanings[name], **option)
+            option["type"] = json.loads if dict in (kind, get_origin(kind)) else kind
+        parser.add_argument(f"--{name.replace('_', '-')}", help=meanings.get(name), **option)
     return parser
 
 

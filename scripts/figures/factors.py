@@ -7,7 +7,6 @@ from matplotlib.figure import Figure
 
 from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
-from clue.benchmark.scores.probe import COLUMNS
 from clue.benchmark.scores.stats import summaries
 
 GROUP = ["dataset", "method", "variant", "input_modality", "factor_kind"]
@@ -55,7 +54,7 @@ def main(probes: Path, display: style.Display, table: Path, figure: Path) -> Non
     probes
         Tidy table of the probes.
     """
-    found = per_seed(tables.read_table(probes, COLUMNS, numeric=["r2"]))
+    found = per_seed(tables.read_table(probes, [*GROUP, "seed", "r2"], numeric=["r2"]))
     tables.write_table(summaries(found, GROUP), table, digits=6)
     plots.write_figure(figure, draw, found, display)
 

@@ -220,7 +220,7 @@ def read_if_there(path: Path) -> pd.DataFrame:
 def main(
     results: Path,
     captions: Path,
-    config: str,
+    config: dict,
     configfiles: str,
     display: style.Display,
     output: Path,
@@ -248,10 +248,10 @@ def main(
     for name in sorted(drawn, key=lambda name: (list(TITLES).index(name) if name in TITLES else len(TITLES), name)):
         item = show_figure(drawn[name], TITLES.get(name, name.replace("_", " ")), captions)
         others.append(item | {"table": show(read_if_there(results / "tables" / f"{name}.tsv"), name)})
-    settings, paper = json.loads(config), read_if_there(results / "tables" / "paper.tsv")
+    paper = read_if_there(results / "tables" / "paper.tsv")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     page = environment.get_template("report.html.j2").render(
-        run=settings["run"],
+        run=config["run"],
         counts=counts(metrics),
         datasets=datasets,
         comparison=comparison and show_figure(comparison, "Comparison of methods", captions),
@@ -261,7 +261,7 @@ def main(
         versions=show(versions(), "versions"),
         captions={name: caption(captions, name) for name in ("summary", "paper")},
         configfiles=configfiles,
-        config=yaml.safe_dump(settings, sort_keys=False),
+        config=yaml.safe_dump(config, sort_keys=False),
         plotly=packed(get_plotlyjs()) if any(split["umap"] for data in datasets for split in data["splits"]) else "",
     )
     with atomic(output) as temporary:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from helpers import one_line_error
 
-from clue.benchmark.config import RULES, Benchmark, ConfigError, read_yaml
+from clue.benchmark.config import Benchmark, ConfigError, read_yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -114,11 +114,6 @@ def test_part_after_a_slash_selects_one(project):
         ({"run": "slurm"}, ["run", "'slurm' does not match"]),
         ({"budget": "qiuck"}, ["config/quick.yaml: budget: no method has 'qiuck'", "did you mean 'quick'?"]),
         ({"datasets": ["my data"]}, ["config/quick.yaml: datasets: the name 'my data' must consist of", "rename"]),
-        ({"datasets": ["figures"]}, ["config/quick.yaml: datasets: the name 'figures' is also a folder of results"]),
-        *(
-            ({"methods": [name]}, [f"config/quick.yaml: methods: the name {name!r} is the name of a workflow rule"])
-            for name in ("paper", "table", "oracle", "collect", "all", "score_rna_adt")
-        ),
         ({"data_mirror": "/scratch"}, ["data_mirror", "'/scratch' does not match"]),
         ({"data_mirror": "file://scratch"}, ["data_mirror", "'file://scratch' does not match"]),
     ],
@@ -241,13 +236,6 @@ def test_impossible_mosaics(project, split, message):
     write(project / "config/datasets/tiny.yaml", DATASET | {"modalities": THREE, "splits": {"a": split}})
     found = error(project)
     assert "config/datasets/tiny.yaml: splits.a.mosaic: " in found and message in found
-
-
-def test_rule_names_are_those_of_the_workflow():
-    files = [ROOT / "Snakefile", *ROOT.glob("rules/*.smk")]
-    fixed = {name for file in files for name in re.findall(r"^ *rule (\w+):", file.read_text(), re.MULTILINE)}
-    drawn = {path.stem for path in ROOT.glob("scripts/figures/*.py")} - {"confusion", "report", "umaps"}
-    assert RULES == fixed | drawn
 
 
 def test_method_without_a_script_has_its_own_rule(project):

@@ -20,10 +20,9 @@ from helpers import one_line_error, wait_until
 
 from clue.benchmark.config import ConfigError, load
 from clue.benchmark.data import transfer as module
-from clue.benchmark.data.download import PINNED, SUMS, download, pin, read_sums
+from clue.benchmark.data.download import SUMS, download, read_sums
 from clue.benchmark.data.sources import DownloadError, as_downloaded
 from clue.benchmark.data.transfer import LocalError, Patience
-from clue.benchmark.errors import BenchmarkError
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 OTHER = np.random.default_rng(1).bytes(300_000)
@@ -276,34 +275,16 @@ def test_known_size_md5_and_sha256_are_enough(web, folder):
     assert is_complete(folder) and recorded(folder) == {}, "what the YAML states is not recorded"
 
 
-def test_downloads_change_no_project_file_and_pins_must_match(web, folder, workplace):
-    get(folder, source(web))
-    assert recorded(folder) == {FILE: sha256(CONTENT)} and not PINNED.exists()
-    assert pin(folder.parent, workplace) == [f"tiny/{FILE}"] and pin(folder.parent, workplace) == []
-    assert read_sums(PINNED) == {f"tiny/{FILE}": sha256(CONTENT)}
-    shutil.rmtree(folder)
-    web.files[FILE] = OTHER
-    message = fails(folder, source(web))
-    assert f"{FILE}: sha256 is {sha256(OTHER)}, expected {sha256(CONTENT)}" in message
-    assert f"correct its line in {PINNED}" in message
-    assert left(folder) == [] and read_sums(PINNED) == {f"tiny/{FILE}": sha256(CONTENT)}
-
-
 @pytest.mark.parametrize("damage", [None, CONTENT[:-1] + b"x"], ids=["removed", "damaged"])
-def test_unpinned_file_is_replaced_by_the_current_one(web, folder, damage):
+def test_file_without_a_known_checksum_is_replaced_by_the_current_one(web, folder, damage):
     get(folder, source(web))
+    assert recorded(folder) == {FILE: sha256(CONTENT)}
     (folder / FILE).unlink()
     if damage:
         (folder / FILE).write_bytes(damage)
     web.files[FILE] = OTHER
     get(folder, source(web))
     assert is_complete(folder, OTHER) and recorded(folder) == {FILE: sha256(OTHER)}
-
-
-def test_wrong_pinned_checksums_are_one_line(web, folder):
-    PINNED.write_text(f"{sha256(CONTENT)}  tiny/{FILE}\nabc {FILE}\n")
-    message = fails(folder, source(web), error=BenchmarkError)
-    assert message == f"{PINNED}: line 2: is not a checksum and a name; correct it or remove the line"
 
 
 # ---- this machine --------------------------------------------------------------------------------

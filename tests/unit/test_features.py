@@ -68,7 +68,7 @@ def test_damaged_file_is_named(cells, tmp_path, damaged):
     task = task_of(cells, tmp_path)
     task.features = {features_name("all", SETTINGS): tmp_path / "all.npz"}
     (tmp_path / "all.npz").write_bytes(damaged)
-    with pytest.raises(BenchmarkError, match="all.npz: cannot be read .*; delete it and run again"):
+    with pytest.raises(BenchmarkError, match="all.npz: cannot be read .*delete it and run again"):
         task.fitted("all", dict(task.train.mod), SETTINGS)
 
 

@@ -18,7 +18,7 @@ import yaml
 from helpers import arguments_for_files
 
 from clue.benchmark.config import ALL_SETS, Benchmark, read_yaml
-from clue.benchmark.contracts import read_embedding, read_predictions, write_test, write_train
+from clue.benchmark.contracts import read_arrays, read_embedding, write_test, write_train
 from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.running.machine import unavailable
@@ -130,7 +130,7 @@ def run_program(project, task_files, tmp_path, monkeypatch):
         ensure(not status, f"{script.name} failed on {'+'.join(modalities)}: {reason}")
         ensure(output.exists(), f"{script.name} ended well but wrote no embedding: does it call run_method?")
         if spec["predicts"]:
-            check_predictions(read_predictions(output.with_name("predictions.npz")), method, modalities)
+            check_predictions(read_arrays(output.with_name("predictions.npz")), method, modalities)
         return read_embedding(output), json.loads(output.with_name("run.json").read_text())
 
     return run

@@ -222,17 +222,6 @@ def test_times_of_attempts_add_up(folder, capsys):
 # ---- a method that fails -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("values", [np.ones((20, 1)), np.full((20, 4), 3), np.zeros((20, 4)), np.eye(20)[:, :1]])
-def test_useless_training_data_are_one_line_before_the_method_runs(folder, capsys, values):
-    train = contracts.read_train(folder / "train.h5mu")
-    names = pd.DataFrame(index=[f"protein_{i}" for i in range(values.shape[1])])
-    proteins = ad.AnnData(sp.csr_matrix(values.astype(np.float32)), obs=train["adt"].obs, var=names)
-    write_train(md.MuData({"rna": train["rna"], "adt": proteins}), folder / "train.h5mu")
-    reason, printed = fails(folder, right, capsys)
-    assert "train.h5mu [adt]: " in reason and "features differ between training cells; methods need" in reason
-    assert "Traceback" not in printed
-
-
 def test_escape_codes_are_removed_from_reasons(folder, capsys):
     def embed(task, params, seed):
         raise ValueError("\x1b[1;31mred\x1b[0m\x00 and \x1b]8;;http://x\x07link\x1b]8;;\x07\nplain")
@@ -297,14 +286,6 @@ def test_wrong_returns_are_one_clear_line(folder, capsys, embed, reason):
     assert "Traceback" not in printed
 
 
-def test_training_cells_lack_a_modality_of_the_test(folder, capsys):
-    cells = [f"cell_{i}" for i in range(20)]
-    write_train(md.MuData({"rna": counts(20, cells), "atac": counts(20, cells, 1, "peak")}), folder / "train.h5mu")
-    reason, printed = fails(folder, right, capsys)
-    assert "train.h5mu: holds only ['rna', 'atac'], but the test cells are of ['rna', 'adt']" in reason
-    assert printed.count("error: ") == 1
-
-
 def test_exception_gives_its_line_and_a_traceback(folder, capsys):
     def embed(task, params, seed):
         raise ValueError("no\nluck")
@@ -319,14 +300,6 @@ def test_cuda_without_a_gpu_is_an_error(folder, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="no GPU was found"):
         run_method(right, command_line(folder, device="cuda"))
-
-
-@pytest.mark.parametrize("params", ["[1]", "{"])
-def test_params_must_be_a_json_object(folder, capsys, params):
-    with pytest.raises(SystemExit) as stopped:
-        run_method(right, command_line(folder, params=params))
-    assert stopped.value.code == 2
-    assert "JSON" in capsys.readouterr().err
 
 
 # ---- checkpoints and signals ---------------------------------------------------------------------

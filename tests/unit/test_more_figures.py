@@ -16,7 +16,7 @@ from tidy import NAN, NO_INTERVALS, metrics, resources, seeds, solution_of
 
 from clue.benchmark import contracts
 from clue.benchmark.report import style
-from clue.benchmark.scores import probe
+from scripts import probe
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 

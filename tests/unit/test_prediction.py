@@ -102,7 +102,7 @@ def means(task):
 def test_declared_predictions_are_written(tmp_path, task):
     path = tmp_path / "predictions.npz"
     run(tmp_path, task, lambda task, params, seed: (ones(task), means(task)), predictions=path)
-    found = contracts.read_predictions(path)
+    found = contracts.read_arrays(path)
     assert {name: values.shape for name, values in found.items()} == {"rna2adt": (30, 12), "adt2rna": (30, 40)}
     names = task.train["adt"].var_names[task.train["adt"].var["target"]]
     columns = targets.Targets(names, task.train["adt"].var.loc[names, "level"].to_numpy()).values(task.train["adt"])

@@ -244,7 +244,6 @@ def test_libraries_are_repaired_and_mixed_cells_removed(written, cells, capsys):
     assert "Mix" not in set(mdata.mod["rna"].obs["cell_type"])
     output = capsys.readouterr().out
     assert f"{(table['celltype'] == 'Mix').sum()} of {len(table)} cells are 'Mix' and dropped" in output
-    assert "filters are left out, because their files are missing" in output
 
 
 def test_misspelt_cell_types_are_fixed(written):

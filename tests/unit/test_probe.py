@@ -6,8 +6,8 @@ from tidy import embedding_of
 
 from clue.benchmark.contracts import ContractError
 from clue.benchmark.data.task import make_task
-from clue.benchmark.scores.probe import probe, r_squared
 from clue.simulate import simulate
+from scripts.probe import probe, r_squared
 
 SPLIT = {"kind": "random", "fraction": 0.5, "seed": 0}
 

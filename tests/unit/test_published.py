@@ -5,8 +5,7 @@ import pytest
 from tidy import SHAPES, metrics, texts
 
 from clue.benchmark.config import Benchmark, read_yaml
-from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.report.reference import competition_scores, read_drops, read_published
+from clue.benchmark.report.reference import DROPS, SCORES, competition_scores, read_drops
 
 pytestmark = pytest.mark.usefixtures("figure_style")
 
@@ -30,23 +29,16 @@ def test_scmmib_scores_belong_to_our_splits(published, project):
     assert {(job.dataset, job.split) for job in benchmark.plan()} == places
 
 
-@pytest.mark.parametrize(
-    ("column", "text", "message"),
-    [
-        ("source", "", "line 2: source is empty"),
-        ("value", "", "line 2: value is not a number"),
-        ("value", "many", "column value"),
-        ("evidence", "hearsay", "line 2: evidence is not one of source, reconstructed"),
-        ("Extra", "x", "unknown column 'Extra'"),
-        ("direction", "rna2adt", "line 3: .* are the same as on an earlier line"),
-    ],
-)
-def test_wrong_published_number_is_one_clear_line(references, tmp_path, column, text, message):
-    table = pd.read_csv(references["leaderboard"], sep="\t", dtype=str, keep_default_na=False)
-    table.loc[0, column] = text
-    table.to_csv(tmp_path / "wrong.tsv", sep="\t", index=False)
-    with pytest.raises(BenchmarkError, match=f"wrong.tsv: {message}"):
-        read_published([tmp_path / "wrong.tsv"])
+def test_every_row_of_the_references_is_complete_and_distinct(project):
+    for path in sorted(project.glob("config/reference/*.tsv")):
+        columns, number = (DROPS, "drop_percent") if path.stem == "ablation" else (SCORES, "value")
+        table = pd.read_csv(path, sep="\t", keep_default_na=False)
+        assert list(table) == columns, path
+        assert (table.drop(columns=["note", number]) != "").all(axis=None), path
+        assert table[number].dtype == float and table[number].notna().all(), path
+        assert set(table["evidence"]) <= {"source", "reconstructed", "second-hand", "inferred"}, path
+        key = [column for column in ("method", "variant", "dataset", "split", "direction", "metric") if column in table]
+        assert not table.duplicated(key).any(), path
 
 
 SITE4 = [("bmmc_cite", "rna2adt", 0.05), ("bmmc_cite", "adt2rna", 0.06), ("bmmc_multiome", "rna2atac", 0.01)]

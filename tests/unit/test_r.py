@@ -22,6 +22,7 @@ from clue.benchmark.contracts import metric_of, read_embedding
 from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import r, run_method
+from clue.benchmark.running import machine
 from clue.matching import match_snn
 from clue.metrics import foscttm, match_score
 from clue.simulate import simulate
@@ -41,7 +42,7 @@ params <- jsonlite::read_json("params.json", simplifyVector = TRUE)
 def real_r():
     """Skip if no R has what the Seurat bridge needs."""
     try:
-        r.find_r(seurat_bridge.R_PACKAGES)
+        machine.find_r(seurat_bridge.R_PACKAGES)
     except BenchmarkError as error:
         pytest.skip(str(error))
 
@@ -106,18 +107,18 @@ def test_yaml_requires_the_packages_of_the_program():
 
 def test_no_r_at_all_is_one_line_with_both_remedies(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr(r, "OWN", tmp_path / "Rscript")
+    monkeypatch.setattr(machine, "OWN", tmp_path / "Rscript")
     with pytest.raises(BenchmarkError) as caught:
-        r.find_r(["Seurat>=5.0.0"])
+        machine.find_r(["Seurat>=5.0.0"])
     message = str(caught.value)
     assert "Rscript on the path: not there" in message and f"{tmp_path / 'Rscript'}: not there" in message
     assert "make r" in message and "envs/seurat.yaml" in message and "\n" not in message
 
 
 def test_missing_packages_of_an_r(real_r):
-    rscript = r.find_r(HDF5)
-    assert r.lacking(rscript, ["Seurat>=5.0.0", "hdf5r", "jsonlite"]) == ""
-    lacks = r.lacking(rscript, ["hdf5r>=99.10", "jsonlite>=1.0", "nosuch", "other>=2"])
+    rscript = machine.find_r(HDF5)
+    assert machine.lacking(rscript, ["Seurat>=5.0.0", "hdf5r", "jsonlite"]) == ""
+    lacks = machine.lacking(rscript, ["hdf5r>=99.10", "jsonlite>=1.0", "nosuch", "other>=2"])
     assert re.fullmatch(r"hdf5r [0-9.]+ is too old; no package nosuch; no package other", lacks)
 
 
@@ -134,12 +135,14 @@ def test_rscript_on_the_path_is_used_if_it_has_the_packages(program, reason, tmp
     fake.write_text(f"#!/bin/sh\n{program}\n")
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    monkeypatch.setattr(r, "OWN", tmp_path / "own" / "Rscript")
+    monkeypatch.setattr(machine, "OWN", tmp_path / "own" / "Rscript")
     if not reason:
-        assert r.find_r(["Seurat>=5.0.0"]) == str(fake)
+        assert machine.find_r(["Seurat>=5.0.0"]) == str(fake)
     else:
-        with pytest.raises(BenchmarkError, match=re.escape(f"(Rscript on the path: {reason}; {r.OWN}: not there)")):
-            r.find_r(["Seurat>=5.0.0"])
+        with pytest.raises(
+            BenchmarkError, match=re.escape(f"(Rscript on the path: {reason}; {machine.OWN}: not there)")
+        ):
+            machine.find_r(["Seurat>=5.0.0"])
 
 
 def test_error_in_r_is_passed_on(real_r, tmp_path):
@@ -156,8 +159,8 @@ def test_killed_r_is_named(real_r, tmp_path):
 
 
 def test_r_ends_with_the_program_that_called_it(real_r, tmp_path):
-    rscript = r.find_r(HDF5)
-    if rscript != str(r.OWN):
+    rscript = machine.find_r(HDF5)
+    if rscript != str(machine.OWN):
         pytest.skip("R is on the path; ending it is left to the scheduler")
     code = f"import subprocess; subprocess.run([{rscript!r}, '-e', 'file.create(\"started\"); Sys.sleep(100)'])"
     caller = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)

@@ -48,7 +48,7 @@ def results(tmp_path) -> Path:
 def report(results, scripts, project, display) -> Path:
     """The report of those results."""
     given = {"figures": sorted(results.glob("figures/*.png")), "display": display, "output": results / "report.html"}
-    given |= {"captions": project / "rules/captions", "config": '{"run": "t"}', "configfiles": "config/quick.yaml"}
+    given |= {"captions": project / "rules/captions", "config": {"run": "t"}, "configfiles": "config/quick.yaml"}
     scripts("figures/report.py").main(results, **given)
     return results / "report.html"
 

@@ -12,7 +12,7 @@ from tidy import embedding_of, solution_of, value
 
 from clue.benchmark import contracts
 from clue.benchmark.contracts import ContractError
-from clue.benchmark.scores import METRICS_COLUMNS, scoring
+from clue.benchmark.scores import METRICS_COLUMNS
 from clue.benchmark.scores.scoring import score
 from clue.matching import match_snn
 from clue.metrics import foscttm
@@ -156,8 +156,8 @@ def test_data_set_and_split_can_come_from_the_solution(embedding, solution):
     [
         ("dataset", "other", "uns\\['dataset'\\] is 'other', but the solution's is 'd'"),
         ("seed", "first", "uns\\['seed'\\] must be a whole number"),
-        ("params", "{", "uns\\['params'\\] is not JSON"),
-        ("params", "3", "uns\\['params'\\] must be a map"),
+        ("params", "{", ".* uns\\['params'\\] a map or a JSON map"),
+        ("params", "3", ".* uns\\['params'\\] a map or a JSON map"),
     ],
 )
 def test_wrong_identity(embedding, solution, key, given, message):
@@ -325,11 +325,6 @@ def test_score_program_only_prints_without_outputs(files, capsys):
     assert sorted(files.iterdir()) == before
 
 
-def test_match_matrix_needs_its_suffix(tmp_path):
-    with pytest.raises(ContractError, match="change the name"):
-        scoring.write_matches(sp.eye(2, format="csr"), tmp_path / "matches.txt")
-
-
 def test_oracle_program_reaches_every_bound(files, solution):
     out = files / "oracle" / "embedding.h5ad"
     oracle_program.main(files / "solution.h5ad", out)
@@ -339,6 +334,3 @@ def test_oracle_program_reaches_every_bound(files, solution):
     assert (metrics.loc[distances, "value"] == 0).all()
     np.testing.assert_allclose(metrics.loc[~distances, "value"], 1, atol=1e-3)
     assert embedding.uns["method"] == "oracle" and not metrics["transductive"].any()
-    report = json.loads(out.with_name("run.json").read_text())
-    assert report["device"] == "none" and report["method"] == "oracle" and report["seconds"] >= 0
-    assert report["dataset"] == "d" and report["params"] == {}

@@ -157,16 +157,12 @@ def test_balanced_donors_finds_the_only_perfect_choice():
     assert chosen[2:].tolist() in ([True, False, False], [False, False, True])
 
 
-def test_batches_predefined_and_dropped_cells(dataset):
+def test_batches_and_predefined_cells(dataset):
     obs = dataset.mod["rna"].obs
     by_batch = make_task(dataset, "tiny", "s", {"kind": "batches", "batches": ["batch2"], "seed": 0})
     assert set(by_batch.solution.obs_names) == set(obs.index[obs["batch"] == "batch2"])
     predefined = {"kind": "predefined", "column": "is_train", "test": False, "seed": 0}
     assert set(make_task(dataset, "tiny", "s", predefined).solution.obs_names) == set(obs.index[90:])
-    drop = {"column": "batch", "values": ["batch1"]}
-    dropped = make_task(dataset, "tiny", "s", predefined | {"drop": drop})
-    seen = set(dropped.solution.obs_names) | set(dropped.train.obs_names)
-    assert seen == set(obs.index[obs["batch"] == "batch2"])
 
 
 def test_partly_paired_training_cells(dataset):
@@ -246,7 +242,6 @@ def test_cells_that_lack_a_modality_are_only_training_cells(dataset, mosaic, spl
         (RANDOM | {"mosaic": {"rna": 0.5, "atac": 0.3, "adt": 0.2}}, "mosaic: leaves none of 90 training cells paired"),
         (RANDOM | {"mosaic": {"rna+atac": 0.001, "rna": 0.9, "adt": 0.099}}, "mosaic: leaves none of 90 training"),
         (RANDOM | {"paired_fraction": 0.001}, "paired_fraction: leaves none of 90"),
-        (RANDOM | {"drop": {"column": "batch", "values": ["x"]}}, "drop.values: no cell has x"),
     ],
 )
 def test_impossible_splits_are_explained(dataset, split, message):
@@ -255,11 +250,11 @@ def test_impossible_splits_are_explained(dataset, split, message):
 
 
 def test_identical_training_cells_are_refused(dataset):
-    with pytest.raises(TaskError, match="splits.s: no feature of rna differs between 1 training cells"):
+    with pytest.raises(TaskError, match="splits.s: 0 of .* features of rna differ between 1 training cells"):
         make_task(dataset, "tiny", "s", {"kind": "random", "n_train": 1, "n_test": 30, "seed": 0})
     dataset.mod["adt"].X.data[:] = 2
     dataset.mod["adt"] = dataset.mod["adt"][:, dataset.mod["adt"].X.getnnz(axis=0) == 120].copy()
-    with pytest.raises(TaskError, match="splits.s: no feature of adt differs between 90 training cells"):
+    with pytest.raises(TaskError, match="splits.s: 0 of .* features of adt differ between 90 training cells"):
         make_task(dataset, "tiny", "s", RANDOM)
 
 
@@ -312,5 +307,3 @@ def test_program_writes_files_that_fulfil_their_contracts(project, run_script, m
     assert [adata.n_obs for adata in train.mod.values()] == [96, 96] and solution.n_obs == 40
     for modality in ("rna", "atac"):
         assert read_test(folder / f"test_{modality}.h5ad").uns["split"] == "paired20"
-    status, error = run_script("make_task", *task, "--split", "absent")
-    assert status == 1 and "no split 'absent'; splits: random20, random20_inner, paired20" in error

@@ -33,6 +33,13 @@ def test_wrong_configuration_is_one_line(fresh, wrong, line):
     assert status == 1 and line in output and "Traceback" not in output, output
 
 
+def test_method_with_the_name_of_a_rule_is_one_line(fresh):
+    fresh.add_method("table")
+    fresh.configure(methods=["table"])
+    status, output = fresh.run()
+    assert status == 1 and output.endswith("error: The name table is already used by another rule\n"), output
+
+
 @pytest.fixture
 def slow(finished):
     """A finished project with an extra method, whose first try does not end by itself."""

@@ -24,7 +24,7 @@ def test_rows_of_a_precomputed_embedding(unscored):
     assert status == 0, output
     table = project.table()
     assert set(table.loc[table["method"] == "precomputed", "status"]) == {"ok"}
-    assert set(project.table("resources")["method"]) == {"precomputed", "random", "oracle"}
+    assert set(project.table("resources")["method"]) == {"precomputed", "random"}
     write_table(project, cells=79)
     assert project.planned_rules() == {"precomputed": 1, "score_rna_atac": 1, "collect": 1}
     assert project.snakemake()[0] == 1

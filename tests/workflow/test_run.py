@@ -18,7 +18,7 @@ def test_run_ends_in_a_table_with_every_planned_job(finished_run):
     # 80 test cells: the mean of the control has a standard deviation of about .03.
     assert 0.35 < float(foscttm["random"]) < 0.65
     assert project.table("failures").empty
-    assert set(project.table("resources")["method"]) == {"random", "cca", "oracle"}
+    assert set(project.table("resources")["method"]) == {"random", "cca"}
 
 
 def test_run_makes_a_report_and_says_where(finished_run):

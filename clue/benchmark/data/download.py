@@ -1,8 +1,8 @@
 """Fetch the raw files of a data set into ``data/raw/<dataset>/``. Each is verified and renamed into place.
 
 A data set may name several sources; the first one that provides all its files is used. ``source.json`` beside the files
-says which one it was. It is the only output that the workflow knows in advance. Checksums that were unknown are written
-to ``SHA256SUMS`` there. `pin` copies them to ``config/datasets/SHA256SUMS``; from then on every download must match.
+says which one it was. It is the only output that the workflow knows in advance. Checksums that the YAML does not give
+are written to ``SHA256SUMS`` there.
 """
 
 import fcntl
@@ -20,12 +20,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 from clue.benchmark.data.sources import MANIFEST, DownloadError, has_files, sources
 from clue.benchmark.data.transfer import LocalError, Patience, check_exists, digest, fetch, what_differs
-from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic, write_json, write_text
 
 SUMS = "SHA256SUMS"
 """In the format of the program sha256sum."""
-PINNED = Path("config", "datasets", SUMS)
 TEMPORARY = ".download-"
 
 Source = Mapping[str, Any]
@@ -70,7 +68,7 @@ def download(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _alone(folder) as lock:
-            known = [_with_facts(source, dataset, root) for source in sources(spec) if source["kind"] != "simulated"]
+            known = [_with_facts(source, root) for source in sources(spec) if source["kind"] != "simulated"]
             source = _first_that_works(dataset, known, mirror, folder, patience or Patience(), lock)
             _write_manifest(folder, source)
             _remove_leftovers(folder)
@@ -78,19 +76,14 @@ def download(
         raise LocalError(f"{error.filename or folder}: {error.strerror or error}; fix it and run again") from error
 
 
-def _with_facts(source: Source, dataset: str, root: Path) -> Source:
-    """Return a source with the known facts about its files, from the YAML and from the project's checksums."""
+def _with_facts(source: Source, root: Path) -> Source:
+    """Return a source with the facts about its files that the YAML gives."""
     if source["kind"] == "files":
         folder = root / os.path.expandvars(os.path.expanduser(source["folder"]))
         return {**source, "base": f"{folder}/", "files": {file: {} for file in source["files"]}}
     if source["kind"] == "pypi":
         return {**source, "files": {member["file"]: {"sha256": member["sha256"]} for member in source["members"]}}
-    pinned = read_sums(root / PINNED)
-    files = {file: {**facts} for file, facts in source["files"].items()}
-    for file, facts in files.items():
-        if "sha256" not in facts and f"{dataset}/{file}" in pinned:
-            facts.update(sha256=pinned[f"{dataset}/{file}"], where=f"its line in {PINNED}")
-    return {**source, "files": files}
+    return source
 
 
 def _first_that_works(
@@ -137,43 +130,22 @@ def _in_mirror(source: dict[str, Any], base: str) -> dict[str, Any]:
 
 def read_sums(path: Path) -> dict[str, str]:
     """Return the SHA-256 digests in a file of sha256sum's format, by file name; none if there is no such file."""
-    sums = {}
-    for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], start=1):
-        if not (parts := re.fullmatch(r"([0-9a-f]{64}) [ *](\S.*)", line)):
-            raise BenchmarkError(f"{path}: line {number}: is not a checksum and a name; correct it or remove the line")
-        sums[parts[2]] = parts[1]
-    return sums
-
-
-def write_sums(path: Path, sums: Mapping[str, str]) -> None:
-    """Write digests in sha256sum's format, sorted by name."""
-    write_text(path, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
-
-
-def pin(raw: Path, root: Path) -> list[str]:
-    """Copy the checksums that downloads recorded below `raw` to the project's; return the new names."""
-    pinned = read_sums(root / PINNED)
-    new = {}
-    for path in raw.glob(f"*/{SUMS}"):
-        new |= {f"{path.parent.name}/{file}": found for file, found in read_sums(path).items()}
-    write_sums(root / PINNED, new | pinned)
-    return sorted(new.keys() - pinned.keys())
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {name: found for found, name in (line.split(maxsplit=1) for line in lines)}
 
 
 def _is_right(path: Path, known: Mapping[str, Any]) -> bool:
     """Return whether a file exists and has the known checksum or, if none is known, the one recorded at download."""
     if not {"md5", "sha256"} & set(known):
-        recorded = read_sums(path.with_name(SUMS))
-        if path.name not in recorded:
-            return False
-        known = {"sha256": recorded[path.name]}
+        known = {"sha256": read_sums(path.with_name(SUMS)).get(path.name)}
     return path.is_file() and not what_differs(path, known)
 
 
 def _record(path: Path, known: Mapping[str, Any]) -> None:
     """Record the checksum of a downloaded file if none was known."""
     if "sha256" not in known:
-        write_sums(path.with_name(SUMS), read_sums(path.with_name(SUMS)) | {path.name: digest(path)})
+        sums = read_sums(path.with_name(SUMS)) | {path.name: digest(path)}
+        write_text(path.with_name(SUMS), "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
 
 
 def _write_manifest(folder: Path, source: Source) -> None:
@@ -243,8 +215,7 @@ def _link_files(source: Source, folder: Path) -> None:
         if not origin.is_file():
             raise DownloadError(f"{origin}: no such file; correct the folder in the YAML, or put the file there")
         if wrong := what_differs(origin, known):
-            where = known.get("where", "the YAML of the data set")
-            raise DownloadError(f"{origin}: {wrong}; replace the file, or correct {where}")
+            raise DownloadError(f"{origin}: {wrong}; replace the file, or correct the YAML of the data set")
     for file, origin in origins.items():
         if origin.resolve() != (folder / file).resolve():  # otherwise only a link to itself would be left of the file
             with atomic(folder / file) as temporary:

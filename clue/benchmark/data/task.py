@@ -82,10 +82,10 @@ def make_task(mdata: md.MuData, dataset: str, name: str, split: Split, max_cells
     train.uns = dict(origin)
     for modality, cells in train.mod.items():
         choose(cells, modality)
-        if not cells.var[TARGET].any():
+        if (n_targets := int(cells.var[TARGET].sum())) < 2:
             raise TaskError(
-                f"{where}: no feature of {modality} differs between {cells.n_obs} training cells; make the split"
-                " larger, or give more features"
+                f"{where}: {n_targets} of {cells.n_vars} features of {modality} differ between {cells.n_obs} training"
+                " cells, and methods need at least two; make the split larger, or give more features"
             )
     rows = dict(zip(mdata.mod, places[test_rows].T, strict=True))
     orders = {name: _stream(split["seed"], f"test {name}").permutation(len(test_rows)) for name in mdata.mod}
@@ -171,22 +171,12 @@ Parts = tuple[np.ndarray, np.ndarray]
 
 def _parts(obs: pd.DataFrame, is_complete: np.ndarray, split: Split, where: str) -> Parts:
     """Return masks of the training cells and of the test cells, both of shape (n_cells,)."""
-    kept = _kept_cells(obs, split.get("drop"), where)
+    kept = np.ones(len(obs), dtype=bool)
     for outer in split.get("within", []):
         outer_train, _ = _parts(obs, is_complete, outer, f"{where}.within")
         kept &= outer_train
     is_train, is_test = SPLITTERS[split["kind"]](obs, kept, kept & is_complete, split, where)
     return is_train & kept, is_test & kept & is_complete
-
-
-def _kept_cells(obs: pd.DataFrame, drop: Mapping[str, Any] | None, where: str) -> np.ndarray:
-    if drop is None:
-        return np.ones(len(obs), dtype=bool)
-    column = _column(obs, drop["column"], f"{where}.drop")
-    values = [str(value) for value in drop["values"]]
-    if absent := sorted(set(values) - set(column)):
-        raise TaskError(f"{where}.drop.values: no cell has {', '.join(absent)} in obs[{drop['column']!r}]")
-    return ~column.isin(values).to_numpy()
 
 
 def _split_random(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, split: Split, where: str) -> Parts:

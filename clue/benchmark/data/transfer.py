@@ -180,7 +180,7 @@ def _attempt(url: str, part: Part, known: Mapping[str, Any], patience: Patience,
         part.discard()
         raise DownloadError(
             f"{url}: {wrong}; the source has changed the file, or it was damaged in transit: run again, or correct"
-            f" {known.get('where', 'the YAML of the data set')} if the change is intended"
+            " the YAML of the data set if the change is intended"
         )
     return ""
 

@@ -7,7 +7,6 @@ import json
 import resource
 import sys
 import time
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import anndata as ad
 import mudata as md
 import numpy as np
 
+from clue.benchmark.contracts import read_arrays
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.methods.validation import inner_split, paired_cells
@@ -91,11 +91,7 @@ def write_features(fitted: Fitted, path: Path) -> None:
 
 def read_features(path: Path) -> Fitted:
     """Read a file that `write_features` has written."""
-    try:
-        with np.load(path) as file:
-            arrays = dict(file)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BenchmarkError(f"{path}: cannot be read ({error}); delete it and run again") from error
+    arrays = read_arrays(path)
     about = json.loads(str(arrays.pop("about")))
     preprocessors = {}
     for k, state in about.pop("states").items():

@@ -1,9 +1,7 @@
-"""Run an R script on cells, with an R that has the packages it needs. Data are exchanged as plain HDF5.
+"""Run an R script on cells. Data are exchanged as plain HDF5.
 
 A CSR matrix of (cells × features) has the same arrays as R's ``dgCMatrix`` of (features × cells).
 """
-
-from __future__ import annotations
 
 import json
 import shutil
@@ -12,28 +10,15 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import scipy.sparse as sp
 
 from clue.benchmark.errors import BenchmarkError
-
-# Planning looks for R in an environment that may hold Snakemake alone.
-if TYPE_CHECKING:
-    import anndata as ad
-    import h5py
-    import numpy as np
-
-OWN = Path(__file__).resolve().parents[3] / ".r" / "Rscript"
-"""The Rscript of `make r`."""
-CHECK = """
-for (wanted in strsplit(commandArgs(TRUE), ">=")) {
-  if (!nzchar(system.file(package = wanted[1]))) {
-    cat("no package ", wanted[1], "\\n", sep = "")
-  } else if (length(wanted) > 1 && packageVersion(wanted[1]) < wanted[2]) {
-    cat(wanted[1], " ", format(packageVersion(wanted[1])), " is too old\\n", sep = "")
-  }
-}
-"""
-
+from clue.benchmark.running.machine import find_r
 
 # ---- running ---------------------------------------------------------------------------------------
 
@@ -65,8 +50,6 @@ def run_r(
     BenchmarkError
         If no R has these packages, or the script fails; with R's own message if it left one in ``error.txt``.
     """
-    import h5py
-
     rscript = find_r(packages)
     with tempfile.TemporaryDirectory(prefix="clue-r-") as name:
         folder = Path(name)
@@ -92,39 +75,6 @@ def reason_of(status: int, error_file: Path) -> str:
     return f"R ended with status {status}; the job's log says more"
 
 
-# ---- finding R -------------------------------------------------------------------------------------
-
-
-def find_r(packages: Sequence[str]) -> str:
-    """Return an Rscript that has the packages: the one on the path, else that of ``make r``.
-
-    Raises
-    ------
-    BenchmarkError
-        If there is none. The message says what each one lacks, and two ways to get one.
-    """
-    reasons = []
-    for program, name in ((shutil.which("Rscript"), "Rscript on the path"), (shutil.which(str(OWN)), str(OWN))):
-        reason = lacking(program, packages) if program else "not there"
-        if not reason:
-            return program
-        reasons.append(f"{name}: {reason}")
-    raise BenchmarkError(
-        f"no R with {', '.join(packages)} ({'; '.join(reasons)}); on Debian, as root, `make r` makes one; elsewhere use"
-        " the conda environment of envs/seurat.yaml"
-    )
-
-
-def lacking(rscript: str, packages: Sequence[str]) -> str:
-    """Return what an R lacks; an empty text if nothing."""
-    with tempfile.TemporaryDirectory(prefix="clue-r-") as folder:
-        command = [rscript, "--vanilla", "-e", CHECK, *packages]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        return f"cannot be run ({(done.stderr.splitlines() or [f'status {done.returncode}'])[-1]})"
-    return "; ".join(done.stdout.splitlines())
-
-
 # ---- exchange --------------------------------------------------------------------------------------
 
 
@@ -133,9 +83,6 @@ def write_counts(group: h5py.Group, adata: ad.AnnData) -> None:
 
     Names are not written: rows keep their order, and Seurat would change the names of features.
     """
-    import numpy as np
-    import scipy.sparse as sp
-
     counts = sp.csr_matrix(adata.X)
     counts.sort_indices()
     if counts.nnz >= 2**31:
@@ -148,8 +95,5 @@ def write_counts(group: h5py.Group, adata: ad.AnnData) -> None:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an HDF5 file that R wrote; R stores a matrix by columns, HDF5 by rows."""
-    import h5py
-    import numpy as np
-
     with h5py.File(path, "r") as file:
         return {name: np.ascontiguousarray(file[name][()].T) for name in file}

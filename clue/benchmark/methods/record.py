@@ -1,6 +1,5 @@
 """The contents of ``run.json``: settings, time and memory, machine, versions and commit of a run."""
 
-import argparse
 import importlib.metadata
 import os
 import platform
@@ -23,22 +22,20 @@ REPORTED_IF_IMPORTED = {
 }
 
 
-def report(arguments: argparse.Namespace, metric: Any, task: Task, seconds: float) -> dict[str, Any]:
+def report(arguments: Any, metric: Any, task: Task, seconds: float) -> dict[str, Any]:
     """Return the entries of ``run.json`` for a finished run, except its identity."""
+    gpu_mb = round(sys.modules["torch"].cuda.max_memory_allocated() / 1e6, 1) if arguments.device == "cuda" else None
     # Shared fits count as the method's own work, since other methods do all of their work themselves.
     shared = sum(part.seconds for part in task.shared)
     return {
         "metric": metric,
-        "params": arguments.params,
-        "by_pairs": arguments.by_pairs,
-        "device": arguments.device,
-        "threads": arguments.threads,
+        **{key: getattr(arguments, key) for key in ("params", "by_pairs", "device", "threads")},
         # Slurm's own name of the machine, if Slurm runs the process
         "host": os.environ.get("SLURMD_NODENAME", socket.gethostname()),
         "seconds": round(seconds + shared, 3),
         "shared_seconds": round(shared, 3),
         "peak_memory_mb": round(max([peak_memory_mb(), *(part.memory_mb for part in task.shared)]), 1),
-        "gpu_memory_mb": _gpu_memory_mb(arguments.device),
+        "gpu_memory_mb": gpu_mb,
         "versions": _versions(),
         "info": task.info,
     }
@@ -57,10 +54,6 @@ def commit(root: Path = Path(__file__).parents[3]) -> str:
         return found + ("-dirty" if subprocess.run([*git, *changes], capture_output=True).returncode else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
-
-
-def _gpu_memory_mb(device: str) -> float | None:
-    return round(sys.modules["torch"].cuda.max_memory_allocated() / 1e6, 1) if device == "cuda" else None
 
 
 def _versions() -> dict[str, str]:

@@ -10,7 +10,6 @@ and errors, so a method needs only a few lines of its own::
         run_method(embed)
 """
 
-import argparse
 import importlib.util
 import json
 import os
@@ -21,20 +20,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import anndata as ad
-import mudata as md
 import numpy as np
 import threadpoolctl
 
 from clue.benchmark.contracts import (
     ContractError,
-    check_embedding_fits,
     join_pairs,
     read_test,
     read_train,
@@ -46,7 +44,7 @@ from clue.benchmark.files import write_json, write_text
 from clue.benchmark.methods.checks import check_arrays, check_left_alone, check_predictions, to_embedding
 from clue.benchmark.methods.record import commit, report
 from clue.benchmark.methods.task import Embed, Params, Task
-from clue.sparse import column_sums
+from clue.benchmark.program import command_line
 
 NOTED_EVERY = 5.0
 """Seconds between records of a method's run time, which are kept in case it is killed."""
@@ -56,6 +54,46 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
 # ---- the program ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Embed the test cells of a task.
+
+    Parameters
+    ----------
+    train
+        Training cells (train.h5mu).
+    tests
+        Test cells (test_<modality>.h5ad).
+    embedding
+        The embedding to write (embedding.h5ad).
+    method, variant
+        The names of the method and of its variant.
+    params
+        Hyper-parameters (JSON).
+    device
+        cpu or cuda.
+    features
+        Encoder inputs fitted before (.npz).
+    predictions
+        The predictions to write (predictions.npz).
+    by_pairs
+        Run once per pair of modalities; params has those of each (rna+atac).
+    """
+
+    train: Path
+    tests: list[Path]
+    embedding: Path
+    method: str
+    variant: str
+    seed: int
+    params: dict[str, Any]
+    device: str
+    threads: int
+    features: tuple[Path, ...] = ()
+    predictions: Path | None = None
+    by_pairs: bool = False
 
 
 def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
@@ -75,7 +113,7 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
     argv
         The command line; by default that of the process.
     """
-    arguments = _arguments(argv)
+    arguments = Arguments(**vars(command_line(Arguments).parse_args(argv)))
     failure = arguments.embedding.with_name("failure.json")
     failure.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -91,61 +129,23 @@ def run_method(embed: Embed, argv: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Embed the test cells of a task.")
-    parser.add_argument("--train", type=_path, required=True, help="training cells (train.h5mu)")
-    parser.add_argument("--tests", type=_path, nargs="+", required=True, help="test cells (test_<modality>.h5ad)")
-    parser.add_argument("--features", type=_path, nargs="*", default=[], help="encoder inputs fitted before (.npz)")
-    parser.add_argument("--embedding", type=_path, required=True, help="the embedding to write (embedding.h5ad)")
-    parser.add_argument("--predictions", type=_path, help="the predictions to write (predictions.npz)")
-    parser.add_argument("--method", required=True, help="name of the method")
-    parser.add_argument("--variant", required=True, help="name of the variant")
-    parser.add_argument("--seed", type=int, required=True)
-    parser.add_argument("--params", type=_json_map, required=True, help="hyper-parameters, a JSON map")
-    parser.add_argument(
-        "--by-pairs", action="store_true", help="run once per pair of modalities; --params has those of each (rna+atac)"
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], required=True)
-    parser.add_argument("--threads", type=int, required=True)
-    return parser.parse_args(argv)
-
-
-def _path(text: str) -> Path:
-    # A method may change the working directory.
-    return Path(text).absolute()
-
-
-def _json_map(text: str) -> Params:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise argparse.ArgumentTypeError("must be a JSON map")
-    return Params(values)
-
-
-def _run(embed: Embed, arguments: argparse.Namespace) -> None:
+def _run(embed: Embed, arguments: Arguments) -> None:
     _check_device(arguments.device)
     _seed(arguments.seed)
     _limit_threads(arguments.threads)
     checkout = commit()  # now, since it may change while the method runs
     test = {cells.uns["modality"]: cells for cells in map(read_test, arguments.tests)}
     train = read_train(arguments.train)
-    missing = [modality for modality in test if modality not in train.mod]
-    if missing:
-        raise ContractError(f"{arguments.train}: holds only {list(train.mod)}, but the test cells are of {list(test)}")
-    _check_learnable(train, list(test), arguments.train)
     checkpoints = _prepare_checkpoints(arguments)
-    names = {name: cells.obs_names.copy() for name, cells in test.items()}
-    identity = _identity(arguments, test)
+    identity = {key: getattr(arguments, key) for key in ("method", "variant", "seed")}
+    origin = next(iter(test.values())).uns
+    identity |= {key: str(origin.get(key, "")) for key in ("dataset", "split")}
     task = Task(train, test, arguments.device, arguments.threads, checkpoints)
-    task.features = {path.stem: path for path in arguments.features}
+    task.features = {path.stem: path.absolute() for path in arguments.features}
     with _timed(checkpoints / "seconds.txt") as seconds:
         embedding, predictions = (_by_pairs if arguments.by_pairs else _embed)(embed, task, arguments)
         n_seconds = seconds()
     embedding.uns |= {**identity, "params": json.dumps(arguments.params, sort_keys=True)}
-    check_embedding_fits(embedding, names, str(arguments.embedding))
     record = identity | report(arguments, embedding.uns["metric"], task, n_seconds)
     record |= {"commit": checkout, "date": date.today().isoformat()}
     write_json(arguments.embedding.with_name("run.json"), record)
@@ -183,7 +183,7 @@ def _timed(path: Path) -> Iterator[Callable[[], float]]:
         clock.join()
 
 
-def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+def _by_pairs(embed: Embed, task: Task, arguments: Arguments) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
     """Run `_embed` for each pair that has training cells in common. Record why the other pairs are left out."""
     parts: dict[str, ad.AnnData] = {}
     predictions: dict[str, np.ndarray] = {}
@@ -197,7 +197,7 @@ def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[
         part.checkpoints.mkdir(exist_ok=True)
         print(f"pair {pair}", flush=True)
         _seed(arguments.seed)
-        parts[pair], predicted = _embed(embed, part, argparse.Namespace(**vars(arguments) | {"params": params}))
+        parts[pair], predicted = _embed(embed, part, replace(arguments, params=params))
         predictions |= predicted
         task.info[pair] = part.info
     if not parts:
@@ -207,7 +207,7 @@ def _by_pairs(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[
     return embedding, predictions
 
 
-def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
+def _embed(embed: Embed, task: Task, arguments: Arguments) -> tuple[ad.AnnData, dict[str, np.ndarray]]:
     """Call the method. Return its embedding, with the metric that it chose, and its predictions, both checked."""
     given = {name: cells.obs.copy() for name, cells in task.test.items()}
     returned = _call(embed, task, arguments)
@@ -220,9 +220,10 @@ def _embed(embed: Embed, task: Task, arguments: argparse.Namespace) -> tuple[ad.
     return embedding, predictions
 
 
-def _call(embed: Embed, task: Task, arguments: argparse.Namespace) -> Any:
+def _call(embed: Embed, task: Task, arguments: Arguments) -> Any:
     try:
-        return embed(task, Params(arguments.params), arguments.seed)
+        with chdir(Path.cwd()):  # a method may change the working directory
+            return embed(task, Params(arguments.params), arguments.seed)
     except SystemExit as end:
         # CLUE exits like this on a signal, after writing its checkpoint. This is no fault: Slurm starts the job again.
         if isinstance(end.code, int) and end.code > 128:
@@ -252,19 +253,6 @@ def _check_device(device: str) -> None:
     torch.cuda.reset_peak_memory_stats()
 
 
-def _check_learnable(train: md.MuData, modalities: list[str], path: Path) -> None:
-    """Refuse training cells that no method can learn from, before each method fails with a message of its own."""
-    for modality in modalities:
-        counts = train.mod[modality].X
-        # n times the sum of squares equals the square of the sum only where all n numbers are equal.
-        varies = counts.shape[0] * column_sums(counts, np.square) > column_sums(counts) ** 2
-        if varies.sum() < 2:
-            raise BenchmarkError(
-                f"{path} [{modality}]: {varies.sum()} of {counts.shape[1]} features differ between training cells;"
-                " methods need at least two"
-            )
-
-
 def _limit_threads(threads: int) -> None:
     # Libraries that are already loaded are limited by the call, those that a method loads later by the environment.
     os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))
@@ -283,9 +271,9 @@ def _seed(seed: int) -> None:
         torch.manual_seed(seed)
 
 
-def _prepare_checkpoints(arguments: argparse.Namespace) -> Path:
+def _prepare_checkpoints(arguments: Arguments) -> Path:
     """Return the folder of checkpoints. Those of other settings or data, and those of a finished run, are deleted."""
-    folder = arguments.embedding.with_name("checkpoints")
+    folder = arguments.embedding.with_name("checkpoints").absolute()
     stats = {path.name: path.stat() for path in [arguments.train, *arguments.tests] if path.exists()}
     settings = {
         "params": arguments.params,
@@ -300,17 +288,3 @@ def _prepare_checkpoints(arguments: argparse.Namespace) -> Path:
         folder.mkdir(parents=True)
         write_text(file, json.dumps(settings))
     return folder
-
-
-# ---- after ---------------------------------------------------------------------------------------
-
-
-def _identity(arguments: argparse.Namespace, test: Mapping[str, ad.AnnData]) -> dict[str, Any]:
-    first = next(iter(test.values()))
-    return {
-        "method": arguments.method,
-        "variant": arguments.variant,
-        "seed": arguments.seed,
-        "dataset": str(first.uns.get("dataset", "")),
-        "split": str(first.uns.get("split", "")),
-    }

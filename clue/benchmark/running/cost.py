@@ -164,27 +164,17 @@ def costs(jobs: Iterable[Planned], times: pd.DataFrame) -> tuple[pd.DataFrame, d
     rows: list[dict] = []
     used: dict[Any, list[str]] = {}
     for job in jobs:
-        step = job.step
-        reserved = {
-            "reserved_hours": step.cores * step.minutes / 60,
-            "reserved_gpu_hours": step.gpus * step.minutes / 60,
-        }
-        rows.append({"what": job.what, "jobs": 1, **reserved})
-        if job.what == OTHER:
-            continue
-        row = nearest(times, job) if job.cells else None
-        rows[-1]["unknown"] = int(row is None)
+        step, row = job.step, nearest(times, job) if job.cells else None
+        hours = disk = 0.0
         if row is not None:
-            hours = seconds(row, job) / 3600
-            rows[-1] |= {
-                "hours": hours,
-                "gpu_hours": hours if step.gpus else 0,
-                "disk_gb": disk_mb(row, job) / 1000,
-            }
+            hours, disk = seconds(row, job) / 3600, disk_mb(row, job) / 1000
             if job.dataset not in used.setdefault(row, []):
                 used[row].append(job.dataset)
-    found = pd.DataFrame(rows, columns=["what", *COSTS]).fillna(0)
-    return found.groupby("what", sort=False).sum(), used
+        unknown = row is None and job.what != OTHER
+        reserved, on_gpu = step.minutes / 60, hours if step.gpus else 0
+        costs = [1, unknown, hours, step.cores * reserved, on_gpu, step.gpus * reserved, disk]
+        rows.append({"what": job.what} | dict(zip(COSTS, costs, strict=True)))
+    return pd.DataFrame(rows, columns=["what", *COSTS]).groupby("what", sort=False).sum(), used
 
 
 def read_times(root: Path) -> pd.DataFrame:

@@ -6,12 +6,23 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.methods.r import find_r
+
+OWN = Path(__file__).resolve().parents[3] / ".r" / "Rscript"
+"""The Rscript of `make r`."""
+CHECK = """
+for (wanted in strsplit(commandArgs(TRUE), ">=")) {
+  if (!nzchar(system.file(package = wanted[1]))) {
+    cat("no package ", wanted[1], "\\n", sep = "")
+  } else if (length(wanted) > 1 && packageVersion(wanted[1]) < wanted[2]) {
+    cat(wanted[1], " ", format(packageVersion(wanted[1])), " is too old\\n", sep = "")
+  }
+}
+"""
 
 
 def unavailable(methods: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
@@ -76,3 +87,36 @@ def _torch_sees_one() -> bool:
 
 def _succeeds(*command: str) -> bool:
     return bool(shutil.which(command[0])) and subprocess.run(command, capture_output=True).returncode == 0
+
+
+# ---- finding R -------------------------------------------------------------------------------------
+
+
+def find_r(packages: Sequence[str]) -> str:
+    """Return an Rscript that has the packages: the one on the path, else that of ``make r``.
+
+    Raises
+    ------
+    BenchmarkError
+        If there is none. The message says what each one lacks, and two ways to get one.
+    """
+    reasons = []
+    for program, name in ((shutil.which("Rscript"), "Rscript on the path"), (shutil.which(str(OWN)), str(OWN))):
+        reason = lacking(program, packages) if program else "not there"
+        if not reason:
+            return program
+        reasons.append(f"{name}: {reason}")
+    raise BenchmarkError(
+        f"no R with {', '.join(packages)} ({'; '.join(reasons)}); on Debian, as root, `make r` makes one; elsewhere use"
+        " the conda environment of envs/seurat.yaml"
+    )
+
+
+def lacking(rscript: str, packages: Sequence[str]) -> str:
+    """Return what an R lacks; an empty text if nothing."""
+    with tempfile.TemporaryDirectory(prefix="clue-r-") as folder:
+        command = [rscript, "--vanilla", "-e", CHECK, *packages]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        return f"cannot be run ({(done.stderr.splitlines() or [f'status {done.returncode}'])[-1]})"
+    return "; ".join(done.stdout.splitlines())

@@ -1,4 +1,4 @@
-"""From embeddings to one table: matching, metrics, probes, statistics. This module has the columns of the tables."""
+"""From embeddings to one table: matching, metrics, statistics. This module has the columns of the tables."""
 
 JOB = ["dataset", "split", "method", "variant"]
 IDENTITY_COLUMNS = ["run", *JOB, "seed"]

@@ -66,17 +66,6 @@ def log_path(job: Job, root: Path) -> str:
     return f"{job.log}.log"
 
 
-def summary(tables: Tables, n_jobs: int) -> list[str]:
-    """Return lines to print: what was collected, then one line per job without scores."""
-    failures = tables.failures
-    lines = [f"collected {n_jobs - len(failures)} of {n_jobs} jobs"]
-    for row in failures.itertuples():
-        job = "/".join([row.dataset, row.split, row.method, row.variant, f"seed-{row.seed}"])
-        log = f" (log: {row.log})" if row.log and row.log not in row.reason else ""
-        lines.append(f"{row.status}: {job}: {row.reason}{log}")
-    return lines
-
-
 # ---- one job -------------------------------------------------------------------------------------
 
 
@@ -88,24 +77,20 @@ def _scores(job: Job, root: Path) -> list[dict[str, Any]]:
     """Return the rows of a job's ``metrics.tsv``, if they belong to the embedding that is there."""
     if job.reason:
         raise NoResult(job.reason)
-    folder = root / job.folder
-    metrics, embedding = folder / "metrics.tsv", folder / "embedding.h5ad"
-    if not embedding.exists():
-        if reason := recorded_error(embedding):
-            raise NoResult(reason)
-        reason = slurm_reason(job.method, (job.dataset, job.split, job.variant, str(job.seed)), root)
-        if not (root / f"{job.log}.log").exists():
-            raise NoResult(reason or "not run, since an earlier step failed or the run was ended")
-        raise NoResult(f"{reason or 'no result'}; see {job.log}.log")
-    if not metrics.exists():
-        raise NoResult(f"not scored; see {log_path(job, root)}")
-    if metrics.stat().st_mtime < embedding.stat().st_mtime:
+    if job.is_scored(root):
+        scores = _read_scores(root / job.folder / "metrics.tsv")
+        return scores.assign(**_identity(job), transductive=job.transductive).to_dict("records")
+    embedding = root / job.folder / "embedding.h5ad"
+    if embedding.with_name("metrics.tsv").exists() and embedding.exists():
         raise NoResult("not scored again, since an earlier step failed or the run was ended")
-    table = _read_scores(metrics)
-    for column, value in _identity(job).items():
-        if not (table[column].astype(str) == str(value)).all():
-            raise NoResult(f"metrics.tsv has a {column} other than {value!r}; delete it and run again")
-    return table.assign(**_identity(job), transductive=job.transductive).to_dict("records")
+    if embedding.exists():
+        raise NoResult(f"not scored; see {log_path(job, root)}")
+    if reason := recorded_error(embedding):
+        raise NoResult(reason)
+    reason = slurm_reason(job.method, (job.dataset, job.split, job.variant, str(job.seed)), root)
+    if not (root / f"{job.log}.log").exists():
+        raise NoResult(reason or "not run, since an earlier step failed or the run was ended")
+    raise NoResult(f"{reason or 'no result'}; see {job.log}.log")
 
 
 def _read_scores(path: Path) -> pd.DataFrame:

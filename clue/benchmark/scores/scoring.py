@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import anndata as ad
 import numpy as np
@@ -25,7 +24,6 @@ from clue.benchmark.contracts import (
     names_of_test_cells,
     of_pair,
 )
-from clue.benchmark.files import atomic
 from clue.benchmark.scores import METRICS_COLUMNS
 from clue.benchmark.scores.prediction import prediction_scores
 from clue.matching import BatchTooLarge, Metric, as_points, match_gaussian, match_ot, match_snn, nearest
@@ -291,7 +289,7 @@ def _of_neighbours(source: Cells, target: Cells, measured: sp.csr_matrix) -> np.
     return (weights @ measured).toarray()
 
 
-# ---- identity and files --------------------------------------------------------------------------
+# ---- identity ------------------------------------------------------------------------------------
 
 
 def identify(embedding: ad.AnnData, solution: ad.AnnData, run: str, where: str) -> dict:
@@ -308,29 +306,11 @@ def identify(embedding: ad.AnnData, solution: ad.AnnData, run: str, where: str) 
     identity.update({key: str(embedding.uns[key]) for key in ("method", "variant")})
     try:
         identity["seed"] = int(embedding.uns["seed"])
+        params = embedding.uns["params"]
+        params = dict(json.loads(params) if isinstance(params, str) else params)
     except (TypeError, ValueError) as error:
-        raise ContractError(f"{where}: uns['seed'] must be a whole number") from error
-    params = _params(embedding, where)
+        wanted = "uns['seed'] must be a whole number, and uns['params'] a map or a JSON map"
+        raise ContractError(f"{where}: {wanted}") from error
     parts = params.values() if is_by_pairs(embedding) else [params]
     identity["transductive"] = any(part.get("transductive", False) for part in parts)
     return identity
-
-
-def _params(embedding: ad.AnnData, where: str) -> Mapping:
-    params = embedding.uns["params"]
-    if isinstance(params, str):
-        try:
-            params = json.loads(params)
-        except json.JSONDecodeError as error:
-            raise ContractError(f"{where}: uns['params'] is not JSON: {error}") from error
-    if not isinstance(params, Mapping):
-        raise ContractError(f"{where}: uns['params'] must be a map or a JSON map")
-    return params
-
-
-def write_matches(matches: sp.csr_matrix, path: str | Path) -> None:
-    """Write a match matrix as scipy's ``.npz``."""
-    if Path(path).suffix != ".npz":
-        raise ContractError(f"{path}: a match matrix is written as .npz; change the name")
-    with atomic(path) as temporary:
-        sp.save_npz(temporary, matches)

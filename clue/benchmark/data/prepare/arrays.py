@@ -5,6 +5,7 @@ scipy (``.npz``) are features × cells; each has a text file of feature names, a
 """
 
 import zipfile
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,11 +49,8 @@ def _first_of_duplicates(matrices: list[sp.csr_matrix]) -> np.ndarray:
     """Return the rows, in order, that do not repeat an earlier row in all matrices at once."""
     joint = sp.hstack(matrices, format="csr")
     joint.sort_indices()
-    first: dict[tuple[bytes, bytes], int] = {}
-    for row in range(joint.shape[0]):
-        entries = slice(joint.indptr[row], joint.indptr[row + 1])
-        first.setdefault((joint.indices[entries].tobytes(), joint.data[entries].tobytes()), row)
-    return np.array(list(first.values()))
+    rows = pd.Series([(joint.indices[a:b].tobytes(), joint.data[a:b].tobytes()) for a, b in pairwise(joint.indptr)])
+    return np.flatnonzero(~rows.duplicated())
 
 
 def prepare_npz(spec: Spec, folder: Path) -> Modalities:

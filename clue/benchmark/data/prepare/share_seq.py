@@ -43,12 +43,14 @@ def prepare_share_seq(spec: Spec, folder: Path) -> Modalities:
     cells = _read_cell_types(paths["cell_types"])
     rna = read_dense_text(paths["rna"])
     atac = _read_atac(paths)
-    print(
-        "two filters are left out, because their files are missing: genes without coordinates in GENCODE vM25, peaks on"
-        " the mm10 blacklist v2"
-    )
     present = cells["rna"].isin(rna.obs_names) & cells["atac"].isin(atac.obs_names)
-    _report_absent(cells[~present], len(cells), rna, atac, paths)
+    if not present.any():
+        raise PrepareError(
+            f"{paths['cell_types']}: none of its {len(cells)} cells is in both assays (here {cells['rna'].iloc[0]!r}"
+            f" and {cells['atac'].iloc[0]!r}, RNA {rna.obs_names[0]!r}, ATAC {atac.obs_names[0]!r}); are all files from"
+            " the same sample?"
+        )
+    print(f"{(~present).sum()} of {len(cells)} cells of the table are not in both assays and are dropped")
     cells = cells[present]
     obs = _annotation(cells["rna"], cells["cell_type"])
     modalities = {}
@@ -56,19 +58,6 @@ def prepare_share_seq(spec: Spec, folder: Path) -> Modalities:
         rows = adata.obs_names.get_indexer(cells[modality])
         modalities[modality] = ad.AnnData(adata.X[rows], obs=obs.copy(), var=adata.var)
     return modalities
-
-
-def _report_absent(
-    absent: pd.DataFrame, n_cells: int, rna: ad.AnnData, atac: ad.AnnData, paths: dict[str, Path]
-) -> None:
-    if len(absent) == n_cells:
-        raise PrepareError(
-            f"{paths['cell_types']}: none of its {n_cells} cells is in both assays (here {absent['rna'].iloc[0]!r} and"
-            f" {absent['atac'].iloc[0]!r}, RNA {rna.obs_names[0]!r}, ATAC {atac.obs_names[0]!r}); are all files from"
-            " the same sample?"
-        )
-    if len(absent):
-        print(f"{len(absent)} of {n_cells} cells of the table are not in both assays and are dropped")
 
 
 # ---- barcodes and cell types ---------------------------------------------------------------------
