@@ -217,14 +217,26 @@ def test_wrong_input_is_an_error(monkeypatch):
     x, y = two_views(4)
     with pytest.raises(ValueError, match="same width"):
         match_snn(x, y[:, :3])
-    with pytest.raises(ValueError, match="both need some"):
+    with pytest.raises(ValueError, match="each needs cells"):
         match_snn(x, y[:0])
     with pytest.raises(ValueError, match="both x and y"):
         match_snn(x, y, batch_x=["a"] * 4)
     with pytest.raises(ValueError, match="3 and 4 batches"):
         match_snn(x, y, batch_x=["a"] * 3, batch_y=["a"] * 4)
+    with pytest.raises(ValueError, match="1 of 4 batches are missing"):
+        match_snn(x, y, batch_x=["a"] * 4, batch_y=np.array(["a", "a", None, "a"], dtype=object))
     with pytest.raises(ValueError, match="k is 0"):
         match_snn(x, y, k=0)
     monkeypatch.setattr(matching, "MAX_TRANSPORT_ENTRIES", 15)
     with pytest.raises(matching.BatchTooLarge, match="4 and 4 cells"):
         match_ot(x, y)
+
+
+@pytest.mark.parametrize("match", MATCHINGS)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_an_error(match, metric, value):
+    x, y = two_views(6)
+    y[2, 1] = y[4, 0] = value
+    with pytest.raises(ValueError, match="2 of 6 rows are not finite"):
+        match(x, y, metric=metric)

@@ -57,6 +57,15 @@ def test_match_score_wrong_input():
         match_score(sp.eye(2), [0, 2])
     with pytest.raises(ValueError, match="truth"):
         match_score(sp.eye(2), [0])
+    for truth in ([0.5, 1], [0, np.nan], [False, True]):
+        with pytest.raises(ValueError, match="whole number"):
+            match_score(sp.eye(2), truth)
+    assert match_score(sp.eye(2), [0.0, 1.0]) == 1
+    with pytest.raises(ValueError, match="has no rows"):
+        match_score(np.zeros((0, 3)), [])
+    for metric in (lambda m: match_score(m, [0, 1]), lambda m: cell_type_match(m, ["B", "T"], ["B", "T"])):
+        with pytest.raises(ValueError, match="1 weights of the match matrix are not finite"):
+            metric(np.array([[np.nan, 1], [0, 1]]))
 
 
 def test_random_embeddings_match_at_one_over_batch_size():
@@ -77,6 +86,8 @@ def test_cell_type_match_by_hand():
         cell_type_match(matches, ["B", "T"], ["B", "T", "T"])
     with pytest.raises(ValueError, match="empty"):
         cell_type_match(matches * 0, ["B", "T"], ["B", "T"])
+    with pytest.raises(ValueError, match="1 of 2 cell types are missing"):
+        cell_type_match(matches, ["B", None], ["B", "T"])
 
 
 # ---- FOSCTTM -------------------------------------------------------------------------------------
@@ -188,6 +199,11 @@ def test_foscttm_wrong_input():
         foscttm(x, y, block=0)
     with pytest.raises(ValueError, match="1 batches"):
         foscttm_within_batch(x, y, ["a"])
+    with pytest.raises(ValueError, match="1 of 10 batches are missing"):
+        foscttm_within_batch(x, y, [np.nan, *range(9)])
+    x[3, 2] = np.nan
+    with pytest.raises(ValueError, match="1 of 10 rows are not finite"):
+        foscttm(x, y)
 
 
 def test_foscttm_memory_does_not_grow_with_the_square():
@@ -244,3 +260,17 @@ def test_labels_transfer_by_hand():
     assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "B"], k=1, metric="euclidean") == 1
     with pytest.raises(ValueError, match="1 and 2 labels"):
         label_transfer_accuracy(x, y, ["B"], ["B", "NK"])
+
+
+def test_label_transfer_wrong_input():
+    x, y = two_views(10)
+    labels = list("ababababab")
+    for wrong, message in (
+        ({"k": 0}, "k is 0"),
+        ({"y": y[:, :5]}, "same width"),
+        ({"y": y[:0], "labels_y": []}, "each needs cells"),
+        ({"labels_x": [None, *labels[1:]]}, "1 of 10 labels are missing"),
+        ({"x": np.where(np.eye(10, 6), np.nan, x)}, "6 of 10 rows are not finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            label_transfer_accuracy(**({"x": x, "y": y, "labels_x": labels, "labels_y": labels} | wrong))

@@ -39,7 +39,9 @@ def test_cell_types_of_one_modality_do_not_count(cells):
     moved = remove_shifts([x, y[some]])
     assert distance(moved[0][some], moved[1]) < 1.02 * distance(x[some], y[some])
     means = l2_normalise(x).mean(axis=0) - l2_normalise(y[some]).mean(axis=0)
-    assert distance(l2_normalise(x)[some] - means / 2, l2_normalise(y[some]) + means / 2) > 1.2 * distance(x[some], y[some])
+    assert distance(l2_normalise(x)[some] - means / 2, l2_normalise(y[some]) + means / 2) > 1.2 * distance(
+        x[some], y[some]
+    )
 
 
 def test_chance_moves_little(cells):
@@ -66,7 +68,9 @@ def test_few_cells_do_not_move(cells):
 @pytest.mark.parametrize(
     ("spaces", "batches", "message"),
     [
-        ([np.ones((3, 2)), np.ones((3, 4))], None, r"shapes \[\(3, 2\), \(3, 4\)\] must have the same number"),
+        ([np.ones((3, 2)), np.ones((3, 4))], None, r"shapes \(3, 2\), \(3, 4\) must be .* of the same width"),
+        ([np.ones((3, 2)), np.full((3, 2), np.nan)], None, "3 of 3 rows are not finite"),
+        ([np.ones((2, 2)), np.ones((2, 2))], [["a", np.nan], ["a", "a"]], "1 of 2 batches are missing"),
         ([np.ones((3, 2)), np.ones((4, 2))], [list("aaa"), list("bbb")], r"\[3, 3\] batches for \[3, 4\] cells"),
     ],
 )
