@@ -58,6 +58,13 @@ def check_kinds(annotated: Any, given: Mapping[str, Any]) -> None:
             raise ValueError(f"{name} is {shown(given[name])}; it must be {' or '.join(words for words, _ in wanted)}")
 
 
+def as_python_numbers(settings: Any) -> None:
+    """Convert numpy numbers in a dataclass, even a frozen one, to Python's; safe loading refuses numpy's."""
+    for name, value in vars(settings).items():
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, name, value.item())
+
+
 def _kind(hint: Any) -> Kind | None:
     """Return the entry of `_KINDS` for an annotation, or one for a `Literal`; None if the annotation is not simple."""
     if get_origin(hint) is Literal:

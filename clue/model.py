@@ -3,7 +3,6 @@
 `clue.data` reads the user's data, `clue.network` holds the modules and losses, and `clue.train` the training loop.
 """
 
-import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -39,7 +38,8 @@ from clue.matching import l2_normalise, match_snn
 from clue.network import Network, Objective
 from clue.preprocess import Preprocessor, check_unique
 from clue.readout import Readout
-from clue.saved import is_whole, save_atomically, with_arrays, without_arrays
+from clue.saved import load as read_file
+from clue.saved import save_atomically, with_arrays, without_arrays
 from clue.shifts import remove_shifts
 from clue.sparse import BLOCK
 from clue.train import Training, held_out, train
@@ -725,10 +725,7 @@ class CLUE:
             If the file holds no model, or one of an earlier version.
         """
         device = _checked_device(device)
-        try:
-            state = torch.load(path, map_location=device, weights_only=True) if is_whole(path) else None
-        except (pickle.UnpicklingError, RuntimeError):
-            state = None
+        state = read_file(path, device)
         if state is None:
             raise ValueError(f"{path}: is not a model that CLUE.save wrote, or is damaged")
         if not isinstance(state, dict) or state.get("format") != _FORMAT:

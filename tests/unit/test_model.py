@@ -303,9 +303,10 @@ def test_single_modality_batches_are_aligned_without_batch_input():
     assert told[False] < told[True] - 0.03 and matched[False] < matched[True] - 0.02
 
 
-def test_divergence_is_an_error(two):
+@pytest.mark.parametrize("validation", [0.1, 0])
+def test_divergence_is_an_error(two, validation):
     with pytest.raises(FloatingPointError, match="diverged"):
-        fitted(two, learning_rate=1e30)
+        fitted(two, learning_rate=1e30, validation=validation)
 
 
 # ---- resume --------------------------------------------------------------------------------------
@@ -341,6 +342,17 @@ def test_checkpoint_of_other_settings_is_not_loaded(two, tmp_path, caplog):
     assert "resuming" not in caplog.text
     fitted(two, checkpoints=tmp_path)
     assert "resuming" in caplog.text
+
+
+def test_damaged_checkpoint_is_named(two, tmp_path):
+    # numpy numbers can be read again
+    settings = {"checkpoints": tmp_path, "learning_rate": np.float64(1e-3), "objective": {"mse": np.float32(0.5)}}
+    first, again = fitted(two, **settings), fitted(two, **settings)
+    assert np.array_equal(first.embed(two["rna"], "rna"), again.embed(two["rna"], "rna"))
+    (path,) = tmp_path.glob("*.pt")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"{path.name}: the checkpoint is damaged; delete it and run again"):
+        fitted(two, **settings)
 
 
 PROGRAM = """
