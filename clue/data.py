@@ -199,6 +199,15 @@ def paired_names(cells: Mapping[str, ad.AnnData]) -> pd.Index:
     return names[names.duplicated()].unique().sort_values()
 
 
+def check_paired(cells: Mapping[str, ad.AnnData]) -> None:
+    """Raise an error if no cell is seen in two modalities; it shows names, which may differ by a suffix."""
+    names = pd.Index(np.concatenate([adata.obs_names for adata in cells.values()]))
+    if names.is_unique and all(adata.n_obs for adata in cells.values()):
+        found = "no cell is seen in two modalities; CLUE learns from paired cells, whose names must be equal in both"
+        examples = ", ".join(f"{adata.obs_names[0]!r} in {k}" for k, adata in cells.items())
+        raise ValueError(f"{found}, including suffixes such as '-1'; the first names are {examples}")
+
+
 def rows_of(
     cells: Mapping[str, ad.AnnData], names: pd.Index, features: Callable[[str, ad.AnnData], np.ndarray]
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:

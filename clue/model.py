@@ -25,6 +25,7 @@ from clue.data import (
     batch_of,
     batches_of,
     by_modality,
+    check_paired,
     joined,
     kinds_of,
     modalities_of,
@@ -155,6 +156,7 @@ class CLUE:
         kinds = kinds_of(names, kinds)
         self.batch_key, self.layer, self.seed = batch_key, layer, int(seed)
         self._data = read(mdata, layer, batch_key)
+        check_paired(self._data)
         self.batches = batches_of(self._data)
         if preprocessors is None:
             preprocessors = fit_preprocessors(self._data, kinds, n_components, n_features, self.seed)
@@ -259,9 +261,8 @@ class CLUE:
         _check_names(Training, training)
         settings = Training(**training)
         adatas = self._with_extra(extra)
+        check_paired(adatas)
         cells = self._cells(adatas)
-        if not cells.paired().any():
-            raise ValueError("no cell is seen in two modalities; CLUE learns from paired cells")
         if objective.adversarial and self.settings["shared_batches"] and (alone := cells.one_sided_batches()):
             warnings.warn(
                 f"batches seen in one modality alone ({', '.join(alone)}) are not aligned by the discriminator, which "
@@ -410,7 +411,9 @@ class CLUE:
 
         def one(k: str, adata: ad.AnnData) -> tuple[np.ndarray]:
             if k not in readout.n_inputs:
-                raise ValueError(f"{k} cannot be aligned: no training cell is seen in it and in another modality")
+                raise ValueError(
+                    f"{k} cannot be aligned: too few training cells are seen in it and in another modality"
+                )
             empty = np.empty((0, readout.width))
             return (np.concatenate([empty, *(readout(k, features) for features in self._features(k, adata))]),)
 
@@ -686,9 +689,20 @@ class CLUE:
         ------
         IsADirectoryError
             If the path is a folder, or empty.
+
+        Warns
+        -----
+        UserWarning
+            If the read-out cannot be fitted. The file then holds none: the loaded model embeds and predicts, but cannot
+            align.
         """
         if Path(path).is_dir():
             raise IsADirectoryError(f"{str(path)!r} is a folder, not a model file; name one, such as model.pt")
+        try:
+            readout = self.readout.state() if self._data or self._readout else None
+        except ValueError as error:  # for instance because the counts were changed
+            warnings.warn(f"the model is saved without its read-out: {error}", stacklevel=3)
+            readout = None
         state = {
             "format": _FORMAT,
             "batches": self.batches,
@@ -700,7 +714,7 @@ class CLUE:
             "history": self._rows,
             "cells_seen": self._cells_seen,
             "network": self.network.state_dict(),
-            "readout": self.readout.state() if self._data or self._readout else None,
+            "readout": readout,
         }
         save_atomically(without_arrays(state), Path(path))
 
