@@ -27,6 +27,7 @@ _KINDS: dict[Any, Kind] = {
     ),
     str: ("a string", lambda value: isinstance(value, str)),
     Path: ("a Path", lambda value: isinstance(value, os.PathLike)),
+    dict: ("a dict", lambda value: isinstance(value, dict)),
     NoneType: ("None", lambda value: value is None),
 }
 

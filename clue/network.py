@@ -13,7 +13,7 @@ keeps them apart from those of other cells, and it sees the directions of large 
 not in the paper, also pushes them apart: λ_contrastive L_contrastive (`Objective.contrastive`; 0 by default).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -310,6 +310,13 @@ class Network(nn.Module):
             + objective.contrastive * losses["contrastive"]
             - objective.adversarial * adversarial
         )
+
+
+def check_names(modalities: Sequence[str]) -> None:
+    """Raise an error for a name of a modality that a module of PyTorch cannot have."""
+    for name in modalities:
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"PyTorch does not allow {name!r} as the name of a modality; rename it, without dots")
 
 
 def _partners(batch: MiniBatch, target: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
