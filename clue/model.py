@@ -105,8 +105,8 @@ class CLUE:
     Raises
     ------
     ValueError
-        If X does not hold counts, if names of cells or features repeat within a modality, or if a cell's batch is
-        missing or differs between its modalities.
+        If X does not hold counts, if no cell is seen in two modalities, if names of cells or features repeat within a
+        modality, or if a cell's batch is missing or differs between its modalities.
 
     Examples
     --------
@@ -231,7 +231,7 @@ class CLUE:
     ) -> "CLUE":
         """Train on the model's data; call again to continue (fine-tuning).
 
-        If interrupted (Ctrl-C), the model keeps the best weights so far and the history.
+        If interrupted (Ctrl-C), it raises KeyboardInterrupt; the model keeps the best weights so far and the history.
 
         Parameters
         ----------
@@ -375,7 +375,7 @@ class CLUE:
         Raises
         ------
         ValueError
-            If the modality is unknown, features are missing or X does not hold counts.
+            If the modality is unknown or not clear, features are missing or X does not hold counts.
         """
         return self._stored(data, modality, key_added, self._place(data, modality, self._posterior, self._fused))
 
@@ -415,7 +415,8 @@ class CLUE:
         Raises
         ------
         ValueError
-            As in `embed`.
+            As in `embed`, or if too few training cells are seen in the modality and in another one
+            (`clue.readout.LEAST_PAIRS`).
         """
         readout = self.readout
 
