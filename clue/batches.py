@@ -191,10 +191,6 @@ class Cells:
         """Return a context for reading cells in random order, as mini-batches do, instead of one after another."""
         return read_here_and_there([found for counts in self.counts.values() for found in counts.maps])
 
-    def paired(self) -> np.ndarray:
-        """Return a mask of the cells that are seen in two or more modalities, shape (n_cells,)."""
-        return (torch.stack(list(self.row.values())) >= 0).sum(0).numpy() > 1
-
     def one_sided_batches(self) -> list[str]:
         """Return the batches in which only one modality is seen."""
         held = [torch.bincount(self.batch[row >= 0], minlength=len(self.batches)) > 0 for row in self.row.values()]

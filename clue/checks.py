@@ -27,6 +27,7 @@ _KINDS: dict[Any, Kind] = {
     ),
     str: ("a string", lambda value: isinstance(value, str)),
     Path: ("a Path", lambda value: isinstance(value, os.PathLike)),
+    dict: ("a dict", lambda value: isinstance(value, dict)),
     NoneType: ("None", lambda value: value is None),
 }
 
@@ -56,6 +57,13 @@ def check_kinds(annotated: Any, given: Mapping[str, Any]) -> None:
         wanted = [kind for kind in map(_kind, parts) if kind]
         if name in given and len(wanted) == len(parts) and not any(fits(given[name]) for _, fits in wanted):
             raise ValueError(f"{name} is {shown(given[name])}; it must be {' or '.join(words for words, _ in wanted)}")
+
+
+def as_python_numbers(settings: Any) -> None:
+    """Convert numpy numbers in a dataclass, even a frozen one, to Python's; safe loading refuses numpy's."""
+    for name, value in vars(settings).items():
+        if isinstance(value, np.generic):
+            object.__setattr__(settings, name, value.item())
 
 
 def _kind(hint: Any) -> Kind | None:

@@ -21,6 +21,9 @@ from clue.sparse import as_counts, count_blocks, row_blocks
 Data: TypeAlias = md.MuData | Mapping[str, ad.AnnData]
 """Cells of several modalities; cells with the same name are one cell."""
 
+Layer: TypeAlias = str | dict | None
+"""Layer that holds the counts: of all modalities, or of those that are named; None is X."""
+
 KINDS = {"rna": "rna", "atac": "atac", "adt": "adt", "prot": "adt"}
 """How counts are prepared, by the name of the modality; ``prot`` is muon's name for surface proteins."""
 
@@ -43,16 +46,18 @@ def modalities_of(data: Data, also: str = "") -> dict[str, ad.AnnData]:
     raise ValueError(f"{also}a MuData or a dict of AnnData by modality is needed, not {kind_of(data)}")
 
 
-def by_modality(name: str, given: Mapping | None, example) -> dict:
+def by_modality(name: str, given: Mapping | None, example, modalities: Sequence[str]) -> dict:
     """Return an argument that gives values for some modalities as a dict.
 
     Raises
     ------
     ValueError
-        If it is not a dict.
+        If it is not a dict, or names others.
     """
     if given is not None and not isinstance(given, Mapping):
         raise ValueError(f"{name} is {shown(given)}; it must name modalities: {name}={{'rna': {example!r}}}")
+    if unknown := sorted(map(str, set(given or {}) - set(modalities))):
+        raise ValueError(f"{name} names {unknown}, which the data do not hold: {list(modalities)}")
     return dict(given or {})
 
 
@@ -64,9 +69,7 @@ def kinds_of(names: Sequence[str], given: Mapping[str, str] | None) -> dict[str,
     ValueError
         If a modality's kind is neither given nor known from its name.
     """
-    given = by_modality("kinds", given, "rna")
-    if unknown := sorted(set(given) - set(names)):
-        raise ValueError(f"kinds names {unknown}, which the data do not hold: {list(names)}")
+    given = by_modality("kinds", given, "rna", names)
     found = {name: given.get(name, KINDS.get(name, "")) for name in names}
     for name, kind in found.items():
         if kind not in KINDS.values():
@@ -75,7 +78,7 @@ def kinds_of(names: Sequence[str], given: Mapping[str, str] | None) -> dict[str,
     return found
 
 
-def read(data: Data, layer: str | None, batch_key: str | Sequence[str] | None) -> dict[str, ad.AnnData]:
+def read(data: Data, layer: Layer, batch_key: str | Sequence[str] | None) -> dict[str, ad.AnnData]:
     """Return each modality's counts, in the form of `as_counts` or mapped, with only `BATCH` in ``obs``.
 
     Raises
@@ -94,14 +97,16 @@ def read(data: Data, layer: str | None, batch_key: str | Sequence[str] | None) -
     return found
 
 
-def of_layer(adata: ad.AnnData, layer: str | None, name: str) -> ad.AnnData:
-    """Return `adata` with the layer as its X.
+def of_layer(adata: ad.AnnData, layer: Layer, name: str) -> ad.AnnData:
+    """Return `adata`, cells of the modality `name`, with the layer as its X.
 
     Raises
     ------
     ValueError
         If there is no such layer.
     """
+    if isinstance(layer, dict):
+        layer = layer.get(name)
     if layer is None:
         return adata
     if layer not in adata.layers:
@@ -144,6 +149,16 @@ def batch_of(
         values.append(value.astype(str))
     label = pd.Series("all", index=adata.obs_names) if not values else values[0].str.cat(values[1:], sep=" | ")
     return pd.DataFrame({BATCH: label.astype(object)}, index=adata.obs_names)
+
+
+def batch_of_one(name: str, data: ad.AnnData | Data, modality: str | None, batch_key: str | Sequence[str]) -> pd.Series:
+    """Return the batch of each cell of an AnnData, of a whole MuData, or of one modality of several."""
+    shared = data.obs if isinstance(data, md.MuData) else pd.DataFrame()
+    if modality is not None and not isinstance(data, ad.AnnData):
+        data = modalities_of(data, "an AnnData, ").get(modality, data)
+    if not isinstance(data, ad.AnnData | md.MuData):
+        raise ValueError(f"{name}: within needs the obs of an AnnData or MuData, not {kind_of(data)}")
+    return batch_of(name, data, batch_key, shared)[BATCH]
 
 
 def _check_batches(adatas: Mapping[str, ad.AnnData], batch_key) -> None:
@@ -197,6 +212,15 @@ def paired_names(cells: Mapping[str, ad.AnnData]) -> pd.Index:
     """Return the names of the cells that are seen in several modalities, in order."""
     names = pd.Index(np.concatenate([adata.obs_names for adata in cells.values()]))
     return names[names.duplicated()].unique().sort_values()
+
+
+def check_paired(cells: Mapping[str, ad.AnnData]) -> None:
+    """Raise an error if no cell is seen in two modalities; it shows names, which may differ by a suffix."""
+    names = pd.Index(np.concatenate([adata.obs_names for adata in cells.values()]))
+    if names.is_unique and all(adata.n_obs for adata in cells.values()):
+        found = "no cell is seen in two modalities; CLUE learns from paired cells, whose names must be equal in both"
+        examples = ", ".join(f"{adata.obs_names[0]!r} in {k}" for k, adata in cells.items())
+        raise ValueError(f"{found}, including suffixes such as '-1'; the first names are {examples}")
 
 
 def rows_of(

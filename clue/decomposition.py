@@ -7,7 +7,8 @@ needs only a fraction of the products with the matrix that a randomised decompos
 """
 
 import os
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import scipy.linalg
@@ -29,6 +30,9 @@ columns as there are axes."""
 
 _ROWS = 8192
 """Rows that a thread multiplies at a time; fixed, so that results do not depend on the number of threads."""
+
+MOST_THREADS = 16
+"""Each thread holds a product of the size of a block, so more would take much memory."""
 
 
 def principal_axes(matrix: sp.csr_matrix, n_axes: int, centred: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -133,8 +137,23 @@ def _covariance_times(matrix: sp.csr_matrix, centre: np.ndarray, block: np.ndarr
         rows = slice(start, start + _ROWS)
         return times(matrix, times(matrix, block, rows), rows, transposed=True)
 
-    with ThreadPoolExecutor(int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)) as threads:
-        for product in threads.map(part, range(0, matrix.shape[0], _ROWS)):
-            total += product
+    n = n_threads()
+    waiting: deque[Future] = deque()
+    with ThreadPoolExecutor(n) as threads:
+        for start in range(0, matrix.shape[0], _ROWS):
+            waiting.append(threads.submit(part, start))
+            if len(waiting) > n:
+                total += waiting.popleft().result()
+        for product in waiting:
+            total += product.result()
     total -= np.outer(centre, matrix.shape[0] * (centre @ block))
     return total.astype(np.float32)
+
+
+def n_threads() -> int:
+    """Return the first number in OMP_NUM_THREADS or, without it, the number of cores that this process may use."""
+    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if given.isdecimal() and int(given):
+        return min(int(given), MOST_THREADS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(cores or 1, MOST_THREADS)

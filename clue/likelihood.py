@@ -70,13 +70,6 @@ class SparseCounts:
         )
 
 
-def sparse_counts(dense: torch.Tensor) -> SparseCounts:
-    """Return a dense (cells × features) matrix as sparse counts."""
-    cell, feature = dense.nonzero(as_tuple=True)
-    log_factorial = torch.lgamma(dense + 1).sum(1)
-    return SparseCounts(cell, feature, dense[cell, feature], dense.sum(1), log_factorial, dense.shape[1])
-
-
 class _DecodedLikelihood(torch.autograd.Function):
     """Mean log-likelihood of each pass, without the constant log(count!).
 

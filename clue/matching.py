@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from clue.checks import checked
@@ -59,14 +60,15 @@ def match_snn(x, y, k: int = 1, batch_x=None, batch_y=None, metric: Metric = "co
     Raises
     ------
     ValueError
-        If the shapes do not match, a batch of x has no cell in y, or the metric is unknown.
+        If the shapes do not match, rows are not finite, batches are missing, a batch of x has no cell in y, or the
+        metric is unknown.
 
     Notes
     -----
     The winner of the NeurIPS 2021 multimodal competition (modality matching) used this matching, with
     ``k=1`` within each batch.
     """
-    _check_positive(k=k)
+    check_positive(k=k)
     return _match_by_batch(x, y, batch_x, batch_y, metric, lambda a, b: shared_neighbours(a, b, k))
 
 
@@ -81,7 +83,7 @@ def match_gaussian(x, y, k: int = 20, batch_x=None, batch_y=None, metric: Metric
     Takes the same parameters as `match_snn` and returns a matrix of the same form; `k` is capped at the number of
     cells of y in a batch.
     """
-    _check_positive(k=k)
+    check_positive(k=k)
     return _match_by_batch(x, y, batch_x, batch_y, metric, lambda a, b: _gaussian(a, b, k))
 
 
@@ -131,7 +133,7 @@ def match_ot(
     Cuturi, Sinkhorn distances, NeurIPS 2013.
     """
 
-    _check_positive(epsilon=epsilon, max_iterations=max_iterations, max_matches=max_matches)
+    check_positive(epsilon=epsilon, max_iterations=max_iterations, max_matches=max_matches)
 
     def transport(a: np.ndarray, b: np.ndarray) -> sp.csr_matrix:
         if len(a) * len(b) > MAX_TRANSPORT_ENTRIES:
@@ -172,11 +174,13 @@ def as_points(*embeddings, metric: Metric = "cosine") -> list[np.ndarray]:
     Raises
     ------
     ValueError
-        If the metric is unknown.
+        If the metric is unknown, there are no cells, the shapes do not fit, or rows are not finite.
     """
     if metric not in METRICS:
         raise ValueError(f"metric is {metric!r}; it must be 'cosine' or 'euclidean'")
-    points = [l2_normalise(x) if metric == "cosine" else np.asarray(x, dtype=np.float64) for x in embeddings]
+    points = [np.asarray(x, dtype=np.float64) for x in embeddings]
+    check_points(points)
+    points = [l2_normalise(x) for x in points] if metric == "cosine" else points
     n_cells = sum(len(x) for x in points)
     centre = sum(x.sum(axis=0) for x in points) / n_cells
     points = [x - centre for x in points]
@@ -294,17 +298,31 @@ def _largest_per_row(dense: np.ndarray, n: int) -> sp.csr_matrix:
 # ---- batches -------------------------------------------------------------------------------------
 
 
-def _check_positive(**numbers: float) -> None:
+def check_positive(**numbers: float) -> None:
+    """Raise an error for a number that is not greater than 0."""
     for name, number in numbers.items():
         if number <= 0:
             raise ValueError(f"{name} is {number}; it must be greater than 0")
 
 
-def _check_shapes(x: np.ndarray, y: np.ndarray) -> None:
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"x {x.shape} and y {y.shape} must be cells x dimensions of the same width")
-    if len(x) == 0 or len(y) == 0:
-        raise ValueError(f"x has {len(x)} and y {len(y)} cells; both need some")
+def check_points(points: list[np.ndarray]) -> None:
+    """Raise an error unless all are cells x dimensions of the same width, and finite."""
+    shapes = ", ".join(str(x.shape) for x in points)
+    if any(x.ndim != 2 or x.shape[1] != points[0].shape[-1] for x in points):
+        raise ValueError(f"embeddings of shapes {shapes} must be cells x dimensions of the same width")
+    if any(x.size == 0 for x in points):
+        raise ValueError(f"embeddings of shapes {shapes}: each needs cells and dimensions")
+    for x in points:
+        if wrong := np.count_nonzero(~np.isfinite(x).all(axis=1)):
+            raise ValueError(f"{wrong} of {len(x)} rows are not finite")
+
+
+def check_labels(what: str, labels) -> np.ndarray:
+    """Return labels of cells, such as batches, as an array; raise an error if some are missing."""
+    # before the conversion, which turns a missing value among strings into "nan"
+    if wrong := np.count_nonzero(pd.isna(labels)):
+        raise ValueError(f"{wrong} of {len(labels)} {what} are missing")
+    return np.asarray(labels)
 
 
 def _batches(x, y, batch_x, batch_y) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -313,7 +331,7 @@ def _batches(x, y, batch_x, batch_y) -> list[tuple[np.ndarray, np.ndarray]]:
         raise ValueError("give the batches of both x and y, or of neither")
     if batch_x is None:
         return [(np.arange(len(x)), np.arange(len(y)))]
-    batch_x, batch_y = np.asarray(batch_x), np.asarray(batch_y)
+    batch_x, batch_y = check_labels("batches", batch_x), check_labels("batches", batch_y)
     if len(batch_x) != len(x) or len(batch_y) != len(y):
         raise ValueError(f"{len(batch_x)} and {len(batch_y)} batches for {len(x)} cells of x and {len(y)} of y")
     pairs = []
@@ -326,10 +344,8 @@ def _batches(x, y, batch_x, batch_y) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _match_by_batch(x, y, batch_x, batch_y, metric: Metric, match: Callable) -> sp.csr_matrix:
-    x, y = np.asarray(x), np.asarray(y)
-    _check_shapes(x, y)
-    batches = _batches(x, y, batch_x, batch_y)
     x, y = as_points(x, y, metric=metric)
+    batches = _batches(x, y, batch_x, batch_y)
     rows, columns, weights = [], [], []
     for in_x, in_y in batches:
         part = match(x[in_x], y[in_y]).tocoo()

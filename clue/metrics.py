@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
-from clue.matching import Metric, as_points, shared_neighbours
+from clue.checks import checked
+from clue.matching import Metric, as_points, check_labels, check_positive, shared_neighbours
 
 Ties = Literal["half", "strict"]
 
@@ -41,7 +42,7 @@ def match_score(matches, truth) -> float:
     Raises
     ------
     ValueError
-        If a row is empty or `truth` does not fit the matrix.
+        If the matrix has no rows, a row is empty, weights are not finite, or `truth` does not fit the matrix.
 
     Notes
     -----
@@ -57,8 +58,12 @@ def true_weights(matches, truth) -> np.ndarray:
     """
     matches = _non_negative(matches)
     truth = np.asarray(truth)
-    if truth.shape != (matches.shape[0],) or truth.min() < 0 or truth.max() >= matches.shape[1]:
-        raise ValueError(f"truth must hold one column of the match matrix {matches.shape} per row")
+    if not matches.shape[0]:
+        raise ValueError(f"the match matrix {matches.shape} has no rows")
+    fits = truth.shape == (matches.shape[0],) and truth.dtype.kind in "iuf"
+    if not fits or not np.isin(truth, np.arange(matches.shape[1])).all():
+        raise ValueError(f"truth must hold one column of the match matrix {matches.shape}, a whole number, per row")
+    truth = truth.astype(np.int64)
     total = np.asarray(matches.sum(axis=1)).ravel()
     empty = int((total == 0).sum())
     if empty:
@@ -78,7 +83,7 @@ def cell_type_match(matches, types_x, types_y) -> float:
         Cell type of each row and of each column.
     """
     matches = _non_negative(matches).tocoo()
-    types_x, types_y = np.asarray(types_x), np.asarray(types_y)
+    types_x, types_y = check_labels("cell types", types_x), check_labels("cell types", types_y)
     if matches.shape != (len(types_x), len(types_y)):
         raise ValueError(f"match matrix {matches.shape} for {len(types_x)} and {len(types_y)} cell types")
     total = matches.data.sum()
@@ -90,6 +95,8 @@ def cell_type_match(matches, types_x, types_y) -> float:
 
 def _non_negative(matches):
     matches = sp.csr_matrix(matches, dtype=np.float64, copy=True)
+    if wrong := np.count_nonzero(~np.isfinite(matches.data)):
+        raise ValueError(f"{wrong} weights of the match matrix are not finite")
     matches.data = np.maximum(matches.data, 0)
     return matches
 
@@ -177,7 +184,7 @@ def foscttm_within_batch(
         Batch of each pair.
     """
     x, y = _check_pairs(x, y)
-    batch = np.asarray(batch)
+    batch = check_labels("batches", batch)
     if batch.shape != (len(x),):
         raise ValueError(f"{batch.size} batches for {len(x)} pairs of cells")
     fractions_x, fractions_y = np.empty(len(x)), np.empty(len(x))
@@ -231,6 +238,7 @@ def _check_pairs(x, y) -> tuple[np.ndarray, np.ndarray]:
 # ---- labels --------------------------------------------------------------------------------------
 
 
+@checked
 def label_transfer_accuracy(x, y, labels_x, labels_y, k: int = 30, metric: Metric = "cosine") -> float:
     """Transfer the labels of x to the cells of y and return the fraction that is correct.
 
@@ -248,7 +256,8 @@ def label_transfer_accuracy(x, y, labels_x, labels_y, k: int = 30, metric: Metri
     metric
         How cells are compared: ``"cosine"`` or ``"euclidean"``, see `clue.matching.as_points`.
     """
-    labels_x, labels_y = np.asarray(labels_x), np.asarray(labels_y)
+    check_positive(k=k)
+    labels_x, labels_y = check_labels("labels", labels_x), check_labels("labels", labels_y)
     if len(labels_x) != len(x) or len(labels_y) != len(y):
         raise ValueError(f"{len(labels_x)} and {len(labels_y)} labels for {len(x)} cells of x and {len(y)} of y")
     x, y = as_points(x, y, metric=metric)

@@ -3,7 +3,6 @@
 `clue.data` reads the user's data, `clue.network` holds the modules and losses, and `clue.train` the training loop.
 """
 
-import pickle
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -18,14 +17,16 @@ import scipy.sparse as sp
 import torch
 
 from clue.batches import Cells
-from clue.checks import checked, is_whole_number, kind_of, shown
+from clue.checks import checked, is_whole_number, shown
 from clue.components import fit_preprocessors
 from clue.data import (
     BATCH,
     Data,
-    batch_of,
+    Layer,
+    batch_of_one,
     batches_of,
     by_modality,
+    check_paired,
     joined,
     kinds_of,
     modalities_of,
@@ -36,10 +37,11 @@ from clue.data import (
     write_rows,
 )
 from clue.matching import l2_normalise, match_snn
-from clue.network import Network, Objective
+from clue.network import Network, Objective, check_names
 from clue.preprocess import Preprocessor, check_unique
 from clue.readout import Readout
-from clue.saved import is_whole, save_atomically, with_arrays, without_arrays
+from clue.saved import load as read_file
+from clue.saved import save_atomically, with_arrays, without_arrays
 from clue.shifts import remove_shifts
 from clue.sparse import BLOCK
 from clue.train import Training, held_out, train
@@ -63,12 +65,15 @@ class CLUE:
         copied to files in the folder for temporary files (`clue.disk`), up to 24 bytes for each non-zero count. If
         several processes train, each makes its own copy. Results are the same as in memory, to the bit. The encoder
         inputs stay in memory, 4 · `n_components` bytes per cell and modality. So does a copy of the largest batch
-        while variable genes are chosen. Counts in memory that are not CSR and float32 are copied to that form.
+        while variable genes are chosen. Counts in memory that are not CSR and float32 are copied to that form. Others
+        are not copied: the model reads them until the read-out is fitted, in the first `align`, `match` or `save` after
+        `fit`, so do not change them in place before.
     batch_key
         Column with the batch, in ``obs`` of each modality or of the MuData. With several columns, each combination of
         their values is a batch. None for data without batches.
     layer
-        Layer that holds the counts, here and in data embedded later; None for X.
+        Layer that holds the counts, here and in data embedded later; None for X. A dict names the layers of some
+        modalities, ``{"rna": "counts"}``; the others' counts are in X.
     kinds
         The kind of a modality, ``rna``, ``atac`` or ``adt``, if its name does not say so:
         ``{"gex": "rna"}``. Known names are ``rna``, ``atac``, ``adt`` and ``prot``.
@@ -82,9 +87,9 @@ class CLUE:
         See `Network`.
     n_components
         Number of principal components (or LSI components) that encoders and the read-out use, if a modality has that
-        many. None chooses the number with which held-out paired cells match best by linear means
-        (`clue.components.choose_widths`), at most 400 and at most one per two cells. Encoders then read the first 100,
-        or one per ten paired cells if that is more.
+        many. None chooses the largest number with which held-out paired cells match nearly as well, by linear means,
+        as with the best number (`clue.components.choose_widths`), at most 400 and at most one per two cells. Encoders
+        then read the first 100, or one per ten paired cells if that is more.
     n_features
         Number of most variable genes and of most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all features.
@@ -100,8 +105,8 @@ class CLUE:
     Raises
     ------
     ValueError
-        If X does not hold counts, if names of cells or features repeat within a modality, or if a cell's batch is
-        missing or differs between its modalities.
+        If X does not hold counts, if no cell is seen in two modalities, if names of cells or features repeat within a
+        modality, or if a cell's batch is missing or differs between its modalities.
 
     Examples
     --------
@@ -116,7 +121,7 @@ class CLUE:
         mdata: Data,
         *,
         batch_key: str | Sequence[str] | None = None,
-        layer: str | None = None,
+        layer: Layer = None,
         kinds: Mapping[str, str] | None = None,
         n_latent: int = 20,
         encoder: tuple[int, int] = (2, 256),
@@ -135,7 +140,8 @@ class CLUE:
         device: str | torch.device = "auto",
     ):
         self.device = _checked_device(device)
-        n_features = by_modality("n_features", n_features, 5000)
+        names = list(modalities_of(mdata))
+        n_features = by_modality("n_features", n_features, 5000, names)
         _check_sizes({"n_latent": n_latent, "n_components": 1 if n_components is None else n_components})
         _check_sizes({f"n_features of {k}": n for k, n in n_features.items()})
         for name, layers in (("encoder", encoder), ("decoder", decoder), ("discriminator", discriminator)):
@@ -147,14 +153,14 @@ class CLUE:
             raise ValueError(f"seed is {seed}; it must be at least 0 and less than 2**63")
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout!r}; it must be at least 0 and less than 1")
-        names = list(modalities_of(mdata))
         if len(names) < 2:
             raise ValueError(f"CLUE needs two modalities or more, not {names}")
-        if unknown := sorted(set(n_features) - set(names)):
-            raise ValueError(f"n_features names {unknown}, which the data do not hold: {names}")
+        check_names(names)
         kinds = kinds_of(names, kinds)
+        layer = by_modality("layer", layer, "counts", names) if isinstance(layer, dict) else layer
         self.batch_key, self.layer, self.seed = batch_key, layer, int(seed)
         self._data = read(mdata, layer, batch_key)
+        check_paired(self._data)
         self.batches = batches_of(self._data)
         if preprocessors is None:
             preprocessors = fit_preprocessors(self._data, kinds, n_components, n_features, self.seed)
@@ -225,7 +231,7 @@ class CLUE:
     ) -> "CLUE":
         """Train on the model's data; call again to continue (fine-tuning).
 
-        If interrupted (Ctrl-C), the model keeps the best weights so far and the history.
+        If interrupted (Ctrl-C), it raises KeyboardInterrupt; the model keeps the best weights so far and the history.
 
         Parameters
         ----------
@@ -259,21 +265,26 @@ class CLUE:
         _check_names(Training, training)
         settings = Training(**training)
         adatas = self._with_extra(extra)
-        cells = self._cells(adatas)
-        if not cells.paired().any():
-            raise ValueError("no cell is seen in two modalities; CLUE learns from paired cells")
-        if objective.adversarial and self.settings["shared_batches"] and (alone := cells.one_sided_batches()):
-            warnings.warn(
-                f"batches seen in one modality alone ({', '.join(alone)}) are not aligned by the discriminator, which "
-                "reads the batch; CLUE(…, shared_batches=False) aligns them",
-                stacklevel=3,  # the caller of `fit`, past its decorator
-            )
-        # a modality that is missing from these data is decoded as before
-        self._cells_seen |= _cells_seen(adatas)
-        self._validation, self._readout = settings.validation, None
+        check_paired(adatas)
+        before = {name: vars(self)[name] for name in ("batches", "network", "_cells_seen", "_validation")}
         rows: list[dict[str, float]] = []
         try:
+            cells = self._cells(adatas)
+            if objective.adversarial and self.settings["shared_batches"] and (alone := cells.one_sided_batches()):
+                warnings.warn(
+                    f"batches seen in one modality alone ({', '.join(alone)}) are not aligned by the discriminator, "
+                    "which reads the batch; CLUE(…, shared_batches=False) aligns them",
+                    stacklevel=3,  # the caller of `fit`, past its decorator
+                )
+            # a modality or batch that is missing from these data is decoded as before
+            seen = {k: self._cells_seen[k] | n_cells for k, n_cells in _cells_seen(adatas).items()}
+            self._cells_seen = self._cells_seen | seen
+            self._validation, self._readout = settings.validation, None
             train(self.network, cells, objective, settings, rows, self.seed, checkpoints, progress)
+        except Exception:
+            if not rows:  # forget batches on which the model was not trained
+                vars(self).update(before)
+            raise
         finally:
             stage = 1 + max((row["stage"] for row in self._rows), default=0)
             self._rows += [{"stage": stage, **row} for row in rows]
@@ -364,7 +375,7 @@ class CLUE:
         Raises
         ------
         ValueError
-            If the modality is unknown, features are missing or X does not hold counts.
+            If the modality is unknown or not clear, features are missing or X does not hold counts.
         """
         return self._stored(data, modality, key_added, self._place(data, modality, self._posterior, self._fused))
 
@@ -404,13 +415,16 @@ class CLUE:
         Raises
         ------
         ValueError
-            As in `embed`.
+            As in `embed`, or if too few training cells are seen in the modality and in another one
+            (`clue.readout.LEAST_PAIRS`).
         """
         readout = self.readout
 
         def one(k: str, adata: ad.AnnData) -> tuple[np.ndarray]:
             if k not in readout.n_inputs:
-                raise ValueError(f"{k} cannot be aligned: no training cell is seen in it and in another modality")
+                raise ValueError(
+                    f"{k} cannot be aligned: too few training cells are seen in it and in another modality"
+                )
             empty = np.empty((0, readout.width))
             return (np.concatenate([empty, *(readout(k, features) for features in self._features(k, adata))]),)
 
@@ -420,8 +434,8 @@ class CLUE:
     @checked
     def match(
         self,
-        a: ad.AnnData,
-        b: ad.AnnData,
+        a: ad.AnnData | Data,
+        b: ad.AnnData | Data,
         modality_a: str | None = None,
         modality_b: str | None = None,
         *,
@@ -437,7 +451,8 @@ class CLUE:
         a, b, modality_a, modality_b
             Cells and their modalities, as in `embed`.
         within
-            Column or columns of both ``obs``, for instance the batch: cells match only cells with the same values.
+            Column or columns of both ``obs``, for instance the batch: cells match only cells with the same values. With
+            a MuData, they may be in its own ``obs``.
         space
             ``aligned`` (`align`), without shifts between the modalities of a batch (`clue.shifts.remove_shifts`), or
             ``z`` (`embed`).
@@ -454,10 +469,7 @@ class CLUE:
         place = self.align if space == "aligned" else self.embed
         batches = None
         if within is not None:
-            for name, cells in (("a", a), ("b", b)):
-                if not isinstance(cells, ad.AnnData | md.MuData):
-                    raise ValueError(f"{name}: within needs the obs of an AnnData or MuData, not {kind_of(cells)}")
-            batches = [batch_of(name, cells, within, pd.DataFrame())[BATCH] for name, cells in (("a", a), ("b", b))]
+            batches = [batch_of_one(*side, within) for side in (("a", a, modality_a), ("b", b, modality_b))]
             options |= {"batch_x": batches[0], "batch_y": batches[1]}
         placed = [place(a, modality_a), place(b, modality_b)]
         return matching(*(remove_shifts(placed, batches) if space == "aligned" else placed), **options)
@@ -481,14 +493,16 @@ class CLUE:
         Parameters
         ----------
         data, source
-            Cells and the modality to read, as `data` and `modality` in `embed`.
+            Cells and the modality to read, as `data` and `modality` in `embed`. With several modalities and no
+            `source`, `target` is read only of cells that are seen in no other.
         target
             Modality to predict.
         features
             Feature or features to return; None for all that the model decodes.
         batch
-            Batch to decode as: one for all cells, or one for each. A Series is matched by the cells' names. None
-            averages over the batches in which the model was trained on cells of `target`, weighted by their numbers.
+            Batch to decode as: one for all cells, or one for each. A Series is matched by the cells' names, unless it
+            has a RangeIndex. None averages over the batches in which the model was trained on cells of `target`,
+            weighted by their numbers.
         library_size
             Sum of a cell's predictions over all decoded features, for all cells or for each, as with `batch`; 1 gives
             shares.
@@ -513,10 +527,10 @@ class CLUE:
         chosen = names.get_indexer(wanted)
         if (chosen < 0).any():
             raise ValueError(f"{target} has no decoded feature {wanted[int(np.argmin(chosen))]!r}")
-        z = self.embed(data, source)
         cells = _names(data if source is None else self._one(data, source)[0])
-        weights = self._decoded_batches(_of_cells(batch, cells), target, len(z))
-        size = _library_size(_of_cells(library_size, cells), len(z))
+        z = self._place(data, source, self._posterior, self._fused, besides=target)
+        weights = self._decoded_batches(_of_cells("batch", batch, cells), target, len(z))
+        size = _library_size(_of_cells("library_size", library_size, cells), len(z))
 
         def blocks() -> Iterator[np.ndarray]:
             for start in range(0, len(z), BLOCK):
@@ -543,8 +557,8 @@ class CLUE:
             raise ValueError(f"the model knows no batch {str(label[np.argmin(position)])!r}; it knows {self.batches}")
         if alone := sorted(set(label) - set(self._cells_seen[target])):
             warnings.warn(
-                f"no cell of batch {', '.join(alone)} showed {target} in training; without batch= predictions are "
-                "averaged over the batches that did",
+                f"{target} was not measured in batch {', '.join(alone)} during training; without batch=, predictions "
+                "are averaged over the batches in which it was",
                 stacklevel=5,  # the caller of `predict`, past its decorators
             )
         return np.eye(len(self.batches))[position]
@@ -563,10 +577,13 @@ class CLUE:
 
     # ---- placing cells ---------------------------------------------------------------------------
 
-    def _place(self, data: ad.AnnData | Data, modality: str | None, one: Callable, fuse: Callable) -> np.ndarray:
+    def _place(
+        self, data: ad.AnnData | Data, modality: str | None, one: Callable, fuse: Callable, besides: str | None = None
+    ) -> np.ndarray:
         """Return the first result of `one` for a single modality; for several, apply `fuse` to the results for each.
 
-        `fuse` gets a row for every cell from each modality; the row is zero if the cell is not seen in it.
+        `fuse` gets a row for every cell from each modality; the row is zero if the cell is not seen in it. Of several
+        modalities, `besides` is read only for cells that are seen in no other.
         """
         if isinstance(data, ad.AnnData) or modality is not None:
             adata, modality = self._one(data, modality)
@@ -578,6 +595,9 @@ class CLUE:
         missing = names.difference(pd.Index(np.concatenate([adata.obs_names for adata in adatas.values()])))
         if len(missing):
             raise ValueError(f"cell {missing[0]!r} is seen in none of the model's modalities {self.modalities}")
+        if besides in adatas and len(adatas) > 1:
+            others = _names({k: adata for k, adata in adatas.items() if k != besides})
+            adatas[besides] = adatas[besides][~adatas[besides].obs_names.isin(others)]
         parts = []
         for k, adata in adatas.items():
             check_unique(k, "cells", adata.obs_names)
@@ -617,8 +637,11 @@ class CLUE:
             if not fits:
                 lacks = f"of {modality} they lack {len(missing[modality])}, such as '{missing[modality][0]}'"
                 raise ValueError(f"features do not fit any modality of {self.modalities}; {lacks}")
+            # proteins may be named like genes, and the data may be RNA that lacks a gene
+            size = {k: len(p.features) for k, p in self.preprocessors.items()}
+            fits += [k for k, lacking in missing.items() if size[k] > size[modality] and 0 < len(lacking) < size[k] / 2]
             if len(fits) > 1:
-                raise ValueError(f"features fit {fits} of {self.modalities}; say which modality it is")
+                raise ValueError(f"features are all or most of those of {fits}; say which modality it is")
         return of_layer(data, self.layer, modality), modality
 
     def _posterior(self, modality: str, adata: ad.AnnData) -> tuple[np.ndarray, np.ndarray]:
@@ -686,9 +709,20 @@ class CLUE:
         ------
         IsADirectoryError
             If the path is a folder, or empty.
+
+        Warns
+        -----
+        UserWarning
+            If the read-out cannot be fitted. The file then holds none: the loaded model embeds and predicts, but cannot
+            align.
         """
         if Path(path).is_dir():
             raise IsADirectoryError(f"{str(path)!r} is a folder, not a model file; name one, such as model.pt")
+        try:
+            readout = self.readout.state() if self._data or self._readout else None
+        except ValueError as error:  # for instance because the counts were changed
+            warnings.warn(f"the model is saved without its read-out: {error}", stacklevel=3)
+            readout = None
         state = {
             "format": _FORMAT,
             "batches": self.batches,
@@ -700,7 +734,7 @@ class CLUE:
             "history": self._rows,
             "cells_seen": self._cells_seen,
             "network": self.network.state_dict(),
-            "readout": self.readout.state() if self._data or self._readout else None,
+            "readout": readout,
         }
         save_atomically(without_arrays(state), Path(path))
 
@@ -725,10 +759,7 @@ class CLUE:
             If the file holds no model, or one of an earlier version.
         """
         device = _checked_device(device)
-        try:
-            state = torch.load(path, map_location=device, weights_only=True) if is_whole(path) else None
-        except (pickle.UnpicklingError, RuntimeError):
-            state = None
+        state = read_file(path, device)
         if state is None:
             raise ValueError(f"{path}: is not a model that CLUE.save wrote, or is damaged")
         if not isinstance(state, dict) or state.get("format") != _FORMAT:
@@ -798,9 +829,13 @@ def _of_these(preprocessors: Mapping[str, Preprocessor], modality: str, adata: a
     return fitted
 
 
-def _of_cells(value: Any, names: pd.Index) -> Any:
-    """Return a Series that is indexed by cell names in the order of `names`, and anything else unchanged."""
-    return value.reindex(names) if isinstance(value, pd.Series) and names.isin(value.index).all() else value
+def _of_cells(name: str, value: Any, cells: pd.Index) -> Any:
+    """Return a Series that is indexed by cell names in the order of `cells`, and anything else unchanged."""
+    if not isinstance(value, pd.Series) or (isinstance(value.index, pd.RangeIndex) and len(value) == len(cells)):
+        return value
+    if len(missing := cells.difference(value.index, sort=False)):
+        raise ValueError(f"{name}: the Series lacks {len(missing)} of {len(cells)} cells, such as {missing[0]!r}")
+    return value.reindex(cells)
 
 
 def _library_size(value: Any, n_cells: int) -> np.ndarray:

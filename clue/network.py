@@ -1,7 +1,7 @@
 """CLUE's modules and losses for one mini-batch, where each cell is seen in any subset of K modalities.
 
 The embedding z = (z_1 … z_K) has one subspace per modality. Every modality x_k has a self-encoder
-q(z_k | x_k) and cross-encoders q(z_j | x_k). So a cell seen in one modality has a whole z, and z_k
+q(z_k | x_k) and cross-encoders q(z_j | x_k). So a cell seen in one modality has a complete z, and z_k
 keeps the information that only x_k has. Decoder p(x_k | z_k) reads only its own subspace. The
 objective (Tu et al., NeurIPS 2022) is
 
@@ -13,7 +13,7 @@ keeps them apart from those of other cells, and it sees the directions of large 
 not in the paper, also pushes them apart: λ_contrastive L_contrastive (`Objective.contrastive`; 0 by default).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clue.batches import MiniBatch
-from clue.checks import check_kinds
+from clue.checks import as_python_numbers, check_kinds
 from clue.likelihood import cosine_distance, gaussian_kl, info_nce
 from clue.nn import Decoder, Discriminator, LearnedLibrary, ModalityEncoder, ObservedLibrary
 
@@ -67,6 +67,7 @@ class Objective:
 
     def __post_init__(self):
         check_kinds(Objective, vars(self))
+        as_python_numbers(self)
         for name, weight in vars(self).items():
             if weight < 0:
                 raise ValueError(f"{name} is {weight!r}; the weight of a loss must be at least 0")
@@ -221,8 +222,11 @@ class Network(nn.Module):
         posteriors: dict[str, tuple[torch.Tensor, torch.Tensor]],
         objective: Objective,
         generator: torch.Generator | None = None,
+        weight: Callable[..., float] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Every loss of encoders and decoders, each a mean over cells (and features for likelihoods).
+
+        A mean over the cells that are seen in some modalities is multiplied by ``weight(*modalities)``, if given.
 
         Returns
         -------
@@ -236,6 +240,10 @@ class Network(nn.Module):
             fused = self.unit(joint[0] + joint[1] * _noise_like(centre, generator))
         libraries = {k: self.libraries[k](seen.counts) for k, seen in batch.seen.items()}
         losses: dict[str, Any] = dict.fromkeys(("cross", "source_cross", "mse", "contrastive"), 0.0)
+
+        def weighted(loss: torch.Tensor, *modalities: str) -> torch.Tensor:
+            return loss if weight is None else weight(*modalities) * loss
+
         for k, seen in batch.seen.items():
             i = self.modalities.index(k)
             n_features = seen.counts.shape[1]
@@ -245,28 +253,32 @@ class Network(nn.Module):
                 codes.append(self.subspace(fused.index_select(0, seen.cell), k))
             ll = self.decoders[k].log_likelihood(codes, seen.batch, [own] * len(codes), seen.counts)
             nll = -ll / n_features
-            losses[f"nll_{k}"] = nll[0]
-            losses[f"kl_{k}"] = gaussian_kl(*posteriors[k]).mean() / n_features
+            losses[f"nll_{k}"] = weighted(nll[0], k)
+            losses[f"kl_{k}"] = weighted(gaussian_kl(*posteriors[k]).mean() / n_features, k)
             if objective.cross:
-                losses["cross"] = losses["cross"] + nll[1]
+                losses["cross"] = losses["cross"] + weighted(nll[1], k)
             if objective.cross and self.fusion == "product":
                 kl = (
                     gaussian_kl(*(self.subspace(part.index_select(0, seen.cell), k) for part in joint)).mean()
                     / n_features
                 )
-                losses["cross_kl"] = losses.get("cross_kl", 0.0) + kl
+                losses["cross_kl"] = losses.get("cross_kl", 0.0) + weighted(kl, k)
             if objective.source_cross:
-                losses["source_cross"] = losses["source_cross"] + self._source_cross(batch, samples, libraries, k)
+                from_sources = self._source_cross(batch, samples, libraries, k, weighted)
+                losses["source_cross"] = losses["source_cross"] + from_sources
             if objective.mse:
-                losses["mse"] = losses["mse"] + cosine_distance(samples[k], centre.index_select(0, seen.cell)).mean()
+                distance = cosine_distance(samples[k], centre.index_select(0, seen.cell))
+                losses["mse"] = losses["mse"] + weighted(distance.mean(), k)
             if objective.contrastive:
                 losses["contrastive"] = losses["contrastive"] + sum(
-                    info_nce(posteriors[k][0][both], posteriors[source][0][row], objective.temperature)
+                    weighted(
+                        info_nce(posteriors[k][0][both], posteriors[source][0][row], objective.temperature), k, source
+                    )
                     for source, row, both in _partners(batch, k)
                 )
         return losses
 
-    def _source_cross(self, batch, samples, libraries, target: str) -> torch.Tensor:
+    def _source_cross(self, batch, samples, libraries, target: str, weighted: Callable) -> torch.Tensor:
         """Negative log-likelihood of `target` decoded from each other modality's cross-encoder."""
         total: Any = 0.0
         i = self.modalities.index(target)
@@ -279,7 +291,7 @@ class Network(nn.Module):
             ll = self.decoders[target].log_likelihood(
                 [self.subspace(samples[source][row], target)], seen.batch[both], [library], counts
             )
-            total = total - ll[0] / counts.shape[1]
+            total = total - weighted(ll[0] / counts.shape[1], target, source)
         return total
 
     @staticmethod
@@ -298,6 +310,13 @@ class Network(nn.Module):
             + objective.contrastive * losses["contrastive"]
             - objective.adversarial * adversarial
         )
+
+
+def check_names(modalities: Sequence[str]) -> None:
+    """Raise an error for a name of a modality that a module of PyTorch cannot have."""
+    for name in modalities:
+        if not isinstance(name, str) or not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise ValueError(f"PyTorch does not allow {name!r} as the name of a modality; rename it, without dots")
 
 
 def _partners(batch: MiniBatch, target: str) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:

@@ -82,13 +82,17 @@ class Preprocessor(ABC):
         self.readouts: list[tuple[int, tuple[float, int, float]]] = []
 
     def fit(self, adata: ad.AnnData, batch_key: str | None = "batch") -> "Preprocessor":
-        """Fit on training cells.
+        """Fit on training cells; without a column `batch_key` in ``obs``, they are one batch.
 
         Raises
         ------
         ValueError
-            If there are fewer than two cells or two features with a count, or all cells are alike.
+            If X does not hold counts, there are fewer than two cells or two features with a count, or all cells are
+            alike.
         """
+        for _ in count_blocks(adata.X, self.name, adata):
+            pass
+        batch_key = batch_key if batch_key in adata.obs else None
         self.features = adata.var_names.to_numpy().astype(str)
         counts = as_counts(adata.X)
         # upstream divides by zero for features that have no count in any training cell

@@ -29,6 +29,8 @@ EMBEDDING_WEIGHT = 0.5
 training cells."""
 MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
 """Limits of held-out cells per pair of modalities: fewer cannot tell settings apart, and more only cost time."""
+LEAST_PAIRS = 4
+"""A modality is left out if fewer cells are seen both in it and in another one."""
 Settings = tuple[float, int, float]
 """Ridge, number of canonical components, and lift."""
 DEFAULT: Settings = (1.0, 20, 0)
@@ -107,7 +109,18 @@ class Readout:
         chosen
             Numbers of leading components to project, each with its settings (`clue.components.choose_widths`). If there
             are none, all are projected with the `DEFAULT` settings.
+
+        Raises
+        ------
+        ValueError
+            If no two modalities have `LEAST_PAIRS` cells in common.
         """
+        features = _with_pairs(features, np.ones(len(batch), dtype=bool))
+        if not features:
+            raise ValueError(
+                f"cells cannot be aligned: fewer than {LEAST_PAIRS} training cells are seen in two modalities"
+            )
+        n_inputs = {k: n_inputs[k] for k in features}
         chosen = chosen or [(max(n_inputs.values()), DEFAULT)]
         of_inputs = [
             _project(*_scaled({k: x[:, : min(n, n_inputs[k])] for k, x in features.items()}, n_inputs), settings)
@@ -119,7 +132,7 @@ class Readout:
         grid = list(dict.fromkeys((ridge, n, lift) for ridge in reversed(RIDGES) for _, (_, n, lift) in chosen))
         found = qualities(with_hidden, held_out, batch, grid, MAX_HELD_OUT)
         best = max(grid, key=lambda settings: found.get(settings, 0))
-        return cls(dict(n_inputs), n_embedding, of_inputs, _project(with_hidden, scale, best))
+        return cls(n_inputs, n_embedding, of_inputs, _project(with_hidden, scale, best))
 
     def __call__(self, modality: str, features: np.ndarray) -> np.ndarray:
         """Return the coordinates of cells seen in one modality, shape (cells, components), rows of unit length."""
@@ -182,6 +195,7 @@ def qualities(
 
     The result is empty if there are too few of these cells.
     """
+    features = _with_pairs(features, ~held_out)
     seen = {k: held_out & _seen(x) for k, x in features.items()}
     pairs = [(k, m, np.flatnonzero(seen[k] & seen[m])) for k, m in combinations(features, 2)]
     # evenly spaced, since cells of one batch are often next to each other
@@ -212,6 +226,15 @@ def _quality(x: np.ndarray, y: np.ndarray, batch: np.ndarray) -> float:
 
 def _seen(features: np.ndarray) -> np.ndarray:
     return ~np.isnan(features[:, 0])
+
+
+def _with_pairs(features: Rows, rows: np.ndarray) -> Rows:
+    """Return the modalities in which at least `LEAST_PAIRS` of the rows are seen together with another of them."""
+    seen = {k: rows & _seen(x) for k, x in features.items()}
+    n_seen = sum(seen.values())
+    few = [k for k, each in seen.items() if np.count_nonzero(each & (n_seen > 1)) < LEAST_PAIRS]
+    # without these, others may have too few
+    return _with_pairs({k: x for k, x in features.items() if k not in few}, rows) if few else features
 
 
 class _Moments:

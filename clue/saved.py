@@ -1,6 +1,7 @@
 """Files of models and checkpoints: written completely or not at all, and read only as data."""
 
 import os
+import pickle
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -29,6 +30,14 @@ def is_whole(path: str | Path) -> bool:
             return zipfile.ZipFile(file).testzip() is None
         except (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError, EOFError, OSError):
             return False  # the error that zipfile raises depends on where the damage is
+
+
+def load(path: str | Path, device: torch.device | str) -> Any:
+    """Return what `torch.load` reads, as data only; None if the file is damaged or holds something else."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True) if is_whole(path) else None
+    except (pickle.UnpicklingError, RuntimeError):
+        return None
 
 
 def without_arrays(value: Any) -> Any:

@@ -10,7 +10,7 @@ from itertools import combinations
 import numpy as np
 
 from clue.checks import checked
-from clue.matching import l2_normalise, neighbour_graph
+from clue.matching import check_labels, check_points, l2_normalise, neighbour_graph
 
 N_NEIGHBOURS, ROUNDS = 5, 3
 """Mutual neighbours from which a shift is estimated, and how often it is. Chosen on the splits of `config/study.yaml`,
@@ -45,11 +45,14 @@ def remove_shifts(spaces: Sequence, batches: Sequence | None = None) -> list[np.
     Raises
     ------
     ValueError
-        If the shapes do not match.
+        If the shapes do not match, rows are not finite, or batches are missing.
     """
+    spaces = [np.asarray(x, dtype=np.float64) for x in spaces]
+    check_points(spaces)
     spaces = [l2_normalise(x) for x in spaces]
-    labels = [np.zeros(len(x)) for x in spaces] if batches is None else [np.asarray(batch) for batch in batches]
-    _check(spaces, labels)
+    labels = [np.zeros(len(x)) for x in spaces] if batches is None else [check_labels("batches", b) for b in batches]
+    if [len(label) for label in labels] != [len(x) for x in spaces]:
+        raise ValueError(f"{[len(label) for label in labels]} batches for {[len(x) for x in spaces]} cells")
     moves = [np.zeros_like(x) for x in spaces]
     for batch in np.unique(np.concatenate(labels)):
         rows = [np.flatnonzero(label == batch) for label in labels]
@@ -59,13 +62,6 @@ def remove_shifts(spaces: Sequence, batches: Sequence | None = None) -> list[np.
             moves[i][rows[i]] += shift
             moves[j][rows[j]] -= shift
     return [l2_normalise(x + move) for x, move in zip(spaces, moves, strict=True)]
-
-
-def _check(spaces: list[np.ndarray], labels: list[np.ndarray]) -> None:
-    if len({x.shape[1] for x in spaces}) > 1:
-        raise ValueError(f"spaces of shapes {[x.shape for x in spaces]} must have the same number of dimensions")
-    if [len(label) for label in labels] != [len(x) for x in spaces]:
-        raise ValueError(f"{[len(label) for label in labels]} batches for {[len(x) for x in spaces]} cells")
 
 
 def _shift(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -30,10 +30,10 @@ import torch
 from tqdm.auto import tqdm
 
 from clue.batches import Cells, Draw, Sampler
-from clue.checks import check_kinds
+from clue.checks import as_python_numbers, check_kinds
 from clue.graphs import Graphs
 from clue.processes import Processes
-from clue.saved import save_atomically
+from clue.saved import load, save_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,7 @@ class Training:
 
     def __post_init__(self):
         check_kinds(Training, vars(self))
+        as_python_numbers(self)
         for name, value in vars(self).items():
             if not isinstance(value, str) and value < 0:
                 raise ValueError(f"{name} is {value!r}; it must be at least 0")
@@ -124,6 +125,8 @@ class Training:
             raise ValueError(f"batch_size is {self.batch_size}; batch normalisation needs at least two cells")
         if self.validation >= 1:
             raise ValueError(f"validation is {self.validation}; it is a fraction of cells, at least 0 and less than 1")
+        if self.monitor == "foscttm" and not self.validation:
+            raise ValueError("monitor 'foscttm' needs held-out cells, but validation is 0")
         if self.compile and self.compile not in torch.compiler.list_backends(exclude_tags=()):
             known = ", ".join(torch.compiler.list_backends())
             raise ValueError(f"compile is {self.compile!r}; it must be a backend of torch.compile: {known}")
@@ -174,7 +177,10 @@ def train(
         # the first process decides for all: other machines may see changes in a shared folder late
         path = Path(checkpoints) / f"{loop.processes.from_first(loop.key())}.pt"
         if loop.processes.from_first(path.exists()):
-            loop.load_state(torch.load(path, map_location=cells.device, weights_only=True))
+            state = load(path, cells.device)
+            if state is None:
+                raise ValueError(f"{path}: the checkpoint is damaged; delete it and run again")
+            loop.load_state(state)
             if loop.processes.rank == 0:
                 logger.info("resuming at step %d from %s", loop.step, path)
     try:
@@ -328,10 +334,8 @@ class _Loop:
         self.summed_loss.zero_()
         row = self.processes.from_first(row)
         self.history.append(row)
-        if not np.isfinite(row.get("loss", 0.0)):
-            raise FloatingPointError(
-                f"training diverged at step {self.step}: loss {row['loss']}; lower the learning rate"
-            )
+        if not np.isfinite(loss := row.get("loss", row["train_loss"])):
+            raise FloatingPointError(f"training diverged at step {self.step}: loss {loss}; lower the learning rate")
         if not len(self.held_out):
             self.best_weights, self.best_step = _copy(self.network.state_dict()), self.step
             return
@@ -362,7 +366,7 @@ class _Loop:
                     group["lr"] = self.learning_rate
 
     def _held_out_losses(self) -> dict[str, float]:
-        """Return every loss on the held-out cells, weighted by cells, and how well these cells match."""
+        """Return every loss on the held-out cells, a mean over all of them, and how well these cells match."""
         if not len(self.held_out):
             return {}
         network, objective = self.network, self.objective
@@ -372,12 +376,24 @@ class _Loop:
         sums: dict[str, float] = {}
         means: dict[str, list] = {k: [] for k in network.modalities}
         names: dict[str, list] = {k: [] for k in network.modalities}
+
+        def n_cells(index: torch.Tensor, modalities: Iterable[str]) -> int:
+            return int(torch.stack([self.cells.row[k][index] >= 0 for k in modalities]).all(0).sum())
+
+        def weight(*modalities: str) -> float:
+            """Make up for the share of the chunk's cells that these modalities show; exactly 1 if they show all."""
+            share = n_cells(index, modalities) * len(self.held_out)
+            return share / (n_cells(self.held_out, modalities) * len(index))
+
         for index in self.held_out.split(1024):
             # a single cell is enough, since batch normalisation uses its running means here
             batch = self.cells.take(index, least=1)
             posteriors = network.posteriors(batch)
-            losses = network.generator_losses(batch, posteriors, objective, noise)
+            losses = network.generator_losses(batch, posteriors, objective, noise, weight)
             adversarial = network.discriminator_loss(batch, {k: m for k, (m, _) in posteriors.items()}, None, None)
+            # a mean over the embeddings from all modalities
+            n_here, n = (sum(n_cells(i, [k]) for k in self.cells.row) for i in (index, self.held_out))
+            adversarial = adversarial * (n_here * len(self.held_out) / (n * len(index)))
             losses |= {"adversarial": adversarial, "loss": network.total(losses, adversarial, objective, 1.0)}
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(index)
@@ -400,7 +416,7 @@ class _Loop:
         digest = hashlib.sha256()
         device = torch.device(self.cells.device).type
         settings = [_FORMAT, asdict(self.objective), asdict(self.settings), self.seed, self.processes.n, device]
-        digest.update(json.dumps(settings, sort_keys=True, default=np.generic.item).encode())
+        digest.update(json.dumps(settings, sort_keys=True).encode())
         digest.update(str(self.network).encode())
         for value in self.network.state_dict().values():
             digest.update(value.detach().cpu().numpy().ravel().data)

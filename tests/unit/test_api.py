@@ -85,6 +85,16 @@ def test_modality_is_recognised_by_its_features(model, cells):
         model.embed(cells["rna"][:, :5])
 
 
+def test_rna_that_lacks_a_gene_is_not_taken_for_proteins_of_the_same_names(cells):
+    adt = cells["adt"].copy()
+    adt.var_names = cells["rna"].var_names[:20]
+    model = clue.CLUE({"rna": cells["rna"], "adt": adt}, **WIDTHS)
+    for rna in (cells["rna"], cells["rna"][:, :79]):
+        with pytest.raises(ValueError, match="all or most of those of .*; say which modality it is"):
+            model.embed(rna)
+    assert np.array_equal(model.embed(adt), model.embed(adt, "adt"))
+
+
 # ---- matching and prediction ---------------------------------------------------------------------
 
 
@@ -104,6 +114,26 @@ def test_match_is_within_the_given_column(model, cells):
         model.match(ad.AnnData(rna.X, obs=rna.obs.assign(lane="a"), var=rna.var), adt, within="lane")
     rna.obs["site"] = adt.obs["site"] = "s"
     assert (model.match(rna, adt, within=["batch", "site"]) != within).nnz == 0
+
+
+@pytest.mark.parametrize("column", ["batch", "lane"])
+def test_match_of_a_modality_of_mudata_is_within_the_batches_of_its_cells(model, cells, column):
+    """Its cells may be in another order, or fewer; the column may be in the obs of the MuData."""
+    mdata = md.MuData({"rna": cells["rna"].copy(), "adt": cells["adt"][200:2:-1].copy()})
+    mdata.obs["lane"] = cells["rna"].obs["batch"].reindex(mdata.obs_names)
+    apart = model.match(mdata["rna"], mdata["adt"], within="batch")
+    together = model.match(mdata, mdata, "rna", "adt", within=column)
+    assert together.shape == (300, 198) and (apart != together).nnz == 0
+    with pytest.raises(ValueError, match="a: within needs the obs of an AnnData or MuData, not a dict"):
+        model.match({"rna": cells["rna"]}, mdata, None, "adt", within=column)
+
+
+def test_target_is_read_only_of_cells_that_show_nothing_else(model, cells):
+    mosaic = {"rna": cells["rna"][:200].copy(), "adt": cells["adt"][150:][::-1].copy()}
+    predicted = model.predict(md.MuData(mosaic), "adt").to_df()
+    for source, k in ((mosaic["rna"], "rna"), (cells["adt"][200:], "adt")):
+        expected = model.predict(source, "adt", source=k).to_df()
+        np.testing.assert_allclose(predicted.loc[expected.index], expected, rtol=1e-4)
 
 
 def test_predict_averages_over_batches_or_takes_one(model, cells):
@@ -127,12 +157,17 @@ def test_values_per_cell_are_matched_by_name(model, cells):
     by_name = model.predict(rna[:9], "adt", batch=batch, library_size=size).X
     expected = model.predict(rna[:9], "adt", batch=rna.obs["batch"][:9], library_size=np.arange(9)).X
     np.testing.assert_array_equal(by_name, expected)
+    numbered = rna.obs["batch"][:9].reset_index(drop=True)
+    by_position = model.predict(rna[:9], "adt", batch=numbered, library_size=np.arange(9)).X
+    np.testing.assert_array_equal(by_position, expected)
+    with pytest.raises(ValueError, match="batch: the Series lacks 1 of 9 cells, such as 'cell_000001'"):
+        model.predict(rna[:9], "adt", batch=rna.obs["batch"][1:10])
 
 
 def test_predicting_as_a_batch_without_the_target_warns(cells):
     some = {"rna": cells["rna"], "adt": cells["adt"][cells["adt"].obs["batch"] == "batch1"].copy()}
     model = clue.CLUE(some, batch_key="batch", **WIDTHS)
-    with pytest.warns(UserWarning, match="no cell of batch batch2 showed adt in training") as warned:
+    with pytest.warns(UserWarning, match="adt was not measured in batch batch2 during training") as warned:
         model.predict(cells["rna"], "adt", batch="batch2")
     assert warned[0].filename == __file__
 
@@ -183,6 +218,14 @@ def test_counts_in_a_layer_and_names_of_muon(cells):
         clue.CLUE(mdata, layer="counts", **WIDTHS)
 
 
+def test_layer_of_one_modality(cells):
+    rna = ad.AnnData(cells["rna"].X.log1p(), obs=cells["rna"].obs, var=cells["rna"].var)
+    rna.layers["counts"] = cells["rna"].X
+    plain = clue.CLUE({k: cells[k] for k in ("rna", "adt")}, **WIDTHS)
+    model = clue.CLUE({"rna": rna, "adt": cells["adt"]}, layer={"rna": "counts"}, **WIDTHS)
+    assert np.array_equal(model.embed({"rna": rna, "adt": cells["adt"]}), plain.embed(dict(cells.mod)))
+
+
 def test_several_columns_form_one_batch(cells):
     data = {k: cells[k].copy() for k in ("rna", "adt")}
     for adata in data.values():
@@ -227,7 +270,9 @@ def test_fine_tuning_on_two_modalities_keeps_the_third(model, cells, tmp_path):
     assert np.isfinite(loaded.embed(cells["atac"])).all()
     np.testing.assert_allclose(loaded.predict(cells["rna"], "atac").X.sum(axis=1), 1, rtol=1e-4)
     assert np.isfinite(loaded.match(cells["rna"], cells["adt"]).data).all()
-    with pytest.raises(ValueError, match="atac cannot be aligned: no training cell is seen in it and in another"):
+    with pytest.raises(
+        ValueError, match="atac cannot be aligned: too few training cells are seen in it and in another"
+    ):
         loaded.align(cells["atac"])
 
 
@@ -305,6 +350,19 @@ def test_ctrl_c_keeps_the_best_weights_and_the_history(cells, monkeypatch):
     assert np.isfinite(model.align(cells["rna"])).all()
 
 
+def test_fit_that_fails_leaves_no_batch_and_a_further_fit_keeps_those_seen(cells):
+    known = {k: cells[k][:200].copy() for k in ("rna", "adt")}
+    extra = cells["adt"][200:].copy()
+    extra.obs["batch"] = "new"
+    model = clue.CLUE(known, batch_key="batch", shared_batches=False, **WIDTHS)
+    batches, z = model.batches, model.embed(known["rna"])
+    with pytest.raises(ValueError, match="at least two are needed"):
+        model.fit({"adt": extra}, **SHORT | {"validation": 0.9999})
+    assert model.batches == batches and np.array_equal(model.embed(known["rna"]), z)
+    model.fit({"adt": extra}, **SHORT).fit(**SHORT)
+    assert model._cells_seen["adt"] == known["adt"].obs["batch"].value_counts().to_dict() | {"new": 100}
+
+
 # ---- wrong calls ---------------------------------------------------------------------------------
 
 
@@ -375,8 +433,17 @@ def with_rna(cells, rna):
         (lambda c: untrained(c).embed(c["rna"][:, 3:], "rna"), "rna lacks 3 of 80 features"),
         (lambda c: untrained(c).embed(c["rna"], "dna"), "unknown modality 'dna'; the model knows"),
         (lambda c: clue.CLUE(c, batch_key="batch", **WIDTHS).fit({"rna": c["rna"]}), "name of another cell of rna"),
-        (lambda c: clue.CLUE({"rna": c["rna"], "adt": apart(c["adt"])}, **WIDTHS).fit(), "no cell is seen in two"),
+        (
+            lambda c: clue.CLUE({"rna": c["rna"], "adt": apart(c["adt"])}, **WIDTHS),
+            "no cell is seen in two modalities; .* the first names are 'cell_.*' in rna, 'other_.*' in adt",
+        ),
         (lambda c: clue.CLUE(c, batch_key="lane"), "rna: obs lacks the batch column 'lane'; it has"),
+        (
+            lambda c: clue.CLUE({"rna.v2": c["rna"], "adt": c["adt"]}, kinds={"rna.v2": "rna"}),
+            "PyTorch does not allow 'rna.v2' as the name of a modality",
+        ),
+        (lambda c: clue.CLUE({"keys": c["rna"], "adt": c["adt"]}, kinds={"keys": "rna"}), "not allow 'keys' as"),
+        (lambda c: clue.CLUE({1: c["rna"], "adt": c["adt"]}, kinds={1: "rna"}), "not allow 1 as the name"),
         (lambda c: clue.CLUE(c, n_latent=0), "n_latent is 0"),
         (lambda c: clue.CLUE(c, encoder=(1, 0)), "encoder is 0"),
         (lambda c: clue.CLUE(c, encoder=256), "encoder is 256; it must be .number of hidden layers, their width"),
@@ -439,7 +506,8 @@ def test_wrong_calls_are_explained_in_one_line(cells, call, message):
         ({"decoder": (1, "x")}, "the width of decoder is 'x'; it must be a whole number, at least 1"),
         ({"normalize": "no"}, "normalize is 'no'; it must be True or False"),
         ({"fusion": ["mean"]}, "fusion is ['mean']; it must be 'mean' or 'product'"),
-        ({"layer": ["counts"]}, "layer is ['counts']; it must be a string or None"),
+        ({"layer": ["counts"]}, "layer is ['counts']; it must be a string or a dict or None"),
+        ({"layer": {"dna": "counts"}}, "layer names ['dna'], which the data do not hold: ['rna', 'atac', 'adt']"),
         ({"preprocessors": {"rna": 3}}, "preprocessors: none was fitted on the 80 features of rna"),
     ],
 )

@@ -77,6 +77,16 @@ def test_threads_change_nothing(matrix, monkeypatch):
     assert np.array_equal(*found)
 
 
+@pytest.mark.parametrize(("given", "n"), [("3", 3), ("2,1", 2), ("500", 16), ("", 5), ("none", 5), (None, 5)])
+def test_number_of_threads(given, n, monkeypatch):
+    monkeypatch.setattr(decomposition.os, "sched_getaffinity", lambda process: set(range(5)), raising=False)
+    if given is None:
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    else:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert decomposition.n_threads() == n
+
+
 def test_more_axes_than_the_matrix_has():
     """Repeated rows: the rank is lower than the number of axes requested."""
     rng = np.random.default_rng(0)

@@ -7,10 +7,10 @@ normalisation is as in training.
 
 import pytest
 import torch
+from counts import sparse_counts
 
 from clue import network as clue_network
 from clue.batches import MiniBatch, Seen
-from clue.likelihood import sparse_counts
 from clue.network import Network, Objective
 
 N_CELLS, N_LATENT, N_HIDDEN, N_BATCHES = 48, 5, 16, 3

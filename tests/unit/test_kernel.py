@@ -3,15 +3,16 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from counts import sparse_counts
 from mpmath import mp
 from numba import njit
 
 from clue import kernel
-from clue.likelihood import sparse_counts
 from clue.nn import LearnedLibrary
 
 exp, log_of_sum = kernel.exp, kernel.log_of_sum
@@ -105,7 +106,7 @@ def test_without_a_folder_to_write_to():
 
 def test_compiling_and_loading_processes_compute_the_same(tmp_path):
     code = (
-        "import torch; from clue.likelihood import decoded_log_likelihood, sparse_counts\n"
+        "import torch; from clue.likelihood import decoded_log_likelihood; from counts import sparse_counts\n"
         "torch.manual_seed(0); torch.set_num_threads(1)\n"
         "counts = sparse_counts((torch.rand(40, 210) * 3).floor())\n"
         "hidden, weight = torch.randn(2, 40, 16, requires_grad=True), torch.randn(17, 210, requires_grad=True)\n"
@@ -116,7 +117,8 @@ def test_compiling_and_loading_processes_compute_the_same(tmp_path):
         "found = value.detach(), hidden.grad, weight.grad, *(row.grad for row in rows)\n"
         "print([x.numpy().tobytes().hex() for x in found])"
     )
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": path}
     words = [sys.executable, "-W", "ignore", "-c", code]
     first, second = (subprocess.check_output(words, env=environment, text=True) for _ in range(2))
     assert list(tmp_path.rglob("*.nbc")) and first == second

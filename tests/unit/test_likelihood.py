@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from counts import sparse_counts
 
 from clue import likelihood
-from clue.likelihood import EPSILON, cosine_distance, decoded_log_likelihood, gaussian_kl, sparse_counts
+from clue.likelihood import EPSILON, cosine_distance, decoded_log_likelihood, gaussian_kl
 
 N_PASSES, N_CELLS, N_FEATURES, N_BATCHES, N_HIDDEN = 2, 12, 50, 3, 7
 

@@ -175,12 +175,24 @@ def test_wrong_input_is_an_error(monkeypatch):
     x, y = two_views(4)
     error = partial(one_line_error, match_snn, error=ValueError)
     assert "same width" in error(x, y[:, :3])
-    assert "both need some" in error(x, y[:0])
+    assert "each needs cells" in error(x, y[:0])
     assert "both x and y" in error(x, y, batch_x=["a"] * 4)
     assert "3 and 4 batches" in error(x, y, batch_x=["a"] * 3, batch_y=["a"] * 4)
+    missing = np.array(["a", "a", None, "a"], dtype=object)
+    assert "1 of 4 batches are missing" in error(x, y, batch_x=["a"] * 4, batch_y=missing)
     batches = {"batch_x": ["s1", "s1", "s4d9", "s4d9"], "batch_y": ["s1"] * 4}
     assert "batch 's4d9' has 2 cells in x and none in y" in error(x, y, **batches)
     assert "k is 0" in error(x, y, k=0)
     monkeypatch.setattr(matching, "MAX_TRANSPORT_ENTRIES", 15)
     with pytest.raises(matching.BatchTooLarge, match="4 and 4 cells"):
         match_ot(x, y)
+
+
+@pytest.mark.parametrize("match", MATCHINGS)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_rows_that_are_not_finite_are_an_error(match, metric, value):
+    x, y = two_views(6)
+    y[2, 1] = y[4, 0] = value
+    with pytest.raises(ValueError, match="2 of 6 rows are not finite"):
+        match(x, y, metric=metric)

@@ -47,6 +47,11 @@ def test_match_score_wrong_input():
     assert "1 of 2 rows" in value_error(match_score, sp.csr_matrix([[1.0, 0], [0, 0]]), [0, 1])
     assert "truth" in value_error(match_score, sp.eye(2), [0, 2])
     assert "truth" in value_error(match_score, sp.eye(2), [0])
+    for truth in ([0.5, 1], [0, np.nan], [False, True]):
+        assert "whole number" in value_error(match_score, sp.eye(2), truth)
+    assert match_score(sp.eye(2), [0.0, 1.0]) == 1
+    assert "has no rows" in value_error(match_score, np.zeros((0, 3)), [])
+    assert "1 weights of the match matrix are not finite" in value_error(match_score, [[np.nan, 1], [0, 1]], [0, 1])
 
 
 def test_cell_type_match_by_hand():
@@ -55,6 +60,7 @@ def test_cell_type_match_by_hand():
     assert cell_type_match(matches, ["B", "B"], ["B", "T"]) == pytest.approx(1.25 / 2)
     assert "2 and 3 cell types" in value_error(cell_type_match, matches, ["B", "T"], ["B", "T", "T"])
     assert "empty" in value_error(cell_type_match, matches * 0, ["B", "T"], ["B", "T"])
+    assert "1 of 2 cell types are missing" in value_error(cell_type_match, matches, ["B", None], ["B", "T"])
 
 
 # ---- FOSCTTM -------------------------------------------------------------------------------------
@@ -132,6 +138,9 @@ def test_foscttm_wrong_input():
     assert "ties is 'none'" in value_error(foscttm, x, y, ties="none")
     assert "block is 0" in value_error(foscttm, x, y, block=0)
     assert "1 batches" in value_error(foscttm_within_batch, x, y, ["a"])
+    assert "1 of 10 batches are missing" in value_error(foscttm_within_batch, x, y, [np.nan, *range(9)])
+    x[3, 2] = np.nan
+    assert "1 of 10 rows are not finite" in value_error(foscttm, x, y)
 
 
 def test_foscttm_memory_does_not_grow_with_the_square():
@@ -177,3 +186,19 @@ def test_labels_transfer_by_hand():
     assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "T"], k=1) == 1
     assert label_transfer_accuracy(x, y, ["B", "T"], ["B", "B"], k=1, metric="euclidean") == 1
     assert "1 and 2 labels" in value_error(label_transfer_accuracy, x, y, ["B"], ["B", "NK"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"k": 0}, "k is 0"),
+        ({"y": np.ones((10, 5))}, "same width"),
+        ({"y": np.ones((0, 6)), "labels_y": []}, "each needs cells"),
+        ({"labels_x": [None, *"babababab"]}, "1 of 10 labels are missing"),
+        ({"x": np.where(np.eye(10, 6), np.nan, 1)}, "6 of 10 rows are not finite"),
+    ],
+)
+def test_label_transfer_wrong_input(wrong, message):
+    x, y = two_views(10)
+    given = {"x": x, "y": y, "labels_x": list("ababababab"), "labels_y": list("ababababab")} | wrong
+    assert message in value_error(label_transfer_accuracy, **given)

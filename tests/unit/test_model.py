@@ -88,7 +88,7 @@ def test_partly_paired_cells_train_through_the_mask(two):
     rna, adt = two["rna"][:160].copy(), two["adt"][80:].copy()
     model = fitted({"rna": rna, "adt": adt})
     cells = model._cells({"rna": rna, "adt": adt})
-    assert len(cells) == 240 and cells.paired().sum() == 80
+    assert len(cells) == 240 and sum(row >= 0 for row in cells.row.values()).eq(2).sum() == 80
     batch = cells.take(torch.arange(240))
     assert len(batch.seen["rna"].cell) == len(batch.seen["adt"].cell) == 160
     names = cells.names[batch.index[batch.seen["adt"].cell].numpy()]
@@ -289,9 +289,10 @@ def test_single_modality_batches_are_aligned_without_batch_input():
     assert told[False] < told[True] - 0.03 and matched[False] < matched[True] - 0.02
 
 
-def test_divergence_is_an_error(two):
+@pytest.mark.parametrize("validation", [0.1, 0])
+def test_divergence_is_an_error(two, validation):
     with pytest.raises(FloatingPointError, match="diverged"):
-        fitted(two, learning_rate=1e30)
+        fitted(two, learning_rate=1e30, validation=validation)
 
 
 # ---- resume --------------------------------------------------------------------------------------
@@ -327,6 +328,17 @@ def test_checkpoint_of_other_settings_is_not_loaded(two, tmp_path, caplog):
     assert "resuming" not in caplog.text
     fitted(two, checkpoints=tmp_path)
     assert "resuming" in caplog.text
+
+
+def test_damaged_checkpoint_is_named(two, tmp_path):
+    # numpy numbers can be read again
+    settings = {"checkpoints": tmp_path, "learning_rate": np.float64(1e-3), "objective": {"mse": np.float32(0.5)}}
+    first, again = fitted(two, **settings), fitted(two, **settings)
+    assert np.array_equal(first.embed(two["rna"], "rna"), again.embed(two["rna"], "rna"))
+    (path,) = tmp_path.glob("*.pt")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match=f"{path.name}: the checkpoint is damaged; delete it and run again"):
+        fitted(two, **settings)
 
 
 PROGRAM = """

@@ -275,3 +275,12 @@ def test_variable_genes_equal_those_of_scanpy_if_it_finds_them(data):
     table = sc.pp.highly_variable_genes(adata, n_top_genes=50, flavor="seurat_v3", batch_key="batch", inplace=False)
     with warnings.catch_warnings(action="error", category=UserWarning):
         assert np.array_equal(preprocess.highly_variable(adata, 50, "batch"), table["highly_variable"])
+
+
+def test_fit_needs_counts_and_no_batches(data):
+    plain = ad.AnnData(data["rna"].X, var=data["rna"].var)
+    one_batch = ad.AnnData(plain.X, obs=pd.DataFrame({"batch": ["all"] * 300}, index=plain.obs_names), var=plain.var)
+    alone, expected = (preprocessor("rna", 8, n_features=50).fit(adata) for adata in (plain, one_batch))
+    assert np.array_equal(alone.selected, expected.selected)
+    with pytest.raises(ValueError, match="rna: X must hold raw counts, .* not [0-9]*[.]5"):
+        preprocessor("rna", 8).fit(ad.AnnData(plain.X * 0.5))

@@ -8,7 +8,7 @@ import pytest
 import clue
 from clue.matching import match_snn
 from clue.metrics import foscttm, match_score
-from clue.readout import MIN_HELD_OUT, RIDGES, Readout, _Moments, _scaled, qualities
+from clue.readout import LEAST_PAIRS, MIN_HELD_OUT, RIDGES, Readout, _Moments, _scaled, qualities
 from clue.simulate import simulate
 
 N = 600
@@ -186,3 +186,53 @@ def test_further_training_makes_a_new_readout(trained):
     assert model.readout is not readout
     after = model.align(test["rna"], "rna")
     assert after.shape != before.shape or not np.allclose(after, before)
+
+
+TINY = {"encoder": (1, 8), "decoder": (1, 8), "discriminator": (1, 8), "n_latent": 3}
+
+
+def with_pairs(n_pairs, modality):
+    """The first 100 cells of each modality, but of one only `n_pairs` of them, and 60 other cells."""
+    data = dict(simulate(160, {"rna": 60, "atac": 80, "adt": 15}, n_batches=1, seed=0).mod)
+    return {k: adata[100 - n_pairs :].copy() if k == modality else adata[:100].copy() for k, adata in data.items()}
+
+
+@pytest.mark.parametrize("n_components", [None, 8])
+@pytest.mark.parametrize("n_pairs", [1, LEAST_PAIRS - 1, LEAST_PAIRS])
+def test_modality_with_few_pairs_is_left_out(n_pairs, n_components, tmp_path):
+    cells = with_pairs(n_pairs, "adt")
+    model = clue.CLUE(cells, n_components=n_components, **TINY).fit(max_steps=4, progress=False)
+    assert np.isfinite(model.align(cells["rna"])).all()
+    model.save(tmp_path / "model.pt")
+    loaded = clue.CLUE.load(tmp_path / "model.pt")
+    assert list(loaded.readout.n_inputs) == ["rna", "atac", "adt"][: 3 if n_pairs == LEAST_PAIRS else 2]
+    if n_pairs < LEAST_PAIRS:
+        with pytest.raises(ValueError, match="adt cannot be aligned: too few training cells"):
+            model.align(cells["adt"])
+
+
+def test_modality_is_left_out_if_its_partners_are():
+    """Each pair of modalities has three cells in common; of one modality, they are six."""
+    rng = np.random.default_rng(0)
+    features = {k: rng.normal(size=(6, 4)) for k in ("rna", "atac", "adt")}
+    features["rna"][:3] = features["adt"][3:] = np.nan
+    none = np.zeros(6, dtype=bool)
+    with pytest.raises(ValueError, match="cells cannot be aligned: fewer than 4 training cells"):
+        Readout.fit(features, dict.fromkeys(features, 3), 1, none, none.astype(str))
+
+
+@pytest.mark.parametrize("reason", ["pairs", "counts"])
+def test_model_is_saved_without_a_readout_that_cannot_be_fitted(reason, tmp_path):
+    cells = {k: adata for k, adata in with_pairs(1 if reason == "pairs" else 100, "adt").items() if k != "atac"}
+    model = clue.CLUE(cells, n_components=8, **TINY).fit(max_steps=4, progress=False)
+    message = "cells cannot be aligned: fewer than 4 training cells"
+    if reason == "counts":
+        message = "X must hold raw counts"
+        cells["rna"].X.data *= 0.5
+    with pytest.warns(UserWarning, match=f"saved without its read-out: .*{message}"):
+        model.save(tmp_path / "model.pt")
+    for call in (model.align, lambda adata: model.match(adata, adata, "adt", "adt")):
+        with pytest.raises(ValueError, match=message):
+            call(cells["adt"])
+    loaded = clue.CLUE.load(tmp_path / "model.pt")
+    np.testing.assert_array_equal(loaded.embed(cells["adt"]), model.embed(cells["adt"]))

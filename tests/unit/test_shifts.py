@@ -68,7 +68,9 @@ def test_few_cells_do_not_move(cells):
 @pytest.mark.parametrize(
     ("spaces", "batches", "message"),
     [
-        ([np.ones((3, 2)), np.ones((3, 4))], None, r"shapes \[\(3, 2\), \(3, 4\)\] must have the same number"),
+        ([np.ones((3, 2)), np.ones((3, 4))], None, r"shapes \(3, 2\), \(3, 4\) must be .* of the same width"),
+        ([np.ones((3, 2)), np.full((3, 2), np.nan)], None, "3 of 3 rows are not finite"),
+        ([np.ones((2, 2)), np.ones((2, 2))], [["a", np.nan], ["a", "a"]], "1 of 2 batches are missing"),
         ([np.ones((3, 2)), np.ones((4, 2))], [list("aaa"), list("bbb")], r"\[3, 3\] batches for \[3, 4\] cells"),
     ],
 )

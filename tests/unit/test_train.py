@@ -108,6 +108,18 @@ def test_competition_lengths_are_those_of_the_authors():
         assert tuning.patience_steps == train._LEAST_VALIDATIONS * pass_steps and tuning.reduce_steps == 3 * pass_steps
 
 
+@pytest.mark.parametrize("settings", [Training, Objective])
+def test_numpy_numbers_become_those_of_python(settings):
+    name = {Training: "learning_rate", Objective: "mse"}[settings]
+    value = getattr(settings(**{name: np.float64(1e-3)}), name)
+    assert type(value) is float and value == 1e-3
+
+
+def test_foscttm_needs_held_out_cells():
+    with pytest.raises(ValueError, match="monitor 'foscttm' needs held-out cells, but validation is 0"):
+        Training(monitor="foscttm", validation=0)
+
+
 # ---- the order of cells --------------------------------------------------------------------------
 
 
@@ -147,6 +159,25 @@ def test_every_held_out_cell_counts(monkeypatch):
     whole, chunk, last = loss(everything), loss(everything[:1024]), loss(everything[1024:])
     assert last != pytest.approx(chunk, rel=1e-3)
     assert 1025 * whole == pytest.approx(1024 * chunk + last, rel=1e-6)
+
+
+def test_held_out_losses_of_a_mosaic_are_means_over_the_cells_of_each_modality(monkeypatch):
+    monkeypatch.setattr(clue_network, "_noise_like", lambda x, generator: torch.zeros_like(x))
+    cells = simulate(1400, {"rna": 30, "adt": 8}, n_batches=2, seed=0)
+    # the second chunk has other shares of the modalities than the first
+    loop = loop_of({"rna": cells["rna"][:1100].copy(), "adt": cells["adt"][900:].copy()})
+    loop.held_out = torch.arange(1400)
+    objective = loop.objective = Objective(source_cross=1.0)
+    found = loop._held_out_losses()
+    batch = loop.cells.take(loop.held_out)
+    with torch.no_grad():
+        posteriors = loop.network.posteriors(batch)
+        expected = loop.network.generator_losses(batch, posteriors, objective)
+        means = {k: mean for k, (mean, _) in posteriors.items()}
+        adversarial = loop.network.discriminator_loss(batch, means, None, None)
+    expected |= {"adversarial": adversarial, "loss": loop.network.total(expected, adversarial, objective)}
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(float(value), rel=1e-4), name
 
 
 # ---- FOSCTTM of the held-out cells ---------------------------------------------------------------
