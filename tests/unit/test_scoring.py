@@ -170,6 +170,16 @@ def test_wrong_identity(embedding, solution, key, given, message):
         score(embedding, solution, where="e.h5ad")
 
 
+def test_embedding_made_elsewhere_may_name_its_rows_otherwise_and_have_no_params(embedding, solution, tmp_path):
+    expected = score(embedding, solution).metrics
+    embedding.obs_names = ["0"] * embedding.n_obs
+    del embedding.uns["params"]
+    contracts.write_embedding(embedding, tmp_path / "embedding.h5ad")
+    found = contracts.read_embedding(tmp_path / "embedding.h5ad")
+    assert list(found.obs_names) == list(embedding.obs["cell"])
+    pd.testing.assert_frame_equal(score(found, solution).metrics, expected.assign(transductive=False))
+
+
 def test_unknown_metric_is_refused_on_writing_and_reading(embedding, tmp_path):
     embedding.uns["metric"] = "manhattan"
     with pytest.raises(ContractError, match=r"uns\['metric'\] is 'manhattan'; it must be one of \['cosine', 'eucl"):
@@ -199,9 +209,9 @@ def broken(embedding: ad.AnnData, how: str) -> ad.AnnData:
     ("how", "message"),
     [
         ("missing", "119 rows of rna for 120 test cells"),
-        ("swapped", "rows of rna are not the test cells in file order"),
-        ("modality", "119 rows of adt for 120 test cells"),
-        ("cell", "obs\\['cell'\\] differs from obs_names in 240 rows"),
+        ("swapped", "of rna is not the test cells in file order: row 1 is 'rna_000002', expected 'rna_000001'"),
+        ("modality", "obs\\['modality'\\] of row 121 is 'atac', expected rna or adt"),
+        ("cell", "row 1 is 'adt_000120', expected 'rna_000001'"),
         ("batch", "obs\\['batch'\\] of 1 adt cells differs"),
         ("empty", "X has no columns"),
     ],
