@@ -52,23 +52,26 @@ class ContractError(BenchmarkError):
 # ---- one modality --------------------------------------------------------------------------------
 
 
-def _check_counts(adata: ad.AnnData, where: str) -> None:
+def _check_counts(adata: ad.AnnData, where: str, matrix: str) -> None:
     counts = adata.X
     if not sp.issparse(counts) or counts.format != "csr" or counts.dtype != np.float32:
-        raise ContractError(f"{where}: X must be a float32 CSR matrix of raw counts")
+        raise ContractError(f"{where}: {matrix} must be a float32 CSR matrix of raw counts")
     if bad := int((~np.isfinite(counts.data)).sum()):
-        raise ContractError(f"{where}: X holds {bad} counts that are NaN or infinite; give raw counts")
+        raise ContractError(f"{where}: {matrix} holds {bad} counts that are NaN or infinite; give raw counts")
     if bad := int((counts.data < 0).sum()):
-        raise ContractError(f"{where}: X holds {bad} negative counts; give raw counts")
+        raise ContractError(f"{where}: {matrix} holds {bad} negative counts; give raw counts")
     if (counts.data != np.round(counts.data)).any():
-        raise ContractError(f"{where}: X holds counts that are not whole numbers; give raw counts")
+        raise ContractError(f"{where}: {matrix} holds counts that are not whole numbers; give raw counts")
 
 
 def _check_names(adata: ad.AnnData, where: str) -> None:
     for axis, names in (("cell", adata.obs_names), ("feature", adata.var_names)):
         if not names.is_unique:
             twice = names[names.duplicated()][0]
-            raise ContractError(f"{where}: {axis} name {twice!r} occurs more than once; make names unique")
+            fix = (
+                "make names unique, for instance with " + ("obs" if axis == "cell" else "var") + "_names_make_unique()"
+            )
+            raise ContractError(f"{where}: {axis} name {twice!r} occurs more than once; {fix}")
         if (cut := names[names.astype(str).str.contains("\0", regex=False)]).size:
             raise ContractError(f"{where}: {axis} name {cut[0]!r} has a zero byte, where HDF5 cuts it off; rename it")
 
@@ -81,13 +84,13 @@ def _check_obs(adata: ad.AnnData, columns: Sequence[str], where: str) -> None:
             raise ContractError(f"{where}: obs[{column!r}] has missing values; fill them")
 
 
-def check_modality(adata: ad.AnnData, where: str, columns: Sequence[str] = ("batch",)) -> None:
-    """Check raw counts, unique names and the `columns` of ``obs`` of one modality."""
+def check_modality(adata: ad.AnnData, where: str, columns: Sequence[str] = ("batch",), matrix: str = "X") -> None:
+    """Check raw counts, unique names and the `columns` of ``obs`` of one modality; messages call X `matrix`."""
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ContractError(f"{where}: holds {adata.n_obs} cells and {adata.n_vars} features")
     _check_names(adata, where)
     _check_obs(adata, columns, where)
-    _check_counts(adata, where)
+    _check_counts(adata, where, matrix)
 
 
 def _check_modality_names(mdata: md.MuData, where: str) -> None:

