@@ -39,7 +39,7 @@ def project(fresh, server, monkeypatch):
     fresh.environment["NO_PROXY"] = "127.0.0.1"
     files = {"W1.npy": {}, "W2.npy": {}}
     sources = [
-        {"kind": "files", "name": "mine", "folder": "none", "files": ["W1.npy"]},
+        {"kind": "files", "name": "mine", "folder": "none", "files": ["W1.npy", "W2.npy"]},
         {"kind": "http", "name": "web", "base": f"http://127.0.0.1:{web.server_port}/", "files": files},
     ]
     spec = {
