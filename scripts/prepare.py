@@ -5,6 +5,7 @@ from pathlib import Path
 from clue.benchmark.config import load
 from clue.benchmark.contracts import write_dataset
 from clue.benchmark.data.prepare import prepare
+from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.program import run_program
 
 
@@ -18,7 +19,11 @@ def main(dataset: str, raw: Path, output: Path, project: Path = Path()) -> None:
     output
         The file to write (<dataset>.h5mu).
     """
-    mdata = prepare(dataset, load("datasets", dataset, project), raw)
+    spec = load("datasets", dataset, project)
+    try:
+        mdata = prepare(dataset, spec, raw)
+    except BenchmarkError as error:
+        raise BenchmarkError(f"{error} (config/datasets/{dataset}.yaml)") from error
     write_dataset(mdata, output)
     widths = ", ".join(f"{adata.n_vars} {modality}" for modality, adata in mdata.mod.items())
     print(f"{output}: {mdata.n_obs} cells; features: {widths}")

@@ -27,6 +27,8 @@ MODALITIES = ("rna", "atac", "adt")
 """In the order that every file and every YAML uses."""
 ALL_SETS = [list(chosen) for n in range(2, len(MODALITIES) + 1) for chosen in combinations(MODALITIES, n)]
 """The sets of modalities that ``modalities: any`` in a method's YAML stands for."""
+FILE_KEYS = ("file", "files", "samples", "features", "cells", "labels")
+"""Keys of ``prepare`` that name raw files."""
 TYPES = {
     "array": "a list",
     "boolean": "true or false",
@@ -138,8 +140,9 @@ def _one_line(error: jsonschema.ValidationError) -> str:
         is_number = wanted == ["string"] and isinstance(error.instance, int | float)  # true and false are int
         is_needed = " or ".join(TYPES.get(kind, kind) for kind in wanted)
         message = f"{error.instance!r} is not {is_needed}{'; put it in quotes' if is_number else ''}"
-    if error.validator in ("oneOf", "anyOf") and "description" in error.schema:
-        message = f"{error.instance!r} does not fit: {error.schema['description']}"
+    words = error.schema.get("errorMessage") or error.schema.get("description")
+    if error.validator in ("oneOf", "anyOf", "pattern") and words:
+        message = f"{error.instance!r} does not fit: {words}"
     return f"{key}: {message}"
 
 
@@ -269,6 +272,18 @@ def _check_sources(spec: dict[str, Any], path: Path) -> None:
     names = [source.get("name", source["kind"]) for source in spec.get("sources", [])]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: sources: more than one is named {twice[0]!r}; give each its own `name`")
+    splits = [part for split in spec["splits"].values() for part in (split, split.get("drop", {}))]
+    columns = sorted({part["column"] for part in splits if "column" in part})
+    for source in spec.get("sources") or [spec.get("source", {})]:
+        settings = source.get("prepare") or spec.get("prepare", {})
+        given = [member["file"] for member in source.get("members", ())] or list(source.get("files", ()))
+        named = [settings[key] for key in FILE_KEYS if key in settings]
+        for file in [file for entry in named for file in (entry.values() if isinstance(entry, dict) else [entry])]:
+            # a sample may be named by the common beginning of its files
+            if not any(name == file or ("samples" in settings and name.startswith(file)) for name in given):
+                raise ConfigError(f"{path}: prepare: source has no file {file!r}{_suggest(file, given)}")
+        if columns and settings.get("kind") == "own":
+            settings["columns"] = columns  # prepared files keep only what splits need
 
 
 # ---- the benchmark -------------------------------------------------------------------------------
@@ -350,6 +365,8 @@ class Benchmark:
                 )
             wanted = {part: spec[parts][part]} if part else spec[parts]
             known = chosen.setdefault(name, {**spec, parts: {}})
+            if twice := [part for part in wanted if part in known[parts]]:
+                raise ConfigError(f"{where}: {kind}: '{name}/{twice[0]}' is named twice; remove one of the two")
             known[parts].update(wanted)
         return chosen
 

@@ -484,10 +484,11 @@ NPY = {"kind": "npy", "files": {"rna": FILE}}
         ({"source": HTTP | {"base": "https://data.invalid"}, "prepare": NPY}, "source.base: 'https://data.invalid'"),
         ({"source": HTTP | {"file": {}}, "prepare": NPY}, "source: unknown key 'file'; did you mean 'files'"),
         ({"source": HTTP | {"files": {FILE: {"sha": ""}}}, "prepare": NPY}, f"source.files.{FILE}: unknown key 'sha'"),
-        ({"source": HTTP | {"files": {"../x": {}}}, "prepare": NPY}, "source.files: '../x' does not match"),
-        ({"source": HTTP | {"files": {".x": {}}}, "prepare": NPY}, "source.files: '.x' does not match"),
+        ({"source": HTTP | {"files": {"../x": {}}}, "prepare": NPY}, "source.files: '../x' does not fit"),
+        ({"source": HTTP | {"files": {".x": {}}}, "prepare": NPY}, "source.files: '.x' does not fit"),
         ({"source": {"kind": "files", "folder": ".", "files": ["/x"]}, "prepare": NPY}, "source.files.0: '/x' does"),
-        ({"source": WHEEL, "prepare": NPY}, "source.members.0.file: '../x' does not match"),
+        ({"source": HTTP, "prepare": NPY | {"files": {"rna": "none.npy"}}}, "prepare: source has no file 'none.npy'"),
+        ({"source": WHEEL, "prepare": NPY}, "source.members.0.file: '../x' does not fit"),
     ],
 )
 def test_wrong_sources(workplace, add_dataset, changes, line):

@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from helpers import files_of, one_line_error, prepare_files
 from scipy.io import mmwrite
 
+from clue.benchmark.config import load
 from clue.benchmark.data.task import make_task
 
 N_CELLS, N_GENES, N_PROTEINS = 24, 9, 4
@@ -555,3 +556,36 @@ def test_foreign_files_are_named_in_one_line(tmp_path, kind):
 def test_errors_on_wrong_values_name_the_file(tmp_path, change, message):
     write_h5ads(tmp_path, change)
     assert "rna.h5ad [rna]: " in (found := fault(tmp_path, OWN)) and message in found
+
+
+# ---- columns that a split names, layers ------------------------------------------------------------
+
+
+def test_own_column_of_a_split_is_kept(tmp_path, workplace, add_dataset):
+    obs = pd.DataFrame({"fold": ["a", "b"] * (N_CELLS // 2)}, index=CELLS)
+    for name, counts in (("rna", COUNTS[:, :N_GENES]), ("adt", COUNTS[:, N_GENES:])):
+        names = pd.DataFrame(index=GENES if name == "rna" else PROTEINS)
+        ad.AnnData(counts.astype(np.float32), obs=obs, var=names).write_h5ad(tmp_path / f"{name}.h5ad")
+    files = {"rna": "rna.h5ad", "adt": "adt.h5ad"}
+    spec = {
+        "modalities": ["rna", "adt"],
+        "source": {"kind": "files", "folder": str(tmp_path), "files": [*files.values()]},
+        "prepare": {"kind": "own", "files": files},
+        "splits": {"fold": {"kind": "predefined", "column": "fold", "test": "b", "seed": 0}},
+    }
+    add_dataset("tiny", spec)
+    loaded = load("datasets", "tiny")
+    mdata = prepare_files("tiny", loaded, tmp_path)
+    task = make_task(mdata, "tiny", "fold", loaded["splits"]["fold"])
+    assert sorted(task.solution.obs_names) == CELLS[1::2]
+    assert list(task.train["rna"].obs) == ["batch"]
+
+
+def test_message_names_the_layer(tmp_path):
+    adata = ad.AnnData(COUNTS[:, :N_GENES].astype(np.float32), obs=pd.DataFrame(index=CELLS))
+    adata.layers["norm"] = adata.X / 3
+    adata.X = adata.X / 2
+    for name in ("rna", "adt"):
+        adata.write_h5ad(tmp_path / f"{name}.h5ad")
+    settings = {"kind": "own", "files": {"rna": "rna.h5ad", "adt": "adt.h5ad"}, "layer": "norm"}
+    assert "[rna]: layer 'norm' holds counts that are not whole numbers" in fault(tmp_path, settings)

@@ -2,7 +2,7 @@
 
 The task has what real ones have: training cells seen in only one modality, donors, a feature that no training
 cell has. Hyper-parameters are those of the budget `test` in the method's YAML, which also sets the number of cells.
-A method that needs an R or a package that is not installed is skipped.
+A method that needs an R or a package that is not installed is skipped; ``make check-method`` says what is missing.
 """
 
 import json
@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import yaml
 from helpers import arguments_for_files
 
-from clue.benchmark.config import ALL_SETS, Benchmark, read_yaml
+from clue.benchmark.config import ALL_SETS, Benchmark, load, read_yaml
 from clue.benchmark.contracts import read_arrays, read_embedding, write_test, write_train
 from clue.benchmark.data.task import make_task
 from clue.benchmark.errors import BenchmarkError
@@ -28,14 +28,34 @@ ROOT = Path(__file__).parents[2]
 N_FEATURES = {"rna": 60, "atac": 80, "adt": 20}
 SETS = (("rna", "atac"), ("rna", "adt"), ("atac", "adt"), ("rna", "atac", "adt"))
 SPLIT = {"kind": "random", "fraction": 0.25, "seed": 0, "paired_fraction": 0.8}
-COPIES = {0: -1, 3: -4}
-"""Test cells, and the rows of their copies in the same file."""
+COPIES = {0: 7, 3: 16}
+"""Test cells, and the rows of their copies in the same file. No copies are there if the rows are reversed or moved."""
+CHECKED = os.environ.get("CHECK_METHOD")
+
+
+def fault(name):
+    """Return in one line why a method cannot be checked; empty if it can."""
+    try:
+        spec = load("methods", name, ROOT)
+    except BenchmarkError as error:
+        return str(error).replace(f"{ROOT}/", "")
+    where = f"config/methods/{name}.yaml"
+    if "script" not in spec:
+        return f"{where}: names no script, so {name} has a rule of its own, which this check does not run"
+    if "transductive" not in spec["params"] and not any("transductive" in each for each in spec["presets"].values()):
+        return f"{where}: params: say whether it trains on test cells: transductive: true, or false"
+    missing = unavailable({name: spec})
+    return f"{where}: requires: {missing[name]}" if missing else ""
+
+
+if __name__ == "__main__":
+    sys.exit(f"error: {reason}" if (reason := fault(CHECKED)) else 0)
+
+ADD = "install it, and add it to requires: {{python: […]}} in config/methods/{}.yaml"
 
 FILES = sorted((ROOT / "config" / "methods").glob("*.yaml"))
 # Any other method has a rule of its own, with more inputs than a task.
-METHODS = [path.stem for path in FILES if "script" in read_yaml(path)]
-if "CHECK_METHOD" in os.environ:
-    METHODS = [name for name in METHODS if name == os.environ["CHECK_METHOD"]]
+METHODS = [CHECKED] if CHECKED else [path.stem for path in FILES if "script" in read_yaml(path)]
 
 
 def sets_of(method):
@@ -127,7 +147,8 @@ def run_program(project, task_files, tmp_path, monkeypatch):
             status = end.code
         failure = output.with_name("failure.json")
         reason = json.loads(failure.read_text())["error"] if failure.exists() else f"exit status {status}"
-        ensure(not status, f"{script.name} failed on {'+'.join(modalities)}: {reason}")
+        fix = f"; {ADD.format(method)}" if reason.startswith("ModuleNotFoundError") else ""
+        ensure(not status, f"{script.name} failed on {'+'.join(modalities)}: {reason}{fix}")
         ensure(output.exists(), f"{script.name} ended well but wrote no embedding: does it call run_method?")
         if spec["predicts"]:
             check_predictions(read_arrays(output.with_name("predictions.npz")), method, modalities)
@@ -150,12 +171,18 @@ def skip_without_software(method, spec, script):
     """Skip if a method's requirements are missing, or its program's `check_installed` fails."""
     if missing := unavailable({method: spec}):
         pytest.skip(missing[method])
-    names = runpy.run_path(str(script))
+    reason = ""
     try:
+        names = runpy.run_path(str(script))
         if "check_installed" in names:
             names["check_installed"]()
     except BenchmarkError as error:
-        pytest.skip(str(error))
+        reason = str(error)
+    except ModuleNotFoundError as error:
+        pytest.fail(f"{script.name}: {error}; {ADD.format(method)}", pytrace=False)
+    ensure(not (reason and CHECKED), reason)
+    if reason:
+        pytest.skip(reason)
 
 
 def ensure(condition, message):

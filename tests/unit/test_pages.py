@@ -15,6 +15,10 @@ import numpy as np
 import pytest
 import yaml
 
+from clue.benchmark.contracts import read_embedding, write_test
+from clue.benchmark.data.task import make_task
+from clue.benchmark.scores.scoring import score
+
 LONGEST_README = 120
 FOLDERS = "benchmarks clue config docs envs profiles rules scripts tests tools".split()
 MADE_UP = ("my_method", "my_data", "pls", "SHA256SUMS", ".sif")  # files that a reader or a command makes
@@ -168,6 +172,16 @@ def test_example_method_in_the_documents_embeds(pages, project, tiny_mdata, page
     embedding = names["embed"](types.SimpleNamespace(test=tiny_mdata.mod), spec["params"], seed=0)
     assert all(np.allclose(array[-1], array[0]) for array in embedding.values())  # as `make check-method` requires
     assert {name: np.shape(array) for name, array in embedding.items()} == {"rna": (60, 20), "adt": (60, 20)}
+
+
+def test_example_of_an_embedding_made_elsewhere_can_be_scored(pages, project, tiny_mdata, tmp_path, monkeypatch):
+    task = make_task(tiny_mdata, "tiny", "s", {"kind": "random", "fraction": 0.25, "seed": 0})
+    monkeypatch.chdir(tmp_path)
+    for name, cells in task.tests.items():
+        write_test(cells, f"results/quick/pbmc_cite/donors/test_{name}.h5ad")
+    block = next(block for block in code(pages[project / "docs/extend.md"], "python") if "mine[name]" in block)
+    exec(block, {"mine": {name: cells.X.toarray()[:, :4] for name, cells in task.tests.items()}})
+    assert set(score(read_embedding("embedding.h5ad"), task.solution).metrics["method"]) == {"mine"}
 
 
 # ---- what pages say ------------------------------------------------------------------------------

@@ -363,6 +363,6 @@ def test_every_line_of_the_documents_table_is_valid(project, workplace, add_data
     rows = re.findall(r"`(\{kind: .*\})` \|$", chapter, flags=re.MULTILINE)
     assert len(rows) == 5
     for row in rows:
-        source = {"kind": "files", "folder": ".", "files": ["x"]}
+        source = {"kind": "files", "folder": ".", "files": [*set(re.findall(r"\w+\.h5\w+|\w+_(?=})|\w+\.h5", row))]}
         add_dataset("mine", {"modalities": ["rna", "adt"], "source": source, "prepare": yaml.safe_load(row)})
         assert load("datasets", "mine")["prepare"]["kind"] in PREPARERS

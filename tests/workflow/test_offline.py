@@ -25,7 +25,7 @@ def project(fresh, web):
     """A project with a data set of two files and two sources, the first of which cannot be used."""
     fresh.environment["NO_PROXY"] = "127.0.0.1"
     sources = [
-        {"kind": "files", "name": "mine", "folder": "none", "files": ["W1.npy"]},
+        {"kind": "files", "name": "mine", "folder": "none", "files": ["W1.npy", "W2.npy"]},
         {"kind": "http", "name": "web", "base": web.url, "files": {"W1.npy": {}, "W2.npy": {}}},
     ]
     spec = {"label": "Arrays", "modalities": ["rna", "atac"], "sources": sources}

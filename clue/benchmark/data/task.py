@@ -196,6 +196,8 @@ def _split_random(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, spl
 
 
 def _split_donors(obs: pd.DataFrame, kept: np.ndarray, testable: np.ndarray, split: Split, where: str) -> Parts:
+    if "donor" not in obs:
+        raise TaskError(f"{where}: the data set's obs has no column 'donor'; name it: prepare.donor")
     donors = _column(obs, "donor", where)
     strata = pd.Series("", index=obs.index)
     for column in STRATA:

@@ -80,8 +80,6 @@ def align(embedding: ad.AnnData, solution: ad.AnnData, pair: Sequence[str], wher
     ContractError
         If the rows are not the test cells of the solution, or batches disagree.
     """
-    if renamed := int((embedding.obs["cell"].astype(str) != embedding.obs_names).sum()):
-        raise ContractError(f"{where}: obs['cell'] differs from obs_names in {renamed} rows; make them equal")
     first, second = (_cells_of(embedding, solution, name, where) for name in pair)
     return first, second
 
@@ -295,7 +293,7 @@ def _of_neighbours(source: Cells, target: Cells, measured: sp.csr_matrix) -> np.
 def identify(embedding: ad.AnnData, solution: ad.AnnData, run: str, where: str) -> dict:
     """Return the columns that all rows of the table share: run, data set, split, method, variant, seed, transductive.
 
-    A user's own embedding may leave out data set and split, which the solution also has.
+    A user's own embedding may leave out its parameters, and data set and split, which the solution also has.
     """
     identity = {"run": run}
     for key in ("dataset", "split"):
@@ -306,7 +304,7 @@ def identify(embedding: ad.AnnData, solution: ad.AnnData, run: str, where: str) 
     identity.update({key: str(embedding.uns[key]) for key in ("method", "variant")})
     try:
         identity["seed"] = int(embedding.uns["seed"])
-        params = embedding.uns["params"]
+        params = embedding.uns.get("params", {})  # another program may have none
         params = dict(json.loads(params) if isinstance(params, str) else params)
     except (TypeError, ValueError) as error:
         wanted = "uns['seed'] must be a whole number, and uns['params'] a map or a JSON map"

@@ -77,6 +77,8 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
     """
     folder = Path(folder)
     spec = as_downloaded(spec, folder)
+    settings = spec["prepare"]
+    columns = [*OBS_COLUMNS, *settings.get("columns", ())]
     modalities = PREPARERS[spec["prepare"]["kind"]](spec, folder)
     if sorted(modalities) != sorted(spec["modalities"]):
         raise PrepareError(
@@ -85,7 +87,10 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
     modalities = _without_clashes({modality: modalities[modality] for modality in spec["modalities"]})
     for modality, adata in modalities.items():
         where = f"{_file_of(spec, folder, modality)} [{modality}]"
-        check_modality(adata, where, list(adata.obs.filter(OBS_COLUMNS)))
+        layer = settings.get("layer")
+        layer = layer.get(modality) if isinstance(layer, dict) else layer
+        matrix = f"layer {layer!r}" if layer else "X"
+        check_modality(adata, where, list(adata.obs.filter(dict.fromkeys(columns))), matrix)
         if "donor_in_batch" in spec:
             adata.obs["donor"] = _donors(name, adata.obs["batch"].astype(str), spec["donor_in_batch"])
         if not adata.X.nnz:
@@ -93,7 +98,7 @@ def prepare(name: str, spec: Spec, folder: str | Path) -> md.MuData:
     modalities = _drop_zero_features(modalities)
     check_expected(name, spec, modalities)
     with md.set_options(pull_on_update=False):
-        mdata = md.MuData({modality: _plain(adata) for modality, adata in modalities.items()})
+        mdata = md.MuData({modality: _plain(adata, columns) for modality, adata in modalities.items()})
     dropped = next(iter(modalities.values())).uns.get("dropped", "")
     mdata.uns = {"dataset": name, "source": describe_source(spec), "sha256": _digest(spec), "dropped": dropped}
     return mdata
@@ -191,9 +196,9 @@ def check_expected(name: str, spec: Spec, modalities: Modalities) -> None:
         print(f"{key}: {number}, as expected")
 
 
-def _plain(adata: ad.AnnData) -> ad.AnnData:
-    """Return only the counts and the annotations that the benchmark knows."""
-    obs = adata.obs.filter(OBS_COLUMNS).astype(str).astype("category")
+def _plain(adata: ad.AnnData, columns: list[str]) -> ad.AnnData:
+    """Return only the counts and the annotations that the benchmark knows or a split needs."""
+    obs = adata.obs.filter(dict.fromkeys(columns)).astype(str).astype("category")
     return ad.AnnData(adata.X.copy(), obs=obs, var=adata.var.filter(VAR_COLUMNS).astype(str))
 
 

@@ -46,6 +46,9 @@ def prepare_own(spec: Spec, folder: Path) -> Modalities:
     obs["batch"] = ONE_BATCH
     for ours, theirs in columns.items():
         obs[ours] = _column(read, theirs, f"prepare.{ours}", paths).reindex(obs.index).to_numpy()
+    for column in settings.get("columns", ()):
+        if column not in (*obs, "donor", "cell_type"):
+            obs[column] = _column(read, column, "a split names it", paths).reindex(obs.index).to_numpy()
     modalities = {}
     for modality, adata in read.items():
         counts = raw_files.counts_of(adata.X, f"{paths[modality]} [{modality}]")
