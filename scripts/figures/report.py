@@ -246,8 +246,10 @@ def main(
     comparison = drawn.pop("comparison", None)
     others = []
     for name in sorted(drawn, key=lambda name: (list(TITLES).index(name) if name in TITLES else len(TITLES), name)):
-        item = show_figure(drawn[name], TITLES.get(name, name.replace("_", " ")), captions)
-        others.append(item | {"table": show(read_if_there(results / "tables" / f"{name}.tsv"), name)})
+        table = read_if_there(results / "tables" / f"{name}.tsv")
+        if len(table):  # otherwise the figure only says that there is nothing to draw
+            item = show_figure(drawn[name], TITLES.get(name, name.replace("_", " ")), captions)
+            others.append(item | {"table": show(table, name)})
     paper = read_if_there(results / "tables" / "paper.tsv")
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True)
     page = environment.get_template("report.html.j2").render(

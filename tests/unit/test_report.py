@@ -17,7 +17,7 @@ N_POINTS = 40
 
 @pytest.fixture
 def results(tmp_path) -> Path:
-    """The results of a run: scores of two methods, one failure, a figure, a UMAP."""
+    """The results of a run: scores of two methods, one failure, a figure, one with nothing to draw, a UMAP."""
     for folder in ("figures", "tables"):
         (tmp_path / folder).mkdir()
     values = {"clue": (0.1, 0.05), "cca": (0.09, 0.04)}
@@ -33,7 +33,9 @@ def results(tmp_path) -> Path:
     columns = "label dataset split metric direction published ours seeds verdict why source".split()
     paper = pd.DataFrame([source]).reindex(columns=columns)
     tables.write_table(paper, tmp_path / "tables" / "paper.tsv")
-    for name in ("ablation", "umap_pbmc_cite_donors"):
+    tables.write_table(pd.DataFrame({"method": ["clue"]}), tmp_path / "tables" / "ablation.tsv")
+    tables.write_table(pd.DataFrame({"method": []}), tmp_path / "tables" / "scaling.tsv")
+    for name in ("ablation", "scaling", "umap_pbmc_cite_donors"):
         Image.new("RGB", (400, 200), "white").save(tmp_path / "figures" / f"{name}.png")
     cells = pd.DataFrame({"cell": [f"rna_{i:06d}" for i in range(1, N_POINTS + 1)], "variant": "default"})
     cells["modality"] = np.repeat(["rna", "adt"], N_POINTS // 2)
@@ -56,6 +58,7 @@ def report(results, scripts, project, display) -> Path:
 def test_report_names_commands_failures_and_versions(report):
     page = report.read_text()
     assert "snakemake --cores 1 --configfile config/quick.yaml" in page and "figures/ablation.pdf" in page
+    assert "figures/scaling.pdf" not in page
     assert "4 of 5 planned jobs have scores" in page and "1 job(s) failed" in page
     assert "no &lt;script&gt;alert(1)&lt;/script&gt; memory" in page and "<script>alert(1)" not in page
     assert "clue-bench" in page and "run: t" in page
