@@ -272,8 +272,7 @@ def _check_sources(spec: dict[str, Any], path: Path) -> None:
     names = [source.get("name", source["kind"]) for source in spec.get("sources", [])]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: sources: more than one is named {twice[0]!r}; give each its own `name`")
-    splits = [part for split in spec["splits"].values() for part in (split, split.get("drop", {}))]
-    columns = sorted({part["column"] for part in splits if "column" in part})
+    columns = sorted({split["column"] for split in spec["splits"].values() if "column" in split})
     for source in spec.get("sources") or [spec.get("source", {})]:
         settings = source.get("prepare") or spec.get("prepare", {})
         given = [member["file"] for member in source.get("members", ())] or list(source.get("files", ()))

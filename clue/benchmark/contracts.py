@@ -67,10 +67,10 @@ def _check_names(adata: ad.AnnData, where: str) -> None:
     for axis, names in (("cell", adata.obs_names), ("feature", adata.var_names)):
         if not names.is_unique:
             twice = names[names.duplicated()][0]
-            fix = (
-                "make names unique, for instance with " + ("obs" if axis == "cell" else "var") + "_names_make_unique()"
+            function = f"{'obs' if axis == 'cell' else 'var'}_names_make_unique()"
+            raise ContractError(
+                f"{where}: {axis} name {twice!r} occurs more than once; make names unique, for instance with {function}"
             )
-            raise ContractError(f"{where}: {axis} name {twice!r} occurs more than once; {fix}")
         if (cut := names[names.astype(str).str.contains("\0", regex=False)]).size:
             raise ContractError(f"{where}: {axis} name {cut[0]!r} has a zero byte, where HDF5 cuts it off; rename it")
 
