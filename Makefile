@@ -123,7 +123,7 @@ envs/%.sif: envs/%.yaml envs/apptainer.def
 	apptainer build --force --build-arg env=$* $@ envs/apptainer.def
 
 check-method: $(INSTALLED)
-	@[ -f "config/methods/$(NAME).yaml" ] || { echo "NAME=$(NAME): no file config/methods/$(NAME).yaml"; exit 1; }
+	@[ -n "$(NAME)" ] || { echo "error: name the method: make check-method NAME=my_method"; exit 1; }
 	@CHECK_METHOD=$(NAME) PYTHONPATH=. $(BIN)/python tests/unit/test_method_programs.py
 	CHECK_METHOD=$(NAME) OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit/test_method_programs.py \
 		--verbose --no-header --disable-warnings --tb=short

@@ -7,8 +7,7 @@ needs only a fraction of the products with the matrix that a randomised decompos
 """
 
 import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.linalg
@@ -137,15 +136,9 @@ def _covariance_times(matrix: sp.csr_matrix, centre: np.ndarray, block: np.ndarr
         rows = slice(start, start + _ROWS)
         return times(matrix, times(matrix, block, rows), rows, transposed=True)
 
-    n = n_threads()
-    waiting: deque[Future] = deque()
-    with ThreadPoolExecutor(n) as threads:
-        for start in range(0, matrix.shape[0], _ROWS):
-            waiting.append(threads.submit(part, start))
-            if len(waiting) > n:
-                total += waiting.popleft().result()
-        for product in waiting:
-            total += product.result()
+    with ThreadPoolExecutor(n_threads()) as threads:
+        for product in threads.map(part, range(0, matrix.shape[0], _ROWS)):
+            total += product
     total -= np.outer(centre, matrix.shape[0] * (centre @ block))
     return total.astype(np.float32)
 

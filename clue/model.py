@@ -281,8 +281,8 @@ class CLUE:
             self._cells_seen = self._cells_seen | seen
             self._validation, self._readout = settings.validation, None
             train(self.network, cells, objective, settings, rows, self.seed, checkpoints, progress)
-        except Exception:
-            if not rows:  # forget batches on which the model was not trained
+        except Exception:  # whatever it is, a model that was not trained has not seen these batches
+            if not rows:
                 vars(self).update(before)
             raise
         finally:
@@ -528,7 +528,7 @@ class CLUE:
         if (chosen < 0).any():
             raise ValueError(f"{target} has no decoded feature {wanted[int(np.argmin(chosen))]!r}")
         cells = _names(data if source is None else self._one(data, source)[0])
-        z = self._place(data, source, self._posterior, self._fused, besides=target)
+        z = self._place(data, source, self._posterior, self._fused, avoided=target)
         weights = self._decoded_batches(_of_cells("batch", batch, cells), target, len(z))
         size = _library_size(_of_cells("library_size", library_size, cells), len(z))
 
@@ -578,12 +578,12 @@ class CLUE:
     # ---- placing cells ---------------------------------------------------------------------------
 
     def _place(
-        self, data: ad.AnnData | Data, modality: str | None, one: Callable, fuse: Callable, besides: str | None = None
+        self, data: ad.AnnData | Data, modality: str | None, one: Callable, fuse: Callable, avoided: str | None = None
     ) -> np.ndarray:
         """Return the first result of `one` for a single modality; for several, apply `fuse` to the results for each.
 
         `fuse` gets a row for every cell from each modality; the row is zero if the cell is not seen in it. Of several
-        modalities, `besides` is read only for cells that are seen in no other.
+        modalities, `avoided` is read only for cells that are seen in no other.
         """
         if isinstance(data, ad.AnnData) or modality is not None:
             adata, modality = self._one(data, modality)
@@ -595,9 +595,9 @@ class CLUE:
         missing = names.difference(pd.Index(np.concatenate([adata.obs_names for adata in adatas.values()])))
         if len(missing):
             raise ValueError(f"cell {missing[0]!r} is seen in none of the model's modalities {self.modalities}")
-        if besides in adatas and len(adatas) > 1:
-            others = _names({k: adata for k, adata in adatas.items() if k != besides})
-            adatas[besides] = adatas[besides][~adatas[besides].obs_names.isin(others)]
+        if avoided in adatas and len(adatas) > 1:
+            others = _names({k: adata for k, adata in adatas.items() if k != avoided})
+            adatas[avoided] = adatas[avoided][~adatas[avoided].obs_names.isin(others)]
         parts = []
         for k, adata in adatas.items():
             check_unique(k, "cells", adata.obs_names)

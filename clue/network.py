@@ -13,7 +13,7 @@ keeps them apart from those of other cells, and it sees the directions of large 
 not in the paper, also pushes them apart: λ_contrastive L_contrastive (`Objective.contrastive`; 0 by default).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -222,11 +222,8 @@ class Network(nn.Module):
         posteriors: dict[str, tuple[torch.Tensor, torch.Tensor]],
         objective: Objective,
         generator: torch.Generator | None = None,
-        weight: Callable[..., float] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Every loss of encoders and decoders, each a mean over cells (and features for likelihoods).
-
-        A mean over the cells that are seen in some modalities is multiplied by ``weight(*modalities)``, if given.
 
         Returns
         -------
@@ -240,10 +237,6 @@ class Network(nn.Module):
             fused = self.unit(joint[0] + joint[1] * _noise_like(centre, generator))
         libraries = {k: self.libraries[k](seen.counts) for k, seen in batch.seen.items()}
         losses: dict[str, Any] = dict.fromkeys(("cross", "source_cross", "mse", "contrastive"), 0.0)
-
-        def weighted(loss: torch.Tensor, *modalities: str) -> torch.Tensor:
-            return loss if weight is None else weight(*modalities) * loss
-
         for k, seen in batch.seen.items():
             i = self.modalities.index(k)
             n_features = seen.counts.shape[1]
@@ -253,32 +246,28 @@ class Network(nn.Module):
                 codes.append(self.subspace(fused.index_select(0, seen.cell), k))
             ll = self.decoders[k].log_likelihood(codes, seen.batch, [own] * len(codes), seen.counts)
             nll = -ll / n_features
-            losses[f"nll_{k}"] = weighted(nll[0], k)
-            losses[f"kl_{k}"] = weighted(gaussian_kl(*posteriors[k]).mean() / n_features, k)
+            losses[f"nll_{k}"] = nll[0]
+            losses[f"kl_{k}"] = gaussian_kl(*posteriors[k]).mean() / n_features
             if objective.cross:
-                losses["cross"] = losses["cross"] + weighted(nll[1], k)
+                losses["cross"] = losses["cross"] + nll[1]
             if objective.cross and self.fusion == "product":
                 kl = (
                     gaussian_kl(*(self.subspace(part.index_select(0, seen.cell), k) for part in joint)).mean()
                     / n_features
                 )
-                losses["cross_kl"] = losses.get("cross_kl", 0.0) + weighted(kl, k)
+                losses["cross_kl"] = losses.get("cross_kl", 0.0) + kl
             if objective.source_cross:
-                from_sources = self._source_cross(batch, samples, libraries, k, weighted)
-                losses["source_cross"] = losses["source_cross"] + from_sources
+                losses["source_cross"] = losses["source_cross"] + self._source_cross(batch, samples, libraries, k)
             if objective.mse:
-                distance = cosine_distance(samples[k], centre.index_select(0, seen.cell))
-                losses["mse"] = losses["mse"] + weighted(distance.mean(), k)
+                losses["mse"] = losses["mse"] + cosine_distance(samples[k], centre.index_select(0, seen.cell)).mean()
             if objective.contrastive:
                 losses["contrastive"] = losses["contrastive"] + sum(
-                    weighted(
-                        info_nce(posteriors[k][0][both], posteriors[source][0][row], objective.temperature), k, source
-                    )
+                    info_nce(posteriors[k][0][both], posteriors[source][0][row], objective.temperature)
                     for source, row, both in _partners(batch, k)
                 )
         return losses
 
-    def _source_cross(self, batch, samples, libraries, target: str, weighted: Callable) -> torch.Tensor:
+    def _source_cross(self, batch, samples, libraries, target: str) -> torch.Tensor:
         """Negative log-likelihood of `target` decoded from each other modality's cross-encoder."""
         total: Any = 0.0
         i = self.modalities.index(target)
@@ -291,7 +280,7 @@ class Network(nn.Module):
             ll = self.decoders[target].log_likelihood(
                 [self.subspace(samples[source][row], target)], seen.batch[both], [library], counts
             )
-            total = total - weighted(ll[0] / counts.shape[1], target, source)
+            total = total - ll[0] / counts.shape[1]
         return total
 
     @staticmethod

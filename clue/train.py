@@ -16,7 +16,7 @@ import hashlib
 import json
 import logging
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
@@ -376,24 +376,14 @@ class _Loop:
         sums: dict[str, float] = {}
         means: dict[str, list] = {k: [] for k in network.modalities}
         names: dict[str, list] = {k: [] for k in network.modalities}
-
-        def n_cells(index: torch.Tensor, modalities: Iterable[str]) -> int:
-            return int(torch.stack([self.cells.row[k][index] >= 0 for k in modalities]).all(0).sum())
-
-        def weight(*modalities: str) -> float:
-            """Make up for the share of the chunk's cells that these modalities show; exactly 1 if they show all."""
-            share = n_cells(index, modalities) * len(self.held_out)
-            return share / (n_cells(self.held_out, modalities) * len(index))
-
-        for index in self.held_out.split(1024):
+        # Cells that are seen in only one modality may follow each other; every chunk gets its share of them.
+        n_chunks = -(-len(self.held_out) // 1024)
+        for index in (self.held_out[i::n_chunks] for i in range(n_chunks)):
             # a single cell is enough, since batch normalisation uses its running means here
             batch = self.cells.take(index, least=1)
             posteriors = network.posteriors(batch)
-            losses = network.generator_losses(batch, posteriors, objective, noise, weight)
+            losses = network.generator_losses(batch, posteriors, objective, noise)
             adversarial = network.discriminator_loss(batch, {k: m for k, (m, _) in posteriors.items()}, None, None)
-            # a mean over the embeddings from all modalities
-            n_here, n = (sum(n_cells(i, [k]) for k in self.cells.row) for i in (index, self.held_out))
-            adversarial = adversarial * (n_here * len(self.held_out) / (n * len(index)))
             losses |= {"adversarial": adversarial, "loss": network.total(losses, adversarial, objective, 1.0)}
             for name, value in losses.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * len(index)

@@ -190,6 +190,7 @@ def load(kind: str, name: str, root: str | Path = ".", named_by: str = "") -> di
             )
     if kind == "datasets":
         _check_sources(spec, path)
+        _keep_columns_of_splits(spec)
         _check_mosaics(spec, path)
         _resolve_within(spec["splits"], path)
     if kind == "methods":
@@ -272,7 +273,6 @@ def _check_sources(spec: dict[str, Any], path: Path) -> None:
     names = [source.get("name", source["kind"]) for source in spec.get("sources", [])]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"{path}: sources: more than one is named {twice[0]!r}; give each its own `name`")
-    columns = sorted({split["column"] for split in spec["splits"].values() if "column" in split})
     for source in spec.get("sources") or [spec.get("source", {})]:
         settings = source.get("prepare") or spec.get("prepare", {})
         given = [member["file"] for member in source.get("members", ())] or list(source.get("files", ()))
@@ -281,8 +281,14 @@ def _check_sources(spec: dict[str, Any], path: Path) -> None:
             # a sample may be named by the common beginning of its files
             if not any(name == file or ("samples" in settings and name.startswith(file)) for name in given):
                 raise ConfigError(f"{path}: prepare: source has no file {file!r}{_suggest(file, given)}")
+
+
+def _keep_columns_of_splits(spec: dict[str, Any]) -> None:
+    """Tell the preparation of a user's own files which columns splits name; it keeps no others."""
+    columns = sorted({split["column"] for split in spec["splits"].values() if "column" in split})
+    for settings in (place.get("prepare", {}) for place in (spec, *spec.get("sources", ()))):
         if columns and settings.get("kind") == "own":
-            settings["columns"] = columns  # prepared files keep only what splits need
+            settings["columns"] = columns
 
 
 # ---- the benchmark -------------------------------------------------------------------------------

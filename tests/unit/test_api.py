@@ -11,8 +11,9 @@ import scipy.sparse as sp
 import torch
 
 import clue
-from clue.matching import match_gaussian, match_ot
+from clue.matching import match_gaussian, match_ot, match_snn
 from clue.metrics import match_score
+from clue.shifts import remove_shifts
 from clue.simulate import simulate
 
 WIDTHS = {"n_latent": 6, "encoder": (1, 32), "decoder": (1, 32), "discriminator": (1, 16), "n_components": 20}
@@ -108,6 +109,11 @@ def test_match_is_within_the_given_column(model, cells):
         np.testing.assert_allclose(matches.sum(axis=1), 1, rtol=1e-5)
         # chance is 1 / 300
         assert match_score(matches, truth) > 0.05
+    batch = [adata.obs["batch"] for adata in (rna, adt)]
+    placed = remove_shifts([model.align(rna), model.align(adt)], batch)
+    assert (match_snn(*placed, batch_x=batch[0], batch_y=batch[1]) != within).nnz == 0
+    in_z = [model.embed(rna), model.embed(adt)]
+    assert (match_snn(*in_z) != model.match(rna, adt, space="z")).nnz == 0
     soft = model.match(rna, adt, space="z", matching=match_gaussian, k=5)
     assert (np.diff(soft.indptr) == 5).all()
     with pytest.raises(ValueError, match="b: obs lacks the batch column 'lane'"):
