@@ -107,6 +107,16 @@ def test_complete_file_is_not_requested_even_without_its_manifest(web, folder):
     assert web.requests == [] and (folder / "source.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("damaged", ["", "half a lin", f"{'0' * 64}  {FILE}\n"])
+def test_file_whose_recorded_checksum_is_damaged_is_downloaded_again(web, folder, damaged):
+    get(folder, source(web))
+    (folder / "source.json").unlink()
+    (folder / SUMS).write_text(damaged)
+    web.requests.clear()
+    get(folder, source(web))
+    assert web.requests and is_complete(folder) and recorded(folder) == {FILE: sha256(CONTENT)}
+
+
 def test_progress_is_written_as_lines_in_a_log(web, folder, capsys):
     web.faults["GET"] = [trickle(web, 10_000, 0.05)]
     get(folder, source(web), patience=Patience(report=0.5))

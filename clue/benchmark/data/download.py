@@ -130,8 +130,9 @@ def _in_mirror(source: dict[str, Any], base: str) -> dict[str, Any]:
 
 def read_sums(path: Path) -> dict[str, str]:
     """Return the SHA-256 digests in a file of sha256sum's format, by file name; none if there is no such file."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {name: found for found, name in (line.split(maxsplit=1) for line in lines)}
+    text = path.read_text(errors="replace") if path.exists() else ""
+    # a damaged line tells no checksum, so its file is downloaded again
+    return {name: found for found, name in re.findall(r"^([0-9a-f]{64}) [ *](.+)$", text, re.MULTILINE)}
 
 
 def _is_right(path: Path, known: Mapping[str, Any]) -> bool:
