@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from clue.benchmark.contracts import cells_of_test_file, read_solution
+from clue.benchmark.contracts import cells_of_test_file, read_arrays, read_solution
 from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 
@@ -36,7 +36,9 @@ def read_confusion(path: Path, solution) -> pd.DataFrame:
     method, variant, seed = path.parts[-4:-1]
     direction = path.stem.removeprefix("match_")
     types_x, types_y = (cells_of_test_file(solution, name)["cell_type"].to_numpy() for name in direction.split("2"))
-    table = confusion(sp.load_npz(path), types_x, types_y)
+    parts = read_arrays(path)  # of a file that scipy wrote
+    matches = sp.csr_matrix((parts["data"], parts["indices"], parts["indptr"]), parts["shape"])
+    table = confusion(matches, types_x, types_y)
     found = table.rename_axis(index="from_type", columns="to_type").stack().rename("fraction").reset_index()
     found["cells"] = found["from_type"].map(pd.Series(types_x).value_counts()).fillna(0).astype(int)
     job = {"method": method, "variant": variant, "seed": seed.removeprefix("seed-"), "direction": direction}

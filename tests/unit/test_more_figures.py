@@ -174,6 +174,11 @@ def test_confusion_has_known_answers(scripts, draw, tmp_path):
     table = draw("confusion", "--solution", tmp_path / "solution.h5ad", "--matches", path)
     rows = table[["from_type", "to_type", "fraction", "cells"]].to_numpy().tolist()
     assert rows == [["B", "B", 0.25, 2], ["B", "T", 0.75, 2]]
+    whole = path.read_bytes()
+    for wrong in (whole[:200], b""):
+        path.write_bytes(wrong)
+        with pytest.raises(contracts.ContractError, match="match_rna2adt.npz: cannot be read"):
+            scripts("figures/confusion.py").read_confusion(path, solution)
 
 
 ODD = ["a$\\frac$b", "_starts_low", "100 % CD4", "T" * 200, "日本語", "two\nlines", "", "תא", "<b>&amp;"]
