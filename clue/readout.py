@@ -4,7 +4,8 @@ The embedding z serves the decoders: its directions count by how much of the cou
 directions that count by how well they carry over between modalities. These are the canonical directions (Hotelling,
 Biometrika 1936) of everything that is known about a cell: the components of its counts and the last hidden layers of
 the encoders. The directions are fitted in closed form, with a ridge, on cells seen in several modalities, and weighted
-by their correlation. z is added because the canonical directions are uncertain if cells are few, and z is less so.
+by their correlation within batches. z is added because the canonical directions are uncertain if cells are few, and z
+is less so.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ MIN_HELD_OUT, MAX_HELD_OUT = 20, 2000
 """Limits of held-out cells per pair of modalities: fewer cannot tell settings apart, and more only cost time."""
 LEAST_PAIRS = 4
 """A modality is left out if fewer cells are seen both in it and in another one."""
+LEAST_BATCH = 20
+"""Batches of fewer cells count as one, since their means are uncertain."""
 Settings = tuple[float, int, float]
 """Ridge, number of canonical components, and lift."""
 DEFAULT: Settings = (1.0, 20, 0)
@@ -123,16 +126,18 @@ class Readout:
         n_inputs = {k: n_inputs[k] for k in features}
         chosen = chosen or [(max(n_inputs.values()), DEFAULT)]
         of_inputs = [
-            _project(*_scaled({k: x[:, : min(n, n_inputs[k])] for k, x in features.items()}, n_inputs), settings)
+            _project(*_scaled({k: x[:, : min(n, n_inputs[k])] for k, x in features.items()}, n_inputs), batch, settings)
             for n, settings in chosen
         ]
         with_hidden, scale = _scaled({k: x[:, :-n_embedding] for k, x in features.items()}, n_inputs)
-        # Few cells are held out, so they choose the ridge, and otherwise only among settings that suit the inputs. If
-        # they are too few even for that, the first of the grid is taken, which has the largest ridge.
-        grid = list(dict.fromkeys((ridge, n, lift) for ridge in reversed(RIDGES) for _, (_, n, lift) in chosen))
+        # Few cells may be held out, so they choose the ridge, and otherwise only among settings near those that suit
+        # the inputs; hidden layers may need more components. If cells are too few even for that, the first of the grid
+        # is taken, which has the largest ridge.
+        near = dict.fromkeys((more * n, lift) for more in (1, 2) for _, (_, n, lift) in chosen)
+        grid = [(ridge, *settings) for ridge in reversed(RIDGES) for settings in near]
         found = qualities(with_hidden, held_out, batch, grid, MAX_HELD_OUT)
         best = max(grid, key=lambda settings: found.get(settings, 0))
-        return cls(n_inputs, n_embedding, of_inputs, _project(with_hidden, scale, best))
+        return cls(n_inputs, n_embedding, of_inputs, _project(with_hidden, scale, batch, best))
 
     def __call__(self, modality: str, features: np.ndarray) -> np.ndarray:
         """Return the coordinates of cells seen in one modality, shape (cells, components), rows of unit length."""
@@ -176,10 +181,10 @@ def _lift(coordinates: np.ndarray, constant: float) -> np.ndarray:
     return l2_normalise(np.column_stack([coordinates, np.full(len(coordinates), constant)]))
 
 
-def _project(features: Rows, scale: Rows, settings: Settings) -> Projection:
+def _project(features: Rows, scale: Rows, batch: np.ndarray, settings: Settings) -> Projection:
     """Fit on all cells; `features` are those of `_scaled`."""
     ridge, n_components, lift = settings
-    moments = _Moments(features, np.ones(len(next(iter(features.values()))), dtype=bool))
+    moments = _Moments(features, np.ones(len(batch), dtype=bool), batch)
     directions = next(moments.canonical([ridge], n_components))
     return Projection(
         {k: mean / scale[k] for k, mean in moments.mean.items()},
@@ -204,7 +209,7 @@ def qualities(
         return {}
     grid = list(grid)
     ridges = list(dict.fromkeys(ridge for ridge, _, _ in grid))
-    moments = _Moments(features, ~held_out)
+    moments = _Moments(features, ~held_out, batch)
     position = np.cumsum(held_out) - 1
     found = {}
     for ridge, directions in zip(ridges, moments.canonical(ridges, max(n for _, n, _ in grid)), strict=True):
@@ -238,17 +243,20 @@ def _with_pairs(features: Rows, rows: np.ndarray) -> Rows:
 
 
 class _Moments:
-    """Means and covariances of the features of some cells, within each modality and between each pair of modalities."""
+    """Means and covariances of the features of some cells, within each modality and between each pair of modalities.
 
-    def __init__(self, features: Rows, rows: np.ndarray):
+    Covariances are those within batches: how batches differ does not help to match the cells of one of them.
+    """
+
+    def __init__(self, features: Rows, rows: np.ndarray, batch: np.ndarray):
         seen = {k: rows & _seen(x) for k, x in features.items()}
         self.mean = {k: x[seen[k]].mean(axis=0) for k, x in features.items()}
-        self.within = {k: _covariance(x[seen[k]], x[seen[k]]) for k, x in features.items()}
+        self.within = {k: _covariance(x[seen[k]], x[seen[k]], batch[seen[k]]) for k, x in features.items()}
         self.between = {}
         for k, m in combinations(features, 2):
             both = seen[k] & seen[m]
             if both.any():
-                self.between[k, m] = _covariance(features[k][both], features[m][both])
+                self.between[k, m] = _covariance(features[k][both], features[m][both], batch[both])
 
     def length(self, modality: str, directions: np.ndarray) -> float:
         """Return the root-mean-square length of the cells' coordinates."""
@@ -278,8 +286,18 @@ class _Moments:
             yield {k: white[k] @ vectors[place[k], ::-1] * weight for k in white}
 
 
-def _covariance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x - x.mean(axis=0)).T @ (y - y.mean(axis=0)) / len(x)
+def _covariance(x: np.ndarray, y: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    return _centred(x, batch).T @ _centred(y, batch) / len(x)
+
+
+def _centred(x: np.ndarray, batch: np.ndarray) -> np.ndarray:
+    """Subtract the mean of each batch; those of fewer than `LEAST_BATCH` cells count as one."""
+    _, label, n_cells = np.unique(batch, return_inverse=True, return_counts=True)
+    label = np.where(n_cells[label] < LEAST_BATCH, -1, label)
+    x = x.copy()
+    for each in np.unique(label):
+        x[label == each] -= x[label == each].mean(axis=0)
+    return x
 
 
 def _inverse_root(values: np.ndarray, vectors: np.ndarray, ridge: float) -> np.ndarray:

@@ -12,6 +12,8 @@ from clue.readout import LEAST_PAIRS, MIN_HELD_OUT, RIDGES, Readout, _Moments, _
 from clue.simulate import simulate
 
 N = 600
+ONE = np.full(N, "all")
+"""One batch of all cells."""
 
 
 def correlated(rng, n_features, shared):
@@ -30,13 +32,27 @@ def features():
 
 
 def test_two_modalities_have_the_canonical_correlations(features):
-    directions = next(_Moments(features, np.ones(N, dtype=bool)).canonical([0.0], 5))
+    directions = next(_Moments(features, np.ones(N, dtype=bool), ONE).canonical([0.0], 5))
     centred = [x - x.mean(axis=0) for x in features.values()]
     bases = [np.linalg.svd(x, full_matrices=False)[0] for x in centred]
     expected = np.linalg.svd(bases[0].T @ bases[1], compute_uv=False)
     x, y = (c @ d for c, d in zip(centred, directions.values(), strict=True))
     np.testing.assert_allclose(np.std(x, axis=0), expected, atol=1e-8)  # the weight of a direction
     np.testing.assert_allclose(x.T @ y / N, np.diag(expected**3), atol=1e-8)
+
+
+def test_differences_between_batches_make_no_directions(features):
+    """Three batches differ in both modalities, so their means are correlated; cells of one batch do not tell this."""
+    batch = np.array(["a", "b", "c"])[np.arange(N) % 3]
+    rng = np.random.default_rng(1)
+    moved = {k: x + 10 * rng.normal(size=(3, x.shape[1]))[np.arange(N) % 3] for k, x in features.items()}
+    seen = np.ones(N, dtype=bool)
+    expected, found = (next(_Moments(x, seen, batch).canonical([0.1], 3)) for x in (features, moved))
+    for k in features:
+        np.testing.assert_allclose(found[k], expected[k], atol=1e-8)
+    # batches of few cells have uncertain means, and are not told apart
+    few, one = (next(_Moments(moved, seen, each).canonical([0.1], 3)) for each in (np.arange(N) // 10, ONE))
+    np.testing.assert_array_equal(few["rna"], one["rna"])
 
 
 def test_hidden_layers_of_few_inputs_and_few_cells_have_canonical_directions():
@@ -46,7 +62,7 @@ def test_hidden_layers_of_few_inputs_and_few_cells_have_canonical_directions():
     for modality in ("rna", "adt"):
         inputs = rng.normal(size=(60, 5))
         features[modality] = np.hstack([inputs, np.maximum(inputs @ rng.normal(size=(5, 295)), 0)])
-    directions = next(_Moments(features, np.ones(60, dtype=bool)).canonical([0.01], 160))
+    directions = next(_Moments(features, np.ones(60, dtype=bool), ONE[:60]).canonical([0.01], 160))
     assert all(np.isfinite(d).all() and d.shape == (300, 160) for d in directions.values())
 
 
@@ -87,9 +103,9 @@ def test_hidden_layers_take_the_ridge_with_which_held_out_cells_match_best(featu
     held_out, batch = np.arange(N) < n_held_out, np.full(N, "all")
     readout = Readout.fit(with_z, sizes, 1, held_out, batch, [(8, (1.0, 2, 0))])
     scaled, scale = _scaled(with_hidden, sizes)
-    found = qualities(scaled, held_out, batch, [(ridge, 2, 0) for ridge in RIDGES], N)
-    best, _, _ = max(found, key=found.get) if found else (max(RIDGES), 2, 0)
-    directions = next(_Moments(scaled, np.ones(N, dtype=bool)).canonical([best], 2))
+    found = qualities(scaled, held_out, batch, [(ridge, n, 0) for ridge in RIDGES for n in (2, 4)], N)
+    best, n, _ = max(found, key=found.get) if found else (max(RIDGES), 2, 0)
+    directions = next(_Moments(scaled, np.ones(N, dtype=bool), batch).canonical([best], n))
     for k, expected in directions.items():
         np.testing.assert_allclose(readout.of_all.directions[k], scale[k][:, None] * expected)
 
