@@ -20,7 +20,7 @@ INSTALLED := $(VENV)/installed-$(shell cat $(LOCKS) pyproject.toml | cksum | tr 
 OURS := $(if $(shell test -L $(VENV) && ls -A $(VENV)/),,$(wildcard $(VENV)/installed-*))
 SNAKEFILES := Snakefile $(wildcard rules/*.smk rules/methods/*.smk)
 
-.PHONY: help install run study download rehearsal score record tables tutorials docs estimate test check-method r lint clean resume status
+.PHONY: help install run study download rehearsal score record tables tutorials docs test check-method r lint clean resume status
 .PHONY: gpu-check slurm-test slurm-faults
 
 help:
@@ -35,7 +35,6 @@ help:
 	@echo "make tables   write the tables and pictures of the documents, from docs/results and config/schemas"
 	@echo "make tutorials  run the tutorials of docs/tutorials and write their pages; minutes, after make download"
 	@echo "make docs     build the pages of docs/ as a site in build/docs"
-	@echo "make estimate  print what the run of CONFIG will cost: jobs, hours, disk"
 	@echo "make test     run the tests"
 	@echo "make slurm-test   run the tests on a real Slurm that is set up for them; slurm-faults: the long ones too"
 	@echo "make gpu-check  compare CLUE on this machine's GPU with the CPU, and its speed with scglue's"
@@ -88,9 +87,6 @@ record: $(INSTALLED)
 	$(BIN)/python -P docs/make/record.py --config "$$CONFIG"
 	$(BIN)/python -P docs/make/tables.py
 	$(BIN)/python -P docs/make/pictures.py
-
-estimate: $(INSTALLED)
-	@$(BIN)/python -P scripts/estimate.py --config "$$CONFIG"
 
 tables: $(INSTALLED)
 	$(BIN)/python -P docs/make/tables.py

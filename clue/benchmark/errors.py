@@ -29,7 +29,7 @@ def one_line(text: str) -> str:
 def exit_on_error(function: Callable[[], Result]) -> Result:
     """Return the result of a function. A `BenchmarkError` becomes one line on stderr and exit status 1.
 
-    If the reader of standard output stops early (``make estimate | head``), the process ends silently, as is usual.
+    If the reader of standard output stops early (``make status | head``), the process ends silently, as is usual.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

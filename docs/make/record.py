@@ -1,6 +1,5 @@
 """Record a finished run in docs/results, the source of the documents' tables and pictures."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from clue.benchmark.config import ORACLE, Benchmark, Job, read_yaml
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.program import run_program
 from clue.benchmark.report import tables
-from clue.benchmark.running.cost import TIMES, Planned, planned
-from clue.benchmark.running.steps import planned_steps
 from clue.benchmark.scores.stats import summarise
 
 RESULTS = Path("docs", "results")
@@ -62,8 +59,6 @@ def record(config: Path) -> list[Path]:
     for name, (directions, wanted) in BY_DIRECTION.items():
         if rows := by_direction(metrics[metrics["direction"].str.fullmatch(directions)], wanted, resources, command):
             files.append(update(RESULTS / f"{folder.name}_{name}.tsv", rows, [*tables.JOB, "direction"]))
-    if rows := timed(benchmark, config, resources, command):
-        files.append(update(TIMES, rows, ["run", "what", "dataset"]))
     return files
 
 
@@ -102,44 +97,6 @@ def by_direction(metrics: pd.DataFrame, wanted: Sequence[str], resources: pd.Dat
             row |= {metric: summary.mean, f"{metric}_sd": summary.sd}
         rows.append(row | origin(tables.rows_of(resources, **{name: row[name] for name in tables.JOB}), command))
     return rows
-
-
-def timed(benchmark: Benchmark, config: Path, resources: pd.DataFrame, command: str) -> list[dict]:
-    """Return what the first job of each rule on each data set took, as Snakemake measured it, and its output's size."""
-    rows: dict[tuple, dict] = {}
-    for job in planned(benchmark, planned_steps(config)):
-        measured = Path(job.step.log.removesuffix(".log") + ".benchmark.tsv")
-        if (job.what, job.dataset) in rows or not job.cells or not measured.exists():
-            continue
-        used = tables.rows_of(resources, dataset=job.dataset)
-        if job.what in benchmark.methods:
-            used = tables.rows_of(used, method=job.what)
-        took = pd.read_table(measured, na_values="-").iloc[-1]
-        # For jobs on a CPU, CPU time, since other jobs on the machine lengthen wall time. Very short jobs have none.
-        seconds = took["s"] if job.step.gpus or pd.isna(took["cpu_time"]) else took["cpu_time"]
-        row = {"run": benchmark.config["run"], "what": job.what, "dataset": job.dataset, "modalities": job.modalities}
-        row |= {"cells": str(job.cells), "features": str(job.features)}
-        row |= {"steps": (job.what in benchmark.methods and steps_done(Path(job.step.output))) or job.steps}
-        row |= {"seconds": float(seconds), "setup_seconds": "", "memory_mb": float(took["max_rss"])}
-        row |= {"disk_mb": left_mb(job), "device": "cuda" if job.step.gpus else "cpu", "machine": ""}
-        rows[job.what, job.dataset] = row | origin(used, command)
-    return list(rows.values())
-
-
-def steps_done(output: Path) -> int:
-    """Return the steps that a method says it took, since it may stop early; 0 if it says nothing."""
-    path = output.with_name("run.json")
-    info = json.loads(path.read_text()).get("info", {}) if path.exists() else {}
-    stages = [info, info.get("training", {}), info.get("fine_tuning", {})]
-    return int(sum(np.sum(stage.get("steps", 0)) for stage in stages))
-
-
-def left_mb(job: Planned) -> float:
-    """Return the size of a job's output. For a method's job, this includes what scoring leaves in its folder."""
-    output = Path(job.step.output)
-    own = {"prepare": output.name, "features": output.name, "task": "*", "score": "metrics.tsv"}
-    pattern = own.get(job.what, "**/*")
-    return sum(file.stat().st_size for file in output.parent.glob(pattern) if file.is_file()) / 1e6
 
 
 def origin(used: pd.DataFrame, command: str) -> dict[str, str]:

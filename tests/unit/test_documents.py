@@ -1,6 +1,5 @@
 """Every result that a document shows comes from docs/results, where one command records a run."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -182,26 +181,6 @@ def test_scores_of_pairs_and_predictions_are_recorded_by_direction(run):
     assert (pair["method"], pair["direction"], pair["n"], pair["match_score"]) == ("cca", "rna+atac", "1", "0.2")
     (found,) = tables.read_table("docs/results/test_predictions.tsv", ["command", "commit"]).to_dict("records")
     assert (found["direction"], found["predict_rmse"], found["predict_pearson_cell"]) == ("rna2adt", "0.5", "")
-
-
-def test_resources_of_jobs_are_recorded_for_estimates(run, workplace):
-    used = {"test/simulated_factors/random20/cca/default/seed-0": (12.5, 300), "prepared/simulated_factors": (2, "-")}
-    for log, (took, rss) in used.items():
-        path = workplace / "logs" / f"{log}.benchmark.tsv"
-        path.parent.mkdir(parents=True)
-        path.write_text(f"s\tmax_rss\tcpu_time\n1000\t{rss}\t{took}\n")
-    output = workplace / "results/test/simulated_factors/random20/cca/default/seed-0/checkpoints/model.pt"
-    output.parent.mkdir(parents=True)
-    output.write_bytes(bytes(2_000_000))
-    (output.parents[1] / "run.json").write_text(json.dumps({"info": {"steps": [100, 20]}}))
-    used = [("simulated_factors", "random20", "cca", "default", 0, 1, 1, NAN)]
-    run(job("cca", 0, 0.1), used=used, seeds=1)
-    times = tables.read_table("docs/results/times.tsv", ["what"]).set_index("what")
-    assert list(times.index) == ["prepare", "cca"]
-    wanted = {"run": "test", "dataset": "simulated_factors", "modalities": "rna+atac", "cells": "5000", "device": "cpu"}
-    wanted |= {"features": "3000", "steps": "120", "seconds": "12.5", "memory_mb": "300", "disk_mb": "2"}
-    assert times.loc["cca"].to_dict().items() >= wanted.items()
-    assert times.loc["prepare", "memory_mb"] == ""
 
 
 def test_table_says_what_failed_what_was_not_run_and_the_seeds(program, run, display):

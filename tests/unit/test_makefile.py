@@ -49,7 +49,7 @@ PATHS = ["my run.yaml", "it's.yaml", 'a "b".yaml', "a;b&c.yaml"]
 
 @pytest.mark.parametrize("path", PATHS)
 def test_paths_reach_programs_unchanged(make, installed, path):
-    for target in ("run", "status", "download", "estimate", "record"):
+    for target in ("run", "status", "download", "record"):
         assert f"[{path}]" in make(target, f"CONFIG={path}")[1], target
     _, output = make("score", f"EMBEDDING={path}", f"SOLUTION=other {path}")
     assert f"[{path}]" in output and f"[other {path}]" in output

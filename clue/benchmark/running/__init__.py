@@ -1,1 +1,1 @@
-"""Support for a run beside its rules: the machine, the cluster, progress and cost."""
+"""Support for a run beside its rules: the machine, the cluster and progress."""

@@ -35,8 +35,6 @@ class Step:
         Its rule, and the values of the rule's wildcards.
     output, log
         The first file that it makes, and its log, relative to the project.
-    cores, gpus, minutes
-        What it asks for.
     is_due
         Whether it has yet to be made, or to be made again.
     is_ready
@@ -47,9 +45,6 @@ class Step:
     wildcards: tuple[str, ...]
     output: str
     log: str
-    cores: int = 1
-    gpus: int = 0
-    minutes: int = 0
     is_due: bool = True
     is_ready: bool = True
 

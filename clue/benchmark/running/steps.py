@@ -61,6 +61,4 @@ def _planned(job: Job, graph: DAG) -> Step:
 
 def step_of(job: Job) -> Step:
     """Return a job of Snakemake as a step that is due."""
-    wanted = job.resources
-    amounts = job.threads, wanted.get("gpu") or 0, wanted.get("runtime") or 0
-    return Step(job.rule.name, tuple(job.wildcards), job.output[0], job.log[0], *amounts)
+    return Step(job.rule.name, tuple(job.wildcards), job.output[0], job.log[0])
