@@ -71,7 +71,7 @@ FEATURES = BENCHMARK.all_features()
 
 # Categories in `snakemake --report` for figures and tables that do not show scores.
 CATEGORIES = {"integration": "Embeddings", "factors": "Embeddings"}
-CATEGORIES |= dict.fromkeys(["learning", "scaling", "resources"], "Time and memory")
+CATEGORIES |= dict.fromkeys(["learning", "resources"], "Time and memory")
 
 
 wildcard_constraints:

@@ -32,7 +32,7 @@ SPECS = [BENCHMARK.datasets[a]["splits"][b] for a, b in SPLITS]
 if len({(spec.get("paired_fraction"), spec.get("n_train")) for spec in SPECS}) > 1:
     FIGURES_OF_TABLES["pairing"] = {"metrics": TABLE, "published": PUBLISHED}
 # The same for programs that also look into the results of jobs.
-FIGURES_OF_JOBS = {"learning": {"resources": RESOURCES}, "scaling": {"resources": RESOURCES}}
+FIGURES_OF_JOBS = {"learning": {"resources": RESOURCES}}
 REPORT = f"{RESULTS}/report.html"
 FIGURES = expand(FIGURE, name=["comparison", *FIGURES_OF_TABLES, *FIGURES_OF_JOBS])
 FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAP_SPLITS]

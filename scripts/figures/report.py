@@ -39,7 +39,6 @@ TITLES = {
     "integration": "Bio-conservation and mixing",
     "learning": "Learning curves",
     "resources": "Run time and memory",
-    "scaling": "Growth with cells",
 }
 """Figures over all data sets, in the order of the report; unlisted ones come last, by name."""
 OF_A_SPLIT = {"umap": "UMAP of test cells", "confusion": "Confusion of cell types"}

@@ -4,8 +4,6 @@ import json
 from itertools import pairwise
 from pathlib import Path
 
-import anndata as ad
-import mudata as md
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,19 +91,14 @@ def test_splits_of_a_curve_have_the_same_test_cells(scripts, project, dataset, s
     assert found["curve"].nunique() == 1 and list(found["split"]) == splits
 
 
-# ---- learning curves, growth ---------------------------------------------------------------------
+# ---- learning curves -----------------------------------------------------------------------------
 
 
-def write_run(folder: Path, history: list[dict] | None, n_cells: int = 30) -> None:
-    """Write the files of a CLUE job on split ``s`` of data set ``a``."""
+def write_run(folder: Path, history: list[dict] | None) -> None:
+    """Write the report of a CLUE job on split ``s`` of data set ``a``."""
     job = folder / "a" / "s" / "clue" / "default" / "seed-0"
     job.mkdir(parents=True)
     (job / "run.json").write_text(json.dumps({"info": {"history": history}}))
-    names = {"rna": n_cells, "adt": n_cells - 10}
-    obs = {key: pd.DataFrame(index=[f"cell {i}" for i in range(n)]) for key, n in names.items()}
-    counts = {key: sp.csr_matrix(np.ones((len(of), 1))) for key, of in obs.items()}
-    parts = {key: ad.AnnData(counts[key], of, pd.DataFrame(index=[key])) for key, of in obs.items()}
-    md.MuData(parts).write(folder / "a" / "s" / "train.h5mu")
 
 
 RAN = resources(("a", "s", "clue", "default", 0, 10.0, 100.0, NAN), ("a", "s", "clue", "no_mse", 0, 9.0, 100.0, NAN))
@@ -129,22 +122,6 @@ def test_broken_history_is_left_out_and_named(draw, tmp_path, capsys):
     write_run(tmp_path, [{"loss": 1.0}])
     assert draw("learning", "--results", tmp_path, resources=RAN).empty
     assert "run.json: left out, since it cannot be read" in capsys.readouterr().out
-
-
-def test_growth_counts_training_cells_once(draw, tmp_path):
-    write_run(tmp_path, None)
-    assert draw("scaling", "--results", tmp_path, resources=resources()).empty
-    found = draw("scaling", "--results", tmp_path, resources=RAN)
-    assert found["training_cells"].tolist() == [30], "20 cells are seen in both modalities; ablations are left out"
-
-
-@pytest.mark.parametrize("method", [0.0, 0.001])
-@pytest.mark.parametrize("control", [0.0, 0.001])
-def test_growth_of_jobs_too_short_to_measure(draw, tmp_path, method, control):
-    """If only the control, which is not drawn, has a time, there is no time axis."""
-    write_run(tmp_path, None)
-    jobs = ("a", "s", "cca", "default", 0, method, 100.0, NAN), ("a", "s", "random", "default", 0, control, 100.0, NAN)
-    assert len(draw("scaling", "--results", tmp_path, resources=resources(*jobs))) == 2
 
 
 # ---- probes, confusion, bio-conservation ---------------------------------------------------------

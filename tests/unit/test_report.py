@@ -34,8 +34,8 @@ def results(tmp_path) -> Path:
     paper = pd.DataFrame([source]).reindex(columns=columns)
     tables.write_table(paper, tmp_path / "tables" / "paper.tsv")
     tables.write_table(pd.DataFrame({"method": ["clue"]}), tmp_path / "tables" / "ablation.tsv")
-    tables.write_table(pd.DataFrame({"method": []}), tmp_path / "tables" / "scaling.tsv")
-    for name in ("ablation", "scaling", "umap_pbmc_cite_donors"):
+    tables.write_table(pd.DataFrame({"method": []}), tmp_path / "tables" / "learning.tsv")
+    for name in ("ablation", "learning", "umap_pbmc_cite_donors"):
         Image.new("RGB", (400, 200), "white").save(tmp_path / "figures" / f"{name}.png")
     cells = pd.DataFrame({"cell": [f"rna_{i:06d}" for i in range(1, N_POINTS + 1)], "variant": "default"})
     cells["modality"] = np.repeat(["rna", "adt"], N_POINTS // 2)
@@ -58,7 +58,7 @@ def report(results, scripts, project, display) -> Path:
 def test_report_names_commands_failures_and_versions(report):
     page = report.read_text()
     assert "snakemake --cores 1 --configfile config/quick.yaml" in page and "figures/ablation.pdf" in page
-    assert "figures/scaling.pdf" not in page
+    assert "figures/learning.pdf" not in page
     assert "4 of 5 planned jobs have scores" in page and "1 job(s) failed" in page
     assert "no &lt;script&gt;alert(1)&lt;/script&gt; memory" in page and "<script>alert(1)" not in page
     assert "clue-bench" in page and "run: t" in page

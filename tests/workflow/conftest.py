@@ -127,7 +127,7 @@ def finished_run(tmp_path_factory):
     project, ended = Project(folder / "project"), folder / "ended.json"
     with FileLock(f"{folder}.lock"):
         if not ended.exists():
-            copy_project(project.folder).draw_only("leaderboard", "scaling")
+            copy_project(project.folder).draw_only("leaderboard", "resources")
             ended.write_text(json.dumps(project.run()))
     return project, *json.loads(ended.read_text())
 

@@ -74,12 +74,12 @@ def test_scores_of_before_a_failed_step_are_not_shown(small):
 def test_failed_figure_does_not_prevent_the_report(finished):
     table = finished.path("results/test/metrics.tsv").stat().st_mtime_ns
     finished.path("results/test/report.html").unlink()
-    finished.path("scripts/figures/scaling.py").write_text("raise SystemExit('error: cannot be drawn')\n")
+    finished.path("scripts/figures/resources.py").write_text("raise SystemExit('error: cannot be drawn')\n")
     status, output = finished.snakemake()
-    log = finished.path("logs/test/figures/scaling.log").read_text()
+    log = finished.path("logs/test/figures/resources.log").read_text()
     assert status == 1 and "error: cannot be drawn" in log, output
     assert finished.path("results/test/report.html").stat().st_size > 100_000
-    assert not finished.path("results/test/figures/scaling.png").exists()
+    assert not finished.path("results/test/figures/resources.png").exists()
     assert finished.path("results/test/metrics.tsv").stat().st_mtime_ns == table, "no method failed, so the table stays"
 
 
