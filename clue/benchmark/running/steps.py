@@ -15,7 +15,7 @@ from clue.benchmark.running.cluster import CHECKOUT
 from clue.benchmark.running.status import Step
 
 
-def planned_steps(config: Path, cluster: bool = True) -> list[Step]:
+def planned_steps(config: Path, cluster: bool) -> list[Step]:
     """Return the steps of a run in the current folder, finished or not, each after those that it depends on.
 
     Parameters
