@@ -1,14 +1,14 @@
 """CLUE: one embedding for cells seen in any subset of several modalities.
 
 `CLUE` is the model; `Objective` and `Training` configure it. `clue.matching` and `clue.metrics` match and score
-embeddings, `clue.shifts` removes shifts between their modalities, `clue.simulate` makes data with known factors, and
+embeddings, `clue.correction` corrects those of new cells before, `clue.simulate` makes data with known factors, and
 `clue.preprocess` prepares encoder inputs.
 """
 
 import importlib
 
 __version__ = "0.2.0"
-__all__ = ["CLUE", "Objective", "Training", "matching", "metrics", "preprocess", "shifts", "simulate"]
+__all__ = ["CLUE", "Objective", "Training", "correction", "matching", "metrics", "preprocess", "simulate"]
 
 _HOMES = {"CLUE": "clue.model", "Objective": "clue.network", "Training": "clue.train"}
 

@@ -19,6 +19,7 @@ import torch
 from clue.batches import Cells
 from clue.checks import checked, is_whole_number, shown
 from clue.components import fit_preprocessors
+from clue.correction import remove_hubs, remove_shifts
 from clue.data import (
     BATCH,
     Data,
@@ -42,7 +43,6 @@ from clue.preprocess import Preprocessor, check_unique
 from clue.readout import Readout
 from clue.saved import load as read_file
 from clue.saved import save_atomically, with_arrays, without_arrays
-from clue.shifts import remove_shifts
 from clue.sparse import BLOCK
 from clue.train import Training, held_out, train
 
@@ -454,8 +454,8 @@ class CLUE:
             Column or columns of both ``obs``, for instance the batch: cells match only cells with the same values. With
             a MuData, they may be in its own ``obs``.
         space
-            ``aligned`` (`align`), without shifts between the modalities of a batch (`clue.shifts.remove_shifts`), or
-            ``z`` (`embed`).
+            ``aligned`` (`align`), without shifts between the modalities of a batch and without hubs
+            (`clue.correction`), or ``z`` (`embed`).
         matching, options
             A function of `clue.matching` and its options.
 
@@ -472,7 +472,9 @@ class CLUE:
             batches = [batch_of_one(*side, within) for side in (("a", a, modality_a), ("b", b, modality_b))]
             options |= {"batch_x": batches[0], "batch_y": batches[1]}
         placed = [place(a, modality_a), place(b, modality_b)]
-        return matching(*(remove_shifts(placed, batches) if space == "aligned" else placed), **options)
+        if space == "aligned":
+            placed = remove_hubs(remove_shifts(placed, batches), batches)
+        return matching(*placed, **options)
 
     @checked
     @torch.no_grad()

@@ -134,7 +134,7 @@ for axis, color in zip(axes, ("modality", "cell type"), strict=True):
 # %%
 match = model.match(test["rna"], test["adt"], within="batch")
 aligned = [model.align(adata) for adata in test.values()]
-aligned = clue.shifts.remove_shifts(aligned, [obs["batch"], obs["batch"]])
+aligned = clue.correction.remove_shifts(aligned, [obs["batch"], obs["batch"]])
 types = obs["cell_type"].to_numpy()
 scores = {
     "match score": clue.metrics.match_score(match, np.arange(len(obs))),

@@ -10,6 +10,7 @@ import numpy as np
 
 from clue.benchmark.methods import Task, run_method
 from clue.benchmark.methods.validation import choose, combinations, paired_cells, prepare
+from clue.correction import remove_hubs, remove_shifts
 
 SETTINGS = ("n_input", "ridge", "n_canonical", "power")
 """The settings that inner validation chooses; see `factorise` and `directions`."""
@@ -31,7 +32,11 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     task.info.update(chosen=settings, inner_validation=table)
     inputs, tests = prepare(task, "paired", paired, task.test, params)
     projections = fit(*inputs.values(), **settings)
-    return {name: project(x, projection) for (name, x), projection in zip(tests.items(), projections, strict=True)}
+    placed = [project(x, p) for x, p in zip(tests.values(), projections, strict=True)]
+    if params["corrected"]:
+        batches = [cells.obs["batch"] for cells in task.test.values()]
+        placed = remove_hubs(remove_shifts(placed, batches), batches)
+    return dict(zip(tests, placed, strict=True))
 
 
 def fit(x: np.ndarray, y: np.ndarray, n_input: int, ridge: float, n_canonical: int, power: float):

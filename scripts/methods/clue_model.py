@@ -10,7 +10,7 @@ import numpy as np
 from clue import CLUE
 from clue.benchmark.methods import Task, run_method
 from clue.benchmark.methods.prediction import fit_scale, training_mean
-from clue.shifts import remove_shifts
+from clue.correction import remove_hubs, remove_shifts
 from clue.sparse import column_sums, row_sums
 
 
@@ -30,7 +30,8 @@ def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], d
     placed = {modality: place(cells, modality) for modality, cells in task.test.items()}
     if params["space"] == "aligned":
         batches = [cells.obs["batch"] for cells in task.test.values()]
-        placed = dict(zip(placed, remove_shifts(list(placed.values()), batches), strict=True))
+        corrected = remove_hubs(remove_shifts(list(placed.values()), batches), batches)
+        placed = dict(zip(placed, corrected, strict=True))
     return placed, {f"{a}2{b}": predict(model, task, a, b, seed) for a, b in task.directions}
 
 

@@ -19,7 +19,7 @@ _spec.loader.exec_module(workflow)
 RUN = {
     "run": "test",
     "datasets": ["simulated/random20"],
-    "methods": ["random", "cca", "clue/default"],
+    "methods": ["random", "cca/default", "clue/default"],
     "seeds": [0],
     "max_cells": 400,
     "budget": "test",

@@ -11,9 +11,9 @@ import scipy.sparse as sp
 import torch
 
 import clue
+from clue.correction import remove_hubs, remove_shifts
 from clue.matching import match_gaussian, match_ot, match_snn
 from clue.metrics import match_score
-from clue.shifts import remove_shifts
 from clue.simulate import simulate
 
 WIDTHS = {"n_latent": 6, "encoder": (1, 32), "decoder": (1, 32), "discriminator": (1, 16), "n_components": 20}
@@ -110,7 +110,7 @@ def test_match_is_within_the_given_column(model, cells):
         # chance is 1 / 300
         assert match_score(matches, truth) > 0.05
     batch = [adata.obs["batch"] for adata in (rna, adt)]
-    placed = remove_shifts([model.align(rna), model.align(adt)], batch)
+    placed = remove_hubs(remove_shifts([model.align(rna), model.align(adt)], batch), batch)
     assert (match_snn(*placed, batch_x=batch[0], batch_y=batch[1]) != within).nnz == 0
     in_z = [model.embed(rna), model.embed(adt)]
     assert (match_snn(*in_z) != model.match(rna, adt, space="z")).nnz == 0

@@ -1,11 +1,11 @@
-"""Shifts between modalities are removed where they are certain, also if the modalities hold different cell types."""
+"""Shifts and hubs are removed, also if the modalities hold different cell types."""
 
 import numpy as np
 import pytest
 
-from clue.matching import l2_normalise
-from clue.metrics import foscttm
-from clue.shifts import remove_shifts
+from clue.correction import GAP, remove_hubs, remove_shifts
+from clue.matching import l2_normalise, match_snn
+from clue.metrics import foscttm, match_score
 
 N_CELLS, WIDTH = 300, 12
 
@@ -65,6 +65,59 @@ def test_few_cells_do_not_move(cells):
     np.testing.assert_allclose(moved[0], l2_normalise(x[:9]))
 
 
+# ---- hubs ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_hubs(cells):
+    """Two modalities; in the second, a tenth of the cells lie nearer to all others."""
+    (x, y), kind, _ = cells
+    y = l2_normalise(y + np.random.default_rng(1).normal(size=y.shape))
+    y[::10] += 0.5 * l2_normalise(l2_normalise(x).mean(axis=0, keepdims=True))
+    return [l2_normalise(x), y], kind
+
+
+def test_hubs_are_matched_less(with_hubs):
+    (x, y), kind = with_hubs
+    some = kind > np.median(kind)
+    truth = np.arange(N_CELLS)
+    corrected = remove_hubs([x, y])
+    assert np.mean(foscttm(*corrected)) < 0.9 * np.mean(foscttm(x, y))
+    assert match_score(match_snn(*corrected), truth) > 1.02 * match_score(match_snn(x, y), truth)
+    # also if the second modality lacks half of the types
+    x_all, y_some = remove_hubs([x, y[some]])
+    assert np.mean(foscttm(x_all[some], y_some)) < 0.95 * np.mean(foscttm(x[some], y[some]))
+
+
+def test_hubs_are_removed_by_the_formula(with_hubs):
+    """In each batch, by the 10 nearest cells or 5 % of them; with three modalities, for each pair of them."""
+    (x, y), _ = with_hubs
+    y, z = l2_normalise(y), l2_normalise(y[::-1] + 0.1)
+    batch = np.repeat(["a", "b"], [40, N_CELLS - 40])
+    placed = remove_hubs([x, y, z], [batch, batch, batch])
+    assert [part.shape for part in placed] == [(N_CELLS, WIDTH + 3)] * 3
+    for label, k in (("a", 2), ("b", 10)):
+        a, b = x[batch == label], y[batch == label]
+        cosine = a @ b.T
+        r_a, r_b = (np.sort(c, axis=1)[:, -k:].mean(axis=1) for c in (cosine, cosine.T))
+        expected = cosine - (r_a - r_a.mean())[:, None] / 2 - (r_b - r_b.mean()) / 2
+        lengths = [1 / part[batch == label, WIDTH + i] * np.sqrt(GAP) for i, part in enumerate(placed[:2])]
+        a, b = (part[batch == label, :-1] * n[:, None] for part, n in zip(placed[:2], lengths, strict=True))
+        np.testing.assert_allclose(a @ b.T, expected, atol=1e-5)
+
+
+def test_batch_seen_in_one_modality_has_no_hubs(cells):
+    (x, y), _, _ = cells
+    batch = np.repeat(["a", "b"], [1, N_CELLS - 1])
+    placed = remove_hubs([x, y[:1]], [batch, batch[:1]])
+    np.testing.assert_allclose(placed[0][:, :WIDTH] * np.sqrt(1 + GAP), l2_normalise(x))
+    np.testing.assert_allclose(placed[1][:, :WIDTH] * np.sqrt(1 + GAP), l2_normalise(y[:1]))
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("correct", [remove_shifts, remove_hubs])
 @pytest.mark.parametrize(
     ("spaces", "batches", "message"),
     [
@@ -74,6 +127,6 @@ def test_few_cells_do_not_move(cells):
         ([np.ones((3, 2)), np.ones((4, 2))], [list("aaa"), list("bbb")], r"\[3, 3\] batches for \[3, 4\] cells"),
     ],
 )
-def test_wrong_shapes(spaces, batches, message):
+def test_wrong_shapes(spaces, batches, message, correct):
     with pytest.raises(ValueError, match=message):
-        remove_shifts(spaces, batches)
+        correct(spaces, batches)
