@@ -128,13 +128,15 @@ for axis, color in zip(axes, ("modality", "cell type"), strict=True):
 # ## Matching
 #
 # To find a cell's other half, use the aligned space. There, directions count by how well they carry over from one
-# modality to the other. `match` uses this space, and removes shifts between the modalities of each batch; we do the
-# same for the other scores. Here, cells match only cells of their own batch.
+# modality to the other. `match` uses this space. In each batch, it removes shifts between the modalities, and hubs:
+# cells that are near to many others. We do the same for the other scores. Here, cells match only cells of their own
+# batch.
 
 # %%
 match = model.match(test["rna"], test["adt"], within="batch")
 aligned = [model.align(adata) for adata in test.values()]
-aligned = clue.correction.remove_shifts(aligned, [obs["batch"], obs["batch"]])
+aligned = clue.correction.remove_shifts(aligned, [obs["batch"]] * 2)
+aligned = clue.correction.remove_hubs(aligned, [obs["batch"]] * 2)
 types = obs["cell_type"].to_numpy()
 scores = {
     "match score": clue.metrics.match_score(match, np.arange(len(obs))),

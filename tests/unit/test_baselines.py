@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import math
 from itertools import product
+from pathlib import Path
 
 import anndata as ad
 import mudata as md
@@ -14,11 +15,16 @@ import scipy.sparse as sp
 import torch
 from helpers import task_of
 
+from clue.benchmark.config import load
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import Task
+from clue.benchmark.methods.task import Params
 from clue.benchmark.methods.validation import choose, choose_metric, combinations, inner_split
+from clue.correction import remove_hubs, remove_shifts
 from clue.preprocess import preprocessor
 from clue.simulate import simulate
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -133,6 +139,20 @@ def test_inner_split_does_not_depend_on_the_order_of_cells(n_donors):
             assert list(first[name].obs_names) == list(second[name].obs_names)
             assert (first[name].X != second[name].X).nnz == 0
     assert parts[0][1]["rna"].n_obs == 9
+
+
+# ---- CCA -----------------------------------------------------------------------------------------
+
+
+def test_corrected_cca_is_cca_without_shifts_and_hubs(program, tmp_path):
+    task = task_of(simulate(160, {"rna": 40, "adt": 20}, n_batches=2), tmp_path)
+    spec = load("methods", "cca", ROOT)
+    params = spec["params"] | spec["budgets"]["test"] | {"n_features": {}}
+    plain, corrected = (program("cca").embed(task, Params(params | {"corrected": is_on}), 0) for is_on in (False, True))
+    batches = [cells.obs["batch"] for cells in task.test.values()]
+    expected = remove_hubs(remove_shifts(list(plain.values()), batches), batches)
+    for name, values in zip(task.test, expected, strict=True):
+        np.testing.assert_array_equal(corrected[name], values)
 
 
 # ---- ridge ---------------------------------------------------------------------------------------

@@ -15,7 +15,13 @@ from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["Snakefile", "rules", "config", "envs", "scripts", "clue"]
-RUN = {"run": "test", "datasets": ["simulated/random20"], "methods": ["random", "cca"], "seeds": [0], "max_cells": 400}
+RUN = {
+    "run": "test",
+    "datasets": ["simulated/random20"],
+    "methods": ["random", "cca/default"],
+    "seeds": [0],
+    "max_cells": 400,
+}
 SMALL = {"cca": {"n_components": 20, "n_input": [20], "ridge": [0.1], "n_canonical": [10], "power": [0], "n_folds": 2}}
 """Hyper-parameters that make a method quick."""
 FOLDER_OF_RANDOM = "results/test/simulated/random20/random/default/seed-0"

@@ -109,7 +109,7 @@ def test_three_modalities_of_a_mosaic(fresh):
     """One job per method, whether it takes all modalities or pairs; rows for each pair, their mean, and predictions."""
     fresh.drop_figures()
     fresh.add_method("some", modalities=("rna", "atac"))
-    fresh.configure(datasets=["simulated_three/mosaic20"], methods=["random", "cca", "some"])
+    fresh.configure(datasets=["simulated_three/mosaic20"], methods=["random", "cca/default", "some"])
     status, output = fresh.run()
     assert status == 0, output
     table = fresh.table()
