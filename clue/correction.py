@@ -24,7 +24,7 @@ MAX_CELLS = 2000
 """Most cells of a batch and modality among which neighbours are sought for a shift; more only cost time."""
 TEMPERATURE, DAMPING = 0.03, 0.6
 """Entropy of the transport in `remove_hubs`, in units of cosines, and how far its marginals are kept: 0 not at all, 1
-exactly. Chosen like the neighbours above, under the condition that scores also improve where cell types are missing."""
+exactly. Chosen like the neighbours above. Marginals kept exactly do harm if cell types are missing."""
 BALANCING_ROUNDS, MAX_BALANCED = 5, 5000
 """Rounds of Sinkhorn's algorithm, and most cells of a batch and modality that take part. The potentials of others
 follow from these."""
