@@ -20,7 +20,6 @@ SIMULATED = [split for split in SPLITS if split[0] not in RAW]
 # Figures that differ only in what they read: name -> the options of the program, with their files.
 FIGURES_OF_TABLES = {
     "leaderboard": {"metrics": TABLE, "published": PUBLISHED},
-    "ranking": {"metrics": TABLE},
     "ablation": {"metrics": TABLE, "reference": checkout_path("config/reference/ablation.tsv")},
     "integration": {"scores": [f"{RESULTS}/{a}/{b}/integration.tsv" for a, b in UMAP_SPLITS]},
     "resources": {"resources": RESOURCES},

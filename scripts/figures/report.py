@@ -31,7 +31,6 @@ from clue.benchmark.scores.stats import summarise
 
 TITLES = {
     "leaderboard": "Competition leaderboard",
-    "ranking": "Ranking over splits",
     "ablation": "Ablation",
     "prediction": "Prediction of the other modality",
     "pairing": "Scores and paired training cells",

@@ -261,7 +261,6 @@ def test_programs_accept_tables_of_every_shape(shape, draw, project, tmp_path):
     summary = tables.read_table(tmp_path / "summary.tsv", ["Method", "Note"])
     assert len(summary) == len(table[tables.JOB].drop_duplicates())
     draw("ablation", "--reference", project / "config/reference/ablation.tsv", metrics=table)
-    draw("ranking", metrics=table)
     assert not list(tmp_path.glob(".*"))
 
 

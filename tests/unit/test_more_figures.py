@@ -10,32 +10,13 @@ import pytest
 import scipy.sparse as sp
 from matplotlib.legend import Legend
 from matplotlib.text import Text
-from tidy import NAN, NO_INTERVALS, metrics, resources, seeds, solution_of
+from tidy import NAN, NO_INTERVALS, metrics, resources, solution_of
 
 from clue.benchmark import contracts
 from clue.benchmark.report import style
 from scripts import probe
 
 pytestmark = pytest.mark.usefixtures("figure_style")
-
-
-# ---- ranking -------------------------------------------------------------------------------------
-
-
-def test_ranks_have_known_answers(scripts, display):
-    """On a CLUE is best in match score, last but one in FOSCTTM; on b alone. Controls and ablations have no rank."""
-    on_a = {"clue": (0.3, 0.2), "cca": (0.2, 0.1), "ridge": (0.2, 0.1), "random": (0.9, 0.0)}
-    variants = [*seeds("clue", (0.8, 0.0), variant="no_mse"), *seeds("clue", (0.1, 0.4), variant="aligned")]
-    on_b = [("b", "s", "clue", "default", 0, 0.1, 0.3), ("b", "s", "cca", "default", 0, "failed", "memory")]
-    table = metrics(*(seeds(*job)[0] for job in on_a.items()), *variants, *on_b)
-    program = scripts("figures/ranking.py")
-    means = program.mean_ranks(program.ranks(table, display), display)
-    means = means.set_index(["metric", means["method"] + "/" + means["variant"]])
-    assert means.loc[("match_score", "clue/default"), ["mean_rank", "splits"]].tolist() == [1, 2]
-    assert means.loc[("foscttm", "clue/default"), ["mean_rank", "worst"]].tolist() == [2, 3]
-    assert means.loc[("match_score", "cca/default"), ["mean_rank", "splits"]].tolist() == [2.5, 1], "equal means share"
-    ranked = {"clue/default", "clue/aligned", "cca/default", "ridge/default"}
-    assert set(means["method"] + "/" + means["variant"]) == ranked
 
 
 # ---- paired fraction -----------------------------------------------------------------------------
