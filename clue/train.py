@@ -57,8 +57,7 @@ class Training:
 
     Warm-up, patience and reduction have a length in steps and one in passes over the cells. The longer one counts, as
     in the authors' `scglue`. So they are long enough for 300 cells, where a pass takes two steps, and for 60,000, where
-    it takes hundreds. `in_steps` computes the result. The defaults in passes are the authors'. Those in steps are
-    shorter than theirs, with which a few hundred cells train for thousands of steps after the best one.
+    it takes hundreds. `in_steps` computes the result. The defaults in passes are the authors'.
 
     Attributes
     ----------
@@ -105,12 +104,12 @@ class Training:
     schedule: Literal["plateau", "cosine"] = "plateau"
     validation: float = 0.1
     check_steps: int = 50
-    warmup_steps: int = 300
+    warmup_steps: int = 2_000
     warmup_passes: int = 12
     kl_warmup_steps: int = 0
-    patience_steps: int = 1_000
+    patience_steps: int = 4_000
     patience_passes: int = 9
-    reduce_steps: int = 400
+    reduce_steps: int = 1_500
     reduce_passes: int = 3
     monitor: Literal["loss", "foscttm"] = "loss"
     checkpoint_seconds: float = 30.0
