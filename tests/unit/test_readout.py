@@ -48,8 +48,9 @@ def test_differences_between_batches_make_no_directions(features):
     moved = {k: x + 10 * rng.normal(size=(3, x.shape[1]))[np.arange(N) % 3] for k, x in features.items()}
     seen = np.ones(N, dtype=bool)
     expected, found = (next(_Moments(x, seen, batch).canonical([0.1], 3)) for x in (features, moved))
+    sign = np.sign((found["rna"] * expected["rna"]).sum(axis=0))  # of an eigenvector; it differs between processors
     for k in features:
-        np.testing.assert_allclose(found[k], expected[k], atol=1e-8)
+        np.testing.assert_allclose(found[k] * sign, expected[k], atol=1e-8)
     # batches of few cells have uncertain means, and are not told apart
     few, one = (next(_Moments(moved, seen, each).canonical([0.1], 3)) for each in (np.arange(N) // 10, ONE))
     np.testing.assert_array_equal(few["rna"], one["rna"])

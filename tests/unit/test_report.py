@@ -92,7 +92,7 @@ def requested(browser) -> set[str]:
     """Return the addresses that the page requested, without inline ones and the browser's own new tab."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     sent = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-    return {url for url in sent if not url.startswith(("data:", "chrome:"))}
+    return {url for url in sent if not url.startswith(("data:", "chrome:", "chrome-untrusted:"))}
 
 
 def hover(browser, x: float, y: float) -> None:
