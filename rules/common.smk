@@ -223,12 +223,6 @@ def umap_embeddings(dataset, split):
     return list((methods or {method: first[method] for method in first if method == "random"}).values())
 
 
-def matches_of(dataset, split):
-    """Return the match matrices of the embeddings of a split's UMAPs, both directions of each pair."""
-    folders = [Path(path).parent for path in umap_embeddings(dataset, split)]
-    return [path for folder in folders for path in match_files(folder, modalities(dataset))]
-
-
 def solution(dataset, split):
     """Return the path of a split's solution."""
     return f"{RESULTS}/{dataset}/{split}/solution.h5ad"

@@ -34,7 +34,7 @@ if len({(spec.get("paired_fraction"), spec.get("n_train")) for spec in SPECS}) >
 FIGURES_OF_JOBS = {"learning": {"resources": RESOURCES}}
 REPORT = f"{RESULTS}/report.html"
 FIGURES = expand(FIGURE, name=["comparison", *FIGURES_OF_TABLES, *FIGURES_OF_JOBS])
-FIGURES += [FIGURE.format(name=f"{kind}_{a}_{b}") for kind in ("umap", "confusion") for a, b in UMAP_SPLITS]
+FIGURES += [FIGURE.format(name=f"umap_{a}_{b}") for a, b in UMAP_SPLITS]
 TABLES = expand(TABLE_OF, name=["comparison", "summary", "paper", "datasets", *FIGURES_OF_TABLES, *FIGURES_OF_JOBS])
 if FINISHING == "report":
     # Figures that could not be drawn do not prevent the report.
@@ -114,7 +114,6 @@ rule comparison:
         pdf=f"{RESULTS}/figures/comparison.pdf",
         table=f"{RESULTS}/tables/comparison.tsv",
         summary=in_report(f"{RESULTS}/tables/summary.tsv", "summary"),
-        tests=f"{RESULTS}/tables/tests.tsv",
         intervals=f"{RESULTS}/tables/intervals.tsv",
     log:
         f"{LOGS}/figures/comparison.log",
@@ -209,30 +208,6 @@ rule integration_scores:
     shell:
         "python -P $CLUE_CHECKOUT/scripts/integration.py --solution {input.solution} --embeddings {input.embeddings}"
         " --points {params.points} --seed 0 --table {output} > {log} 2>&1"
-
-
-rule confusion:
-    input:
-        solution=f"{TASK}/solution.h5ad",
-        matches=lambda wildcards: matches_of(wildcards.dataset, wildcards.split),
-    output:
-        png=in_report(FIGURE.format(name="confusion_{dataset}_{split}"), "confusion", "Embeddings"),
-        pdf=f"{RESULTS}/figures/confusion_{{dataset}}_{{split}}.pdf",
-        table=TABLE_OF.format(name="confusion_{dataset}_{split}"),
-    log:
-        f"{LOGS}/figures/confusion_{{dataset}}_{{split}}.log",
-    benchmark:
-        f"{LOGS}/figures/confusion_{{dataset}}_{{split}}.benchmark.tsv"
-    conda:
-        "../envs/python.yaml"
-    resources:
-        mem_mb=memory(4000),
-        runtime=minutes(15),
-    params:
-        code=figure_code("scripts/figures/confusion.py", "clue/benchmark/report/plots.py"),
-    shell:
-        "python -P $CLUE_CHECKOUT/scripts/figures/confusion.py --solution {input.solution} --matches {input.matches}"
-        " --display $CLUE_CHECKOUT/config/display.yaml --figure {output.png} --table {output.table} > {log} 2>&1"
 
 
 rule datasets:

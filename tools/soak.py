@@ -30,7 +30,6 @@ from clue.benchmark.contracts import read_dataset, read_solution, read_train
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import run_method
 from clue.benchmark.program import run_program
-from clue.benchmark.report.style import Display
 
 PROJECT = Path(__file__).resolve().parents[1]
 NAME = "soak"
@@ -220,7 +219,7 @@ def split(folder: Path, cells: dict[str, ad.AnnData]) -> None:
 
 
 def method(name: str, rng: np.random.Generator) -> Callable[[Path, dict[str, ad.AnnData]], None]:
-    """Return the stage that embeds with a method, scores it, and draws which cells it matches."""
+    """Return the stage that embeds with a method and scores it."""
     seed = int(rng.integers(2**32))
 
     def stage(folder: Path, cells: dict[str, ad.AnnData]) -> None:
@@ -233,13 +232,9 @@ def method(name: str, rng: np.random.Generator) -> Callable[[Path, dict[str, ad.
         run_method(program(f"methods/{Path(spec['script']).stem}"), list(map(str, argv)))
         matches = [job / f"match_{first}2{second}.npz", job / f"match_{second}2{first}.npz"]
         tables = {"metrics": job / "metrics.tsv", "cells": job / "cells.tsv.gz"}
-        solution = folder / "solution.h5ad"
-        program("score")(job / "embedding.h5ad", solution, matches, **tables)
-        scored, n_test = pd.read_csv(tables["cells"], sep="\t"), read_solution(solution).n_obs
+        program("score")(job / "embedding.h5ad", folder / "solution.h5ad", matches, **tables)
+        scored, n_test = pd.read_csv(tables["cells"], sep="\t"), read_solution(folder / "solution.h5ad").n_obs
         check(len(scored) == 2 * n_test, f"{len(scored)} rows of cells for {n_test} test cells in two directions")
-        drawn = {"table": job / "confusion.tsv", "figure": job / "confusion.png"}
-        display = Display(folder / "config" / "display.yaml")
-        program("figures/confusion")(solution, matches, display, **drawn)
 
     stage.__name__ = name
     return stage

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from clue.benchmark.program import run_program
 from clue.benchmark.report import plots, style, tables
 from clue.benchmark.report.tables import MAIN_METRICS, write_table
-from clue.benchmark.scores.stats import Summary, bootstrap_mean, paired_tests, summarise
+from clue.benchmark.scores.stats import Summary, bootstrap_mean, summarise
 
 SUMMARY_METRICS = (*MAIN_METRICS, "foscttm_within_batch", "label_transfer_accuracy", "cell_type_match")
 LEGEND = (
@@ -137,20 +137,6 @@ def bootstrap_table(table: pd.DataFrame, folder: str) -> pd.DataFrame:
     return pd.DataFrame(records, columns=[*keys, "metric", "n_cells", "low", "high"])
 
 
-def tests_table(table: pd.DataFrame, display: style.Display) -> pd.DataFrame:
-    """Return a paired test over seeds for each pair of methods, corrected per split and metric."""
-    methods, found = display.methods(table), []
-    scores = tables.values_of(table, MAIN_METRICS)
-    for dataset, split in tables.panels(table):
-        for metric in MAIN_METRICS:
-            here = tables.rows_of(scores, dataset=dataset, split=split, metric=metric)
-            by_method = here.pivot(index="seed", columns="row", values="value")
-            values = {methods["label"][row]: by_method[row].dropna() for row in methods.index if row in by_method}
-            tests = paired_tests(values)
-            found.append(pd.DataFrame({"dataset": dataset, "split": split, "metric": metric}, tests.index).join(tests))
-    return pd.concat(found)
-
-
 def main(metrics: Path, cells: Path, display: style.Display, table: Path, figure: Path) -> None:
     """Run the program.
 
@@ -159,14 +145,13 @@ def main(metrics: Path, cells: Path, display: style.Display, table: Path, figure
     cells
         results/<run>, with cells.tsv.gz of its jobs.
     table
-        Table to write; beside it go summary.tsv, for readers, tests.tsv, and intervals.tsv, which are over cells.
+        Table to write; beside it go summary.tsv, for readers, and intervals.tsv, which are over cells.
     """
     scores = tables.read_metrics(metrics)
     over_cells = bootstrap_table(scores, cells)
     scores = tables.with_pairs(scores)
     write_table(summary_table(scores), table, digits=6)
     write_table(readable_table(scores, display), table.with_name("summary.tsv"))
-    write_table(tests_table(scores, display), table.with_name("tests.tsv"), digits=6)
     write_table(over_cells, table.with_name("intervals.tsv"), digits=6)
     plots.write_figure(figure, draw, scores, over_cells, display)
 

@@ -40,7 +40,6 @@ TITLES = {
     "resources": "Run time and memory",
 }
 """Figures over all data sets, in the order of the report; unlisted ones come last, by name."""
-OF_A_SPLIT = {"umap": "UMAP of test cells", "confusion": "Confusion of cell types"}
 SHOWN = {
     "leaderboard": "label origin adt2rna rna2adt atac2rna rna2atac overall evidence source".split(),
     "prediction": "label dataset split direction kind variant pearson_cell pearson rmse origin note".split(),
@@ -103,7 +102,7 @@ def show_figure(path: Path, title: str, captions: Path) -> dict:
 
 
 def caption(folder: Path, name: str) -> Markup:
-    """Return the caption of a figure or table. All UMAPs share a caption, and so do all confusions."""
+    """Return the caption of a figure or table. All UMAPs share a caption."""
     for path in (folder / f"{name}.rst", folder / f"{name.split('_')[0]}.rst"):
         if path.exists():
             text = html.escape(" ".join(path.read_text(encoding="utf-8").split()))
@@ -176,7 +175,7 @@ def describe_datasets(
 ) -> list[dict]:
     """Return the origin of each data set and, for each split, its best methods, scores and figures.
 
-    `folder` holds the tables. The figures of splits are removed from `figures`.
+    `folder` holds the tables. The UMAPs are removed from `figures`.
     """
     facts, scores = (read_if_there(folder / f"{name}.tsv") for name in ("datasets", "summary"))
     found: dict[str, dict] = {}
@@ -186,11 +185,10 @@ def describe_datasets(
         entry = found.setdefault(dataset, {"id": f"data_{dataset}", "label": label, "splits": []})
         entry["facts"] = {key: link(value) for record in about for key, value in record.items() if value}
         name = f"{dataset}_{split}"
-        shown = {"split": split, "best": best(metrics, dataset, split, display), "figures": []}
+        shown = {"split": split, "best": best(metrics, dataset, split, display)}
         shown["scores"] = show(scores_of(scores, label, split, display), f"scores_{name}")
-        for kind, title in OF_A_SPLIT.items():
-            if (path := figures.pop(f"{kind}_{name}", None)) is not None:
-                shown["figures"].append(show_figure(path, title, captions))
+        if (path := figures.pop(f"umap_{name}", None)) is not None:
+            shown["figure"] = show_figure(path, "UMAP of test cells", captions)
         points = folder / f"umap_{name}.tsv.gz"
         shown["umap"] = {"name": name, "data": umap_points(points, display)} if points.exists() else None
         entry["splits"].append(shown)

@@ -1,18 +1,15 @@
 """Figures beyond the paper: known answers, and tables of every shape."""
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 from matplotlib.legend import Legend
 from matplotlib.text import Text
-from tidy import NAN, NO_INTERVALS, metrics, resources, solution_of
+from tidy import NAN, NO_INTERVALS, metrics, resources
 
-from clue.benchmark import contracts
 from clue.benchmark.report import style
 from scripts import probe
 
@@ -105,7 +102,7 @@ def test_broken_history_is_left_out_and_named(draw, tmp_path, capsys):
     assert "run.json: left out, since it cannot be read" in capsys.readouterr().out
 
 
-# ---- probes, confusion, bio-conservation ---------------------------------------------------------
+# ---- probes, bio-conservation --------------------------------------------------------------------
 
 
 def test_probes_are_averaged_over_factors_before_seeds(draw):
@@ -120,41 +117,19 @@ def test_probes_are_averaged_over_factors_before_seeds(draw):
     assert draw("factors", probes=pd.DataFrame(columns=columns)).empty
 
 
-def test_confusion_has_known_answers(scripts, draw, tmp_path):
-    """Cell 0 (B) matches a B and a T equally, cell 1 (B) the T; cell 2 (T) has no weight. Both files are shuffled."""
-    solution = solution_of(3, ["B", "B", "T"], ["all"] * 3)
-    contracts.write_solution(solution, tmp_path / "solution.h5ad")
-    rna, adt = (np.argsort(solution.obs[name].to_numpy()) for name in ("rna", "adt"))
-    matches = np.array([[0.5, 0.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])[np.ix_(rna, adt)]
-    path = tmp_path / "clue" / "default" / "seed-0" / "match_rna2adt.npz"
-    path.parent.mkdir(parents=True)
-    sp.save_npz(path, sp.csr_matrix(matches))
-    table = draw("confusion", "--solution", tmp_path / "solution.h5ad", "--matches", path)
-    rows = table[["from_type", "to_type", "fraction", "cells"]].to_numpy().tolist()
-    assert rows == [["B", "B", 0.25, 2], ["B", "T", 0.75, 2]]
-    whole = path.read_bytes()
-    for wrong in (whole[:200], b""):
-        path.write_bytes(wrong)
-        with pytest.raises(contracts.ContractError, match="match_rna2adt.npz: cannot be read"):
-            scripts("figures/confusion.py").read_confusion(path, solution)
-
-
 ODD = ["a$\\frac$b", "_starts_low", "100 % CD4", "T" * 200, "日本語", "two\nlines", "", "תא", "<b>&amp;"]
 ODD.append("\x1b[31mtab\there\x00")
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")
 def test_names_of_any_kind_are_drawn_as_text(scripts, display, tmp_path):
-    """Methods, data sets and splits in the comparison; cell types in the other figures."""
+    """Methods, data sets and splits in the comparison; cell types in the UMAPs."""
     jobs = [("$T_" * 40, "s_%", name, "default", seed, 0.1 + seed, 0.1) for name in ODD for seed in range(2)]
     comparison = scripts("figures/comparison.py").draw(metrics(*jobs), NO_INTERVALS, display)
-    found = pd.DataFrame([(a, b, 0.1) for a in ODD for b in ODD], columns=["from_type", "to_type", "fraction"])
-    found = found.assign(method="clue", variant="default", direction="rna2adt")
     points = pd.DataFrame({"x": range(20), "y": range(20), "modality": ["rna", "adt"] * 10, "cell_type": ODD * 2})
     points = points.assign(method="clue", variant="default")
-    confusion = scripts("figures/confusion.py").draw(found, "$T_" * 80, False, display)
     umaps = scripts("figures/umaps.py").draw(points, "$T_" * 80, False, [], 0, display)
-    for figure in (comparison, confusion, umaps):
+    for figure in (comparison, umaps):
         style.save(figure, tmp_path / "odd.png")
         figure_texts = [text.get_text().replace("_", " ") for text in figure.findobj(Text)]
         for name in ("a$\\frac$b", "starts low", "100 % CD4", "T…T", "日本語", "two lines", "<b>&amp;", "tab here"):
@@ -162,18 +137,9 @@ def test_names_of_any_kind_are_drawn_as_text(scripts, display, tmp_path):
         assert all(len(text) < 90 for text in figure_texts if "$T " in text)
 
 
-def test_labels_of_many_types_do_not_overlap_or_leave_a_blank_page(scripts, display):
+def test_legend_of_many_types_leaves_no_blank_page(scripts, display):
     """45 types, as in the competition's CITE-seq data."""
     types = [f"Type {i}" for i in range(45)]
-    pairs = [(a, b, float(a == b)) for a in types for b in types]
-    found = pd.DataFrame(pairs, columns=["from_type", "to_type", "fraction"])
-    found = pd.concat(found.assign(direction=direction) for direction in ("rna2adt", "adt2rna"))
-    found = found.assign(method="clue", variant="default")
-    figure = scripts("figures/confusion.py").draw(found, "title", False, display)
-    figure.canvas.draw()
-    for labels, edges in ((figure.axes[0].get_yticklabels(), "y"), (figure.axes[0].get_xticklabels(), "x")):
-        boxes = sorted((getattr(label.get_window_extent(), f"interval{edges}") for label in labels), key=tuple)
-        assert all(first[1] <= second[0] for first, second in pairwise(boxes))
     points = pd.DataFrame({"x": range(90), "y": range(90), "modality": ["rna", "adt"] * 45, "cell_type": types * 2})
     points = points.assign(method="clue", variant="default")
     figure = scripts("figures/umaps.py").draw(points, "title", False, [], 0, display)

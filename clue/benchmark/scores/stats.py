@@ -1,20 +1,16 @@
-"""Summaries and tests over seeds, intervals over cells."""
+"""Summaries over seeds, intervals over cells."""
 
 from collections.abc import Sequence
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
-from scipy.stats import bootstrap, ttest_1samp
+from scipy.stats import bootstrap
 from scipy.stats import t as student
-from statsmodels.stats.multitest import multipletests
 
 LEVEL = 0.95
 """Coverage of intervals."""
-MIN_SEEDS = 6
-"""Fewest seeds for a test."""
 MIN_FOR_INTERVAL = 3
 """Fewest values for an interval. With two it would be 13 standard errors wide to each side and say nothing."""
 
@@ -77,40 +73,3 @@ def bootstrap_mean(values: ArrayLike) -> tuple[float, float]:
     settings = {"confidence_level": LEVEL, "n_resamples": 1000, "batch": 50, "method": "percentile"}
     low, high = bootstrap((values,), np.mean, **settings, rng=np.random.default_rng(0)).confidence_interval
     return float(low), float(high)
-
-
-def paired_tests(scores: dict[str, pd.Series]) -> pd.DataFrame:
-    """Test each pair of methods for a difference in their means over common seeds.
-
-    Parameters
-    ----------
-    scores
-        The values of each method, indexed by seed.
-
-    Returns
-    -------
-    DataFrame
-        ``first``, ``second``, ``n`` common seeds, mean ``difference``, ``p`` of the paired t test, ``p_holm`` after
-        Holm's step-down correction for all tests of this call (Scand J Stat 6, 1979), and a ``note`` where there is
-        no test.
-
-    Notes
-    -----
-    Seeds redraw what is random in a method, not the cells, so a difference only holds for these cells and this split.
-    """
-    rows = []
-    for first, second in combinations(scores, 2):
-        difference = (scores[first] - scores[second]).dropna()
-        p, note = np.nan, ""
-        if len(difference) < MIN_SEEDS:
-            note = f"no test: {len(difference)} common seeds, {MIN_SEEDS} are needed"
-        elif difference.nunique() == 1:  # the t statistic is undefined
-            note = "no test: the same difference for every seed"
-        else:
-            p = float(ttest_1samp(difference, 0).pvalue)
-        rows.append([first, second, len(difference), difference.mean(), p, np.nan, note])
-    table = pd.DataFrame(rows, columns=["first", "second", "n", "difference", "p", "p_holm", "note"])
-    tested = table["p"].notna()
-    if tested.any():
-        table.loc[tested, "p_holm"] = multipletests(table.loc[tested, "p"], method="holm")[1]
-    return table
