@@ -46,6 +46,11 @@ from clue.saved import save_atomically, with_arrays, without_arrays
 from clue.sparse import BLOCK
 from clue.train import Training, held_out, train
 
+OWN_WEIGHT = 2
+"""Weight of a modality's own encoder in its subspace of a fused embedding; a cross-encoder has 1 (docs/limits.md).
+
+Only the own encoder knows what no other modality shows. The cross-encoders average out its noise in the rest.
+"""
 MAX_READOUT = 50_000
 """Most cells on which the read-out is fitted; more do not change its covariances."""
 
@@ -370,7 +375,8 @@ class CLUE:
         -------
         Posterior means (not normalised), float32, shape (n_cells, K · n_latent), in the order of ``data.obs_names``;
         for a dict, in the order in which cells first occur. A fused embedding has the mean direction and the mean
-        length of its modalities' embeddings. If `fusion` is ``product``, it is their precision-weighted mean.
+        length of its modalities' embeddings; in the subspace of a modality, its own encoder counts `OWN_WEIGHT` times.
+        If `fusion` is ``product``, a fused embedding is the precision-weighted mean.
 
         Raises
         ------
@@ -428,7 +434,7 @@ class CLUE:
             empty = np.empty((0, readout.width))
             return (np.concatenate([empty, *(readout(k, features) for features in self._features(k, adata))]),)
 
-        placed = self._place(data, modality, one, lambda parts: l2_normalise(sum(p for (p,) in parts)))
+        placed = self._place(data, modality, one, lambda parts: l2_normalise(sum(p for (p,) in parts.values())))
         return self._stored(data, modality, key_added, placed)
 
     @checked
@@ -584,7 +590,7 @@ class CLUE:
     ) -> np.ndarray:
         """Return the first result of `one` for a single modality; for several, apply `fuse` to the results for each.
 
-        `fuse` gets a row for every cell from each modality; the row is zero if the cell is not seen in it. Of several
+        `fuse` gets a row for every cell by modality; the row is zero if the cell is not seen in it. Of several
         modalities, `avoided` is read only for cells that are seen in no other.
         """
         if isinstance(data, ad.AnnData) or modality is not None:
@@ -600,11 +606,11 @@ class CLUE:
         if avoided in adatas and len(adatas) > 1:
             others = _names({k: adata for k, adata in adatas.items() if k != avoided})
             adatas[avoided] = adatas[avoided][~adatas[avoided].obs_names.isin(others)]
-        parts = []
+        parts = {}
         for k, adata in adatas.items():
             check_unique(k, "cells", adata.obs_names)
             row = names.get_indexer(adata.obs_names)
-            parts.append([_spread(x, row, len(names)) for x in one(k, of_layer(adata, self.layer, k))])
+            parts[k] = [_spread(x, row, len(names)) for x in one(k, of_layer(adata, self.layer, k))]
         return fuse(parts).astype(np.float32)
 
     def _stored(self, data: ad.AnnData | Data, modality: str | None, key: str | None, placed: np.ndarray) -> np.ndarray:
@@ -657,14 +663,17 @@ class CLUE:
                 start += len(x)
         return mean, std
 
-    def _fused(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    def _fused(self, parts: dict[str, tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
         """Return each cell's fused embedding from its modalities' posteriors, which are zero where it is not seen."""
-        seen = [std.any(axis=1, keepdims=True) for _, std in parts]
+        seen = {k: std.any(axis=1, keepdims=True) for k, (_, std) in parts.items()}
         if self.settings["fusion"] == "product":
-            precision = [np.where(s, 1 / np.where(s, std, 1) ** 2, 0) for s, (_, std) in zip(seen, parts, strict=True)]
-            return sum(p * mean for p, (mean, _) in zip(precision, parts, strict=True)) / sum(precision)
-        length = sum(np.linalg.norm(mean, axis=1, keepdims=True) for mean, _ in parts) / sum(seen)
-        return l2_normalise(sum(l2_normalise(mean) for mean, _ in parts)) * length
+            weights = {k: np.where(seen[k], 1 / np.where(seen[k], std, 1) ** 2, 0) for k, (_, std) in parts.items()}
+            return sum(weights[k] * mean for k, (mean, _) in parts.items()) / sum(weights.values())
+        subspace = np.repeat(self.modalities, self.settings["n_latent"])
+        weights = {k: seen[k] * np.where(subspace == k, OWN_WEIGHT, 1) for k in parts}
+        direction = sum(weights[k] * l2_normalise(mean) for k, (mean, _) in parts.items()) / sum(weights.values())
+        length = sum(np.linalg.norm(mean, axis=1, keepdims=True) for mean, _ in parts.values()) / sum(seen.values())
+        return l2_normalise(direction) * length
 
     @torch.no_grad()
     def _features(self, modality: str, adata: ad.AnnData) -> Iterator[np.ndarray]:

@@ -35,11 +35,14 @@ def model(cells):
 
 
 def test_cell_seen_in_several_modalities_is_embedded_from_all(model, cells):
+    """The encoder of a subspace's own modality counts twice."""
     apart = {k: model.embed(adata, k) for k, adata in cells.mod.items()}
     fused = model.embed(cells)
     assert fused.shape == (300, 18) and fused.dtype == np.float32
-    unit = sum(z / np.linalg.norm(z, axis=1, keepdims=True) for z in apart.values())
-    expected = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    unit = np.stack([z / np.linalg.norm(z, axis=1, keepdims=True) for z in apart.values()])
+    weight = np.repeat(1 + np.eye(3), 6, axis=1)[:, None]  # modalities × 1 × (3 subspaces of width 6)
+    mean = (weight * unit).sum(axis=0) / weight.sum(axis=0)
+    expected = mean / np.linalg.norm(mean, axis=1, keepdims=True)
     np.testing.assert_allclose(fused / np.linalg.norm(fused, axis=1, keepdims=True), expected, atol=1e-5)
     length = np.mean([np.linalg.norm(z, axis=1) for z in apart.values()], axis=0)
     np.testing.assert_allclose(np.linalg.norm(fused, axis=1), length, rtol=1e-4)
