@@ -104,12 +104,12 @@ class Training:
     schedule: Literal["plateau", "cosine"] = "plateau"
     validation: float = 0.1
     check_steps: int = 50
-    warmup_steps: int = 2_000
+    warmup_steps: int = 1_000
     warmup_passes: int = 12
     kl_warmup_steps: int = 0
-    patience_steps: int = 4_000
+    patience_steps: int = 2_000
     patience_passes: int = 9
-    reduce_steps: int = 1_500
+    reduce_steps: int = 750
     reduce_passes: int = 3
     monitor: Literal["loss", "foscttm"] = "loss"
     checkpoint_seconds: float = 30.0
