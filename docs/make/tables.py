@@ -157,10 +157,11 @@ def recorded(path: Path, display: Display) -> str:
     table = tables.rows_of(table, **view.only)
     optional = {"n", "status", *(f"{name}_sd" for name in view.values)}.difference(table)
     table = table.assign(**dict.fromkeys(optional, ""))
-    most = max(table["n"], key=lambda n: int(n or 0))
-    made = origin(table, view.values, most)
+    n_rows = table["n"].value_counts()
+    usual = max(table["n"], key=lambda n: (int(n or 0) > 0, n_rows[n], int(n or 0)))  # other numbers stand in the cell
+    made = origin(table, view.values, usual)
     table["column"] = labels(table, view.columns, display)
-    table["cell"] = [cell(row, view.values, most) for _, row in table.iterrows()]
+    table["cell"] = [cell(row, view.values, usual) for _, row in table.iterrows()]
     if view.rows == View.rows:  # in the order of figures; other views keep that of the file
         methods = display.methods(table, controls=True, ablations=True)
         table = table.set_index(table["method"] + "/" + table["variant"]).loc[methods.index]
@@ -186,23 +187,23 @@ def labels(table: pd.DataFrame, columns: Sequence[str], display: Display) -> lis
     ]
 
 
-def cell(row: pd.Series, values: Sequence[str], most: str) -> str:
+def cell(row: pd.Series, values: Sequence[str], usual: str) -> str:
     """Return the values of a row with their spread, or its status if it has none."""
     if not any(row[name] for name in values):
         return row["status"] or NOTHING
-    fewer = "" if row["n"] == most else f" (n = {row['n']})"
-    return " / ".join(number(row[name], row[f"{name}_sd"]) for name in values) + fewer
+    other = "" if row["n"] == usual else f" (n = {row['n']})"
+    return " / ".join(number(row[name], row[f"{name}_sd"]) for name in values) + other
 
 
-def origin(table: pd.DataFrame, values: Sequence[str], most: str) -> str:
+def origin(table: pd.DataFrame, values: Sequence[str], usual: str) -> str:
     """Return the commands that made the rows, their commits, and what the numbers are."""
     commands = ", ".join(f"`{command}`" for command in table["command"].unique())
     commits = list(dict.fromkeys(" ".join(table["commit"]).split()))
     at = f"commit{'s' if len(commits) > 1 else ''} {', '.join(commits)}" if commits else "commit unknown"
-    if not most:
+    if not usual:
         return f"{commands}, {at}"
     spread = " ± standard deviation" if any(table[f"{name}_sd"].any() for name in values) else ""
-    return f"{commands}, {at}; mean{spread} of {most} seed{'s' if most != '1' else ''}"
+    return f"{commands}, {at}; mean{spread} of {usual} seed{'s' if usual != '1' else ''}"
 
 
 # ---- published numbers ---------------------------------------------------------------------------
