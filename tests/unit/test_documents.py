@@ -186,12 +186,13 @@ def test_scores_of_pairs_and_predictions_are_recorded_by_direction(run):
 def test_table_says_what_failed_what_was_not_run_and_the_seeds(program, run, display):
     jobs = [job("cca", 0, 0.1), job("cca", 1, 0.3), job("multivi", 0, 0.5), job("multivi", 1, "failed", "NaN")]
     jobs += [job("random", 0, "failed", "no"), ("simulated", "random20", "cca", "default", 0, 0.1, 0.2)]
-    run(*jobs)
+    run(*jobs, job("ridge", 0, 0.2), job("ridge", 1, 0.2))  # as many rows of two seeds as of one
     lines = program.recorded(program.RESULTS / "test.tsv", display).splitlines()
     assert lines[0] == "| Match score ↑ / FOSCTTM ↓ | Simulated factors, random20 | Simulated, random20 |"
     assert lines[2:] == [
         "| MultiVI | 0.5 / 0.25 (n = 1) | – |",
         "| CCA | 0.2 ± 0.14 / 0.25 ± 0 | 0.1 / 0.2 (n = 1) |",
+        "| Ridge | 0.2 ± 0 / 0.25 ± 0 | – |",
         "| Random | failed | – |",
         "",
         "`docs/results/test.tsv`, from `make run CONFIG=config/test.yaml`, commit unknown;"
