@@ -47,9 +47,10 @@ from clue.sparse import BLOCK
 from clue.train import Training, held_out, train
 
 OWN_WEIGHT = 2
-"""Weight of a modality's own encoder in its subspace of a fused embedding; a cross-encoder has 1 (docs/limits.md).
+"""Weight of a modality's own encoder in its subspace of a fused embedding; a cross-encoder has weight 1.
 
-Only the own encoder knows what no other modality shows. The cross-encoders average out its noise in the rest.
+Only the own encoder knows what no other modality shows; the others reduce its noise in what they share. How the weight
+was chosen is in docs/limits.md. Training decodes the plain mean, as in the authors' code (`Network.centre`).
 """
 MAX_READOUT = 50_000
 """Most cells on which the read-out is fitted; more do not change its covariances."""
@@ -590,7 +591,7 @@ class CLUE:
     ) -> np.ndarray:
         """Return the first result of `one` for a single modality; for several, apply `fuse` to the results for each.
 
-        `fuse` gets a row for every cell by modality; the row is zero if the cell is not seen in it. Of several
+        `fuse` gets, by modality, a row for every cell; the row is zero if the cell is not seen in it. Of several
         modalities, `avoided` is read only for cells that are seen in no other.
         """
         if isinstance(data, ad.AnnData) or modality is not None:
