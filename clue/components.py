@@ -14,7 +14,7 @@ LEAST_COMPONENTS = 25
 """The smallest number of components to consider."""
 N_FOLDS, MAX_HELD_OUT = 3, 1000
 MAX_FITTED = 10_000
-"""Most cells on which a fold's components are fitted; more only cost time."""
+"""Most paired cells from which a fold learns; more only cost time."""
 SETTINGS = [(ridge, n, lift) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80) for lift in LIFTS]
 """Settings of the canonical read-out (`clue.readout.Settings`) with which numbers of components are compared."""
 TOLERANCE = 0.08
@@ -38,12 +38,13 @@ def fit_preprocessors(
     n_features: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> dict[str, Preprocessor]:
-    """Fit the components of each modality on training cells.
+    """Fit the components of each modality.
 
     Parameters
     ----------
     cells
-        Counts of each modality, with a batch in ``obs["batch"]``. Cells of the same name are the same cell.
+        Counts of each modality, with a batch in ``obs["batch"]``. Cells of the same name are the same cell. Cells seen
+        in one modality count too: of few or sparse cells, components are mostly noise.
     kinds
         The kind of each modality: ``rna``, ``atac`` or ``adt``.
     n_components
@@ -65,7 +66,7 @@ def fit_preprocessors(
     fitted = fit(cells, n_components)
     if n_components is None:
         widest = max(found.width for found in fitted.values())
-        chosen = choose_widths(cells, lambda some: fit(some, widest), widest, seed)
+        chosen = choose_widths(cells, fitted, lambda some: fit(some, widest), seed)
         for found in fitted.values():
             found.narrow(max(chosen))
             found.encoded = max(ENCODED, len(paired_names(cells)) // PAIRS_PER_ENCODED)
@@ -73,38 +74,48 @@ def fit_preprocessors(
     return fitted
 
 
-def choose_widths(cells: Cells, fit: Fit, widest: int, seed: int) -> dict[int, Settings]:
+def choose_widths(cells: Cells, fitted: dict[str, Preprocessor], fit: Fit, seed: int) -> dict[int, Settings]:
     """Choose, by cross-validation, numbers of components with which cells match well by linear means.
 
     How many components carry information that modalities share varies. It may be hundreds if cells have many counts. If
     they have few, most components are noise that encoders would fit. A canonical read-out of components shows this in
-    seconds. Held-out cells must not be among those on which the components are fitted: with few cells for each,
-    components fit the noise of each single cell, and on these cells many components look worse than they are.
+    seconds.
+
+    Held-out cells must be like those that will be matched. Components also fit the noise of the single cells on which
+    they are fitted, and such cells match worse with many components than others do. If all cells are paired, others
+    will be matched, so each fold fits components without its held-out cells. If some are seen in one modality alone,
+    these will be matched, and they are among the fitted; then so are the held-out cells.
 
     Parameters
     ----------
+    fitted
+        The components of each modality, fitted on all cells.
     fit
-        Function that fits the components of each modality on some of the cells, with `widest` components.
+        Function that fits as many components of each modality on some of the cells.
 
     Returns
     -------
-    The numbers, from `widest` down in steps of √2, whose quality is within `TOLERANCE` of the best, each with the
-    settings with which cells match best. Only `widest`, with `DEFAULT`, if too few cells are seen in two modalities.
+    The numbers, from the largest down in steps of √2, whose quality is within `TOLERANCE` of the best, each with the
+    settings with which cells match best. Only the largest, with `DEFAULT`, if too few cells are seen in two modalities.
     """
-    widths = [widest]
+    widths = [max(found.width for found in fitted.values())]
     while (narrower := round(widths[-1] / 2**0.5)) >= LEAST_COMPONENTS:
         widths.append(narrower)
     paired = paired_names(cells)
     if len(paired) < N_FOLDS * MIN_HELD_OUT:
-        return {widest: DEFAULT}
-    others = pd.Index(np.concatenate([adata.obs_names for adata in cells.values()])).difference(paired)
-    rng = np.random.default_rng(seed)
-    paired, others = (names[rng.permutation(len(names))] for names in (paired, others))
+        return {widths[0]: DEFAULT}
+    all_paired = all(adata.obs_names.isin(paired).all() for adata in cells.values())
+    paired = paired[np.random.default_rng(seed).permutation(len(paired))]
     tables = []
     for fold in range(N_FOLDS):
         held_out = paired[fold::N_FOLDS][:MAX_HELD_OUT]
-        rest = paired[~paired.isin(held_out)].append(others)[:MAX_FITTED]
-        tables.append(_compare(cells, fit, rest, held_out, widths))
+        rest = paired[~paired.isin(held_out)][:MAX_FITTED]
+        if all_paired:
+            try:
+                fitted = fit({k: _of_names(adata, rest) for k, adata in cells.items()})
+            except ValueError:  # only the held-out cells may have counts of a feature that the fit needs
+                return {widths[0]: DEFAULT}
+        tables.append(_compare(cells, fitted, rest, held_out, widths))
     best = {}
     for width in widths:
         if all(table[width] for table in tables):
@@ -112,20 +123,16 @@ def choose_widths(cells: Cells, fit: Fit, widest: int, seed: int) -> dict[int, S
             settings = max(means, key=means.__getitem__)
             best[width] = means[settings], settings
     least = max((quality for quality, _ in best.values()), default=0.0) - TOLERANCE
-    return {width: settings for width, (quality, settings) in best.items() if quality >= least} or {widest: DEFAULT}
+    return {width: settings for width, (quality, settings) in best.items() if quality >= least} or {widths[0]: DEFAULT}
 
 
-def _compare(cells: Cells, fit: Fit, rest: pd.Index, held_out: pd.Index, widths: list[int]) -> dict[int, dict]:
-    """Fit on cells, and return for each width how well the held-out cells match with each of the settings."""
-    try:
-        fitted = fit({k: some for k, adata in cells.items() if (some := _of_names(adata, rest)).n_obs})
-    except ValueError:  # only the held-out cells may have counts of a feature that the fit needs
-        return {width: {} for width in widths}
-    # covariances are those of paired cells, as in the read-out
-    paired = rest[rest.isin(paired_names(cells))]
-    names = paired.append(held_out)
+def _compare(
+    cells: Cells, fitted: dict[str, Preprocessor], rest: pd.Index, held_out: pd.Index, widths: list[int]
+) -> dict[int, dict]:
+    """Return for each width how well held-out cells match with each of the settings, learned from the `rest`."""
+    names = rest.append(held_out)
     inputs, batch = rows_of({k: cells[k] for k in fitted}, names, lambda k, adata: fitted[k].transform(adata))
-    is_held_out = np.arange(len(names)) >= len(paired)
+    is_held_out = np.arange(len(names)) >= len(rest)
     tables = {}
     for width in widths:
         narrowed = {k: fitted[k].first(x, width) for k, x in inputs.items()}

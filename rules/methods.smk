@@ -6,7 +6,8 @@ The rule has the name of its method. A method without a script has its own rule 
 
 rule features:
     input:
-        f"{TASK}/train.h5mu",
+        train=f"{TASK}/train.h5mu",
+        tests=lambda wildcards: test_files(modalities(wildcards.dataset)),
     output:
         f"{TASK}/features/{{features}}.npz",
     log:
@@ -23,8 +24,8 @@ rule features:
         settings=lambda wildcards: to_json(FEATURES[wildcards.features]),
         code=digest(*imported("scripts/features.py", ROOT)),
     shell:
-        "OMP_NUM_THREADS={threads} python -P $CLUE_CHECKOUT/scripts/features.py --train {input} --cells {params.cells}"
-        " --settings {params.settings:q} --features {output} > {log} 2>&1"
+        "OMP_NUM_THREADS={threads} python -P $CLUE_CHECKOUT/scripts/features.py --train {input.train}"
+        " --tests {input.tests} --cells {params.cells} --settings {params.settings:q} --features {output} > {log} 2>&1"
 
 
 for method, spec in BENCHMARK.methods.items():

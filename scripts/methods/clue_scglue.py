@@ -25,7 +25,7 @@ LENGTHS |= {"reduce_lr_patience": "REDUCE_LR_PATIENCE_PRG"}
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     """Train and return posterior means."""
     configure(task.device)
-    prepared = task.fitted("all", dict(task.train.mod), params)
+    prepared = task.fitted("all", params)
     train = {k: with_input(a, prepared[k]) for k, a in task.train.mod.items()}
     test = {k: with_input(a, prepared[k]) for k, a in task.test.items()}
     model = build(train, params, seed, params["compile"])

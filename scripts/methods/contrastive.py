@@ -49,7 +49,7 @@ def perceptron(n_input: int, n_latent: int, depth: int, width: int, dropout: flo
 def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     """Train on paired cells and encode the test cells."""
     fit_on, held_out = inner_split(paired_cells(task.train), seed, at_most=params["max_held_out"])
-    prepared = task.fitted(f"fold-{seed}", fit_on, params)
+    prepared = task.fitted(f"fold-{seed}", params)
 
     def inputs(cells):
         return [torch.from_numpy(prepared[k].transform(a)).to(task.device) for k, a in cells.items()]

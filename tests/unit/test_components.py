@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import clue
-from clue.components import MAX_FITTED, choose_widths, fit_preprocessors
-from clue.readout import DEFAULT
+from clue.components import choose_widths, fit_preprocessors
+from clue.metrics import foscttm
+from clue.readout import DEFAULT, Readout
 from clue.simulate import simulate
 
 KINDS = {"rna": "rna", "atac": "atac"}
@@ -72,25 +73,59 @@ def test_choice_follows_the_shared_components_and_sees_held_out_cells_in_no_fit(
         fits.append({k: set(adata.obs_names) for k, adata in some.items()})
         return {k: Views(n_shared, 100, seed) for seed, k in enumerate(some, 1)}
 
+    cells = {"rna": numbered(range(600)), "atac": numbered(range(600))}
+    fitted = fit(cells)
+    assert list(choose_widths(cells, fitted, fit, seed=0)) == expected
+    names = {f"cell{i}" for i in range(600)}
+    held_out = [names - fold["rna"] for fold in fits[1:]]
+    assert len(held_out) == 3 and set.union(*held_out) == names and sum(map(len, held_out)) == len(names)
+    assert all(fold["atac"] == fold["rna"] for fold in fits)
+
+
+def test_held_out_cells_are_among_the_fitted_if_unpaired_cells_are():
     cells = {"rna": numbered(range(900)), "atac": numbered(range(300, 1200))}
-    assert list(choose_widths(cells, fit, 100, seed=0)) == expected
-    paired = {f"cell{i}" for i in range(300, 900)}
-    held_out = [paired - fitted["rna"] for fitted in fits]
-    assert len(fits) == 3 and set.union(*held_out) == paired and sum(map(len, held_out)) == len(paired)
-    for fitted, names in zip(fits, held_out, strict=True):
-        assert not fitted["atac"] & names and len(fitted["rna"]) == len(fitted["atac"]) == 900 - len(names)
+    fitted = {k: Views(20, 100, seed) for seed, k in enumerate(cells, 1)}
+
+    def fit(some):
+        raise AssertionError("the components of all cells are taken")
+
+    assert list(choose_widths(cells, fitted, fit, seed=0)) == [50, 35, 25]
 
 
-def test_fits_of_many_cells_are_of_a_sample_with_the_paired_cells():
+def test_components_of_few_paired_cells_are_better_with_unpaired_ones(cells):
+    """Unpaired cells are matched better if the components are also fitted on them."""
+    closer = []
+    for n_unpaired in (0, 1000):
+        some = {k: adata[: 100 + n_unpaired].copy() for k, adata in cells.items()}
+        for k, adata in some.items():
+            adata.obs_names = [name if i < 100 else f"{k}-{i}" for i, name in enumerate(adata.obs_names)]
+        fitted = fit_preprocessors(some, KINDS)
+        inputs = {k: found.transform(cells[k]) for k, found in fitted.items()}
+        readout = Readout.fit(
+            {k: np.hstack([x[:100], np.ones((100, 1))]) for k, x in inputs.items()},
+            {k: x.shape[1] for k, x in inputs.items()},
+            1,
+            np.zeros(100, dtype=bool),
+            np.zeros(100),
+            fitted["rna"].readouts,
+        )
+        closer.append(
+            np.mean(foscttm(*(readout(k, np.hstack([x, np.ones((1200, 1))]))[100:] for k, x in inputs.items())))
+        )
+    assert closer[1] < 0.8 * closer[0]
+
+
+def test_fits_of_many_cells_are_of_a_sample(monkeypatch):
+    monkeypatch.setattr("clue.components.MAX_FITTED", 200)
     sizes = []
 
     def fit(some):
         sizes.append([adata.n_obs for adata in some.values()])
         return {k: Views(20, 50, seed) for seed, k in enumerate(some, 1)}
 
-    cells = {"rna": numbered(range(100)), "atac": numbered(range(MAX_FITTED + 100))}
-    choose_widths(cells, fit, 50, seed=0)
-    assert [size[1] for size in sizes] == [MAX_FITTED] * 3 and {size[0] for size in sizes} == {66, 67}
+    cells = {k: numbered(range(900)) for k in ("rna", "atac")}
+    choose_widths(cells, fit(cells), fit, seed=0)
+    assert sizes == [[900, 900]] + [[200, 200]] * 3
 
 
 def test_too_few_pairs_to_tell_take_the_most_components(cells):

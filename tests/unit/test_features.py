@@ -11,7 +11,8 @@ from clue.benchmark.config import Benchmark, ConfigError, features_name, load
 from clue.benchmark.contracts import read_embedding
 from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.methods import run_method
-from clue.benchmark.methods.features import Fitted, fit_for_file, read_features, write_features
+from clue.benchmark.methods.features import Fitted, cells_of, fit_features, fit_for_file, read_features, write_features
+from clue.data import paired_names
 from clue.simulate import simulate
 
 SETTINGS = {"n_components": 8, "n_features": {"rna": 30}}
@@ -28,13 +29,13 @@ def fitted_files(task, folder, params, *names):
     files = {}
     for which in names:
         files[features_name(which, params)] = path = folder / f"{features_name(which, params)}.npz"
-        write_features(fit_for_file(task.train, which, params), path)
+        write_features(fit_for_file(which, task.train, task.test, params), path)
     return files
 
 
 @pytest.mark.parametrize(
     "method, names",
-    [("clue_model", ["all"]), ("cca", ["paired", "fold-1", "fold-2"]), ("ridge", ["paired", "fold-1", "fold-2"])]
+    [("clue_model", ["with_test"]), ("cca", ["paired", "fold-1", "fold-2"]), ("ridge", ["paired", "fold-1", "fold-2"])]
     + [("contrastive", ["fold-1"])],
 )
 def test_method_gives_the_same_with_and_without_files(scripts, project, cells, tmp_path, method, names):
@@ -54,7 +55,7 @@ def test_method_gives_the_same_with_and_without_files(scripts, project, cells, t
 
 def test_file_keeps_everything_that_was_fitted(cells, tmp_path):
     path = tmp_path / "all.npz"
-    write_features(fitted := fit_for_file(cells, "all", SETTINGS), path)
+    write_features(fitted := fit_for_file("all", cells, {}, SETTINGS), path)
     found = read_features(path)
     assert found.seconds == fitted.seconds > 0 and found.memory_mb > 50 and not found.error
     for name, adata in cells.mod.items():
@@ -63,13 +64,34 @@ def test_file_keeps_everything_that_was_fitted(cells, tmp_path):
         np.testing.assert_array_equal(found.preprocessors[name].transform(adata), expected)
 
 
+def test_inputs_with_test_cells_do_not_depend_on_how_test_cells_are_paired(cells, tmp_path):
+    task = task_of(cells, tmp_path)
+    shuffled = {k: adata[np.random.default_rng(1).permutation(adata.n_obs)].copy() for k, adata in task.test.items()}
+    for adata, original in zip(shuffled.values(), task.test.values(), strict=True):
+        adata.obs_names = original.obs_names
+    found = [cells_of("with_test", task.train, test) for test in (task.test, shuffled)]
+    assert [adata.n_obs for adata in found[0].values()] == [120, 120]
+    assert len(paired_names(found[0])) == 90
+    first, second = (fit_features(each, SETTINGS) for each in found)
+    for k, adata in task.test.items():
+        # the signs of axes are arbitrary
+        np.testing.assert_allclose(abs(first[k].transform(adata)), abs(second[k].transform(adata)), atol=1e-3)
+
+
+def test_only_transductive_variants_ask_for_inputs_with_test_cells(project):
+    spec = {"run": "r", "datasets": ["pbmc_multiome"], "methods": ["cca"], "seeds": [0], "budget": "test"}
+    benchmark = Benchmark(spec, project)
+    asked = {v: benchmark.features("pbmc_multiome", "cca", v, 0) for v in ("default", "corrected")}
+    assert [any(name.startswith("with_test") for name in names) for names in asked.values()] == [False, True]
+
+
 @pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04", b"text"])
 def test_damaged_file_is_named(cells, tmp_path, damaged):
     task = task_of(cells, tmp_path)
     task.features = {features_name("all", SETTINGS): tmp_path / "all.npz"}
     (tmp_path / "all.npz").write_bytes(damaged)
     with pytest.raises(BenchmarkError, match="all.npz: cannot be read .*delete it and run again"):
-        task.fitted("all", dict(task.train.mod), SETTINGS)
+        task.fitted("all", SETTINGS)
 
 
 def test_other_cells_or_settings_have_another_file():
@@ -83,18 +105,18 @@ def test_failed_fit_is_the_reason_of_every_method_that_reads_it(cells, tmp_path)
     task = task_of(cells, tmp_path)
     task.train.mod["atac"].X = task.train.mod["atac"].X * 0
     task.features = fitted_files(task, tmp_path, SETTINGS, "all")
-    with pytest.raises(BenchmarkError, match=r"atac: 0 features with a count; .* \(among 90 training cells\)"):
-        task.fitted("all", dict(task.train.mod), SETTINGS)
+    with pytest.raises(BenchmarkError, match=r"atac: 0 features with a count; .* \(among 90 cells\)"):
+        task.fitted("all", SETTINGS)
 
 
 def test_job_counts_the_time_and_memory_of_shared_inputs(cells, tmp_path):
     task = task_of(cells, tmp_path)
-    fitted = fit_for_file(task.train, "all", SETTINGS)
+    fitted = fit_for_file("all", task.train, task.test, SETTINGS)
     path = tmp_path / f"{features_name('all', SETTINGS)}.npz"
     write_features(Fitted(fitted.preprocessors, seconds=1000.0, memory_mb=1e6), path)
 
     def embed(task, params, seed):
-        prepared = task.fitted("all", dict(task.train.mod), params)
+        prepared = task.fitted("all", params)
         return {name: prepared[name].transform(adata) for name, adata in task.test.items()}
 
     run_method(embed, method_arguments(tmp_path, task.train, task.test, params=json.dumps(SETTINGS), features=path))

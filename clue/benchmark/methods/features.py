@@ -1,6 +1,6 @@
 """Encoder inputs that are fitted once and kept in files for all methods, variants and seeds that read them.
 
-A file's name tells the training cells and the settings of the fit (`config.features_name`).
+A file's name tells the cells and the settings of the fit (`config.features_name`).
 """
 
 import json
@@ -21,6 +21,7 @@ from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.methods.validation import inner_split, paired_cells
 from clue.components import fit_preprocessors
+from clue.data import joined
 from clue.preprocess import Preprocessor
 
 ARRAYS = ("features", "selected")
@@ -50,29 +51,34 @@ def fit_features(cells: Mapping[str, ad.AnnData], settings: Mapping[str, Any]) -
         return fit_preprocessors(cells, {k: k for k in cells}, settings["n_components"], settings["n_features"])
     except ValueError as error:
         n_cells = len(set().union(*(adata.obs_names for adata in cells.values())))
-        raise BenchmarkError(f"{error} (among {n_cells} training cells)") from error
+        raise BenchmarkError(f"{error} (among {n_cells} cells)") from error
 
 
-def fit_for_file(train: md.MuData, which: str, settings: Mapping[str, Any]) -> Fitted:
-    """Fit on the training cells that `which` names. A failure is also a result: each method's row will show the reason.
-
-    Parameters
-    ----------
-    which
-        ``all``; ``paired``, the cells seen in every modality; or ``fold-3``, the part of these that `inner_split` with
-        the seed 3 returns to fit on.
-    """
+def fit_for_file(which: str, train: md.MuData, test: Mapping[str, ad.AnnData], settings: Mapping[str, Any]) -> Fitted:
+    """Fit on the cells that `which` names (`cells_of`). A failure is also a result: methods' rows show the reason."""
     start = time.perf_counter()
     try:
-        fitted, error = fit_features(_cells(train, which), settings), ""
+        fitted, error = fit_features(cells_of(which, train, test), settings), ""
     except BenchmarkError as reason:
         fitted, error = {}, str(reason)
     return Fitted(fitted, error, round(time.perf_counter() - start, 3), peak_memory_mb())
 
 
-def _cells(train: md.MuData, which: str) -> dict[str, ad.AnnData]:
+def cells_of(which: str, train: md.MuData, test: Mapping[str, ad.AnnData]) -> dict[str, ad.AnnData]:
+    """Return the cells to fit on.
+
+    Parameters
+    ----------
+    which
+        ``all`` training cells; ``with_test``, those and the test cells; ``paired``, the training cells seen in every
+        modality; or ``fold-3``, the part of these that `inner_split` with the seed 3 returns to fit on.
+    test
+        Test cells by modality. They have other names in each, so nothing tells their pairs.
+    """
     if which == "all":
         return dict(train.mod)
+    if which == "with_test":
+        return {k: joined(adata, test[k]) for k, adata in train.mod.items()}
     paired = paired_cells(train)
     return paired if which == "paired" else inner_split(paired, int(which.removeprefix("fold-")))[0]
 

@@ -46,8 +46,8 @@ def _paired_names(adatas: Mapping[str, ad.AnnData]) -> pd.Index:
 def prepare(
     task: "Task", which: str, fit_on: Cells, cells: Cells, params: Mapping[str, Any]
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the encoder inputs of `fit_on`, on which they are fitted (`Task.fitted`), and those of `cells`."""
-    fitted: dict[str, Preprocessor] = task.fitted(which, fit_on, params)
+    """Return the encoder inputs of `fit_on` and of `cells`, fitted on the cells that `which` names (`Task.fitted`)."""
+    fitted: dict[str, Preprocessor] = task.fitted(which, params)
     first, second = ({k: fitted[k].transform(a) for k, a in part.items()} for part in (fit_on, cells))
     return first, second
 
