@@ -7,14 +7,16 @@ import numpy as np
 import pandas as pd
 
 from clue.data import BATCH, paired_names, rows_of
+from clue.disk import is_mapped, mapped
 from clue.preprocess import Preprocessor, preprocessor
 from clue.readout import DEFAULT, LIFTS, MIN_HELD_OUT, Settings, qualities
+from clue.sparse import BLOCK
 
 LEAST_COMPONENTS = 25
 """The smallest number of components to consider."""
 N_FOLDS, MAX_HELD_OUT = 3, 1000
 MAX_FITTED = 10_000
-"""Most paired cells from which a fold learns; more only cost time."""
+"""Most cells from which a fold learns; more only cost time."""
 SETTINGS = [(ridge, n, lift) for ridge in (0.1, 1.0) for n in (10, 20, 40, 80) for lift in LIFTS]
 """Settings of the canonical read-out (`clue.readout.Settings`) with which numbers of components are compared."""
 TOLERANCE = 0.08
@@ -27,8 +29,14 @@ ENCODED, PAIRS_PER_ENCODED = 100, 10
 and more components, encoders overfit and z matches worse; the read-out, which is regularised, loses nothing by more.
 Chosen on samples of training cells of `config/study.yaml` and `config/three.yaml`."""
 
+ADVANTAGE = 0.4
+"""How much better, in log(match score / FOSCTTM), held-out cells must match for components of all cells to be taken,
+and not those of paired cells alone. Cross-validation favours the former, since folds of the latter fit on fewer cells
+than the result does. On samples of training cells of `config/study.yaml`, differences of up to 0.25 came with worse
+matches of other cells, and differences from 0.48 to 1.6 with better ones."""
+
 Cells = Mapping[str, ad.AnnData]
-Fit = Callable[[Cells], dict[str, Preprocessor]]
+Fit = Callable[[Cells, int | None], dict[str, Preprocessor]]
 
 
 def fit_preprocessors(
@@ -40,16 +48,20 @@ def fit_preprocessors(
 ) -> dict[str, Preprocessor]:
     """Fit the components of each modality.
 
+    Components also fit the noise of the single cells on which they are fitted. So cells seen in one modality alone,
+    which are to be matched, are better left out. But components of few cells, or of cells with few counts, are mostly
+    noise; these are better fitted on all cells. Cross-validation decides (`ADVANTAGE`).
+
     Parameters
     ----------
     cells
-        Counts of each modality, with a batch in ``obs["batch"]``. Cells of the same name are the same cell. Cells seen
-        in one modality count too: of few or sparse cells, components are mostly noise.
+        Counts of each modality, with a batch in ``obs["batch"]``. Cells of the same name are the same cell.
     kinds
         The kind of each modality: ``rna``, ``atac`` or ``adt``.
     n_components
-        Number of components of each modality. None chooses it by `choose_widths`, which also chooses how the read-out
-        uses them (`Preprocessor.readouts`); with few pairs, encoders then read only the first (`ENCODED`).
+        Number of components of each modality, fitted on all cells. None chooses it by `choose_widths`, which also
+        chooses how the read-out uses them (`Preprocessor.readouts`); with few pairs, encoders then read only the first
+        (`ENCODED`).
     n_features
         See `Preprocessor`.
 
@@ -63,58 +75,76 @@ def fit_preprocessors(
         features = n_features or {}
         return {k: preprocessor(kinds[k], n, features.get(k), seed, k).fit(x, BATCH) for k, x in some.items()}
 
-    fitted = fit(cells, n_components)
-    if n_components is None:
-        widest = max(found.width for found in fitted.values())
-        chosen = choose_widths(cells, fitted, lambda some: fit(some, widest), seed)
-        for found in fitted.values():
-            found.narrow(max(chosen))
-            found.encoded = max(ENCODED, len(paired_names(cells)) // PAIRS_PER_ENCODED)
-            found.readouts = list(chosen.items())
+    if n_components is not None:
+        return fit(cells, n_components)
+    paired = paired_names(cells)
+    of_pairs = {k: _of_names(adata, paired) for k, adata in cells.items()}
+    none_alone = all(of_pairs[k].n_obs == adata.n_obs for k, adata in cells.items())
+    try:
+        fitted = fit(of_pairs, None)
+        quality, chosen = choose_widths(of_pairs, fitted, fit, seed)
+    except ValueError:  # the paired cells alone may be too few
+        if none_alone:
+            raise
+        quality = -np.inf
+    if not none_alone:
+        of_all = fit(cells, None)
+        quality_of_all, chosen_of_all = choose_widths(of_pairs, of_all, None, seed)
+        if not quality > quality_of_all - ADVANTAGE:
+            fitted, chosen = of_all, chosen_of_all
+    for found in fitted.values():
+        found.narrow(max(chosen))
+        found.encoded = max(ENCODED, len(paired) // PAIRS_PER_ENCODED)
+        found.readouts = list(chosen.items())
     return fitted
 
 
-def choose_widths(cells: Cells, fitted: dict[str, Preprocessor], fit: Fit, seed: int) -> dict[int, Settings]:
-    """Choose, by cross-validation, numbers of components with which cells match well by linear means.
+def choose_widths(
+    cells: Cells, fitted: dict[str, Preprocessor], fit: Fit | None, seed: int
+) -> tuple[float, dict[int, Settings]]:
+    """Choose, by cross-validation, numbers of components with which paired cells match well by linear means.
 
     How many components carry information that modalities share varies. It may be hundreds if cells have many counts. If
     they have few, most components are noise that encoders would fit. A canonical read-out of components shows this in
-    seconds.
-
-    Held-out cells must be like those that will be matched. Components also fit the noise of the single cells on which
-    they are fitted, and such cells match worse with many components than others do. If all cells are paired, others
-    will be matched, so each fold fits components without its held-out cells. If some are seen in one modality alone,
-    these will be matched, and they are among the fitted; then so are the held-out cells.
+    seconds. Held-out cells must be among those on which the components are fitted if the cells to be matched are, and
+    otherwise not: on fitted cells, many components look worse than they are on others.
 
     Parameters
     ----------
+    cells
+        Cells seen in several modalities.
     fitted
-        The components of each modality, fitted on all cells.
+        The components of each modality, with the most components.
     fit
-        Function that fits as many components of each modality on some of the cells.
+        Function that fits so many components on some of the cells, for each fold without its held-out cells. None if
+        these must be among the fitted; then `fitted` serves all folds.
 
     Returns
     -------
-    The numbers, from the largest down in steps of √2, whose quality is within `TOLERANCE` of the best, each with the
-    settings with which cells match best. Only the largest, with `DEFAULT`, if too few cells are seen in two modalities.
+    quality
+        How well held-out cells match with the best number, as log(match score / FOSCTTM); -inf if it is not known.
+    widths
+        The numbers, from the largest down in steps of √2, whose quality is within `TOLERANCE` of the best, each with
+        the settings with which cells match best. Only the largest, with `DEFAULT`, if there are too few cells to tell.
     """
-    widths = [max(found.width for found in fitted.values())]
+    widest = max(found.width for found in fitted.values())
+    widths = [widest]
     while (narrower := round(widths[-1] / 2**0.5)) >= LEAST_COMPONENTS:
         widths.append(narrower)
-    paired = paired_names(cells)
-    if len(paired) < N_FOLDS * MIN_HELD_OUT:
-        return {widths[0]: DEFAULT}
-    all_paired = all(adata.obs_names.isin(paired).all() for adata in cells.values())
-    paired = paired[np.random.default_rng(seed).permutation(len(paired))]
+    unknown = -np.inf, {widest: DEFAULT}
+    names = paired_names(cells)
+    if len(names) < N_FOLDS * MIN_HELD_OUT:
+        return unknown
+    names = names[np.random.default_rng(seed).permutation(len(names))]
     tables = []
     for fold in range(N_FOLDS):
-        held_out = paired[fold::N_FOLDS][:MAX_HELD_OUT]
-        rest = paired[~paired.isin(held_out)][:MAX_FITTED]
-        if all_paired:
+        held_out = names[fold::N_FOLDS][:MAX_HELD_OUT]
+        rest = names[~names.isin(held_out)][:MAX_FITTED]
+        if fit is not None:
             try:
-                fitted = fit({k: _of_names(adata, rest) for k, adata in cells.items()})
+                fitted = fit({k: some for k, x in cells.items() if (some := _of_names(x, rest)).n_obs}, widest)
             except ValueError:  # only the held-out cells may have counts of a feature that the fit needs
-                return {widths[0]: DEFAULT}
+                return unknown
         tables.append(_compare(cells, fitted, rest, held_out, widths))
     best = {}
     for width in widths:
@@ -122,8 +152,9 @@ def choose_widths(cells: Cells, fitted: dict[str, Preprocessor], fit: Fit, seed:
             means = {settings: float(np.mean([table[width][settings] for table in tables])) for settings in SETTINGS}
             settings = max(means, key=means.__getitem__)
             best[width] = means[settings], settings
-    least = max((quality for quality, _ in best.values()), default=0.0) - TOLERANCE
-    return {width: settings for width, (quality, settings) in best.items() if quality >= least} or {widths[0]: DEFAULT}
+    quality = max((quality for quality, _ in best.values()), default=-np.inf)
+    near = {width: settings for width, (found, settings) in best.items() if found >= quality - TOLERANCE}
+    return (quality, near) if near else unknown
 
 
 def _compare(
@@ -141,6 +172,12 @@ def _compare(
 
 
 def _of_names(adata: ad.AnnData, names: pd.Index) -> ad.AnnData:
-    """Return the cells that have one of the names."""
+    """Return the cells that have one of the names; counts in a file stay in one."""
     row = np.flatnonzero(adata.obs_names.isin(names))
-    return ad.AnnData(adata.X[row], obs=adata.obs.iloc[row], var=adata.var)
+    if len(row) == adata.n_obs:
+        return adata
+    if is_mapped(adata.X.data):
+        counts = mapped((adata.X[row[i : i + BLOCK]] for i in range(0, len(row), BLOCK)), adata.n_vars)
+    else:
+        counts = adata.X[row]
+    return ad.AnnData(counts, obs=adata.obs.iloc[row], var=adata.var)

@@ -21,11 +21,8 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
     paired = paired_cells(task.train)
     grid = combinations({name: params[name] for name in SETTINGS})
 
-    def which(cells):
-        return "with_test" if params["fitted_on"] == "with_test" else cells
-
     def candidates(fit_on, held_out, fold):
-        inputs, tests = prepare(task, which(fold), fit_on, held_out, params)
+        inputs, tests = prepare(task, fold, fit_on, held_out, params)
         factorised = cache(lambda n_input, ridge: factorise(*inputs.values(), n_input, ridge))
         for s in grid:
             projections = directions(factorised(s["n_input"], s["ridge"]), s["n_canonical"], s["power"])
@@ -33,7 +30,7 @@ def embed(task: Task, params: dict, seed: int) -> dict[str, np.ndarray]:
 
     settings, table = choose(paired, grid, candidates, params, seed)
     task.info.update(chosen=settings, inner_validation=table)
-    inputs, tests = prepare(task, which("paired"), paired, task.test, params)
+    inputs, tests = prepare(task, "paired", paired, task.test, params)
     projections = fit(*inputs.values(), **settings)
     placed = [project(x, p) for x, p in zip(tests.values(), projections, strict=True)]
     if params["corrected"]:

@@ -147,7 +147,7 @@ def test_inner_split_does_not_depend_on_the_order_of_cells(n_donors):
 def test_corrected_cca_is_cca_without_shifts_and_hubs(program, tmp_path):
     task = task_of(simulate(160, {"rna": 40, "adt": 20}, n_batches=2), tmp_path)
     spec = load("methods", "cca", ROOT)
-    params = spec["params"] | spec["budgets"]["test"] | {"n_features": {}, "fitted_on": "with_test"}
+    params = spec["params"] | spec["budgets"]["test"] | {"n_features": {}}
     plain, corrected = (program("cca").embed(task, Params(params | {"corrected": is_on}), 0) for is_on in (False, True))
     batches = [cells.obs["batch"] for cells in task.test.values()]
     expected = remove_hubs(remove_shifts(list(plain.values()), batches), batches)

@@ -79,10 +79,12 @@ def test_inputs_with_test_cells_do_not_depend_on_how_test_cells_are_paired(cells
 
 
 def test_only_transductive_variants_ask_for_inputs_with_test_cells(project):
-    spec = {"run": "r", "datasets": ["pbmc_multiome"], "methods": ["cca"], "seeds": [0], "budget": "test"}
+    spec = {"run": "r", "datasets": ["pbmc_multiome"], "methods": ["clue"], "seeds": [0], "budget": "test"}
     benchmark = Benchmark(spec, project)
-    asked = {v: benchmark.features("pbmc_multiome", "cca", v, 0) for v in ("default", "corrected")}
-    assert [any(name.startswith("with_test") for name in names) for names in asked.values()] == [False, True]
+    asked = [list(benchmark.features("pbmc_multiome", "clue", "default", 0))]
+    benchmark.methods["clue"]["params"]["transductive"] = False
+    asked.append(list(benchmark.features("pbmc_multiome", "clue", "default", 0)))
+    assert [[name.rpartition("-")[0] for name in names] for names in asked] == [["with_test"], []]
 
 
 @pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04", b"text"])
