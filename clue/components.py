@@ -32,8 +32,8 @@ Chosen on samples of training cells of `config/study.yaml` and `config/three.yam
 ADVANTAGE = 0.4
 """How much better, in log(match score / FOSCTTM), held-out cells must match for components of all cells to be taken,
 and not those of paired cells alone. Cross-validation favours the former, since folds of the latter fit on fewer cells
-than the result does. On samples of training cells of `config/study.yaml`, differences of up to 0.25 came with worse
-matches of other cells, and differences from 0.48 to 1.6 with better ones."""
+than the result does. On samples of training cells of `config/study.yaml`, other cells matched better or worse where the
+difference was at most 0.25, and better where it was 0.48 to 1.9."""
 
 Cells = Mapping[str, ad.AnnData]
 Fit = Callable[[Cells, int | None], dict[str, Preprocessor]]
