@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 import anndata as ad
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from clue.data import BATCH, paired_names, rows_of
 from clue.disk import is_mapped, mapped
@@ -176,7 +177,10 @@ def _of_names(adata: ad.AnnData, names: pd.Index) -> ad.AnnData:
     row = np.flatnonzero(adata.obs_names.isin(names))
     if len(row) == adata.n_obs:
         return adata
-    if is_mapped(adata.X.data):
+    if len(row) and len(row) == row[-1] + 1:  # a view of the first rows, where paired cells often are
+        data, indices, indptr = adata.X.data, adata.X.indices, adata.X.indptr[: len(row) + 1]
+        counts = sp.csr_matrix((data[: indptr[-1]], indices[: indptr[-1]], indptr), shape=(len(row), adata.n_vars))
+    elif is_mapped(adata.X.data):
         counts = mapped((adata.X[row[i : i + BLOCK]] for i in range(0, len(row), BLOCK)), adata.n_vars)
     else:
         counts = adata.X[row]
