@@ -99,6 +99,11 @@ class CLUE:
     n_features
         Number of most variable genes and of most often detected peaks to use, for instance
         ``{"rna": 5000, "atac": 30000}``; a modality that is not named uses all features.
+    query
+        Cells that you will match, in the form of `mdata`, if you already have them. Components are fitted on them too,
+        if paired cells are so few or have so few counts that matches become clearly better
+        (`clue.components.ADVANTAGE`). Their pairs, if any, are not used, and they are not trained on: give them to
+        `fit` for that. Only used if `n_components` is None.
     preprocessors
         Preprocessors of each modality that were already fitted on these data, such as those of another model
         (`CLUE.preprocessors`). This saves the time of fitting. `n_components` and `n_features` are then ignored in
@@ -141,6 +146,7 @@ class CLUE:
         shared_batches: bool = True,
         n_components: int | None = None,
         n_features: dict[str, int] | None = None,
+        query: Data | None = None,
         preprocessors: Mapping[str, Preprocessor] | None = None,
         seed: int = 0,
         device: str | torch.device = "auto",
@@ -169,7 +175,12 @@ class CLUE:
         check_paired(self._data)
         self.batches = batches_of(self._data)
         if preprocessors is None:
-            preprocessors = fit_preprocessors(self._data, kinds, n_components, n_features, self.seed)
+            cells = read(query or {}, layer, batch_key)
+            if unknown := cells.keys() - self._data.keys():
+                raise ValueError(
+                    f"query: there is no modality {min(unknown)!r} in the data (they have {', '.join(names)})"
+                )
+            preprocessors = fit_preprocessors(self._data, kinds, n_components, n_features, self.seed, cells)
         self.preprocessors = {k: _of_these(preprocessors, k, adata) for k, adata in self._data.items()}
         self.settings: dict[str, Any] = {
             "n_latent": n_latent,

@@ -518,6 +518,12 @@ def test_wrong_calls_are_explained_in_one_line(cells, call, message):
         ({"layer": ["counts"]}, "layer is ['counts']; it must be a string or a dict or None"),
         ({"layer": {"dna": "counts"}}, "layer names ['dna'], which the data do not hold: ['rna', 'atac', 'adt']"),
         ({"preprocessors": {"rna": 3}}, "preprocessors: none was fitted on the 80 features of rna"),
+        (
+            {"query": {"dna": ad.AnnData(np.ones((3, 2)))}},
+            "query: there is no modality 'dna' in the data (they have rna,",
+        ),
+        ({"query": {"rna": ad.AnnData(np.ones((3, 2)))}, "n_components": None}, "rna lacks 80 of 80 features: "),
+        ({"query": 3}, "a MuData or a dict of AnnData by modality is needed, not an object of type int"),
     ],
 )
 def test_wrong_settings(cells, settings, message):

@@ -77,14 +77,11 @@ def test_training_equals_training_in_memory(data, tmp_path, scratch, kind, n_fea
     assert not list(scratch.glob("clue-*"))
 
 
-def test_components_of_paired_cells_alone_are_chosen_and_fitted_as_in_memory(data, tmp_path, scratch):
-    some = {k: data[k][30 * i : 240].copy() for i, k in enumerate(data.mod)}
+def test_components_with_a_query_are_chosen_and_fitted_as_in_memory(data, tmp_path, scratch, monkeypatch):
+    monkeypatch.setattr("clue.components.ADVANTAGE", -np.inf)
     widths = SMALL | {"n_components": None}
-    inside = clue.CLUE(some, **widths)
-    (tmp_path / "data").mkdir()
-    for k, adata in some.items():
-        adata.write_h5ad(tmp_path / "data" / f"{k}.h5ad")
-    outside = clue.CLUE({k: ad.read_h5ad(tmp_path / "data" / f"{k}.h5ad", backed="r") for k in some}, **widths)
+    inside = clue.CLUE(data, query=unpaired(data), **widths)
+    outside = clue.CLUE(in_files(data, tmp_path, "h5ad"), query=unpaired(data), **widths)
     for k, fitted in inside.preprocessors.items():
         assert fitted.readouts == outside.preprocessors[k].readouts != []
         np.testing.assert_array_equal(fitted.transform(data[k]), outside.preprocessors[k].transform(data[k]))

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import clue
-from clue.components import choose_widths, fit_preprocessors
+from clue.components import MAX_FITTED, choose_widths, fit_preprocessors
 from clue.metrics import foscttm
 from clue.readout import DEFAULT, Readout
 from clue.simulate import simulate
@@ -73,63 +73,32 @@ def test_choice_follows_the_shared_components_and_sees_held_out_cells_in_no_fit(
         fits.append({k: set(adata.obs_names) for k, adata in some.items()})
         return {k: Views(n_shared, width, seed) for seed, k in enumerate(some, 1)}
 
-    cells = {"rna": numbered(range(600)), "atac": numbered(range(600))}
-    quality, chosen = choose_widths(cells, fit(cells, 100), fit, seed=0)
+    cells = {"rna": numbered(range(900)), "atac": numbered(range(300, 1200))}
+    of_all = fit(cells, 100)
+    quality, chosen = choose_widths(cells, of_all, fit, seed=0)
     assert list(chosen) == expected and quality > 2
-    names = {f"cell{i}" for i in range(600)}
-    held_out = [names - fold["rna"] for fold in fits[1:]]
-    assert len(held_out) == 3 and set.union(*held_out) == names and sum(map(len, held_out)) == len(names)
-    assert all(fold["atac"] == fold["rna"] for fold in fits)
     # without the function, the given components serve all folds
-    assert choose_widths(cells, fit(cells, 100), None, seed=0)[1] == chosen
+    assert choose_widths(cells, of_all, None, seed=0) == (quality, chosen)
+    del fits[0]
+    paired = {f"cell{i}" for i in range(300, 900)}
+    held_out = [paired - fitted["rna"] for fitted in fits]
+    assert len(fits) == 3 and set.union(*held_out) == paired and sum(map(len, held_out)) == len(paired)
+    for fitted, names in zip(fits, held_out, strict=True):
+        assert not fitted["atac"] & names and len(fitted["rna"]) == len(fitted["atac"]) == 900 - len(names)
 
 
-def unpaired(cells, n_pairs):
-    """Give all but the first cells another name in each modality."""
-    cells = {k: adata.copy() for k, adata in cells.items()}
-    for k, adata in cells.items():
-        adata.obs_names = [name if i < n_pairs else f"{k}-{i}" for i, name in enumerate(adata.obs_names)]
-    return cells
-
-
-def test_components_of_few_sparse_pairs_are_fitted_on_unpaired_cells_too(cells):
-    """The unpaired cells are then matched better."""
-    closer = []
-    for n_cells in (100, 1200):
-        fitted = fit_preprocessors(unpaired(first(cells, n_cells), 100), KINDS)
-        inputs = {k: np.hstack([found.transform(cells[k]), np.ones((1200, 1))]) for k, found in fitted.items()}
-        of_pairs = {k: x[:100] for k, x in inputs.items()}, {k: x.shape[1] - 1 for k, x in inputs.items()}, 1
-        readout = Readout.fit(*of_pairs, np.zeros(100, dtype=bool), np.zeros(100), fitted["rna"].readouts)
-        closer.append(np.mean(foscttm(*(readout(k, x)[100:] for k, x in inputs.items()))))
-    assert closer[1] < 0.7 * closer[0]
-
-
-def test_components_of_pairs_are_kept_if_others_hardly_improve_them(cells):
-    some = unpaired(cells, 1000)
-    fitted, of_pairs = fit_preprocessors(some, KINDS), fit_preprocessors(first(cells, 1000), KINDS)
-    for k, found in fitted.items():
-        assert found.readouts == of_pairs[k].readouts
-        np.testing.assert_array_equal(found.transform(cells[k]), of_pairs[k].transform(cells[k]))
-
-
-def test_modality_without_pairs_has_components_too(cells):
-    some = first(cells, 300) | {"adt": ad.AnnData(cells["rna"].X[:90, :40], obs=cells["rna"].obs.iloc[:90])}
-    some["adt"].obs_names = [f"adt-{i}" for i in range(90)]
-    fitted = fit_preprocessors(some, KINDS | {"adt": "adt"})
-    assert fitted["adt"].transform(some["adt"]).shape[0] == 90
-
-
-def test_folds_of_many_cells_are_fitted_on_a_sample(monkeypatch):
-    monkeypatch.setattr("clue.components.MAX_FITTED", 200)
+def test_fits_of_many_cells_are_of_a_sample_with_the_paired_cells():
     sizes = []
 
     def fit(some, width):
         sizes.append([adata.n_obs for adata in some.values()])
         return {k: Views(20, width, seed) for seed, k in enumerate(some, 1)}
 
-    cells = {k: numbered(range(900)) for k in ("rna", "atac")}
-    choose_widths(cells, fit(cells, 50), fit, seed=0)
-    assert sizes == [[900, 900]] + [[200, 200]] * 3
+    cells = {"rna": numbered(range(100)), "atac": numbered(range(MAX_FITTED + 100))}
+    of_all = fit(cells, 50)
+    sizes.clear()
+    choose_widths(cells, of_all, fit, seed=0)
+    assert [size[1] for size in sizes] == [MAX_FITTED] * 3 and {size[0] for size in sizes} == {66, 67}
 
 
 def test_too_few_pairs_to_tell_take_the_most_components(cells):
@@ -147,6 +116,29 @@ def test_fold_that_cannot_be_fitted_is_no_error(cells):
     some = {"rna": cells["rna"][:150].copy(), "adt": adt}
     fitted = fit_preprocessors(some, {"rna": "rna", "adt": "adt"})
     assert fitted["rna"].width == 75
+
+
+def test_components_of_few_sparse_cells_are_fitted_on_the_query_too(cells):
+    """The query is then matched better. That its cells have the names of pairs is not used."""
+    few, query = first(cells, 100), {k: adata[100:, ::-1].copy() for k, adata in cells.items()}
+    closer = []
+    for given in (None, query):
+        fitted = fit_preprocessors(few, KINDS, query=given)
+        inputs = {k: np.hstack([found.transform(cells[k]), np.ones((1200, 1))]) for k, found in fitted.items()}
+        of_pairs = {k: x[:100] for k, x in inputs.items()}, {k: x.shape[1] - 1 for k, x in inputs.items()}, 1
+        readout = Readout.fit(*of_pairs, np.zeros(100, dtype=bool), np.zeros(100), fitted["rna"].readouts)
+        closer.append(np.mean(foscttm(*(readout(k, x)[100:] for k, x in inputs.items()))))
+    assert closer[1] < 0.7 * closer[0]
+    again = fit_preprocessors(few, KINDS, query={"rna": query["rna"], "atac": query["atac"][::-1]})
+    assert again["rna"].readouts == fitted["rna"].readouts
+
+
+def test_query_that_hardly_helps_changes_nothing(cells):
+    many, query = first(cells, 1000), {k: adata[1000:].copy() for k, adata in cells.items()}
+    plain, given = fit_preprocessors(many, KINDS), fit_preprocessors(many, KINDS, query=query)
+    for k, found in given.items():
+        assert found.readouts == plain[k].readouts
+        np.testing.assert_array_equal(found.transform(cells[k]), plain[k].transform(cells[k]))
 
 
 def test_model_chooses_and_takes_given_inputs_as_they_are(cells):

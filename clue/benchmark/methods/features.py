@@ -21,7 +21,6 @@ from clue.benchmark.errors import BenchmarkError
 from clue.benchmark.files import atomic
 from clue.benchmark.methods.validation import inner_split, paired_cells
 from clue.components import fit_preprocessors
-from clue.data import joined
 from clue.preprocess import Preprocessor
 
 ARRAYS = ("features", "selected")
@@ -37,50 +36,46 @@ class Fitted:
     memory_mb: float = 0.0
 
 
-def fit_features(cells: Mapping[str, ad.AnnData], settings: Mapping[str, Any]) -> dict[str, Preprocessor]:
+def fit_features(
+    which: str, train: md.MuData, test: Mapping[str, ad.AnnData], settings: Mapping[str, Any]
+) -> dict[str, Preprocessor]:
     """Fit the encoder inputs of each modality.
 
     The seed of the decomposition is always 0, so that the seeds of a method share the result.
+
+    Parameters
+    ----------
+    which
+        The cells to fit on. ``all`` training cells; ``with_test``, those and, if held-out cells then match better, the
+        test cells; ``paired``, the training cells seen in every modality; or ``fold-3``, the part of these that
+        `inner_split` with the seed 3 returns to fit on.
+    test
+        Test cells by modality, shuffled and renamed.
 
     Raises
     ------
     BenchmarkError
         If a modality has too few cells or features, or if they do not differ.
     """
+    cells = dict(train.mod) if which in ("all", "with_test") else paired_cells(train)
+    if which.startswith("fold-"):
+        cells, _ = inner_split(cells, int(which.removeprefix("fold-")))
+    numbers = settings["n_components"], settings["n_features"]
     try:
-        return fit_preprocessors(cells, {k: k for k in cells}, settings["n_components"], settings["n_features"])
+        return fit_preprocessors(cells, {k: k for k in cells}, *numbers, query=test if which == "with_test" else None)
     except ValueError as error:
         n_cells = len(set().union(*(adata.obs_names for adata in cells.values())))
-        raise BenchmarkError(f"{error} (among {n_cells} cells)") from error
+        raise BenchmarkError(f"{error} (among {n_cells} training cells)") from error
 
 
 def fit_for_file(which: str, train: md.MuData, test: Mapping[str, ad.AnnData], settings: Mapping[str, Any]) -> Fitted:
-    """Fit on the cells that `which` names (`cells_of`). A failure is also a result: methods' rows show the reason."""
+    """Return the result of `fit_features`. A failure is also a result: each method's row will show the reason."""
     start = time.perf_counter()
     try:
-        fitted, error = fit_features(cells_of(which, train, test), settings), ""
+        fitted, error = fit_features(which, train, test, settings), ""
     except BenchmarkError as reason:
         fitted, error = {}, str(reason)
     return Fitted(fitted, error, round(time.perf_counter() - start, 3), peak_memory_mb())
-
-
-def cells_of(which: str, train: md.MuData, test: Mapping[str, ad.AnnData]) -> dict[str, ad.AnnData]:
-    """Return the cells to fit on.
-
-    Parameters
-    ----------
-    which
-        ``all`` training cells; ``with_test``, those and the test cells; ``paired``, the training cells seen in every
-        modality; or ``fold-3``, the part of these that `inner_split` with the seed 3 returns to fit on.
-    test
-        Test cells by modality. They have other names in each, so nothing tells their pairs.
-    """
-    if which == "all":
-        return dict(train.mod)
-    if which == "with_test":
-        return {k: joined(adata, test[k]) for k, adata in train.mod.items()}
-    paired = paired_cells(train)
-    return paired if which == "paired" else inner_split(paired, int(which.removeprefix("fold-")))[0]
 
 
 def write_features(fitted: Fitted, path: Path) -> None:

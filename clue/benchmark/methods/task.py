@@ -12,7 +12,7 @@ import numpy as np
 
 from clue.benchmark.config import features_name
 from clue.benchmark.errors import BenchmarkError
-from clue.benchmark.methods.features import Fitted, cells_of, fit_features, read_features
+from clue.benchmark.methods.features import Fitted, fit_features, read_features
 from clue.benchmark.targets import Targets, targets_of
 from clue.matching import Metric
 from clue.preprocess import Preprocessor
@@ -59,9 +59,9 @@ class Task:
         Parameters
         ----------
         which
-            The cells that they are fitted on: ``all`` training cells; ``with_test``, those and the test cells, for
-            transductive methods; ``paired``, the cells from `paired_cells`; or ``fold-3``, the part of these that
-            `inner_split` with the seed 3 returns to fit on.
+            The cells that they are fitted on (`fit_features`): ``all`` training cells; ``with_test``, for transductive
+            methods, those and perhaps the test cells; ``paired``, the cells from `paired_cells`; or ``fold-3``, the
+            part of these that `inner_split` with the seed 3 returns to fit on.
         params
             Hyper-parameters; only ``n_components`` and ``n_features`` are read.
 
@@ -72,7 +72,7 @@ class Task:
         """
         path = self.features.get(features_name(which, params))
         if path is None:
-            return fit_features(cells_of(which, self.train, self.test), params)
+            return fit_features(which, self.train, self.test, params)
         found = read_features(path)
         self.shared.append(replace(found, preprocessors={}))
         if found.error:
