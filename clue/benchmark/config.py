@@ -414,8 +414,8 @@ class Benchmark:
             return {}
         params = self.params(method, variant, modalities)
         folds = [f"fold-{seed + fold}" for fold in range(params.get("n_folds", 1))]
-        with_test = ["with_test"] if params.get("transductive") else []
-        wanted = {"all": ["all"], "with_test": with_test, "paired": ["paired"], "folds": folds}
+        with_test = "with_test" if params.get("transductive") else "all"
+        wanted = {"all": ["all"], "with_test": [with_test], "paired": ["paired"], "folds": folds}
         cells = [which for part in self.methods[method]["features"] for which in wanted[part]]
         return {features_name(which, params): {key: params[key] for key in FEATURES_SETTINGS} for which in cells}
 

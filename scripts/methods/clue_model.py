@@ -16,7 +16,7 @@ from clue.sparse import column_sums, row_sums
 
 def embed(task: Task, params: dict, seed: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Train, and place the test cells in the paper's space z or in the aligned one. They enter as unpaired cells."""
-    fitted = task.fitted(params["fitted_on"], params)
+    fitted = task.fitted("with_test" if params["transductive"] else "all", params)
     given = {"batch_key": "batch", "preprocessors": fitted, "seed": seed, "device": task.device}
     model = CLUE(task.train, **given, **params["model"])
     common = {"objective": params["objective"], "checkpoints": task.checkpoints}

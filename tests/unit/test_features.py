@@ -78,13 +78,13 @@ def test_inputs_with_test_cells_do_not_depend_on_how_test_cells_are_paired(cells
         assert first[k].readouts == second[k].readouts != without[k].readouts
 
 
-def test_only_transductive_variants_ask_for_inputs_with_test_cells(project):
+def test_variants_that_are_not_transductive_have_inputs_of_training_cells(project):
     spec = {"run": "r", "datasets": ["pbmc_multiome"], "methods": ["clue"], "seeds": [0], "budget": "test"}
     benchmark = Benchmark(spec, project)
     asked = [list(benchmark.features("pbmc_multiome", "clue", "default", 0))]
     benchmark.methods["clue"]["params"]["transductive"] = False
     asked.append(list(benchmark.features("pbmc_multiome", "clue", "default", 0)))
-    assert [[name.rpartition("-")[0] for name in names] for names in asked] == [["with_test"], []]
+    assert [[name.rpartition("-")[0] for name in names] for names in asked] == [["with_test"], ["all"]]
 
 
 @pytest.mark.parametrize("damaged", [b"", b"PK\x03\x04", b"text"])
